@@ -1,0 +1,155 @@
+"""Which matrices of a model are pruned, and how a mask is put on them and taken off."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import tamt_kernels as tk
+from tamt.errors import UserError
+
+Masks = dict[str, Tensor]
+"""A mask for each prunable matrix: bool, the matrix's shape, True where the weight is kept. The names are those of the
+model without its head (`encoder.layer.0.attention.self.query.weight`), so a mask fits the model under any head."""
+
+MaskedModule = tk.MaskedLinear | tk.MaskedEmbedding
+
+POOLER = "pooler.dense"
+
+
+def prunable_modules(model: PreTrainedModel, pooler: bool = False) -> dict[str, nn.Linear | nn.Embedding]:
+    """The modules that hold the prunable matrices of `model` (paper 3.2), by name without the head's prefix.
+
+    The word embedding and every `nn.Linear` inside the layers: for BERT-base query, key, value, attention output, FFN
+    in and FFN out of 12 layers and the embedding, 73 matrices. Not the pooler, unless `pooler` asks for it.
+
+    Raises:
+        UserError: the model has no word embedding or no stack of layers with `nn.Linear` matrices.
+    """
+    encoder = model.base_model
+    names = {module: name for name, module in encoder.named_modules()}
+    embedding = encoder.get_input_embeddings()
+    layers = next(
+        (
+            module
+            for module in encoder.modules()
+            if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
+        ),
+        None,
+    )
+    linears = [m for m in layers.modules() if isinstance(m, nn.Linear | tk.MaskedLinear)] if layers else []
+    if not isinstance(embedding, nn.Embedding | tk.MaskedEmbedding) or not linears:
+        raise UserError(
+            f"the model ({type(model).__name__}) has no prunable matrix: no stack of {model.config.num_hidden_layers} "
+            "layers of nn.Linear under a word embedding was found in it; choose an encoder of the BERT family"
+        )
+    found = {names[module]: module for module in [embedding, *linears]}
+    if pooler:
+        if POOLER not in names.values():
+            raise UserError(
+                f"the model ({type(model).__name__}) has no pooler to prune; leave --prune-pooler out"
+            )
+        found[POOLER] = encoder.get_submodule(POOLER)
+    return found
+
+
+def prunable_weights(model: PreTrainedModel, pooler: bool = False) -> dict[str, nn.Parameter]:
+    """The prunable matrices of `model` by the names that masks use; see `prunable_modules`."""
+    return {f"{name}.weight": module.weight for name, module in prunable_modules(model, pooler).items()}
+
+
+def keep_of(entries: int, sparsity: float) -> int:
+    """How many of `entries` weights a mask of this sparsity keeps: n − ⌊n·s⌋."""
+    return entries - int(entries * sparsity)
+
+
+def sparsity_of(masks: Mapping[str, Tensor]) -> float:
+    """The share of zeros over all masks together, between 0 and 1."""
+    entries = sum(mask.numel() for mask in masks.values())
+    return 1 - sum(int(mask.sum()) for mask in masks.values()) / entries
+
+
+def magnitude_masks(weights: Mapping[str, Tensor], sparsity: float) -> Masks:
+    """The masks that keep the largest |W| of each matrix (OMP, paper 3.2), exactly `keep_of` entries each."""
+    magnitudes = [weight.detach().abs() for weight in weights.values()]
+    return top_masks(dict(zip(weights, magnitudes, strict=True)), sparsity)
+
+
+def top_masks(scores: Mapping[str, Tensor], sparsity: float) -> Masks:
+    """The masks that keep the largest scores of each matrix, ties broken by lower flat index."""
+    keep = [keep_of(score.numel(), sparsity) for score in scores.values()]
+    thresholds = tk.topk_threshold(list(scores.values()), keep)
+    return {
+        name: tk.binarize(score, value, cut)
+        for (name, score), value, cut in zip(scores.items(), thresholds.values, thresholds.cuts, strict=True)
+    }
+
+
+def random_masks(weights: Mapping[str, Tensor], sparsity: float, seed: int) -> Masks:
+    """Masks that keep a uniformly random subset of exact size of each matrix; drawn on the CPU, the same everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    for name, weight in weights.items():
+        mask = torch.zeros(weight.numel(), dtype=torch.bool)
+        mask[torch.randperm(weight.numel(), generator=generator)[: keep_of(weight.numel(), sparsity)]] = True
+        masks[name] = mask.view(weight.shape).to(weight.device)
+    return masks
+
+
+@torch.no_grad()
+def apply_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> None:
+    """Set the pruned weights of `model` to zero in place: the subnetwork f(·; m ⊙ θ0) as a plain dense model."""
+    weights = prunable_weights(model, pooler=f"{POOLER}.weight" in masks)
+    for name, mask in masks.items():
+        weights[name].masked_fill_(~mask.to(weights[name].device), 0)
+
+
+def wrap(model: PreTrainedModel, masks: Mapping[str, Tensor], ranking: str = "signed") -> dict[str, MaskedModule]:
+    """Put trainable masks on `model`: each prunable module becomes a masked one that starts with the given mask.
+
+    The weights are frozen and shared, not copied; all other parameters are left as they are.
+
+    Returns:
+        The masked modules by the names of `prunable_weights`.
+    """
+    masked: dict[str, MaskedModule] = {}
+    for name, module in prunable_modules(model).items():
+        mask = masks[f"{name}.weight"]
+        keep = int(mask.sum())
+        new: MaskedModule
+        if isinstance(module, nn.Embedding):
+            new = tk.MaskedEmbedding.from_embedding(module, keep, mask=mask, ranking=ranking)
+        else:
+            new = tk.MaskedLinear.from_linear(module, keep, mask=mask, ranking=ranking)
+        model.base_model.set_submodule(name, new)
+        masked[f"{name}.weight"] = new
+    return masked
+
+
+def masks_of(masked: Mapping[str, MaskedModule]) -> Masks:
+    """The present masks of wrapped modules."""
+    return {name: module.mask for name, module in masked.items()}
+
+
+def check_fits(masks: Mapping[str, Iterable[int] | Tensor], model: PreTrainedModel, source: str) -> None:
+    """Check that masks (or their shapes) have the names and shapes of the prunable matrices of `model`.
+
+    Raises:
+        UserError: naming up to three matrices that are missing, unknown or of another shape.
+    """
+    shapes = {name: tuple(m.shape if isinstance(m, Tensor) else m) for name, m in masks.items()}
+    weights = prunable_weights(model, pooler=f"{POOLER}.weight" in masks)
+    differs = [f"{name} is missing" for name in weights if name not in shapes]
+    differs += [f"{name} is not a matrix of the model" for name in shapes if name not in weights]
+    differs += [
+        f"{name} is {list(shapes[name])} where the model has {list(weight.shape)}"
+        for name, weight in weights.items()
+        if name in shapes and shapes[name] != tuple(weight.shape)
+    ]
+    if differs:
+        more = f" and {len(differs) - 3} more" if len(differs) > 3 else ""
+        raise UserError(
+            f"the mask {source} is for another model than {type(model).__name__} ({model.name_or_path}): "
+            f"{'; '.join(differs[:3])}{more}; give the mask with the model it was found in"
+        )

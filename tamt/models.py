@@ -1,0 +1,156 @@
+"""Pre-trained models and tokenizers, from a hub, a local folder or the demo."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from tamt.data import demo
+from tamt.errors import UserError
+from tamt.masking import prunable_modules
+
+logging.set_verbosity_error()  # what a checkpoint lacks is told in our own words
+logging.disable_progress_bar()
+
+
+def resolve(name: str) -> str:
+    """The folder or hub name behind `name`; `demo` names the model of `tamt.data.demo`."""
+    return str(demo.model_folder()) if name == "demo" else name
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model `name`. Raises UserError if it cannot be had or has no mask token."""
+    tokenizer = _load(AutoTokenizer, name, "tokenizer")
+    if tokenizer.mask_token_id is None:
+        raise UserError(f"the tokenizer of {name} has no mask token; choose an encoder of the BERT family")
+    return tokenizer
+
+
+def load_encoder(name: str) -> PreTrainedModel:
+    """The encoder of the model `name` without a head, with its pooler if it has one.
+
+    Raises:
+        UserError: the model cannot be had, has no prunable matrix, or its checkpoint lacks encoder weights.
+    """
+    encoder, info = _load(AutoModel, name, "model", output_loading_info=True)
+    _check_complete(encoder, info["missing_keys"], name)
+    prunable_modules(encoder)
+    return encoder
+
+
+@dataclass
+class MaskedLanguageModel:
+    """An encoder with its MLM head: the head trains, its decoder is the dense frozen word embedding.
+
+    Attributes:
+        model: the whole Hugging Face model.
+        fresh_head: whether the checkpoint had no MLM head, so that the head is randomly initialised.
+    """
+
+    model: PreTrainedModel
+    fresh_head: bool
+
+    @property
+    def encoder(self) -> PreTrainedModel:
+        """The model without its head."""
+        return self.model.base_model
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the vocabulary, [n, vocabulary], for hidden states [n, width] of the last layer."""
+        model = self.model
+        if hasattr(model, "cls"):  # BERT
+            return model.cls(hidden)
+        if hasattr(model, "lm_head"):  # RoBERTa and its kin
+            return model.lm_head(hidden)
+        if hasattr(model, "vocab_projector"):  # DistilBERT
+            hidden = model.vocab_layer_norm(model.activation(model.vocab_transform(hidden)))
+            return model.vocab_projector(hidden)
+        return model.generator_lm_head(model.generator_predictions(hidden))  # ELECTRA
+
+    def head_parameters(self) -> dict[str, nn.Parameter]:
+        """What of the head trains: transform, LayerNorm and output bias; not the decoder's matrix."""
+        inside = {id(parameter) for parameter in self.encoder.parameters()}
+        inside.add(id(self.model.get_output_embeddings().weight))
+        return {name: p for name, p in self.model.named_parameters() if id(p) not in inside}
+
+    def load_head(self, state: dict[str, Tensor], source: Path) -> None:
+        """Take the head's parameters from `state`. Raises UserError if names or shapes differ."""
+        parameters = self.head_parameters()
+        if {n: p.shape for n, p in parameters.items()} != {n: t.shape for n, t in state.items()}:
+            raise UserError(
+                f"the MLM head {source} is not one of {type(self.model).__name__}; "
+                "give the head.safetensors of a run on this model"
+            )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(state[name])
+        self.fresh_head = False
+
+
+def load_masked_language_model(name: str) -> MaskedLanguageModel:
+    """The model `name` with an MLM head, whose decoder is untied: dense and frozen whatever befalls the embedding.
+
+    A checkpoint without MLM head gets a fresh one (from torch's global generator: seed it first).
+
+    Raises:
+        UserError: the model cannot be had, has no prunable matrix or no MLM head that is known here.
+    """
+    model, info = _load(AutoModelForMaskedLM, name, "model", output_loading_info=True)
+    if not any(hasattr(model, head) for head in ("cls", "lm_head", "vocab_projector", "generator_lm_head")):
+        raise UserError(
+            f"the MLM head of {type(model).__name__} is not known here; use a KD method, or a BERT, RoBERTa, "
+            "DistilBERT or ELECTRA model"
+        )
+    missing = _check_complete(model, info["missing_keys"], name)
+    prunable_modules(model)
+    decoder = model.get_output_embeddings()
+    decoder.weight = nn.Parameter(
+        model.get_input_embeddings().weight.detach().clone(), requires_grad=False
+    )
+    heads = MaskedLanguageModel(model, fresh_head=False)
+    heads.fresh_head = any(key in missing for key in heads.head_parameters())
+    return heads
+
+
+def dense_twin(model: PreTrainedModel) -> PreTrainedModel:
+    """A second, dense model over the very same parameters: the KD teacher, frozen and in eval mode.
+
+    Take it before masks are put on `model`. The paper's published code left its teacher's dropout on; here it is off.
+    """
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, memo=dict(shared)).eval()
+
+
+def _load(factory: Any, name: str, what: str, **options: Any) -> Any:
+    source = resolve(name)
+    try:
+        return factory.from_pretrained(source, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"the {what} {name!r} is no folder with a model that can be read, nor can it be fetched from the hub "
+            f"({reason}); give a folder that save_pretrained wrote or a hub name such as bert-base-uncased"
+        ) from error
+
+
+def _check_complete(model: PreTrainedModel, missing: set[str], name: str) -> set[str]:
+    prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
+    encoder = {f"{prefix}{key}" for key in model.base_model.state_dict() if "pooler" not in key}
+    lacking = sorted(encoder & set(missing))
+    if lacking:
+        raise UserError(
+            f"the checkpoint {name!r} lacks {len(lacking)} tensors of its encoder, {lacking[0]} the first; "
+            "give a complete checkpoint"
+        )
+    return set(missing)
