@@ -52,8 +52,8 @@ class TokenMasking:
 def mlm_loss(head: MaskedLanguageModel, hidden: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
     """Cross-entropy on the masked tokens, mean over the masked positions (0 where there is none).
 
-    Only masked positions get logits: of BERT-base's MLM step, the other 85 % would be 6 % of the arithmetic and most of
-    the memory.
+    Only masked positions get logits: the other 85 % would be 13 % of the multiply-adds of BERT-base's step (2 × 23.4 M
+    of 302 M a token, forward and backward) and most of its memory.
 
     Args:
         head: the model whose MLM head is asked.
@@ -131,5 +131,5 @@ class Losses:
                 _, target = encode(self.teacher, batch, hidden_states=True)
             parts["kd"] = kd_loss(target, hidden, batch["attention_mask"], reduction)
         weight = self.kd_weight if self.objective == "mlm+kd" else 1.0
-        parts["loss"] = sum((value if name == "mlm" else weight * value for name, value in parts.items()), torch.zeros(()))
-        return parts
+        weighted = [weight * value if name == "kd" else value for name, value in parts.items()]
+        return {**parts, "loss": torch.stack(weighted).sum()}

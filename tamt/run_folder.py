@@ -1,0 +1,127 @@
+"""The folder of one run: its settings, metrics, checkpoints and results."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from tamt.errors import UserError
+
+CONFIG = "config.yaml"
+RESULTS = "results.json"
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+
+
+class RunFolder:
+    """A folder that holds one run: `config.yaml`, `metrics.jsonl`, TensorBoard events, checkpoint, `results.json`.
+
+    Use `RunFolder.start`. As a context manager it closes its files.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics = (path / METRICS).open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(path / "tensorboard"))
+
+    @classmethod
+    def start(cls, path: Path, settings: Mapping[str, Any], resume: bool = False) -> "RunFolder":
+        """Make the folder of a new run, or open that of an interrupted one.
+
+        Args:
+            path: must not exist or be empty, unless `resume`.
+            settings: what the run was asked for, written to `config.yaml`; values that YAML holds, or paths.
+            resume: go on with the run in `path`, which must have been started with the same settings.
+
+        Raises:
+            UserError: the folder holds something already, or on `resume` another run.
+        """
+        plain = {key: _plain(value) for key, value in settings.items()}
+        config = path / CONFIG
+        if path.exists() and not path.is_dir():
+            raise UserError(f"the output {path} is a file; give a new folder")
+        if config.is_file() and resume:
+            started = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+            differs = sorted(key for key in plain.keys() | started.keys() if plain.get(key) != started.get(key))
+            if differs:
+                key = differs[0]
+                raise UserError(
+                    f"the run in {path} was started with {key} = {started.get(key)!r}, not {plain.get(key)!r}; "
+                    "resume it with its own settings or give a new --output"
+                )
+            return cls(path)
+        if path.exists() and any(path.iterdir()):
+            raise UserError(
+                f"the output folder {path} is not empty and nothing in it is overwritten; "
+                "give a new --output, or --resume to go on with an interrupted run"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(config, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+        return cls(path)
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._metrics.close()
+        self._events.close()
+
+    def log(self, step: int, **values: float) -> None:
+        """Add one line to `metrics.jsonl` and the values to TensorBoard, for optimizer step `step`."""
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def save_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint, atomically. `state` holds what `torch.load(weights_only=True)` reads back."""
+        target = self.path / CHECKPOINT
+        temporary = target.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            torch.save({"step": step, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint, with its `step`, or None if there is none.
+
+        Raises:
+            UserError: the checkpoint is damaged.
+        """
+        source = self.path / CHECKPOINT
+        if not source.is_file():
+            return None
+        try:
+            return torch.load(source, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises nearly anything on a damaged file
+            raise UserError(
+                f"the checkpoint {source} cannot be read ({type(error).__name__}); start the run anew in another folder"
+            ) from error
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write `results.json`: the run is finished."""
+        write_text(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that `path` never holds half of one: temporary file, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,109 @@
+"""The loop that every training shares: search by mask training or IMP, head warm-up, fine-tuning."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_linear_schedule_with_warmup
+
+from tamt.errors import UserError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+MAX_GRADIENT_NORM = 1.0
+
+
+class NonFiniteLoss(UserError):
+    """The loss became NaN or infinite; nothing was updated with it."""
+
+
+def make_accelerator(precision: Precision, accumulation: int, seed: int) -> Accelerator:
+    """An Accelerator for this machine's device, after seeding every generator with `seed`.
+
+    Raises:
+        UserError: fp16 is asked for on a machine without a GPU, or bf16 on a GPU that has none.
+    """
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("fp16 needs a GPU and there is none; use --precision bf16 or fp32")
+    if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
+        raise UserError("this GPU has no bf16 arithmetic; use --precision fp16 or fp32")
+    set_seed(seed)
+    mixed_precision = "no" if precision == "fp32" else precision
+    return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation)
+
+
+def make_optimizer(
+    parameters: Iterable[Tensor], lr: float, steps: int, weight_decay: float = 0.0
+) -> tuple[AdamW, LRScheduler]:
+    """AdamW (β 0.9/0.999, ε 1e-8) with a learning rate that falls linearly from `lr` to 0 over `steps`."""
+    optimizer = AdamW(list(parameters), lr=lr, weight_decay=weight_decay, fused=True)
+    return optimizer, get_linear_schedule_with_warmup(optimizer, 0, steps)
+
+
+def training_steps(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    batches: Iterator[Any],
+    loss: Callable[[Any], Mapping[str, Tensor]],
+    first: int,
+    last: int,
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Train from optimizer step `first` to `last`, both counted, and yield after each one.
+
+    A step takes `accelerator.gradient_accumulation_steps` batches, clips the gradient norm at 1.0, updates, and moves
+    the schedule on. What belongs to a method (thresholds, pruning, logging, evaluation, saving) is done by the caller
+    between two steps; leaving the loop early is allowed.
+
+    Args:
+        accelerator: see `make_accelerator`; `optimizer` need not be prepared.
+        model: set to train mode before every step, so the caller may evaluate in between.
+        optimizer: over the parameters that train.
+        schedule: of the learning rate, moved on once a step.
+        batches: batches on the CPU or already on the device, as many as the steps need.
+        loss: gives the parts of a batch's loss; `loss` is the one that is minimised.
+        first: number of the first step, from 1.
+        last: number of the last step.
+
+    Yields:
+        The step's number and the mean of each part of the loss over the step's batches.
+
+    Raises:
+        NonFiniteLoss: before anything was updated with the loss.
+    """
+    accumulation = accelerator.gradient_accumulation_steps
+    scaler = accelerator.scaler
+    for step in range(first, last + 1):
+        model.train()
+        sums: dict[str, float] = {}
+        for _ in range(accumulation):
+            with accelerator.autocast():
+                parts = loss(next(batches))
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + value.item() / accumulation
+            if not math.isfinite(sums["loss"]):
+                optimizer.zero_grad()
+                raise NonFiniteLoss(
+                    f"the loss became {sums['loss']} at step {step}; the state before this step is kept: "
+                    "start again with a lower --lr or with --precision fp32"
+                )
+            scaled = parts["loss"] / accumulation
+            (scaler.scale(scaled) if scaler else scaled).backward()
+        if scaler:
+            scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM, foreach=True)
+        if scaler:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        yield step, sums
