@@ -1,0 +1,34 @@
+"""Masked-weight operations on tensors: exact top-k masks, masked layers and their straight-through gradients.
+
+Every operation has one definition, in plain torch (``tamt_kernels.reference``), and the same result wherever
+it runs.
+"""
+
+from tamt_kernels.binarize import binarize
+from tamt_kernels.dispatch import backends, load_extension
+from tamt_kernels.mask_weight import mask_weight
+from tamt_kernels.masked_embedding import masked_embedding
+from tamt_kernels.masked_linear import masked_linear
+from tamt_kernels.modules import MaskedEmbedding, MaskedLinear, update_masks
+from tamt_kernels.pack import pack_mask, unpack_mask
+from tamt_kernels.reference import Thresholds
+from tamt_kernels.ste_backward import ste_backward
+from tamt_kernels.threshold import topk_threshold
+
+load_extension()
+
+__all__ = [
+    "MaskedEmbedding",
+    "MaskedLinear",
+    "Thresholds",
+    "backends",
+    "binarize",
+    "mask_weight",
+    "masked_embedding",
+    "masked_linear",
+    "pack_mask",
+    "ste_backward",
+    "topk_threshold",
+    "unpack_mask",
+    "update_masks",
+]

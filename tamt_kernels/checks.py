@@ -1,0 +1,85 @@
+"""Checks of arguments, made before any kernel starts. A message names the operation, the argument, what it
+was and what it must be."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Ranking = Literal["signed", "abs"]
+
+FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_ENTRIES = 2**31  # kernels hold a flat index in 32 bits
+
+
+def tensor(operation: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{operation}: {name} is a {type(value).__name__} but must be a Tensor")
+
+
+def dtype(operation: str, name: str, value: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    if value.dtype not in allowed:
+        names = " or ".join(str(each).removeprefix("torch.") for each in allowed)
+        raise TypeError(
+            f"{operation}: {name} has dtype {str(value.dtype).removeprefix('torch.')} but must have {names}"
+        )
+
+
+def shape(operation: str, name: str, value: Tensor, expected: tuple[int, ...], reason: str) -> None:
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(
+            f"{operation}: {name} has shape {tuple(value.shape)} but must have {tuple(expected)}, {reason}"
+        )
+
+
+def dimensions(operation: str, name: str, value: Tensor, expected: int) -> None:
+    if value.dim() != expected:
+        raise ValueError(f"{operation}: {name} has shape {tuple(value.shape)} but must have {expected} dimensions")
+
+
+def device(operation: str, name: str, value: Tensor, expected: torch.device, other: str) -> None:
+    if value.device != expected:
+        raise ValueError(f"{operation}: {name} is on {value.device} but must be on {expected}, as {other} is")
+
+
+def matrix(operation: str, name: str, value: object) -> None:
+    """A floating-point tensor small enough for the kernels."""
+    tensor(operation, name, value)
+    assert isinstance(value, Tensor)
+    dtype(operation, name, value, FLOAT_TYPES)
+    size(operation, name, value)
+
+
+def size(operation: str, name: str, value: Tensor) -> None:
+    if value.numel() > MAX_ENTRIES:
+        raise ValueError(
+            f"{operation}: {name} has shape {tuple(value.shape)}, {value.numel()} entries, but must have at most 2**31"
+        )
+
+
+def threshold(operation: str, value: Tensor, cut: Tensor, device_: torch.device) -> None:
+    """``value`` and ``cut`` of one matrix, as ``thresholds.values[i]`` and ``thresholds.cuts[i]`` are."""
+    for name, scalar, kind in (("value", value, torch.float32), ("cut", cut, torch.int64)):
+        tensor(operation, name, scalar)
+        dtype(operation, name, scalar, (kind,))
+        shape(operation, name, scalar, (), "one number")
+        device(operation, name, scalar, device_, "score")
+
+
+def weight_and_score(operation: str, weight: Tensor, score: Tensor) -> None:
+    matrix(operation, "weight", weight)
+    matrix(operation, "score", score)
+    shape(operation, "score", score, tuple(weight.shape), "the shape of weight")
+    device(operation, "score", score, weight.device, "weight")
+
+
+def absolute(operation: str, ranking: Ranking) -> bool:
+    """Whether ``ranking`` is on absolute values."""
+    if ranking not in ("signed", "abs"):
+        raise ValueError(f"{operation}: ranking is {ranking!r} but must be 'signed' or 'abs'")
+    return ranking == "abs"
+
+
+def result_dtype(operation: str, value: torch.dtype | None) -> None:
+    if value is not None and value not in FLOAT_TYPES:
+        raise TypeError(f"{operation}: dtype is {value} but must be float32, float16 or bfloat16")

@@ -1,0 +1,40 @@
+"""The operator library ``torch.ops.tamt_kernels``.
+
+Each operator is defined once, with its plain-torch definition as the kernel of every device. A faster kernel
+registers itself for its device and takes precedence there; callers, fakes and autograd stay the same.
+"""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+
+LIBRARY = torch.library.Library("tamt_kernels", "DEF")
+OPERATORS: list[str] = []
+
+
+def define(schema: str, *, eager: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Define an operator by its schema, its plain-torch definition and the shape of its result; return it."""
+    name = schema[: schema.index("(")]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, eager, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tamt_kernels::{name}", fake, lib=LIBRARY)
+    OPERATORS.append(name)
+    operator: Callable[..., Any] = getattr(torch.ops.tamt_kernels, name).default
+    return operator
+
+
+def differentiate(name: str, backward: Callable[..., Any], save: Callable[..., None] | None = None) -> None:
+    """Register the gradient of an operator: ``save(ctx, inputs, output)`` in the forward, then
+    ``backward``.
+    """
+    torch.library.register_autograd(f"tamt_kernels::{name}", backward, setup_context=save, lib=LIBRARY)
+
+
+def refuse_double_backward(ctx: object, *grads: torch.Tensor) -> NoReturn:
+    """The gradient of a gradient operator: the straight-through estimate is not the derivative of
+    anything.
+    """
+    raise RuntimeError(
+        "tamt_kernels: double backward is not supported, because a straight-through gradient has no derivative"
+    )

@@ -1,0 +1,201 @@
+"""Layers with a frozen weight, a trained score and an exact mask; drop-in for ``nn.Linear`` and
+``nn.Embedding``.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tamt_kernels import checks
+from tamt_kernels.binarize import binarize
+from tamt_kernels.mask_weight import mask_weight
+from tamt_kernels.masked_embedding import masked_embedding
+from tamt_kernels.masked_linear import masked_linear
+from tamt_kernels.threshold import topk_threshold
+
+# Section 4.1 of the paper: a kept entry starts at α φ₀ and a pruned one at 0, both far enough from the
+# threshold that an entry changes only after a few hundred steps of the paper's learning rate.
+INITIAL_THRESHOLD = 0.01
+INITIAL_SCALE = 2.0
+
+
+class _MaskedWeight(nn.Module):
+    """A frozen weight W and a trained score S, of which the ``keep`` largest entries make the mask."""
+
+    weight: Tensor
+    score: nn.Parameter
+    value: Tensor
+    cut: Tensor
+
+    def __init__(
+        self, weight: Tensor, keep: int, mask: Tensor | None = None, ranking: checks.Ranking = "signed"
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        checks.absolute(name, ranking)
+        if not isinstance(weight, nn.Parameter):
+            raise TypeError(f"{name}: weight is a {type(weight).__name__} but must be an nn.Parameter")
+        if mask is None:
+            thresholds = topk_threshold([weight], [keep], ranking="abs")
+            mask = binarize(weight, thresholds.values[0], thresholds.cuts[0], ranking="abs")
+        checks.tensor(name, "mask", mask)
+        checks.dtype(name, "mask", mask, (torch.bool,))
+        checks.shape(name, "mask", mask, tuple(weight.shape), "the shape of weight")
+        checks.device(name, "mask", mask, weight.device, "weight")
+        if (ones := int(mask.sum())) != keep:
+            raise ValueError(f"{name}: mask has {ones} ones but must have {keep}, which is keep")
+        self.keep = keep
+        self.ranking: checks.Ranking = ranking
+        self.weight = weight
+        self.weight.requires_grad_(False)
+        self.score = nn.Parameter(mask.to(torch.float32) * (INITIAL_SCALE * INITIAL_THRESHOLD))
+        values, cuts = topk_threshold([self.score], [keep], ranking=ranking)
+        self.register_buffer("value", values[0].clone())
+        self.register_buffer("cut", cuts[0].clone())
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask, bool, with exactly ``keep`` ones after every ``update_masks``."""
+        return binarize(self.score, self.value, self.cut, ranking=self.ranking)
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros in the mask."""
+        return 1 - self.keep / max(self.weight.numel(), 1)
+
+    def masked_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """W ⊙ m, differentiable in the score."""
+        return mask_weight(self.weight, self.score, self.value, self.cut, dtype, ranking=self.ranking)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # .half() and its like must not round the score and its threshold: scores that were apart would tie,
+        # and the mask would change. They move to other devices, but stay float32.
+        score, value = self.score.data, self.value
+        super()._apply(fn, recurse)
+        if self.score.dtype != torch.float32:
+            self.score.data = score.to(self.score.device)
+            self.value = value.to(self.score.device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, keep={self.keep}, sparsity={self.sparsity:.4f}, {self.ranking}"
+
+
+class MaskedLinear(_MaskedWeight):
+    """``nn.Linear`` over W ⊙ m.
+
+    ``weight`` [out, in] and ``bias`` [out] (or None) are frozen; ``score`` [out, in] is a float32 parameter,
+    the only one that trains. ``value`` (float32) and ``cut`` (int64) are the threshold, buffers that
+    ``update_masks`` renews.
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        keep: int,
+        mask: Tensor | None = None,
+        ranking: checks.Ranking = "signed",
+    ) -> None:
+        super().__init__(weight, keep, mask, ranking)
+        self.bias = bias
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
+        self.out_features, self.in_features = weight.shape
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, keep: int, mask: Tensor | None = None, ranking: checks.Ranking = "signed"
+    ) -> "MaskedLinear":
+        """Wrap a layer, whose very parameters are taken, not copied, and frozen.
+
+        Args:
+            linear: the layer.
+            keep: the ones of the mask, 0 to the entries of the weight.
+            mask: the first mask, bool, of the weight's shape, with ``keep`` ones. By default the ``keep``
+                entries of largest |W|, one-shot magnitude pruning. The score starts at 0.02 where it is true
+                and 0 elsewhere (eq. 5).
+            ranking: whether entries rank by the score ("signed") or its absolute value ("abs").
+
+        Raises:
+            TypeError, ValueError: the mask has the wrong dtype, shape, device or number of ones; keep is out
+                of range.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"MaskedLinear: linear is a {type(linear).__name__} but must be an nn.Linear")
+        return cls(linear.weight, linear.bias, keep, mask, ranking)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return masked_linear(x, self.weight, self.score, self.value, self.cut, self.bias, ranking=self.ranking)
+
+
+class MaskedEmbedding(_MaskedWeight):
+    """``nn.Embedding`` over W ⊙ m. Parameters and buffers are those of ``MaskedLinear``, without a bias."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        keep: int,
+        mask: Tensor | None = None,
+        padding_idx: int | None = None,
+        ranking: checks.Ranking = "signed",
+    ) -> None:
+        super().__init__(weight, keep, mask, ranking)
+        self.padding_idx = padding_idx
+        self.num_embeddings, self.embedding_dim = weight.shape
+
+    @classmethod
+    def from_embedding(
+        cls,
+        embedding: nn.Embedding,
+        keep: int,
+        mask: Tensor | None = None,
+        ranking: checks.Ranking = "signed",
+    ) -> "MaskedEmbedding":
+        """Wrap a layer, as ``MaskedLinear.from_linear`` does.
+
+        Raises:
+            TypeError, ValueError: as there; or the embedding uses ``max_norm``, ``scale_grad_by_freq`` or
+                ``sparse``.
+        """
+        if not isinstance(embedding, nn.Embedding):
+            raise TypeError(f"MaskedEmbedding: embedding is a {type(embedding).__name__} but must be an nn.Embedding")
+        for option in ("max_norm", "scale_grad_by_freq", "sparse"):
+            if getattr(embedding, option):
+                raise ValueError(f"MaskedEmbedding: embedding has {option} set but must not, it is not supported")
+        return cls(embedding.weight, keep, mask, embedding.padding_idx, ranking)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return masked_embedding(
+            ids, self.weight, self.score, self.value, self.cut, self.padding_idx, ranking=self.ranking
+        )
+
+
+@torch.no_grad()
+def update_masks(modules: nn.Module | Iterable[nn.Module]) -> None:
+    """Renew the mask of every ``MaskedLinear`` and ``MaskedEmbedding``: after it each has exactly ``keep``
+    ones.
+
+    To be called after every optimizer step. One ``topk_threshold`` over all scores (one per device and
+    ranking, where they differ); the thresholds are copied into the modules' buffers in place.
+
+    Args:
+        modules: a model, or modules of which those with a mask are taken.
+
+    Raises:
+        ValueError: a score has NaN entries.
+    """
+    modules = modules.modules() if isinstance(modules, nn.Module) else modules
+    groups: dict[tuple[torch.device, checks.Ranking], list[_MaskedWeight]] = {}
+    for module in modules:
+        if isinstance(module, _MaskedWeight):
+            groups.setdefault((module.score.device, module.ranking), []).append(module)
+    for (_device, ranking), group in groups.items():
+        thresholds = topk_threshold([each.score for each in group], [each.keep for each in group], ranking=ranking)
+        for module, value, cut in zip(group, thresholds.values, thresholds.cuts, strict=True):
+            module.value.copy_(value)
+            module.cut.copy_(cut)

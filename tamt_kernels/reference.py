@@ -1,0 +1,146 @@
+"""Every operation in plain torch: the definition, the oracle of the tests, and what runs where nothing faster
+does.
+
+A mask is never stored while it is trained. It is determined by the score S and two numbers, the threshold
+``value`` φ and the tie ``cut``: an entry is kept where S > φ, or where S = φ and its flat (row-major) index
+is below the cut. The cut is what makes every mask have exactly ``keep`` ones, although millions of scores may
+tie.
+
+With ``absolute`` the ranking is on |S| in place of S. Half-precision scores are compared exactly, as float32.
+Nothing here checks its arguments: the public functions of the package do, before they come here.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Thresholds(NamedTuple):
+    """What separates the kept entries of M matrices from the pruned ones.
+
+    ``values`` (float32, [M]) holds φ of each matrix, ``cuts`` (int64, [M]) its tie cut, both on the scores'
+    device.
+    """
+
+    values: Tensor
+    cuts: Tensor
+
+
+def ranks(score: Tensor, absolute: bool = False) -> Tensor:
+    """What the entries are ranked by, as float32, in which both half types are exact."""
+    score = score.to(torch.float32)
+    return score.abs() if absolute else score
+
+
+def topk_threshold(scores: list[Tensor], keep: list[int], absolute: bool = False) -> Thresholds:
+    """φ is the keep-th largest score; the cut lies just behind the last tie that is kept (eq. 3)."""
+    device = scores[0].device if scores else None
+    values = torch.full((len(scores),), torch.inf, dtype=torch.float32, device=device)
+    cuts = torch.zeros(len(scores), dtype=torch.int64, device=device)
+    for i, (score, count) in enumerate(zip(scores, keep, strict=True)):
+        flat = ranks(score.reshape(-1), absolute)
+        if flat.isnan().any():
+            raise ValueError(f"topk_threshold: scores[{i}] has NaN entries; a score must be a number or infinite")
+        if count == 0:
+            continue
+        value = flat.kthvalue(flat.numel() - count + 1).values
+        value = torch.where(value == 0, 0.0, value)  # -0 and +0 tie; the threshold is always +0
+        ties = (flat == value).nonzero().reshape(-1)
+        ties_kept = count - (flat > value).sum()
+        values[i] = value
+        cuts[i] = ties[ties_kept - 1] + 1
+    return Thresholds(values, cuts)
+
+
+def binarize(score: Tensor, value: Tensor, cut: Tensor, absolute: bool = False) -> Tensor:
+    """The mask: m = 1 where the score ranks among the ``keep`` largest of its matrix (eq. 3)."""
+    rank = ranks(score, absolute)
+    index = torch.arange(score.numel(), device=score.device).reshape(score.shape)
+    return ((rank > value) | ((rank == value) & (index < cut))).contiguous()
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """One bit an entry: entry i is bit i % 8, least significant first, of byte i // 8; the padding bits are
+    0.
+    """
+    bits = F.pad(mask.reshape(-1).to(torch.uint8), (0, -mask.numel() % 8)).reshape(-1, 8)
+    powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
+    return (bits * powers).sum(dim=1, dtype=torch.uint8)
+
+
+def unpack_mask(packed: Tensor, shape: list[int]) -> Tensor:
+    """The mask that ``pack_mask`` packed."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bits = (packed[:, None] >> shifts) & 1
+    return bits.reshape(-1)[: torch.Size(shape).numel()].to(torch.bool).reshape(shape)
+
+
+def mask_weight(
+    weight: Tensor,
+    score: Tensor,
+    value: Tensor,
+    cut: Tensor,
+    dtype: torch.dtype | None = None,
+    absolute: bool = False,
+) -> Tensor:
+    """W ⊙ m, cast. A pruned entry is exactly +0, where a product would leave -0, or NaN of an infinite
+    weight.
+    """
+    mask = binarize(score, value, cut, absolute)
+    return torch.where(mask, weight, 0.0).to(dtype or weight.dtype).contiguous()
+
+
+def ste_backward(grad_masked_weight: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """dS = d(W ⊙ m) ⊙ W (eq. 4), multiplied in float32 and rounded once."""
+    dtype = dtype or torch.promote_types(grad_masked_weight.dtype, weight.dtype)
+    return (grad_masked_weight.to(torch.float32) * weight.to(torch.float32)).to(dtype).contiguous()
+
+
+def masked_linear(
+    x: Tensor,
+    weight: Tensor,
+    score: Tensor,
+    value: Tensor,
+    cut: Tensor,
+    bias: Tensor | None = None,
+    absolute: bool = False,
+) -> Tensor:
+    """Y = X (W ⊙ m)ᵀ + b."""
+    return F.linear(x, mask_weight(weight, score, value, cut, absolute=absolute), bias)
+
+
+def masked_embedding(
+    ids: Tensor,
+    weight: Tensor,
+    score: Tensor,
+    value: Tensor,
+    cut: Tensor,
+    padding_idx: int | None = None,
+    absolute: bool = False,
+) -> Tensor:
+    """The rows ``ids`` of W ⊙ m, touching no other row. ``padding_idx`` matters to the gradient only."""
+    rank = ranks(F.embedding(ids, score), absolute)
+    columns = torch.arange(weight.shape[1], device=ids.device)
+    index = ids.to(torch.int64)[..., None] * weight.shape[1] + columns
+    mask = (rank > value) | ((rank == value) & (index < cut))
+    return torch.where(mask, F.embedding(ids, weight), 0.0).contiguous()
+
+
+def masked_embedding_backward(
+    grad_output: Tensor, ids: Tensor, weight: Tensor, padding_idx: int | None, dtype: torch.dtype
+) -> Tensor:
+    """dS of ``masked_embedding``, dense: the rows looked up hold (Σ grad_output) ⊙ W, all others and
+    padding's 0.
+    """
+    ids = ids.reshape(-1).to(torch.int64)
+    grad_output = grad_output.reshape(ids.numel(), weight.shape[1]).to(torch.float32)
+    if padding_idx is not None:
+        grad_output = grad_output[ids != padding_idx]
+        ids = ids[ids != padding_idx]
+    rows, position = ids.unique(return_inverse=True)
+    row_sums = torch.zeros(rows.numel(), weight.shape[1], device=weight.device).index_add_(0, position, grad_output)
+    grad_score = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
+    grad_score[rows] = ste_backward(row_sums, weight[rows], dtype)
+    return grad_score
