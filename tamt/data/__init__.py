@@ -1,0 +1,1 @@
+"""Text to search masks on, tasks to fine-tune on, and the demo's model and data."""
