@@ -128,7 +128,11 @@ def _load_published(path: Path) -> tuple[Masks, MaskInfo]:
         raise UserError(f"the mask file {path} holds no dict of masks; give a mask.pt of bool tensors by name")
     masks: Masks = {}
     for name, mask in content.items():
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or not str(name).endswith((".weight", ".weight_mask")):
+        if (
+            not isinstance(mask, Tensor)
+            or mask.dtype != torch.bool
+            or not str(name).endswith((".weight", ".weight_mask"))
+        ):
             raise UserError(
                 f"the mask file {path} holds {name!r}, which is no bool tensor named ….weight or ….weight_mask; "
                 "remove it or give another file"

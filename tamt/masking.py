@@ -1,6 +1,6 @@
 """Which matrices of a model are pruned, and how a mask is put on them and taken off."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ def prunable_modules(model: PreTrainedModel, pooler: bool = False) -> dict[str, 
     """The modules that hold the prunable matrices of `model` (paper 3.2), by name without the head's prefix.
 
     The word embedding and every `nn.Linear` inside the layers: for BERT-base query, key, value, attention output, FFN
-    in and FFN out of 12 layers and the embedding, 73 matrices. Not the pooler, unless `pooler` asks for it.
+    in and FFN out of 12 layers and the embedding, 73 matrices. The pooler only if `pooler` asks for it and there is one.
 
     Raises:
         UserError: the model has no word embedding or no stack of layers with `nn.Linear` matrices.
@@ -45,11 +45,7 @@ def prunable_modules(model: PreTrainedModel, pooler: bool = False) -> dict[str, 
             "layers of nn.Linear under a word embedding was found in it; choose an encoder of the BERT family"
         )
     found = {names[module]: module for module in [embedding, *linears]}
-    if pooler:
-        if POOLER not in names.values():
-            raise UserError(
-                f"the model ({type(model).__name__}) has no pooler to prune; leave --prune-pooler out"
-            )
+    if pooler and POOLER in names.values():
         found[POOLER] = encoder.get_submodule(POOLER)
     return found
 
@@ -99,10 +95,16 @@ def random_masks(weights: Mapping[str, Tensor], sparsity: float, seed: int) -> M
 
 @torch.no_grad()
 def apply_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> None:
-    """Set the pruned weights of `model` to zero in place: the subnetwork f(·; m ⊙ θ0) as a plain dense model."""
-    weights = prunable_weights(model, pooler=f"{POOLER}.weight" in masks)
-    for name, mask in masks.items():
-        weights[name].masked_fill_(~mask.to(weights[name].device), 0)
+    """Set the pruned weights of `model` to zero in place: the subnetwork f(·; m ⊙ θ0) as a plain dense model.
+
+    A mask for the pooler is left out where the model has none (RoBERTa's classifier, any model for MLM).
+
+    Raises:
+        UserError: see `check_fits`.
+    """
+    check_fits(masks, model)
+    for name, weight in prunable_weights(model, pooler=f"{POOLER}.weight" in masks).items():
+        weight.masked_fill_(~masks[name].to(weight.device), 0)
 
 
 def wrap(model: PreTrainedModel, masks: Mapping[str, Tensor], ranking: str = "signed") -> dict[str, MaskedModule]:
@@ -132,24 +134,26 @@ def masks_of(masked: Mapping[str, MaskedModule]) -> Masks:
     return {name: module.mask for name, module in masked.items()}
 
 
-def check_fits(masks: Mapping[str, Iterable[int] | Tensor], model: PreTrainedModel, source: str) -> None:
-    """Check that masks (or their shapes) have the names and shapes of the prunable matrices of `model`.
+def check_fits(masks: Mapping[str, Tensor], model: PreTrainedModel) -> None:
+    """Check that masks have the names and shapes of the prunable matrices of `model`.
 
     Raises:
         UserError: naming up to three matrices that are missing, unknown or of another shape.
     """
-    shapes = {name: tuple(m.shape if isinstance(m, Tensor) else m) for name, m in masks.items()}
+    shapes = {name: list(mask.shape) for name, mask in masks.items()}
     weights = prunable_weights(model, pooler=f"{POOLER}.weight" in masks)
+    if f"{POOLER}.weight" not in weights:
+        shapes.pop(f"{POOLER}.weight", None)
     differs = [f"{name} is missing" for name in weights if name not in shapes]
     differs += [f"{name} is not a matrix of the model" for name in shapes if name not in weights]
     differs += [
-        f"{name} is {list(shapes[name])} where the model has {list(weight.shape)}"
+        f"{name} is {shapes[name]} where the model has {list(weight.shape)}"
         for name, weight in weights.items()
-        if name in shapes and shapes[name] != tuple(weight.shape)
+        if name in shapes and shapes[name] != list(weight.shape)
     ]
     if differs:
         more = f" and {len(differs) - 3} more" if len(differs) > 3 else ""
         raise UserError(
-            f"the mask {source} is for another model than {type(model).__name__} ({model.name_or_path}): "
+            f"the mask is for another model than {type(model).__name__} ({model.name_or_path}): "
             f"{'; '.join(differs[:3])}{more}; give the mask with the model it was found in"
         )

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from tamt.data import demo
 from tamt.errors import UserError
-from tamt.masking import prunable_modules
+from tamt.masking import POOLER, prunable_modules
 
 logging.set_verbosity_error()  # what a checkpoint lacks is told in our own words
 logging.disable_progress_bar()
@@ -35,18 +35,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if tokenizer.mask_token_id is None:
         raise UserError(f"the tokenizer of {name} has no mask token; choose an encoder of the BERT family")
     return tokenizer
-
-
-def load_encoder(name: str) -> PreTrainedModel:
-    """The encoder of the model `name` without a head, with its pooler if it has one.
-
-    Raises:
-        UserError: the model cannot be had, has no prunable matrix, or its checkpoint lacks encoder weights.
-    """
-    encoder, info = _load(AutoModel, name, "model", output_loading_info=True)
-    _check_complete(encoder, info["missing_keys"], name)
-    prunable_modules(encoder)
-    return encoder
 
 
 @dataclass
@@ -115,12 +103,26 @@ def load_masked_language_model(name: str) -> MaskedLanguageModel:
     missing = _check_complete(model, info["missing_keys"], name)
     prunable_modules(model)
     decoder = model.get_output_embeddings()
-    decoder.weight = nn.Parameter(
-        model.get_input_embeddings().weight.detach().clone(), requires_grad=False
-    )
+    decoder.weight = nn.Parameter(model.get_input_embeddings().weight.detach().clone(), requires_grad=False)
     heads = MaskedLanguageModel(model, fresh_head=False)
     heads.fresh_head = any(key in missing for key in heads.head_parameters())
     return heads
+
+
+def load_pooler(name: str) -> Tensor:
+    """The weight of the pooler of the model `name`, [width, width]. Raises UserError if it has none."""
+    encoder, info = _load(AutoModel, name, "model", output_loading_info=True)
+    if "pooler.dense.weight" in info["missing_keys"]:
+        raise UserError(f"the checkpoint {name!r} has no trained pooler to prune; leave --prune-pooler out")
+    return prunable_modules(encoder, pooler=True)[POOLER].weight.detach()
+
+
+def longest_input(model: PreTrainedModel) -> int:
+    """How many tokens the model reads at most, special tokens counted."""
+    positions = model.config.max_position_embeddings
+    # RoBERTa and its kin count positions from the padding id on.
+    offset = getattr(model.base_model.embeddings, "padding_idx", None)
+    return positions - offset - 1 if offset is not None else positions
 
 
 def dense_twin(model: PreTrainedModel) -> PreTrainedModel:

@@ -30,9 +30,9 @@ class TokenMasking:
     probability: float = 0.15
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "TokenMasking":
-        """The masking for the vocabulary of `tokenizer`."""
-        return cls(tokenizer.mask_token_id, len(tokenizer))
+    def of(cls, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> "TokenMasking":
+        """The masking for a tokenizer and its model, whose vocabulary bounds the random tokens."""
+        return cls(tokenizer.mask_token_id, min(len(tokenizer), model.config.vocab_size))
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """`batch` with masked `input_ids` and `labels`, which hold the original token where it was chosen."""
@@ -103,13 +103,13 @@ class Losses:
     """The loss of a batch under an objective, with the parts it is the sum of.
 
     Attributes:
-        student: the masked encoder, or the masked language model around it for MLM.
-        teacher: the dense encoder, needed for KD.
+        student: the model whose encoder is masked.
+        teacher: the dense encoder, see `tamt.models.dense_twin`; needed for KD.
         kd_weight: weight of the KD term beside MLM's 1 in "mlm+kd".
     """
 
     objective: Objective
-    student: PreTrainedModel | MaskedLanguageModel
+    student: MaskedLanguageModel
     teacher: PreTrainedModel | None = None
     kd_weight: float = 1.0
 
@@ -118,13 +118,10 @@ class Losses:
 
         For "mlm+kd" teacher and student read the same masked tokens.
         """
-        student = self.student
-        encoder = student.encoder if isinstance(student, MaskedLanguageModel) else student
-        last, hidden = encode(encoder, batch, hidden_states="kd" in self.objective)
+        last, hidden = encode(self.student.encoder, batch, hidden_states="kd" in self.objective)
         parts: dict[str, Tensor] = {}
         if "mlm" in self.objective:
-            assert isinstance(student, MaskedLanguageModel)
-            parts["mlm"] = mlm_loss(student, last, batch["labels"], reduction)
+            parts["mlm"] = mlm_loss(self.student, last, batch["labels"], reduction)
         if "kd" in self.objective:
             assert self.teacher is not None
             with torch.no_grad():

@@ -104,9 +104,10 @@ class RunFolder:
                 f"the checkpoint {source} cannot be read ({type(error).__name__}); start the run anew in another folder"
             ) from error
 
-    def write_results(self, results: Mapping[str, Any]) -> None:
-        """Write `results.json`: the run is finished."""
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Write `results.json`, which says that the run is finished, and drop the checkpoint."""
         write_text(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
+        (self.path / CHECKPOINT).unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

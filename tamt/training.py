@@ -18,7 +18,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 MAX_GRADIENT_NORM = 1.0
 
 
-class NonFiniteLoss(UserError):
+class NonFiniteError(UserError):
     """The loss became NaN or infinite; nothing was updated with it."""
 
 
@@ -75,7 +75,7 @@ def training_steps(
         The step's number and the mean of each part of the loss over the step's batches.
 
     Raises:
-        NonFiniteLoss: before anything was updated with the loss.
+        NonFiniteError: before anything was updated with the loss.
     """
     accumulation = accelerator.gradient_accumulation_steps
     scaler = accelerator.scaler
@@ -89,16 +89,16 @@ def training_steps(
                 sums[name] = sums.get(name, 0.0) + value.item() / accumulation
             if not math.isfinite(sums["loss"]):
                 optimizer.zero_grad()
-                raise NonFiniteLoss(
-                    f"the loss became {sums['loss']} at step {step}; the state before this step is kept: "
-                    "start again with a lower --lr or with --precision fp32"
-                )
+                raise NonFiniteError(_non_finite("loss", sums["loss"], step))
             scaled = parts["loss"] / accumulation
             (scaler.scale(scaled) if scaler else scaled).backward()
         if scaler:
             scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        if not scaler and not math.isfinite(norm):
+            optimizer.zero_grad()
+            raise NonFiniteError(_non_finite("norm of the gradient", norm.item(), step))
         if scaler:
             scaler.step(optimizer)
             scaler.update()
@@ -107,3 +107,10 @@ def training_steps(
         optimizer.zero_grad()
         schedule.step()
         yield step, sums
+
+
+def _non_finite(what: str, value: float, step: int) -> str:
+    return (
+        f"the {what} became {value} at step {step}, so the run stopped there and the last good checkpoint is kept; "
+        "start again with a lower --lr or with --precision fp32"
+    )

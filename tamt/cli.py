@@ -1,0 +1,138 @@
+"""The command line: every command is a function of the package, its options that function's parameters."""
+
+import inspect
+import json
+import re
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import docstring_parser
+from jsonargparse import ArgumentParser
+
+# What imports torch is imported when its command runs, so that help and mistakes are answered at once.
+from tamt import __version__
+from tamt.errors import UserError
+
+COMMANDS = {
+    "train": ("tamt.search", "search a winning ticket: find the mask of a subnetwork"),
+    "finetune": ("tamt.finetune", "fine-tune a subnetwork or the full model on a task"),
+    "evaluate": ("tamt.evaluate", "measure the MLM and KD loss of a subnetwork"),
+    "compare": ("tamt.compare", "compare masks: similarity and sparsity, per matrix and over all"),
+    "demo": ("tamt.demo", "find and fine-tune winning tickets of a small real model"),
+}
+USAGE = "usage: tamt COMMAND [options]    tamt COMMAND --help    tamt --version\n\n" + "\n".join(
+    f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items()
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line, that of the process by default.
+
+    Returns:
+        The exit code: 0; 2 where the request or its input is wrong; 130 after an interrupt.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(USAGE)
+        return 0
+    if arguments[:1] == ["--version"]:
+        print(f"tamt {__version__}")
+        return 0
+    name = arguments[0] if arguments else ""
+    try:
+        if name not in COMMANDS:
+            what = f"there is no command {name!r}" if name else "no command is given"
+            raise UserError(f"{what}; the commands are {', '.join(COMMANDS)}")
+        command: Callable[..., dict] = getattr(import_module(COMMANDS[name][0]), name)
+        options = parse(name, command, arguments[1:])
+        as_json = options.pop("json")
+        results = command(**options)
+        if as_json:
+            print(json.dumps(results))
+        else:
+            from tamt.console import show
+
+            show(results["results"])
+    except UserError as error:
+        print(f"tamt {name}: error: {error}".replace("tamt : ", "tamt: "), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"tamt {name}: interrupted; the last checkpoint is kept, --resume goes on from it", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict[str, Any]:
+    """The keyword arguments for `command` from a command line and the YAML file that `--config` names in it.
+
+    Options are the parameters, with dashes; their help is the docstring's. `list` parameters take several values,
+    lists of int one value with commas, bool ones none. A parameter without default is required.
+
+    Raises:
+        UserError: an option or a value is wrong, here or in the YAML file.
+    """
+    described = docstring_parser.parse(inspect.getdoc(command) or "")
+    help_of = {parameter.arg_name: parameter.description or "" for parameter in described.params}
+    parser = ArgumentParser(prog=f"tamt {name}", description=described.short_description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file of options; those of the command line win")
+    required = []
+    for key, parameter in inspect.signature(command).parameters.items():
+        flag = "--" + key.replace("_", "-")
+        needed = parameter.default is parameter.empty
+        kind = _without_none(parameter.annotation)
+        help_text = help_of[key].replace("\n", " ")
+        if kind is bool:
+            parser.add_argument(flag, action="store_true", help=help_text)
+        elif needed and get_origin(kind) is list:
+            parser.add_argument(key, nargs="+", type=get_args(kind)[0], help=help_text)
+        else:
+            required += [key] * needed
+            default = None if needed else parameter.default
+            options: dict[str, Any] = {"type": kind}
+            if kind == list[int]:
+                options = {"type": _integers, "metavar": "STEP,STEP"}
+            elif get_origin(kind) is list:
+                options = {"type": get_args(kind)[0], "nargs": "+"}
+            elif get_origin(kind) is Literal:
+                help_text += f" One of {', '.join(get_args(kind))}."
+            if default is not None:
+                help_text += f" Default: {default}."
+            parser.add_argument(flag, default=default, help=help_text + " Required." * needed, **options)
+    parser.add_argument("--json", action="store_true", help="print the results as one JSON object on stdout")
+    try:
+        chosen = vars(parser.parse_args(arguments))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UserError(_sentence(str(error), name)) from error
+    for key in required:
+        if chosen[key] is None:
+            raise UserError(f"--{key.replace('_', '-')} is missing; tamt {name} --help lists the options")
+    return {key: value for key, value in chosen.items() if key != "config"}
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in {Union, UnionType}:
+        return next(kind for kind in get_args(annotation) if kind is not type(None))
+    return annotation
+
+
+def _integers(value: Any) -> list[int]:
+    parts = value if isinstance(value, list) else str(value).split(",")
+    return [int(part) for part in parts]
+
+
+def _sentence(message: str, name: str) -> str:
+    """One sentence for a message of the parser, which may run over several lines."""
+    key = re.search(r'[Pp]arser key "([\w.]+)"', message)
+    value = re.search(r"(?:Given value|Got value): (.*)", message)
+    choices = re.search(r"Literal\[(.*?)\]", message)
+    option = f"--{key.group(1).replace('_', '-')}" if key else ""
+    if option and value:
+        wanted = f"one of {choices.group(1)}".replace("'", "") if choices else "of the kind that it needs"
+        return f"{option} {value.group(1)} is not {wanted}; tamt {name} --help lists the options"
+    plain = " ".join(message.split())
+    return f"{option + ': ' if option else ''}{plain}; tamt {name} --help lists the options"

@@ -1,0 +1,224 @@
+"""Unlabelled text for the search: read, tokenised, cut into blocks, and dealt out in a seeded order."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from tamt.data import demo
+from tamt.errors import UserError
+from tamt.objectives import TokenMasking
+
+WIKITEXT = ("Salesforce/wikitext", "wikitext-103-raw-v1")
+HELD_OUT = 0.05
+"""Share of the blocks that serve as dev text where no dev corpus is given."""
+
+datasets.disable_progress_bars()
+
+
+@dataclass
+class Blocks:
+    """Text as blocks of one length: special tokens around consecutive tokens of the corpus, the last block padded.
+
+    Attributes:
+        tokens: the corpus without special tokens, int32 [n].
+        length: entries of a block, special tokens counted.
+        prefix: ids before the text of each block ([CLS]).
+        suffix: ids after it ([SEP]).
+        padding: id of the padding token.
+    """
+
+    tokens: Tensor
+    length: int
+    prefix: list[int]
+    suffix: list[int]
+    padding: int
+
+    @property
+    def body(self) -> int:
+        """Tokens of the corpus in one block."""
+        return self.length - len(self.prefix) - len(self.suffix)
+
+    def __len__(self) -> int:
+        return -(-len(self.tokens) // self.body)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The blocks `indices` as `input_ids` and `attention_mask` (int64) and `special` (bool), [batch, length]."""
+        ids = torch.full((len(indices), self.length), self.padding, dtype=torch.int64)
+        attention = torch.zeros_like(ids)
+        special = torch.ones_like(ids, dtype=torch.bool)
+        for row, index in enumerate(indices):
+            text = self.tokens[index * self.body : (index + 1) * self.body]
+            start = len(self.prefix)
+            end = start + len(text)
+            ids[row, :start] = torch.tensor(self.prefix)
+            ids[row, start:end] = text
+            ids[row, end : end + len(self.suffix)] = torch.tensor(self.suffix)
+            attention[row, : end + len(self.suffix)] = 1
+            special[row, start:end] = False
+        return {"input_ids": ids, "attention_mask": attention, "special": special}
+
+    def split(self, first: int) -> tuple["Blocks", "Blocks"]:
+        """The first `first` blocks, and the rest."""
+        cut = first * self.body
+        return (
+            Blocks(self.tokens[:cut], self.length, self.prefix, self.suffix, self.padding),
+            Blocks(self.tokens[cut:], self.length, self.prefix, self.suffix, self.padding),
+        )
+
+
+def load_corpus(
+    corpus: Sequence[str],
+    dev_corpus: Sequence[str] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> tuple[Blocks, Blocks]:
+    """Train and dev blocks of a corpus.
+
+    Args:
+        corpus: `["wikitext-103"]` (from the hub), `["demo"]`, or text files, one paragraph a line.
+        dev_corpus: the same for the dev text. None: WikiText's validation split, the demo's held-out articles, or the
+            last 5 % of the files' blocks.
+        tokenizer: of the model.
+        max_length: entries of a block, special tokens counted.
+
+    Raises:
+        UserError: a file is missing, empty or not UTF-8 text; the hub cannot be reached; the corpus is too short.
+    """
+    train = make_blocks(read_corpus(corpus, "train"), tokenizer, max_length)
+    if dev_corpus is not None:
+        return train, load_dev_corpus(dev_corpus, tokenizer, max_length)
+    if list(corpus) in (["wikitext-103"], ["demo"]):
+        return train, load_dev_corpus(corpus, tokenizer, max_length)
+    if len(train) < 2:
+        raise UserError(
+            f"the corpus {' '.join(corpus)} fills only one block of {max_length} tokens, so none is left for dev text; "
+            "give more text, a smaller --max-length or a --dev-corpus"
+        )
+    return train.split(len(train) - max(1, round(len(train) * HELD_OUT)))
+
+
+def load_dev_corpus(corpus: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Blocks:
+    """The blocks of a dev text; see `load_corpus`."""
+    return make_blocks(read_corpus(corpus, "validation"), tokenizer, max_length)
+
+
+def read_corpus(corpus: Sequence[str], split: str) -> datasets.Dataset:
+    """The lines of a corpus that are not blank, as a data set with the column `text`.
+
+    Raises:
+        UserError: see `load_corpus`.
+    """
+    if list(corpus) == ["wikitext-103"]:
+        try:
+            lines = datasets.load_dataset(*WIKITEXT, split=split)
+        except Exception as error:  # the hub's client raises nearly anything when it is offline
+            raise UserError(
+                f"wikitext-103 could not be fetched from the hub ({type(error).__name__}); go online once, or give the "
+                "text as files: --corpus train.txt --dev-corpus valid.txt"
+            ) from error
+        return lines.filter(lambda row: bool(row["text"].strip()))
+    if list(corpus) == ["demo"]:
+        train, dev = demo.corpus_files()
+        return _read_files([train if split == "train" else dev])
+    return _read_files([Path(file) for file in corpus])
+
+
+def _read_files(files: Sequence[Path]) -> datasets.Dataset:
+    if not files:
+        raise UserError("no corpus is given; give --corpus wikitext-103, demo or text files")
+    lines: list[str] = []
+    for file in files:
+        if not file.is_file():
+            raise UserError(
+                f"there is no corpus file {file}; give text files, one paragraph a line, or --corpus wikitext-103 or demo"
+            )
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"the corpus file {file} is not UTF-8 text (byte {error.start}); convert it, with iconv for example"
+            ) from error
+        found = [line for line in text.splitlines() if line.strip()]
+        if not found:
+            raise UserError(f"the corpus file {file} is empty; give a file with text, one paragraph a line")
+        lines += found
+    return datasets.Dataset.from_dict({"text": lines})
+
+
+def make_blocks(lines: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Blocks:
+    """Tokenise the column `text` and cut it into blocks; `datasets` caches the tokens of a hub corpus.
+
+    Raises:
+        UserError: `max_length` is longer than the model's positions or leaves no room for text.
+    """
+    longest = tokenizer.model_max_length
+    if max_length > longest:
+        raise UserError(f"--max-length {max_length} is more than the {longest} positions of the model; lower it")
+    probe = tokenizer("a", add_special_tokens=False)["input_ids"]
+    around = tokenizer("a")["input_ids"]
+    start = around.index(probe[0])
+    prefix, suffix = around[:start], around[start + len(probe) :]
+    if max_length <= len(prefix) + len(suffix):
+        raise UserError(f"--max-length {max_length} leaves no room for text beside the special tokens; raise it")
+
+    def tokenise(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        # verbose=False: lines longer than the model are no fault here, they are cut into blocks below
+        return {"ids": tokenizer(rows["text"], add_special_tokens=False, verbose=False)["input_ids"]}
+
+    tokenised = lines.map(tokenise, batched=True, remove_columns=lines.column_names)
+    columns = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in tokenised.data.column("ids").chunks]
+    tokens = torch.from_numpy(np.concatenate(columns).astype(np.int32))
+    return Blocks(tokens, max_length, prefix, suffix, tokenizer.pad_token_id)
+
+
+def train_batches(
+    blocks: Blocks, batch_size: int, seed: int, first: int, masking: TokenMasking | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Batches without end: every epoch a new order, every batch a new masking.
+
+    Batch number i is a pure function of the blocks, `batch_size`, `seed` and i, so a resumed run goes on exactly.
+
+    Args:
+        blocks: the corpus.
+        batch_size: blocks a batch.
+        seed: of the order and the masking.
+        first: number of the first batch, from 0.
+        masking: how tokens are masked (MLM), or None for the plain text.
+    """
+    number = first
+    epoch, order = -1, torch.empty(0)
+    while True:
+        indices = []
+        for position in range(number * batch_size, (number + 1) * batch_size):
+            if position // len(blocks) != epoch:
+                epoch = position // len(blocks)
+                order = torch.randperm(len(blocks), generator=_generator(seed, 0, epoch))
+            indices.append(int(order[position % len(blocks)]))
+        batch = blocks.batch(indices)
+        yield masking(batch, _generator(seed, 1, number)) if masking else batch
+        number += 1
+
+
+def dev_batches(
+    blocks: Blocks, batch_size: int, seed: int, masking: TokenMasking | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Every block once, in order. Each block's masking depends on `seed` and its number alone, not on the batch size,
+    so that two masks are compared on the same tokens."""
+    for start in range(0, len(blocks), batch_size):
+        rows = []
+        for index in range(start, min(start + batch_size, len(blocks))):
+            row = blocks.batch([index])
+            rows.append(masking(row, _generator(seed, 2, index)) if masking else row)
+        yield {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def _generator(seed: int, use: int, number: int) -> torch.Generator:
+    # SeedSequence spreads neighbouring seeds and numbers far apart; adding them would make seed 1 repeat seed 0's epochs.
+    state = np.random.SeedSequence((seed, use, number)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

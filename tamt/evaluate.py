@@ -1,0 +1,149 @@
+"""How good a subnetwork is before fine-tuning: its MLM and KD loss on dev text."""
+
+import copy
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from tamt.console import say
+from tamt.data.corpora import Blocks, dev_batches, load_dev_corpus
+from tamt.errors import UserError
+from tamt.mask_file import load_masks
+from tamt.masking import apply_masks, sparsity_of
+from tamt.models import (
+    MaskedLanguageModel,
+    load_masked_language_model,
+    load_tokenizer,
+    longest_input,
+)
+from tamt.objectives import IGNORED, Losses, TokenMasking
+from tamt.training import Precision, make_accelerator
+
+BLOCK_LENGTH = 512
+"""Tokens of a block where nothing else is asked for (paper, Table 1)."""
+
+
+@torch.no_grad()
+def dev_losses(
+    accelerator: Accelerator,
+    student: MaskedLanguageModel,
+    teacher: PreTrainedModel,
+    blocks: Blocks,
+    masking: TokenMasking,
+    batch_size: int,
+    seed: int = 0,
+) -> dict[str, float]:
+    """The dev losses of a subnetwork with dropout off, over all blocks.
+
+    Args:
+        accelerator: gives the device and the precision.
+        student: the subnetwork; its MLM loss is left out while its head is fresh.
+        teacher: the dense encoder.
+        blocks: the dev text.
+        masking: how tokens are masked for the MLM loss; KD reads the plain text.
+        batch_size: blocks a batch; it does not change the result but by rounding.
+        seed: of the masked positions: the same for all masks that are compared.
+
+    Returns:
+        `kd_loss`, mean over layers and real tokens, and `mlm_loss`, mean over masked tokens, in nats.
+    """
+    student.model.eval()
+    teacher.eval()
+    sums = {"kd": 0.0, "mlm": 0.0}
+    tokens = {"kd": 0, "mlm": 0}
+    objectives = {"kd": Losses("kd", student, teacher)}
+    if not student.fresh_head:
+        objectives["mlm"] = Losses("mlm", student)
+    for name, losses in objectives.items():
+        for cpu_batch in dev_batches(blocks, batch_size, seed, masking if name == "mlm" else None):
+            batch = {key: value.to(accelerator.device) for key, value in cpu_batch.items()}
+            with accelerator.autocast():
+                sums[name] += losses(batch, reduction="sum")["loss"].item()
+            counted = batch["attention_mask"] if name == "kd" else batch["labels"] != IGNORED
+            tokens[name] += int(counted.sum())
+    return {f"{name}_loss": sums[name] / max(1, tokens[name]) for name in objectives}
+
+
+def evaluate(
+    model: str,
+    corpus: list[str],
+    mask: Path | None = None,
+    head: Path | None = None,
+    max_length: int | None = None,
+    batch_size: int = 16,
+    blocks: int | None = None,
+    precision: Precision = "fp32",
+    seed: int = 0,
+) -> dict:
+    """Measure the MLM and KD loss of a subnetwork on dev text.
+
+    The masking of the tokens depends on the seed alone, so two masks are compared on the same tokens.
+
+    Args:
+        model: hub name or folder of the pre-trained model, or "demo".
+        corpus: wikitext-103 (its validation split), demo, or text files, one paragraph a line.
+        mask: mask file of the subnetwork; without one the full model is measured.
+        head: head.safetensors of a run, for a checkpoint without an MLM head or to measure with the trained one.
+        max_length: tokens of a block; 512, or the model's positions if fewer.
+        batch_size: blocks a batch.
+        blocks: measure only the first so many blocks of the text.
+        precision: arithmetic of the model.
+        seed: of the masked positions.
+    """
+    started = time.monotonic()
+    accelerator = make_accelerator(precision, 1, seed)
+    student = load_masked_language_model(model)
+    if head is not None:
+        student.load_head(read_head(head), head)
+    if student.fresh_head:
+        say(f"{model} has no trained MLM head, so only the KD loss is measured (--head gives a head from a run)")
+    tokenizer = load_tokenizer(model)
+    text = load_dev_corpus(corpus, tokenizer, block_length(max_length, student.model))
+    if blocks is not None:
+        text, _ = text.split(blocks)
+    student.model.to(accelerator.device)
+    teacher = copy.deepcopy(student.encoder)
+    method, sparsity = "full", 0.0
+    if mask is not None:
+        masks, info = load_masks(mask)
+        apply_masks(student.model, masks)
+        method, sparsity = info.method, sparsity_of(masks)
+    losses = dev_losses(
+        accelerator, student, teacher, text, TokenMasking.of(tokenizer, student.model), batch_size, seed
+    )
+    row = {
+        "model": model,
+        "method": method,
+        "mask": str(mask) if mask else None,
+        "sparsity": round(sparsity, 6),
+        "mlm_loss": losses.get("mlm_loss"),
+        "kd_loss": losses["kd_loss"],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    return {"results": [row]}
+
+
+def block_length(asked: int | None, model: PreTrainedModel) -> int:
+    """The block length asked for, or 512, or the model's positions if fewer.
+
+    Raises:
+        UserError: the model has fewer positions than asked for.
+    """
+    longest = longest_input(model)
+    if asked is not None and asked > longest:
+        raise UserError(f"--max-length {asked} is more than the {longest} positions of the model; lower it")
+    return asked or min(BLOCK_LENGTH, longest)
+
+
+def read_head(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a head file. Raises UserError if it is missing or damaged."""
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors and the file system each have their own
+        raise UserError(
+            f"the MLM head {path} cannot be read ({type(error).__name__}); give the head.safetensors of a run"
+        ) from error

@@ -1,0 +1,5 @@
+"""The search for winning tickets: mask training, iterative magnitude pruning, and the one-shot baselines."""
+
+from tamt.search.train import train
+
+__all__ = ["train"]

@@ -1,0 +1,113 @@
+"""What every search works with: the model, the text, the folder, and the figures that it reports."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tamt.data.corpora import Blocks, train_batches
+from tamt.evaluate import dev_losses
+from tamt.mask_file import MaskInfo, save_masks, write_safetensors
+from tamt.masking import Masks, magnitude_masks, random_masks, sparsity_of
+from tamt.models import MaskedLanguageModel
+from tamt.objectives import TokenMasking
+from tamt.run_folder import RunFolder
+
+MASK_FILE = "mask.safetensors"
+HEAD_FILE = "head.safetensors"
+
+
+@dataclass
+class Search:
+    """One search, ready to run. Fields that need no words are the options of `tamt train`."""
+
+    folder: RunFolder
+    accelerator: Accelerator
+    student: MaskedLanguageModel
+    masking: TokenMasking
+    model: str
+    method: str
+    sparsity: float
+    seed: int
+    batch_size: int
+    steps: int
+    """Optimizer steps to take."""
+    schedule_steps: int
+    """Steps over which the learning rate falls to 0; at least `steps`."""
+    lr: float
+    log_every: int
+    eval_every: int | None
+    save_every: int
+    save_at: list[int]
+    teacher: PreTrainedModel | None = None
+    """The dense encoder, for KD and for the KD dev loss."""
+    train_blocks: Blocks | None = None
+    dev_blocks: Blocks | None = None
+    pooler: Tensor | None = None
+    """The pooler's weight, if it is to be pruned: it gets no gradient, so its mask is that of the one-shot method."""
+    results: list[dict] = field(default_factory=list)
+
+    def batches(self, first: int, masking: TokenMasking | None) -> Iterator[dict[str, Tensor]]:
+        """Training batches from optimizer step `first` (from 1) on, on the device."""
+        assert self.train_blocks is not None
+        number = (first - 1) * self.accelerator.gradient_accumulation_steps
+        for batch in train_batches(self.train_blocks, self.batch_size, self.seed, number, masking):
+            yield {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def dev_losses(self) -> dict[str, float]:
+        """The student's losses on the dev text, none if there is no dev text. The generators are left as they were."""
+        if self.dev_blocks is None or self.teacher is None:
+            return {}
+        return dev_losses(self.accelerator, self.student, self.teacher, self.dev_blocks, self.masking, self.batch_size)
+
+    def evaluation_due(self, step: int) -> bool:
+        """Whether the dev losses are to be measured after `step`."""
+        return bool(self.eval_every) and step % (self.eval_every or 1) == 0 and step != self.steps
+
+    def save(self, masks: Masks, step: int, name: str, sparsity: float | None = None) -> Path:
+        """Write a mask file into the run folder; the pooler's mask is added if asked for."""
+        target = self.sparsity if sparsity is None else sparsity
+        if self.pooler is not None:
+            weights = {"pooler.dense.weight": self.pooler}
+            one_shot = (
+                random_masks(weights, target, self.seed) if self.method == "rand" else magnitude_masks(weights, target)
+            )
+            masks = {**masks, **one_shot}
+        path = self.folder.path / name
+        save_masks(path, masks, MaskInfo(self.model, self.method, target, self.seed, step))
+        return path
+
+    def save_head(self) -> None:
+        """Write the MLM head, which trained, into the run folder."""
+        head = {name: p.detach().cpu() for name, p in self.student.head_parameters().items()}
+        write_safetensors(self.folder.path / HEAD_FILE, head, {"format": "tamt-head", "model": self.model})
+
+    def result(self, masks: Masks, step: int, seconds: float, losses: Mapping[str, float]) -> dict:
+        """The row of results for a mask."""
+        return {
+            "method": self.method,
+            "model": self.model,
+            "sparsity": round(sparsity_of(masks), 6),
+            "seed": self.seed,
+            "step": step,
+            "mlm_loss": losses.get("mlm_loss"),
+            "kd_loss": losses.get("kd_loss"),
+            "seconds": round(seconds, 1),
+            "mask": str(self.folder.path / MASK_FILE),
+        }
+
+
+def generator_states() -> dict[str, Tensor | list[Tensor]]:
+    """The states of torch's generators (dropout draws from them)."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def restore_generators(states: Mapping[str, Tensor | list[Tensor]]) -> None:
+    """Set torch's generators to saved states."""
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])

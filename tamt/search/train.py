@@ -1,0 +1,188 @@
+"""`tamt train`: from a model and a text to a mask file."""
+
+import copy
+from pathlib import Path
+from typing import Literal
+
+from tamt.console import say
+from tamt.data.corpora import load_corpus, load_dev_corpus
+from tamt.errors import UserError
+from tamt.evaluate import block_length, read_head
+from tamt.models import dense_twin, load_masked_language_model, load_pooler, load_tokenizer
+from tamt.objectives import Objective, TokenMasking
+from tamt.run_folder import RESULTS, RunFolder
+from tamt.search.head import warm_up_head
+from tamt.search.imp import STAGES, iterative_pruning, steps_to
+from tamt.search.mask_training import Initial, Ranking, train_masks
+from tamt.search.oneshot import oneshot
+from tamt.search.setting import HEAD_FILE, Search
+from tamt.training import Precision, make_accelerator
+
+Method = Literal["tamt-mlm", "tamt-kd", "tamt-mlm+kd", "imp", "omp", "rand"]
+
+OBJECTIVES: dict[str, Objective] = {"tamt-mlm": "mlm", "tamt-kd": "kd", "tamt-mlm+kd": "mlm+kd"}
+LEARNING_RATES = {"tamt-mlm": 5e-5, "tamt-kd": 2e-5, "tamt-mlm+kd": 5e-5, "imp": 5e-5}
+"""The paper's (Table 1)."""
+SCORE_TRAVEL = 0.045
+"""A score travels at most lr × steps / 2 under linear decay and needs about 0.01 to change a mask entry; at 0.045 / steps
+short runs reach their best (on a 6-layer MiniLM: 150 steps at 3e-4 took the KD loss from 0.312 to 0.172)."""
+SCHEDULE_STEPS = 27_920
+"""Two epochs of WikiText-103 in batches of 16 blocks of 512 (paper B.2)."""
+PAPER_STEPS = {0.2: 3000, 0.3: 6000, 0.4: 8000, 0.5: 11000, 0.6: 14000, 0.7: 17000, 0.8: 20000, 0.9: 22000}
+"""Steps after which the paper takes the TAMT mask of a sparsity (Table 2)."""
+
+
+def train(
+    method: Method,
+    model: str,
+    output: Path,
+    corpus: list[str] | None = None,
+    dev_corpus: list[str] | None = None,
+    sparsity: float = 0.7,
+    steps: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    accumulation: int = 1,
+    max_length: int | None = None,
+    lr: float | None = None,
+    precision: Precision = "fp32",
+    initial: Initial = "omp",
+    ranking: Ranking = "signed",
+    kd_weight: float = 1.0,
+    threshold_every: int = 1,
+    prune_pooler: bool = False,
+    head: Path | None = None,
+    head_warmup_steps: int = 200,
+    save_at: list[int] | None = None,
+    log_every: int = 10,
+    eval_every: int | None = None,
+    eval_blocks: int | None = None,
+    save_every: int = 500,
+    resume: bool = False,
+) -> dict:
+    """Search a winning ticket: find the mask of a subnetwork of a pre-trained model.
+
+    Args:
+        method: mask training on MLM, KD or both; iterative magnitude pruning; one-shot magnitude pruning; random.
+        model: hub name or folder of the pre-trained model, or "demo".
+        output: new folder for the run: mask.safetensors, config.yaml, metrics.jsonl, results.json, TensorBoard.
+        corpus: wikitext-103 (from the hub), demo, or text files, one paragraph a line; omp and rand need none.
+        dev_corpus: text for the dev losses; by default WikiText's validation split or the last 5 % of the files.
+        sparsity: share of zeros in each mask, between 0 and 1.
+        steps: optimizer steps of the linear decay; by default the paper's 27,920, of which TAMT takes those of its
+            Table 2 and IMP those up to the last pruning.
+        seed: of the order of the text, the masked tokens, dropout, and the random mask.
+        batch_size: blocks of text a batch.
+        accumulation: batches an optimizer step.
+        max_length: tokens of a block; 512, or the model's positions if fewer.
+        lr: peak learning rate; by default the paper's, raised for short runs to 0.045 / steps (scores only).
+        precision: arithmetic of the model; scores and thresholds are always fp32.
+        initial: first mask of the mask training.
+        ranking: rank the scores by value or by absolute value.
+        kd_weight: weight of the KD loss beside MLM's 1 in tamt-mlm+kd.
+        threshold_every: steps between two renewals of the masks.
+        prune_pooler: mask the pooler too, by the one-shot method, as it gets no gradient.
+        head: head.safetensors of an earlier run, in place of a warm-up.
+        head_warmup_steps: steps for which a fresh MLM head is trained alone first.
+        save_at: steps at which the mask is saved along the way, such as 100,200.
+        log_every: steps between two lines of metrics.
+        eval_every: steps between two measurements of the dev losses; by default only at the end.
+        eval_blocks: measure the dev losses on the first so many blocks only.
+        save_every: steps between two checkpoints.
+        resume: go on with the interrupted run in the output folder.
+    """
+    settings = {name: value for name, value in locals().items() if name != "resume"}
+    _check(settings)
+    schedule_steps = steps or SCHEDULE_STEPS
+    if method == "imp":
+        run_steps = steps_to(sparsity, schedule_steps)
+    else:
+        run_steps = steps or min(PAPER_STEPS.items(), key=lambda item: abs(item[0] - sparsity))[1]
+    if late := [step for step in save_at or [] if step > run_steps]:
+        raise UserError(f"--save-at {late[0]} lies after the last step, {run_steps}; ask for earlier steps")
+    if lr is None and method in LEARNING_RATES:
+        lr = LEARNING_RATES[method]
+        if method in OBJECTIVES:
+            lr = max(lr, SCORE_TRAVEL / run_steps)
+
+    accelerator = make_accelerator(precision, accumulation, seed)
+    student = load_masked_language_model(model)
+    if head is not None:
+        student.load_head(read_head(head), head)
+    tokenizer = load_tokenizer(model)
+    length = block_length(max_length, student.model)
+    train_blocks = dev_blocks = None
+    if corpus and method not in {"omp", "rand"}:
+        train_blocks, dev_blocks = load_corpus(corpus, dev_corpus, tokenizer, length)
+    elif text := dev_corpus or corpus:
+        dev_blocks = load_dev_corpus(text, tokenizer, length)
+    if dev_blocks is not None and eval_blocks is not None:
+        dev_blocks, _ = dev_blocks.split(eval_blocks)
+    student.model.to(accelerator.device)
+    in_place = method not in OBJECTIVES  # these cut the student's own weights, so the teacher needs its own
+    teacher = copy.deepcopy(student.encoder) if in_place else dense_twin(student.encoder)
+
+    with RunFolder.start(output, settings, resume) as folder:
+        if (output / RESULTS).is_file():
+            raise UserError(f"the run in {output} is finished; give a new --output for another")
+        search = Search(
+            folder=folder,
+            accelerator=accelerator,
+            student=student,
+            masking=TokenMasking.of(tokenizer, student.model),
+            model=model,
+            method=method,
+            sparsity=sparsity,
+            seed=seed,
+            batch_size=batch_size,
+            steps=run_steps,
+            schedule_steps=schedule_steps,
+            lr=lr or 0.0,
+            log_every=log_every,
+            eval_every=eval_every,
+            save_every=save_every,
+            save_at=save_at or [],
+            teacher=teacher,
+            train_blocks=train_blocks,
+            dev_blocks=dev_blocks,
+            pooler=load_pooler(model) if prune_pooler else None,
+        )
+        if student.fresh_head and method in {"imp", "tamt-mlm", "tamt-mlm+kd"}:
+            if (output / HEAD_FILE).is_file():  # a resumed run
+                student.load_head(read_head(output / HEAD_FILE), output / HEAD_FILE)
+            else:
+                warm_up_head(search, head_warmup_steps)
+                search.save_head()
+        if method in OBJECTIVES:
+            results = train_masks(search, OBJECTIVES[method], kd_weight, initial, ranking, threshold_every)
+        elif method == "imp":
+            results = iterative_pruning(search)
+        else:
+            results = oneshot(search)
+        folder.finish({"results": results})
+    say(f"the mask is in {results[-1]['mask']}")
+    return {"results": results}
+
+
+def _check(settings: dict) -> None:
+    """Refuse what cannot work, before anything is loaded."""
+    method = settings["method"]
+    if not 0 < settings["sparsity"] < 1:
+        raise UserError(f"--sparsity {settings['sparsity']:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
+    positive = ["steps", "batch_size", "accumulation", "max_length", "threshold_every", "head_warmup_steps"]
+    positive += ["log_every", "eval_every", "eval_blocks", "save_every"]
+    for name in positive:
+        if settings[name] is not None and settings[name] < 1:
+            raise UserError(f"--{name.replace('_', '-')} {settings[name]} must be 1 or more; raise it or leave it out")
+    if settings["lr"] is not None and not settings["lr"] > 0:
+        raise UserError(f"--lr {settings['lr']:g} must be more than 0; raise it or leave it out")
+    if method not in {"omp", "rand"} and not settings["corpus"]:
+        raise UserError(f"{method} needs text to train on; give --corpus wikitext-103, demo or text files")
+    if settings["save_at"] and method not in OBJECTIVES:
+        raise UserError(
+            f"--save-at is for mask training, not {method}; IMP saves a mask at every pruning without being asked"
+        )
+    if any(step < 1 for step in settings["save_at"] or []):
+        raise UserError("--save-at must list steps from 1 on; leave out the others")
+    if method == "imp" and settings["steps"] is not None and settings["steps"] < STAGES:
+        raise UserError(f"--steps {settings['steps']} is too few for IMP's {STAGES} prunings; give at least {STAGES}")

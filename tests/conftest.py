@@ -1,0 +1,85 @@
+"""Tiny models and text that every test of `tamt` can train on in a second."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+
+WORDS = "the a cat dog bird fish tree house river road sees likes finds hears old new red blue small big in on by".split()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _offline(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reaches a hub or the user's caches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("huggingface")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of 400 lines of random sentences."""
+    generator = torch.Generator().manual_seed(0)
+    lines = [
+        " ".join(WORDS[i] for i in torch.randint(len(WORDS), (12,), generator=generator).tolist()) for _ in range(400)
+    ]
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def save_tokenizer(folder: Path, special: dict[str, str], start: str, end: str) -> int:
+    """Write a word-level tokenizer with its special tokens; returns the size of the vocabulary."""
+    vocabulary = {word: index for index, word in enumerate([*special.values(), *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special["unk_token"]))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}",
+        pair=f"{start} $A {end} $B {end}",
+        special_tokens=[(start, vocabulary[start]), (end, vocabulary[end])],
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    return len(vocabulary)
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random 2-layer BERT with an MLM head and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    vocabulary = save_tokenizer(folder, {**special, "mask_token": "[MASK]"}, "[CLS]", "[SEP]")
+    torch.manual_seed(0)
+    BertForMaskedLM(
+        BertConfig(vocab_size=vocabulary, max_position_embeddings=32, initializer_range=0.2, **SIZES)
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random 2-layer RoBERTa with an MLM head and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-roberta")
+    special = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
+    vocabulary = save_tokenizer(folder, {**special, "mask_token": "<mask>"}, "<s>", "</s>")
+    torch.manual_seed(0)
+    RobertaForMaskedLM(
+        RobertaConfig(
+            vocab_size=vocabulary,
+            max_position_embeddings=34,
+            type_vocab_size=1,
+            pad_token_id=1,
+            bos_token_id=0,
+            eos_token_id=2,
+            initializer_range=0.2,
+            **SIZES,
+        )
+    ).save_pretrained(folder)
+    return folder
