@@ -4,12 +4,11 @@ import inspect
 import json
 import re
 import sys
-from argparse import ArgumentError
+from argparse import ArgumentError, HelpFormatter
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 import docstring_parser
 from jsonargparse import ArgumentParser
@@ -71,24 +70,30 @@ def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict
     """The keyword arguments for `command` from a command line and the YAML file that `--config` names in it.
 
     Options are the parameters, with dashes; their help is the docstring's. `list` parameters take several values,
-    lists of int one value with commas, bool ones none. A parameter without default is required.
+    lists of int one value with commas, bool ones none; a list that comes first takes no flag. A parameter without
+    default is required.
 
     Raises:
         UserError: an option or a value is wrong, here or in the YAML file.
     """
     described = docstring_parser.parse(inspect.getdoc(command) or "")
     help_of = {parameter.arg_name: parameter.description or "" for parameter in described.params}
-    parser = ArgumentParser(prog=f"tamt {name}", description=described.short_description, exit_on_error=False)
+    parser = ArgumentParser(
+        prog=f"tamt {name}",
+        description=described.short_description,
+        exit_on_error=False,
+        formatter_class=HelpFormatter,
+    )
     parser.add_argument("--config", action="config", help="YAML file of options; those of the command line win")
     required = []
-    for key, parameter in inspect.signature(command).parameters.items():
+    for number, (key, parameter) in enumerate(inspect.signature(command).parameters.items()):
         flag = "--" + key.replace("_", "-")
         needed = parameter.default is parameter.empty
         kind = _without_none(parameter.annotation)
-        help_text = help_of[key].replace("\n", " ")
+        help_text = help_of[key].replace("\n", " ").replace("%", "%%")
         if kind is bool:
             parser.add_argument(flag, action="store_true", help=help_text)
-        elif needed and get_origin(kind) is list:
+        elif number == 0 and get_origin(kind) is list:
             parser.add_argument(key, nargs="+", type=get_args(kind)[0], help=help_text)
         else:
             required += [key] * needed
@@ -98,8 +103,6 @@ def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict
                 options = {"type": _integers, "metavar": "STEP,STEP"}
             elif get_origin(kind) is list:
                 options = {"type": get_args(kind)[0], "nargs": "+"}
-            elif get_origin(kind) is Literal:
-                help_text += f" One of {', '.join(get_args(kind))}."
             if default is not None:
                 help_text += f" Default: {default}."
             parser.add_argument(flag, default=default, help=help_text + " Required." * needed, **options)

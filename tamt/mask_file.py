@@ -104,7 +104,8 @@ def _load_packed(path: Path) -> tuple[Masks, MaskInfo]:
         masks = {name: tk.unpack_mask(packed[name], shape) for name, shape in shapes.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"the mask file {path} is damaged: its metadata do not fit its contents ({error}); write it anew with tamt train"
+            f"the mask file {path} is damaged: its metadata do not fit its contents ({error}); "
+            "write it anew with tamt train"
         ) from error
     wrong = [name for name, mask in masks.items() if int(mask.sum()) != kept.get(name)]
     if wrong or packed.keys() != masks.keys():

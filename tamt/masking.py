@@ -1,6 +1,7 @@
 """Which matrices of a model are pruned, and how a mask is put on them and taken off."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +15,18 @@ Masks = dict[str, Tensor]
 model without its head (`encoder.layer.0.attention.self.query.weight`), so a mask fits the model under any head."""
 
 MaskedModule = tk.MaskedLinear | tk.MaskedEmbedding
+PrunableModule = nn.Linear | nn.Embedding | MaskedModule
+Ranking = Literal["signed", "abs"]
 
 POOLER = "pooler.dense"
 
 
-def prunable_modules(model: PreTrainedModel, pooler: bool = False) -> dict[str, nn.Linear | nn.Embedding]:
+def prunable_modules(model: PreTrainedModel, pooler: bool = False) -> dict[str, PrunableModule]:
     """The modules that hold the prunable matrices of `model` (paper 3.2), by name without the head's prefix.
 
     The word embedding and every `nn.Linear` inside the layers: for BERT-base query, key, value, attention output, FFN
-    in and FFN out of 12 layers and the embedding, 73 matrices. The pooler only if `pooler` asks for it and there is one.
+    in and FFN out of 12 layers and the embedding, 73 matrices. The pooler only if `pooler` asks for it
+    and there is one.
 
     Raises:
         UserError: the model has no word embedding or no stack of layers with `nn.Linear` matrices.
@@ -44,13 +48,13 @@ def prunable_modules(model: PreTrainedModel, pooler: bool = False) -> dict[str, 
             f"the model ({type(model).__name__}) has no prunable matrix: no stack of {model.config.num_hidden_layers} "
             "layers of nn.Linear under a word embedding was found in it; choose an encoder of the BERT family"
         )
-    found = {names[module]: module for module in [embedding, *linears]}
+    found: dict[str, PrunableModule] = {names[module]: module for module in [embedding, *linears]}
     if pooler and POOLER in names.values():
         found[POOLER] = encoder.get_submodule(POOLER)
     return found
 
 
-def prunable_weights(model: PreTrainedModel, pooler: bool = False) -> dict[str, nn.Parameter]:
+def prunable_weights(model: PreTrainedModel, pooler: bool = False) -> dict[str, Tensor]:
     """The prunable matrices of `model` by the names that masks use; see `prunable_modules`."""
     return {f"{name}.weight": module.weight for name, module in prunable_modules(model, pooler).items()}
 
@@ -107,7 +111,7 @@ def apply_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> None:
         weight.masked_fill_(~masks[name].to(weight.device), 0)
 
 
-def wrap(model: PreTrainedModel, masks: Mapping[str, Tensor], ranking: str = "signed") -> dict[str, MaskedModule]:
+def wrap(model: PreTrainedModel, masks: Mapping[str, Tensor], ranking: Ranking = "signed") -> dict[str, MaskedModule]:
     """Put trainable masks on `model`: each prunable module becomes a masked one that starts with the given mask.
 
     The weights are frozen and shared, not copied; all other parameters are left as they are.

@@ -15,7 +15,7 @@ Objective = Literal["mlm", "kd", "mlm+kd"]
 IGNORED = -100
 
 Batch = Mapping[str, Tensor]
-"""`input_ids` and `attention_mask`, [batch, length]; `labels`, IGNORED where the token is not masked; `special`, bool."""
+"""`input_ids` and `attention_mask`, [batch, length]; `labels`, IGNORED where no token is masked; `special`."""
 
 
 @dataclass(frozen=True)

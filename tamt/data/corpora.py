@@ -135,9 +135,7 @@ def _read_files(files: Sequence[Path]) -> datasets.Dataset:
     lines: list[str] = []
     for file in files:
         if not file.is_file():
-            raise UserError(
-                f"there is no corpus file {file}; give text files, one paragraph a line, or --corpus wikitext-103 or demo"
-            )
+            raise UserError(f"there is no corpus file {file}; give text files, or --corpus wikitext-103 or demo")
         try:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -219,6 +217,6 @@ def dev_batches(
 
 
 def _generator(seed: int, use: int, number: int) -> torch.Generator:
-    # SeedSequence spreads neighbouring seeds and numbers far apart; adding them would make seed 1 repeat seed 0's epochs.
+    # SeedSequence spreads neighbouring seeds and numbers apart; were they added, seed 1 would repeat seed 0's epochs.
     state = np.random.SeedSequence((seed, use, number)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -93,7 +93,7 @@ def iterative_pruning(search: Search) -> list[dict]:
                 apply_masks(student.model, masks)
                 if step % search.log_every == 0 or step == search.steps:
                     sparsity = sparsity_of(masks)
-                    lr = schedule.get_last_lr()[0]
+                    lr = float(schedule.get_last_lr()[0])
                     search.folder.log(step, **parts, sparsity=sparsity, lr=lr, seconds=time.monotonic() - started)
                     progress.update(step, f"loss {parts['loss']:.4f} sparsity {sparsity:.2%}")
                 if step % interval == 0:
@@ -118,7 +118,7 @@ def steps_to(sparsity: float, schedule_steps: int) -> int:
 
 @torch.no_grad()
 def prune_and_reset(
-    weights: dict[str, torch.nn.Parameter],
+    weights: dict[str, Tensor],
     parameters: dict[str, torch.nn.Parameter],
     initial: dict[str, Tensor],
     masks: Masks,

@@ -9,13 +9,12 @@ from torch import Tensor
 
 import tamt_kernels as tk
 from tamt.console import Progress, say
-from tamt.masking import Masks, magnitude_masks, masks_of, prunable_weights, random_masks, sparsity_of, wrap
+from tamt.masking import Masks, Ranking, magnitude_masks, masks_of, prunable_weights, random_masks, sparsity_of, wrap
 from tamt.objectives import Losses, Objective
 from tamt.search.setting import MASK_FILE, Search, generator_states, restore_generators
 from tamt.training import NonFiniteError, make_optimizer, training_steps
 
 Initial = Literal["omp", "random"]
-Ranking = Literal["signed", "abs"]
 
 
 def train_masks(
@@ -91,7 +90,7 @@ def train_masks(
                 if step % search.log_every == 0 or last:
                     masks = masks_of(masked)
                     figures = {"sparsity": sparsity_of(masks), "changed": _changed(first_masks, masks)}
-                    lr = schedule.get_last_lr()[0]
+                    lr = float(schedule.get_last_lr()[0])
                     search.folder.log(step, **parts, **figures, lr=lr, seconds=time.monotonic() - started)
                     progress.update(step, _figures(parts["loss"], **figures))
                 if step in search.save_at:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -101,12 +102,12 @@ class Search:
         }
 
 
-def generator_states() -> dict[str, Tensor | list[Tensor]]:
+def generator_states() -> dict[str, Any]:
     """The states of torch's generators (dropout draws from them)."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
-def restore_generators(states: Mapping[str, Tensor | list[Tensor]]) -> None:
+def restore_generators(states: Mapping[str, Any]) -> None:
     """Set torch's generators to saved states."""
     torch.set_rng_state(states["cpu"])
     if torch.cuda.is_available():
