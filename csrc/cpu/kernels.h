@@ -1,0 +1,51 @@
+// The CPU kernels: plain functions on memory, free of torch. Each is defined in <operation>_kernel.cpp and called by the
+// launcher in <operation>.cpp. What they compute is defined in tamt_kernels/reference.py.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "../types.h"
+
+namespace tamt {
+
+// Entries from `begin` to `end` are kept where score > value, or score = value and index < cut.
+void mask_weight_kernel(
+    const void* weight, Type weight_type, const float* score, float value, int64_t cut, bool absolute, void* out,
+    Type out_type, int64_t begin, int64_t end);
+
+void binarize_kernel(
+    const float* score, float value, int64_t cut, bool absolute, bool* mask, int64_t begin, int64_t end);
+
+void ste_backward_kernel(
+    const void* grad_masked_weight, Type grad_type, const void* weight, Type weight_type, void* out, Type out_type,
+    int64_t begin, int64_t end);
+
+// Bytes from `begin` to `end` of the packed mask of `size` entries.
+void pack_mask_kernel(const bool* mask, int64_t size, uint8_t* packed, int64_t begin, int64_t end);
+void unpack_mask_kernel(const uint8_t* packed, bool* mask, int64_t size, int64_t begin, int64_t end);
+
+// One row of the gradient: the sum of `count` rows of `grad_output`, those named by `lookups`, times the weight's row.
+void masked_embedding_backward_kernel(
+    const void* grad_output, Type grad_type, const int64_t* lookups, int64_t count, const void* weight_row,
+    Type weight_type, void* out_row, Type out_type, int64_t columns);
+
+struct ScoreMatrix {
+  const float* score;
+  int64_t size;
+  int64_t keep;
+};
+
+struct Threshold {
+  float value = 0;
+  int64_t cut = 0;
+  bool has_nan = false;
+};
+
+// Runs task(0) … task(count - 1) on several threads, in any order.
+using Parallel = std::function<void(int64_t count, const std::function<void(int64_t)>& task)>;
+
+void topk_threshold_kernel(
+    const ScoreMatrix* matrices, int64_t count, bool absolute, Threshold* thresholds, const Parallel& parallel);
+
+}  // namespace tamt

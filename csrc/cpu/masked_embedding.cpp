@@ -1,0 +1,88 @@
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "../operations.h"
+#include "kernels.h"
+
+namespace tamt {
+namespace {
+
+const char* row_of(const at::Tensor& matrix, int64_t row) {
+  return static_cast<const char*>(matrix.const_data_ptr()) + row * matrix.size(1) * matrix.element_size();
+}
+
+// How many rows make a task worth a thread.
+int64_t grain_of_rows(int64_t columns) {
+  return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns));
+}
+
+}  // namespace
+
+at::Tensor masked_embedding_cpu(
+    const at::Tensor& ids, const at::Tensor& weight, const at::Tensor& score, const at::Tensor& value,
+    const at::Tensor& cut, std::optional<int64_t> /* padding_idx: of the gradient only */, bool absolute) {
+  const at::Tensor rows = ids.to(at::kLong).contiguous().view(-1), w = weight.contiguous();
+  const int64_t row_count = w.size(0), columns = w.size(1);
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < rows.numel(); ++i) {
+    TORCH_CHECK_INDEX(
+        0 <= row[i] && row[i] < row_count, "masked_embedding: ids has ", row[i], " but must have ids from 0 to ",
+        row_count - 1, ", the rows of weight");
+  }
+  // A half-precision score is widened in the rows looked up alone.
+  const bool gathered = score.scalar_type() != at::kFloat;
+  const at::Tensor s = gathered ? at::index_select(score, 0, rows).to(at::kFloat) : score.contiguous();
+  at::Tensor out = at::empty({rows.numel(), columns}, weight.options());
+  const float threshold = value.item<float>();
+  const int64_t tie_cut = cut.item<int64_t>();
+  at::parallel_for(0, rows.numel(), grain_of_rows(columns), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      mask_weight_kernel(
+          row_of(w, row[i]), type_of(w), reinterpret_cast<const float*>(row_of(s, gathered ? i : row[i])), threshold,
+          tie_cut - row[i] * columns, absolute, const_cast<char*>(row_of(out, i)), type_of(out), 0, columns);
+    }
+  });
+  std::vector<int64_t> shape = ids.sizes().vec();
+  shape.push_back(columns);
+  return out.view(shape);
+}
+
+at::Tensor masked_embedding_backward_cpu(
+    const at::Tensor& grad_output, const at::Tensor& ids, const at::Tensor& weight,
+    std::optional<int64_t> padding_idx, at::ScalarType dtype) {
+  const at::Tensor rows = ids.to(at::kLong).contiguous(), w = weight.contiguous(), g = grad_output.contiguous();
+  const int64_t columns = w.size(1);
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  at::Tensor grad_score = at::zeros(weight.sizes(), weight.options().dtype(dtype));
+
+  // Look-ups sorted by row, so that one thread sums all those of a row, in their order: the same bits at any number of
+  // threads.
+  std::vector<int64_t> lookups(rows.numel());
+  std::iota(lookups.begin(), lookups.end(), 0);
+  std::stable_sort(lookups.begin(), lookups.end(), [row](int64_t a, int64_t b) { return row[a] < row[b]; });
+  std::vector<int64_t> starts;  // of each row's look-ups
+  for (size_t i = 0; i < lookups.size(); ++i) {
+    if (i == 0 || row[lookups[i]] != row[lookups[i - 1]]) starts.push_back(static_cast<int64_t>(i));
+  }
+  const auto distinct = static_cast<int64_t>(starts.size());
+  starts.push_back(rows.numel());
+
+  at::parallel_for(0, distinct, grain_of_rows(columns), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t* of_row = lookups.data() + starts[i];
+      if (padding_idx == row[*of_row]) continue;
+      masked_embedding_backward_kernel(
+          g.const_data_ptr(), type_of(g), of_row, starts[i + 1] - starts[i], row_of(w, row[*of_row]), type_of(w),
+          const_cast<char*>(row_of(grad_score, row[*of_row])), type_of(grad_score), columns);
+    }
+  });
+  return grad_score;
+}
+
+}  // namespace tamt

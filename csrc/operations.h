@@ -1,0 +1,49 @@
+// The launchers: they take checked tensors from torch's dispatcher, make outputs, and start kernels.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <tuple>
+#include <vector>
+
+#include "types.h"
+
+namespace tamt {
+
+// Entries that make a thread worth its while, as in torch's elementwise operations.
+constexpr int64_t kGrain = 32768;
+
+inline Type type_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return Type::kFloat;
+    case at::kHalf:
+      return Type::kHalf;
+    case at::kBFloat16:
+      return Type::kBFloat16;
+    default:
+      TORCH_CHECK_TYPE(false, "tamt_kernels: dtype ", tensor.scalar_type(), " is not float32, float16 or bfloat16");
+  }
+}
+
+std::tuple<at::Tensor, at::Tensor> topk_threshold_cpu(
+    const std::vector<at::Tensor>& scores, at::IntArrayRef keep, bool absolute);
+at::Tensor binarize_cpu(const at::Tensor& score, const at::Tensor& value, const at::Tensor& cut, bool absolute);
+at::Tensor pack_mask_cpu(const at::Tensor& mask);
+at::Tensor unpack_mask_cpu(const at::Tensor& packed, at::IntArrayRef shape);
+at::Tensor mask_weight_cpu(
+    const at::Tensor& weight, const at::Tensor& score, const at::Tensor& value, const at::Tensor& cut,
+    std::optional<at::ScalarType> dtype, bool absolute);
+at::Tensor ste_backward_cpu(
+    const at::Tensor& grad_masked_weight, const at::Tensor& weight, std::optional<at::ScalarType> dtype);
+at::Tensor masked_embedding_cpu(
+    const at::Tensor& ids, const at::Tensor& weight, const at::Tensor& score, const at::Tensor& value,
+    const at::Tensor& cut, std::optional<int64_t> padding_idx, bool absolute);
+at::Tensor masked_embedding_backward_cpu(
+    const at::Tensor& grad_output, const at::Tensor& ids, const at::Tensor& weight,
+    std::optional<int64_t> padding_idx, at::ScalarType dtype);
+
+at::Tensor ste_backward_cuda(
+    const at::Tensor& grad_masked_weight, const at::Tensor& weight, std::optional<at::ScalarType> dtype);
+
+}  // namespace tamt

@@ -1,0 +1,10 @@
+// The element types of weights, scores and gradients. Free of torch.
+#pragma once
+
+#include <cstdint>
+
+namespace tamt {
+
+enum class Type { kFloat, kHalf, kBFloat16 };
+
+}  // namespace tamt
