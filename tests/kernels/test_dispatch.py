@@ -1,0 +1,85 @@
+"""What runs, what is said when the extension is missing, and TAMT_KERNELS. Each case is a fresh interpreter."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tamt_kernels as tk
+
+BUILT = importlib.util.find_spec("tamt_kernels._C") is not None
+ROOT = Path(tk.__file__).parents[1]
+
+# Put before the import, it makes the extension missing, broken, or one for another torch.
+MISSING = "import sys; sys.modules['tamt_kernels._C'] = None\n"
+BROKEN = """
+import importlib
+real = importlib.import_module
+def import_module(name, *rest):
+    if name == "tamt_kernels._C":
+        raise ImportError("undefined symbol: _ZN3c10")
+    return real(name, *rest)
+importlib.import_module = import_module
+"""
+FOREIGN = """
+import sys, types
+sys.modules["tamt_kernels._C"] = types.SimpleNamespace(torch_version="1.2.3", register_kernels=lambda: 1 / 0)
+"""
+SHOW = "import tamt_kernels as tk, tamt_kernels; print(sorted({each['cpu'] for each in tk.backends().values()}))"
+
+
+def run(code, kernels=None):
+    environment = {name: value for name, value in os.environ.items() if name != "TAMT_KERNELS"}
+    environment |= {"PYTHONPATH": str(ROOT)} | ({"TAMT_KERNELS": kernels} if kernels else {})
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_backends_names_every_operation():
+    assert set(tk.backends()) >= {
+        "topk_threshold", "binarize", "pack_mask", "unpack_mask", "mask_weight",
+        "masked_linear", "masked_embedding", "ste_backward",
+    }  # fmt: skip
+    assert all(set(each) == {"cpu", "cuda"} for each in tk.backends().values())
+
+
+@pytest.mark.skipif(not BUILT, reason="the extension is not built")
+@pytest.mark.parametrize("kernels", [None, "cpp"])
+def test_the_extension_runs_where_it_is_built(kernels):
+    result = run(SHOW, kernels)
+    assert result.stdout.strip() == "['cpp']"
+    assert "Warning" not in result.stderr
+
+
+def test_eager_is_forced_without_a_word():
+    result = run(SHOW, "eager")
+    assert result.stdout.strip() == "['eager']"
+    assert "Warning" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("preparation", "problem"),
+    [(MISSING, "not built"), (BROKEN, "does not load (undefined symbol"), (FOREIGN, "built for torch 1.2.3, not ")],
+)
+def test_an_extension_that_cannot_serve_is_said_once(preparation, problem):
+    result = run(preparation + SHOW)
+    assert result.stdout.strip() == "['eager']"
+    assert result.stderr.count("UserWarning") == 1
+    assert problem in result.stderr
+    assert "pip install" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("preparation", "kernels", "message"),
+    [
+        (MISSING, "cpp", "TAMT_KERNELS is 'cpp', but its C++ extension is not built"),
+        ("", "triton", "TAMT_KERNELS is 'triton', but"),
+        ("", "fast", "TAMT_KERNELS is 'fast' but must be eager, cpp or triton"),
+    ],
+)
+def test_what_cannot_be_forced_is_refused(preparation, kernels, message):
+    result = run(preparation + "import tamt_kernels", kernels)
+    assert result.returncode == 1
+    assert message in result.stderr.splitlines()[-1]

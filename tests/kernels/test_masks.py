@@ -1,0 +1,127 @@
+"""binarize, pack_mask, unpack_mask, mask_weight and ste_backward against their definitions."""
+
+import pytest
+import torch
+
+import tamt_kernels as tk
+from tamt_kernels import reference
+
+from .scores import DISTRIBUTIONS, gaussian, same_bits
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SHAPES = [(0,), (0, 5), (1,), (), (3, 5), (33, 1), (1001,), (257, 513)]
+
+
+def score_and_threshold(shape, dtype=torch.float32, ranking="signed"):
+    score = (gaussian(torch.Size(shape).numel()) * 4).round().div(4).reshape(shape).to(dtype)
+    thresholds = tk.topk_threshold([score], [score.numel() // 3], ranking=ranking)
+    return score, thresholds.values[0], thresholds.cuts[0]
+
+
+def awkward_weight(shape, dtype):
+    """Of every magnitude that the types have, of both signs, infinite and NaN here and there."""
+    n = torch.Size(shape).numel()
+    weight = gaussian(n) * 10 ** torch.linspace(-42, 38, n)
+    weight[3::97] = torch.inf
+    weight[5::97] = -torch.inf
+    weight[7::97] = torch.nan
+    weight[9::97] = -0.0
+    return weight.reshape(shape).to(dtype)
+
+
+@pytest.mark.parametrize("ranking", ["signed", "abs"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_binarize(shape, dtype, ranking):
+    score, value, cut = score_and_threshold(shape, dtype, ranking)
+    mask = tk.binarize(score, value, cut, ranking=ranking)
+    assert mask.dtype == torch.bool
+    assert torch.equal(mask, reference.binarize(score, value, cut, ranking == "abs"))
+    assert int(mask.sum()) == score.numel() // 3
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_binarize_distributions(distribution):
+    score = distribution(70_001)
+    for keep in (0, 20_000, 70_001):
+        thresholds = tk.topk_threshold([score], [keep])
+        mask = tk.binarize(score, thresholds.values[0], thresholds.cuts[0])
+        assert torch.equal(mask, reference.binarize(score, thresholds.values[0], thresholds.cuts[0]))
+        assert int(mask.sum()) == keep
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (7,), (8,), (9,), (70_001,)])
+def test_pack_and_unpack(shape):
+    mask = gaussian(torch.Size(shape).numel()).reshape(shape) > 0.5
+    packed = tk.pack_mask(mask)
+    assert torch.equal(packed, reference.pack_mask(mask))
+    assert torch.equal(tk.unpack_mask(packed, mask.shape), mask)
+    assert torch.equal(reference.unpack_mask(packed, list(shape)), mask)
+
+
+def test_pack_puts_entry_i_into_bit_i():
+    mask = torch.zeros(10, dtype=torch.bool)
+    mask[[0, 3, 9]] = True
+    assert tk.pack_mask(mask).tolist() == [0b00001001, 0b00000010]
+    assert torch.equal(tk.pack_mask(mask.repeat(4, 1).t()), tk.pack_mask(mask.repeat(4, 1).t().contiguous()))
+
+
+@pytest.mark.parametrize("ranking", ["signed", "abs"])
+@pytest.mark.parametrize("result", [None, *DTYPES])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mask_weight(dtype, result, ranking):
+    for shape in SHAPES:
+        score, value, cut = score_and_threshold(shape, ranking=ranking)
+        weight = awkward_weight(shape, dtype)
+        found = tk.mask_weight(weight, score, value, cut, result, ranking=ranking)
+        assert same_bits(found, reference.mask_weight(weight, score, value, cut, result, ranking == "abs"))
+        assert found.dtype == (result or dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pruned_entries_are_plus_zero_whatever_the_weight(dtype):
+    weight = torch.tensor([torch.inf, -torch.inf, torch.nan, -1.0, -0.0], dtype=dtype)
+    for result in DTYPES:
+        masked = tk.mask_weight(weight, torch.zeros(5), torch.tensor(1.0), torch.tensor(0), result)
+        assert same_bits(masked, torch.zeros(5, dtype=result))
+
+
+def test_mask_weight_of_strided_and_half_tensors():
+    score, value, cut = score_and_threshold((64, 48))
+    weight = awkward_weight((64, 48), torch.float32)
+    for w, s in ((weight.t(), score.t()), (weight[::3, 1::2], score[::3, 1::2]), (weight, score.t().clone().t())):
+        found = tk.mask_weight(w, s, value, cut)
+        assert found.is_contiguous()
+        assert same_bits(found, reference.mask_weight(w, s, value, cut))
+    half = score.half()  # quarters: exact
+    assert same_bits(tk.mask_weight(weight, half, value, cut), tk.mask_weight(weight, score, value, cut))
+
+
+@pytest.mark.parametrize("result", [None, *DTYPES])
+@pytest.mark.parametrize("weight_dtype", DTYPES)
+@pytest.mark.parametrize("grad_dtype", DTYPES)
+def test_ste_backward(grad_dtype, weight_dtype, result):
+    for shape in SHAPES:
+        grad = gaussian(torch.Size(shape).numel()).reshape(shape).to(grad_dtype)
+        weight = awkward_weight(shape, weight_dtype)
+        found = tk.ste_backward(grad, weight, result)
+        assert same_bits(found, reference.ste_backward(grad, weight, result))
+        assert found.dtype == (result or torch.promote_types(grad_dtype, weight_dtype))
+
+
+def test_ste_backward_of_strided_tensors():
+    grad, weight = gaussian(600).reshape(20, 30), gaussian(600).reshape(30, 20).t()
+    assert same_bits(tk.ste_backward(grad, weight), grad * weight)
+    assert same_bits(tk.ste_backward(grad[1:, 3::2], weight[1:, 3::2]), grad[1:, 3::2] * weight[1:, 3::2])
+
+
+def test_every_half_and_a_million_floats_are_converted_as_torch_does():
+    halves = torch.arange(65536, dtype=torch.int32).to(torch.int16)
+    patterns = torch.randint(-(2**31), 2**31, (1_000_000,), generator=torch.Generator().manual_seed(0))
+    floats = patterns.to(torch.int32).view(torch.float32)
+    kept = torch.tensor(-torch.inf), torch.tensor(0)
+    for dtype in (torch.float16, torch.bfloat16):
+        half = halves.view(dtype)
+        score = torch.zeros(half.shape)
+        assert same_bits(tk.mask_weight(half, score, *kept, torch.float32), half.float())
+        assert same_bits(tk.mask_weight(floats, torch.zeros(floats.shape), *kept, dtype), floats.to(dtype))

@@ -1,0 +1,40 @@
+"""Every operation is a torch operator in good standing."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import tamt_kernels as tk
+from tamt_kernels.library import OPERATORS
+
+from .scores import gaussian
+
+
+def samples():
+    score, weight = gaussian(63).reshape(7, 9), gaussian(63).flip(0).reshape(7, 9)
+    value, cut = torch.tensor(0.25), torch.tensor(40)
+    trained = score.clone().requires_grad_()
+    ids = torch.tensor([[1, 2], [2, 6]])
+    yield "topk_threshold", ([score, weight], [3, 60])
+    yield "topk_threshold", ([score.t(), weight.half()], [3, 60], True)
+    yield "binarize", (score, value, cut)
+    yield "binarize", (score.t(), value, cut, True)
+    yield "pack_mask", (score > 0,)
+    yield "unpack_mask", (tk.pack_mask(score > 0), [7, 9])
+    yield "mask_weight", (weight, trained, value, cut)
+    yield "mask_weight", (weight.t(), trained.t(), value, cut, torch.bfloat16, True)
+    yield "ste_backward", (score, weight)
+    yield "ste_backward", (score.t(), weight.t().half(), torch.bfloat16)
+    yield "masked_embedding", (ids, weight, trained, value, cut)
+    yield "masked_embedding", (ids.int().t(), weight.half(), trained, value, cut, 2, True)
+    yield "masked_embedding_backward", (torch.ones(2, 2, 9), ids, weight, 2, torch.float32)
+    yield "masked_embedding_backward", (torch.ones(2, 2, 9).half(), ids, weight, None, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("name", "arguments"), list(samples()))
+def test_opcheck(name, arguments):
+    opcheck(getattr(torch.ops.tamt_kernels, name).default, arguments)
+
+
+def test_every_operator_is_checked():
+    assert {name for name, _ in samples()} == set(OPERATORS)

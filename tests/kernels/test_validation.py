@@ -1,0 +1,95 @@
+"""Bad arguments: an exception that names the argument, what it was and what it must be."""
+
+import pytest
+import torch
+
+import tamt_kernels as tk
+
+W = torch.ones(4, 6)
+S = torch.ones(4, 6)
+VALUE, CUT = torch.tensor(0.5), torch.tensor(3)
+IDS = torch.tensor([0, 1])
+HUGE = torch.ones(1).expand(2**31 + 1)
+META = torch.ones(4, 6, device="meta")
+DOUBLE = W.double()
+
+CASES = {
+    "threshold: lengths": (tk.topk_threshold, ([S, S], [1]), ValueError, "keep has length 1 but must have 2"),
+    "threshold: keep above": (tk.topk_threshold, ([S], [25]), ValueError, r"keep\[0\] is 25 .* 0 to 24.*\(4, 6\)"),
+    "threshold: keep below": (tk.topk_threshold, ([S, S], [1, -1]), ValueError, r"keep\[1\] is -1"),
+    "threshold: keep type": (tk.topk_threshold, ([S], [1.5]), TypeError, r"keep\[0\] is a float"),
+    "threshold: dtype": (tk.topk_threshold, ([S, DOUBLE], [1, 1]), TypeError, r"scores\[1\] has dtype float64"),
+    "threshold: no tensor": (tk.topk_threshold, ([[1.0]], [1]), TypeError, r"scores\[0\] is a list"),
+    "threshold: devices": (tk.topk_threshold, ([S, META], [1, 1]), ValueError, r"scores\[1\] is on meta"),
+    "threshold: size": (tk.topk_threshold, ([HUGE], [1]), ValueError, r"scores\[0\] .*2147483649 entries.*2\*\*31"),
+    "binarize: dtype": (tk.binarize, (DOUBLE, VALUE, CUT), TypeError, "score has dtype float64"),
+    "binarize: value dtype": (tk.binarize, (S, CUT, CUT), TypeError, "value has dtype int64 but must have float32"),
+    "binarize: cut dtype": (tk.binarize, (S, VALUE, VALUE), TypeError, "cut has dtype float32 but must have int64"),
+    "binarize: value shape": (tk.binarize, (S, VALUE[None], CUT), ValueError, r"value has shape \(1,\)"),
+    "binarize: value number": (tk.binarize, (S, 0.5, CUT), TypeError, "value is a float but must be a Tensor"),
+    "binarize: devices": (tk.binarize, (S, VALUE.to("meta"), CUT), ValueError, "value is on meta"),
+    "binarize: size": (tk.binarize, (HUGE, VALUE, CUT), ValueError, "entries"),
+    "pack: dtype": (tk.pack_mask, (W,), TypeError, "mask has dtype float32 but must have bool"),
+    "unpack: dtype": (tk.unpack_mask, (W, (4,)), TypeError, "packed has dtype float32 but must have uint8"),
+    "unpack: length": (
+        tk.unpack_mask,
+        (torch.zeros(2, dtype=torch.uint8), (4, 6)),
+        ValueError,
+        r"packed has shape \(2,\) but must have \(3,\)",
+    ),
+    "unpack: shape": (tk.unpack_mask, (torch.zeros(1, dtype=torch.uint8), (-1,)), ValueError, r"shape is \(-1,\)"),
+    "mask_weight: shapes": (
+        tk.mask_weight,
+        (W, S.t(), VALUE, CUT),
+        ValueError,
+        r"score has shape \(6, 4\) but must have \(4, 6\)",
+    ),
+    "mask_weight: dtype": (tk.mask_weight, (DOUBLE, S, VALUE, CUT), TypeError, "weight has dtype float64"),
+    "mask_weight: result": (tk.mask_weight, (W, S, VALUE, CUT, torch.int8), TypeError, "dtype is torch.int8"),
+    "mask_weight: devices": (tk.mask_weight, (W, META, VALUE, CUT), ValueError, "score is on meta but must be on cpu"),
+    "ste: shapes": (tk.ste_backward, (W.t(), W), ValueError, r"grad_masked_weight has shape \(6, 4\)"),
+    "ste: dtype": (tk.ste_backward, (W, W.int()), TypeError, "weight has dtype int32"),
+    "ste: devices": (tk.ste_backward, (META, W), ValueError, "grad_masked_weight is on meta"),
+    "linear: x": (
+        tk.masked_linear,
+        (torch.ones(2, 5), W, S, VALUE, CUT),
+        ValueError,
+        r"x has shape \(2, 5\) but must have \(..., 6\)",
+    ),
+    "linear: x dtype": (tk.masked_linear, (torch.ones(2, 6).half(), W, S, VALUE, CUT), TypeError, "x has dtype"),
+    "linear: weight": (
+        tk.masked_linear,
+        (torch.ones(6), W[0], S[0], VALUE, CUT),
+        ValueError,
+        r"weight has shape \(6,\) but must have 2 dimensions",
+    ),
+    "linear: bias": (
+        tk.masked_linear,
+        (torch.ones(6), W, S, VALUE, CUT, torch.ones(6)),
+        ValueError,
+        r"bias has shape \(6,\) but must have \(4,\)",
+    ),
+    "embedding: ids": (tk.masked_embedding, (W, W, S, VALUE, CUT), TypeError, "ids has dtype float32"),
+    "embedding: padding": (
+        tk.masked_embedding,
+        (IDS, W, S, VALUE, CUT, 4),
+        ValueError,
+        "padding_idx is 4 but must be from -4 to 3",
+    ),
+}
+
+
+@pytest.mark.parametrize(("function", "arguments", "error", "message"), CASES.values(), ids=CASES.keys())
+def test_bad_arguments(function, arguments, error, message):
+    with pytest.raises(error, match=message) as caught:
+        function(*arguments)
+    assert str(caught.value).startswith(function.__name__ + ": ")
+
+
+def test_an_unknown_ranking():
+    for call in (
+        lambda: tk.topk_threshold([S], [1], ranking="largest"),
+        lambda: tk.mask_weight(W, S, VALUE, CUT, ranking="largest"),
+    ):
+        with pytest.raises(ValueError, match="ranking is 'largest' but must be 'signed' or 'abs'"):
+            call()
