@@ -1,6 +1,7 @@
 """Pre-trained models and tokenizers, from a hub, a local folder or the demo."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -107,6 +109,36 @@ def load_masked_language_model(name: str) -> MaskedLanguageModel:
     heads = MaskedLanguageModel(model, fresh_head=False)
     heads.fresh_head = any(key in missing for key in heads.head_parameters())
     return heads
+
+
+def load_classifier(name: str, labels: Sequence[str]) -> PreTrainedModel:
+    """The model `name`, fp32, under a fresh classification head with one output a label.
+
+    The head is drawn from torch's global generator (seed it first), even where the checkpoint holds one.
+
+    Raises:
+        UserError: the model cannot be had, or has no prunable matrix.
+    """
+    model, info = _load(
+        AutoModelForSequenceClassification,
+        name,
+        "model",
+        output_loading_info=True,
+        dtype=torch.float32,
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        problem_type="single_label_classification",
+        ignore_mismatched_sizes=True,  # a fine-tuned checkpoint's head, replaced below
+    )
+    _check_complete(model, info["missing_keys"], name)
+    prunable_modules(model)
+    inside = {id(parameter) for parameter in model.base_model.parameters()}
+    for parameter in (p for p in model.parameters() if id(p) not in inside):
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=getattr(model.config, "initializer_range", 0.02))
+        else:
+            nn.init.zeros_(parameter)
+    return model
 
 
 def load_pooler(name: str) -> Tensor:

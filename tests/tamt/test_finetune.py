@@ -1,0 +1,298 @@
+"""Fine-tuning end to end on tiny models: zeros stay zero, learning works, best and final are told apart."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM, pipeline
+
+from tamt.data import demo
+from tamt.errors import UserError
+from tamt.finetune import finetune, loop
+from tamt.finetune.classification import Classification, accuracy, bucketed
+from tamt.mask_file import MaskInfo, load_masks, save_masks
+from tamt.masking import apply_masks, magnitude_masks, prunable_weights
+from tamt.models import load_classifier
+from tamt.run_folder import RunFolder
+from tamt.training import NonFiniteError
+
+SENTENCES = ["the {} dog sees a house", "a {} cat finds the river by the road", "{} fish", "the bird hears a {} tree"]
+SETTINGS = {"epochs": 2, "batch_size": 8, "lr": 1e-3, "eval_every": 3}
+
+
+def write_rows(path: Path, rows: int) -> Path:
+    """Sentences with `new` are good, those with `old` bad."""
+    lines = []
+    for i in range(rows):
+        word, label = [("new", "good"), ("old", "bad")][i % 2]
+        lines.append(f"{SENTENCES[i // 2 % len(SENTENCES)].format(word)}\t{label}\n")
+    path.write_text("text\tlabel\n" + "".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, object]:
+    """Options that name 32 train rows and 16 dev rows."""
+    return {
+        "task": "classification",
+        "train_file": write_rows(tmp_path / "train.tsv", 32),
+        "dev_file": write_rows(tmp_path / "dev.tsv", 16),
+        "text_column": ["text"],
+    }
+
+
+@pytest.fixture
+def mask(tiny_bert: Path, tmp_path: Path) -> Path:
+    """The file of an OMP mask of tiny BERT at 70 %."""
+    return write_mask(tiny_bert, tmp_path / "mask.safetensors")
+
+
+def write_mask(model: Path, path: Path) -> Path:
+    masks = magnitude_masks(prunable_weights(load_classifier(str(model), ["a", "b"])), 0.7)
+    save_masks(path, masks, MaskInfo(str(model), "omp", 0.7, seed=0, step=0))
+    return path
+
+
+def run(model: Path, output: Path, **options: object) -> dict:
+    return finetune(model=str(model), output=output, **{**SETTINGS, **options})["results"][0]
+
+
+def bits_of_pruned(model: torch.nn.Module, masks: dict[str, Tensor]) -> int:
+    """How many bits are set in all pruned weights: 0 if every one is +0.0."""
+    weights = prunable_weights(model)
+    return sum(int(weights[name].detach()[~mask].view(torch.int32).count_nonzero()) for name, mask in masks.items())
+
+
+def test_pruned_weights_are_zero_in_every_step_the_checkpoint_and_the_saved_model(
+    tiny_bert: Path, files: dict, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks, _ = load_masks(mask)
+    counted = []
+    training_steps = loop.training_steps
+
+    def watched(accelerator, model, optimizer, *rest) -> Iterator:  # type: ignore[no-untyped-def]
+        for step in training_steps(accelerator, model, optimizer, *rest):
+            counted.append(bits_of_pruned(model, masks))
+            moments = optimizer.state[prunable_weights(model)["encoder.layer.0.output.dense.weight"]]
+            assert moments["exp_avg"].count_nonzero() > 0, "momentum is on"
+            yield step
+
+    monkeypatch.setattr(loop, "training_steps", watched)
+    checkpoints = []
+    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda self, step, state: checkpoints.append(state["model"]))
+    result = run(tiny_bert, tmp_path / "run", mask=mask, weight_decay=0.1, save_every=2, **files)
+    assert counted == [0] * 8
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
+    assert bits_of_pruned(saved, masks) == 0
+    assert [
+        int(state[f"bert.{name}"][~mask].count_nonzero()) for state in checkpoints for name, mask in masks.items()
+    ] == [0] * (3 * len(masks))
+    start = prunable_weights(load_classifier(str(tiny_bert), ["a", "b"]))
+    for name, weight in prunable_weights(saved).items():
+        changed = weight.detach()[masks[name]] != start[name].detach()[masks[name]]
+        assert changed.float().mean() > 0.5 or "word_embeddings" in name, "the remaining weights train"
+    assert (result["method"], result["sparsity"]) == ("omp", pytest.approx(0.7, abs=1e-3))
+
+
+def test_the_gradient_of_pruned_weights_is_outside_the_norm(tiny_bert: Path) -> None:
+    model = load_classifier(str(tiny_bert), ["a", "b"])
+    masks = magnitude_masks(prunable_weights(model), 0.7)
+    apply_masks(model, masks)
+    loop.keep_zeros(model, masks)
+    for _ in range(2):  # accumulated
+        model(input_ids=torch.tensor([[2, 7, 8, 3]]), labels=torch.tensor([1])).loss.backward()
+    for name, weight in prunable_weights(model).items():
+        assert weight.grad is not None
+        assert weight.grad[~masks[name]].count_nonzero() == 0
+        assert weight.grad[masks[name]].count_nonzero() > 0
+
+
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_roberta"])
+def test_overfits_32_rows(name: str, files: dict, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(name)
+    mask = write_mask(model, tmp_path / "mask.safetensors")
+    result = run(
+        model, tmp_path / "run", mask=mask, **{**files, "epochs": 30, "lr": 3e-3, "dev_file": files["train_file"]}
+    )
+    assert result["final_score"] >= 0.99
+    assert result["train_samples"] == 32
+
+
+def test_the_saved_model_answers_with_plain_transformers(tiny_bert: Path, files: dict, tmp_path: Path) -> None:
+    result = run(tiny_bert, tmp_path / "run", **{**files, "epochs": 20, "dev_file": files["train_file"]})
+    assert (result["method"], result["sparsity"], result["metric"]) == ("full", 0.0, "accuracy")
+    folder = tmp_path / "run" / "model"
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    answer = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(folder))
+    assert [row["label"] for row in answer(["the new dog sees a house", "old fish"])] == ["good", "bad"]
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == {"results": [result]}
+
+
+def test_best_and_final_are_told_apart_and_the_best_is_saved(
+    tiny_bert: Path, files: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.75, 0.75, 0.625])
+    snapshots = []
+
+    def evaluate(self: Classification) -> dict[str, float]:
+        snapshots.append(self.model.classifier.weight.detach().clone())
+        return {"accuracy": next(scores)}
+
+    monkeypatch.setattr(Classification, "evaluate", evaluate)
+    result = run(tiny_bert, tmp_path / "run", **{**files, "eval_every": 2, "epochs": 2})
+    assert (result["score"], result["best_step"], result["final_score"]) == (0.75, 4, 0.625)
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
+    assert torch.equal(saved.classifier.weight, snapshots[1])
+
+
+def test_the_end_is_evaluated_once_even_between_two_evaluations(tiny_bert: Path, files: dict, tmp_path: Path) -> None:
+    run(tiny_bert, tmp_path / "run", **{**files, "eval_every": 3, "epochs": 2})
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "dev_accuracy" in line] == [3, 6, 8]
+
+
+def test_same_seed_same_model_and_another_seed_another(
+    tiny_bert: Path, files: dict, mask: Path, tmp_path: Path
+) -> None:
+    def trained(name: str, seed: int) -> dict[str, Tensor]:
+        run(tiny_bert, tmp_path / name, mask=mask, seed=seed, train_samples=20, **files)
+        return AutoModelForSequenceClassification.from_pretrained(tmp_path / name / "model").state_dict()
+
+    first, again, other = trained("a", 1), trained("b", 1), trained("c", 2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
+def test_a_resumed_run_ends_as_the_unbroken_one(
+    tiny_bert: Path, files: dict, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**files, "mask": mask, "save_every": 3, "epochs": 3}
+    whole = run(tiny_bert, tmp_path / "whole", **options)
+    evaluate = Classification.evaluate
+    calls = []
+
+    def interrupted(self: Classification) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_bert, tmp_path / "broken", **options)
+    resumed = run(tiny_bert, tmp_path / "broken", resume=True, **options)
+    for key in ("score", "best_step", "final_score"):
+        assert resumed[key] == whole[key]
+    models = [AutoModelForSequenceClassification.from_pretrained(tmp_path / n / "model") for n in ("whole", "broken")]
+    first, second = (model.state_dict() for model in models)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_last_good_state(
+    tiny_bert: Path, files: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = Classification.loss
+    calls = []
+
+    def broken(self: Classification, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        calls.append(1)
+        return {"loss": loss(self, batch)["loss"] * (float("nan") if len(calls) == 6 else 1.0)}
+
+    monkeypatch.setattr(Classification, "loss", broken)
+    with pytest.raises(NonFiniteError, match="step 6"):
+        run(tiny_bert, tmp_path / "run", **files)
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] == 5
+    assert all(tensor.isfinite().all() for tensor in checkpoint["model"].values())
+
+
+def test_the_demo_task_takes_the_snippets(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "snippets.tsv"
+    rows = [f"{SENTENCES[i % 4].format(('old', 'new')[i % 2])}\t{i % 2}\n" for i in range(1100)]
+    file.write_text("sentence\tlabel\n" + "".join(rows), encoding="utf-8")
+    monkeypatch.setattr(demo, "snippets_file", lambda: file)
+    result = run(tiny_bert, tmp_path / "run", task="demo", train_samples=40)
+    assert result["train_samples"] == 40
+
+
+def test_a_checkpoint_with_a_head_gets_a_fresh_one(tiny_bert: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    load_classifier(str(tiny_bert), ["a", "b", "c"]).save_pretrained(tmp_path / "three")
+    torch.manual_seed(1)
+    two = load_classifier(str(tmp_path / "three"), ["a", "b"])
+    torch.manual_seed(2)
+    three = load_classifier(str(tmp_path / "three"), ["x", "y", "z"])
+    assert two.classifier.weight.shape == (2, 32)
+    stored = AutoModelForSequenceClassification.from_pretrained(tmp_path / "three")
+    assert not torch.equal(three.classifier.weight, stored.classifier.weight)
+    assert torch.equal(three.bert.pooler.dense.weight, stored.bert.pooler.dense.weight)
+    assert torch.equal(
+        three.bert.embeddings.word_embeddings.weight,
+        BertForMaskedLM.from_pretrained(tiny_bert).bert.embeddings.word_embeddings.weight,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "sst"}, "there is no task 'sst'"),
+        ({"epochs": 0}, "--epochs 0 must be 1 or more"),
+        ({"eval_every": 0}, "--eval-every 0 must be 1 or more"),
+        ({"lr": 0.0}, "--lr 0 must be more than 0"),
+        ({"weight_decay": -1.0}, "--weight-decay -1 must not be negative"),
+        ({"max_length": 33}, "--max-length 33 is more than the 32 tokens"),
+        ({"max_length": 2}, "--max-length 2 leaves no room"),
+        ({"train_samples": 33}, "--train-samples 33 is more than the 32 train rows"),
+        ({"text_column": ["a", "b", "c"]}, "--text-column takes one column or two"),
+        ({"text_column": ["body"]}, "there is no column 'body'"),
+        ({"task": "sst2", "text_column": ["text"]}, "--text-column is for --task classification"),
+        ({"mask": Path("absent.safetensors")}, r"there is no mask file absent\.safetensors"),
+        ({"model": "/absent/model"}, "'/absent/model' is no folder"),
+    ],
+)
+def test_bad_requests_are_refused_and_nothing_is_written(
+    options: dict, message: str, tiny_bert: Path, files: dict, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        finetune(**{"model": str(tiny_bert), "output": tmp_path / "run", **SETTINGS, **files, **options})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mask_for_another_model_is_refused(tiny_bert: Path, files: dict, mask: Path, tmp_path: Path) -> None:
+    masks, info = load_masks(mask)
+    masks["encoder.layer.2.output.dense.weight"] = masks.pop("encoder.layer.1.output.dense.weight")
+    save_masks(tmp_path / "other.safetensors", masks, info)
+    with pytest.raises(UserError, match="for another model than BertForSequenceClassification"):
+        run(tiny_bert, tmp_path / "run", mask=tmp_path / "other.safetensors", **files)
+
+
+def test_a_folder_with_another_run_is_left_alone(tiny_bert: Path, files: dict, tmp_path: Path) -> None:
+    run(tiny_bert, tmp_path / "run", **files)
+    with pytest.raises(UserError, match="is not empty"):
+        run(tiny_bert, tmp_path / "run", **files)
+    with pytest.raises(UserError, match="is finished"):
+        run(tiny_bert, tmp_path / "run", resume=True, **files)
+
+
+def test_batches_hold_rows_of_like_length_and_every_row_once_an_epoch() -> None:
+    lengths = np.random.default_rng(0).integers(5, 60, 1003)
+    batches = bucketed(lengths, 8, np.random.default_rng(1))
+    assert sorted(i for batch in batches for i in batch) == list(range(1003))
+    assert sorted(len(batch) for batch in batches) == [3] + [8] * 125
+    padded = sum(len(batch) * lengths[batch].max() for batch in batches)
+    assert padded < 1.15 * lengths.sum()
+    assert bucketed(lengths, 8, np.random.default_rng(1)) == batches
+    assert bucketed(lengths, 8, np.random.default_rng(2)) != batches
+    assert {tuple(sorted(b)) for b in batches} != {
+        tuple(sorted(b)) for b in bucketed(lengths, 8, np.random.default_rng(2))
+    }
+
+
+def test_accuracy_is_the_share_of_right_answers() -> None:
+    assert accuracy(torch.tensor([[5, 1, 0], [2, 3, 0], [0, 0, 0]])) == 8 / 11
