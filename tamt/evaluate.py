@@ -55,6 +55,7 @@ def dev_losses(
     teacher.eval()
     sums = {"kd": 0.0, "mlm": 0.0}
     tokens = {"kd": 0, "mlm": 0}
+    one = torch.ones((), device=accelerator.device)  # the losses as sums, to be divided once at the end
     objectives = {"kd": Losses("kd", student, teacher)}
     if not student.fresh_head:
         objectives["mlm"] = Losses("mlm", student)
@@ -62,7 +63,7 @@ def dev_losses(
         for cpu_batch in dev_batches(blocks, batch_size, seed, masking if name == "mlm" else None):
             batch = {key: value.to(accelerator.device) for key, value in cpu_batch.items()}
             with accelerator.autocast():
-                sums[name] += losses(batch, reduction="sum")["loss"].item()
+                sums[name] += losses({**batch, "masked_tokens": one, "real_tokens": one})["loss"].item()
             counted = batch["attention_mask"] if name == "kd" else batch["labels"] != IGNORED
             tokens[name] += int(counted.sum())
     return {f"{name}_loss": sums[name] / max(1, tokens[name]) for name in objectives}

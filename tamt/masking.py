@@ -127,6 +127,7 @@ def wrap(model: PreTrainedModel, masks: Mapping[str, Tensor], ranking: Ranking =
         if isinstance(module, nn.Embedding):
             new = tk.MaskedEmbedding.from_embedding(module, keep, mask=mask, ranking=ranking)
         else:
+            assert isinstance(module, nn.Linear), f"{name} is masked already"
             new = tk.MaskedLinear.from_linear(module, keep, mask=mask, ranking=ranking)
         model.base_model.set_submodule(name, new)
         masked[f"{name}.weight"] = new

@@ -15,7 +15,8 @@ Objective = Literal["mlm", "kd", "mlm+kd"]
 IGNORED = -100
 
 Batch = Mapping[str, Tensor]
-"""`input_ids` and `attention_mask`, [batch, length]; `labels`, IGNORED where no token is masked; `special`."""
+"""`input_ids` and `attention_mask`, [batch, length]; `labels`, IGNORED where no token is masked; `special`. A batch of
+several that make one step also has `masked_tokens` and `real_tokens`, 0-dim, the numbers in all of them together."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class TokenMasking:
         }
 
 
-def mlm_loss(head: MaskedLanguageModel, hidden: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+def mlm_loss(head: MaskedLanguageModel, hidden: Tensor, labels: Tensor, tokens: Tensor | None = None) -> Tensor:
     """Cross-entropy on the masked tokens, mean over the masked positions (0 where there is none).
 
     Only masked positions get logits: the other 85 % would be 13 % of the multiply-adds of BERT-base's step (2 × 23.4 M
@@ -59,16 +60,16 @@ def mlm_loss(head: MaskedLanguageModel, hidden: Tensor, labels: Tensor, reductio
         head: the model whose MLM head is asked.
         hidden: last hidden states, [batch, length, width].
         labels: [batch, length], IGNORED where the token was not masked.
-        reduction: "mean" or "sum".
+        tokens: what to divide the sum by in place of the number of masked tokens here, 0-dim.
     """
     chosen = labels != IGNORED
     logits = head.logits(hidden[chosen]).float()
     loss = F.cross_entropy(logits, labels[chosen], reduction="sum")
-    return loss / chosen.sum().clamp(min=1) if reduction == "mean" else loss
+    return loss / (chosen.sum().clamp(min=1) if tokens is None else tokens)
 
 
 def kd_loss(
-    teacher: tuple[Tensor, ...], student: tuple[Tensor, ...], attention_mask: Tensor, reduction: str = "mean"
+    teacher: tuple[Tensor, ...], student: tuple[Tensor, ...], attention_mask: Tensor, tokens: Tensor | None = None
 ) -> Tensor:
     """1 − cos of teacher and student hidden states (paper eq. 6), mean over layers 1…L and the real tokens.
 
@@ -76,15 +77,14 @@ def kd_loss(
         teacher: hidden states of the embedding output and of each layer, [batch, length, width] each.
         student: the same of the student.
         attention_mask: [batch, length], 0 where the token is padding; those count nothing.
-        reduction: "mean", or "sum" over tokens (still the mean over layers).
+        tokens: what to divide the sum over tokens by in place of the number of real ones here, 0-dim.
     """
     real = attention_mask.to(torch.float32)
     distances = [
         ((1 - F.cosine_similarity(t.float(), s.float(), dim=-1)) * real).sum()
         for t, s in zip(teacher[1:], student[1:], strict=True)
     ]
-    total = torch.stack(distances).mean()
-    return total / real.sum() if reduction == "mean" else total
+    return torch.stack(distances).mean() / (real.sum() if tokens is None else tokens)
 
 
 def encode(model: PreTrainedModel, batch: Batch, hidden_states: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -113,7 +113,7 @@ class Losses:
     teacher: PreTrainedModel | None = None
     kd_weight: float = 1.0
 
-    def __call__(self, batch: Batch, reduction: str = "mean") -> dict[str, Tensor]:
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """`mlm` and `kd` as the objective has them, and `loss`, what is minimised.
 
         For "mlm+kd" teacher and student read the same masked tokens.
@@ -121,12 +121,12 @@ class Losses:
         last, hidden = encode(self.student.encoder, batch, hidden_states="kd" in self.objective)
         parts: dict[str, Tensor] = {}
         if "mlm" in self.objective:
-            parts["mlm"] = mlm_loss(self.student, last, batch["labels"], reduction)
+            parts["mlm"] = mlm_loss(self.student, last, batch["labels"], batch.get("masked_tokens"))
         if "kd" in self.objective:
             assert self.teacher is not None
             with torch.no_grad():
                 _, target = encode(self.teacher, batch, hidden_states=True)
-            parts["kd"] = kd_loss(target, hidden, batch["attention_mask"], reduction)
+            parts["kd"] = kd_loss(target, hidden, batch["attention_mask"], batch.get("real_tokens"))
         weight = self.kd_weight if self.objective == "mlm+kd" else 1.0
         weighted = [weight * value if name == "kd" else value for name, value in parts.items()]
         return {**parts, "loss": torch.stack(weighted).sum()}

@@ -39,7 +39,7 @@ class RunFolder:
             resume: go on with the run in `path`, which must have been started with the same settings.
 
         Raises:
-            UserError: the folder holds something already, or on `resume` another run.
+            UserError: the folder holds something already, or on `resume` another run or a finished one.
         """
         plain = {key: _plain(value) for key, value in settings.items()}
         config = path / CONFIG
@@ -54,6 +54,8 @@ class RunFolder:
                     f"the run in {path} was started with {key} = {started.get(key)!r}, not {plain.get(key)!r}; "
                     "resume it with its own settings or give a new --output"
                 )
+            if (path / RESULTS).is_file():
+                raise UserError(f"the run in {path} is finished; give a new --output for another")
             return cls(path)
         if path.exists() and any(path.iterdir()):
             raise UserError(

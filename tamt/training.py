@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -33,6 +34,8 @@ def make_accelerator(precision: Precision, accumulation: int, seed: int) -> Acce
     if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
         raise UserError("this GPU has no bf16 arithmetic; use --precision fp16 or fp32")
     set_seed(seed)
+    # Accelerate keeps the precision of the process's first Accelerator; a second command may want another.
+    AcceleratorState._reset_state()
     mixed_precision = "no" if precision == "fp32" else precision
     return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation)
 
@@ -67,12 +70,13 @@ def training_steps(
         optimizer: over the parameters that train.
         schedule: of the learning rate, moved on once a step.
         batches: batches on the CPU or already on the device, as many as the steps need.
-        loss: gives the parts of a batch's loss; `loss` is the one that is minimised.
+        loss: gives the parts of a batch's share in the step's loss; `loss` is the one that is minimised. The shares
+            of the batches of a step are added up.
         first: number of the first step, from 1.
         last: number of the last step.
 
     Yields:
-        The step's number and the mean of each part of the loss over the step's batches.
+        The step's number and each part of the loss.
 
     Raises:
         NonFiniteError: before anything was updated with the loss.
@@ -86,12 +90,11 @@ def training_steps(
             with accelerator.autocast():
                 parts = loss(next(batches))
             for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value.item() / accumulation
+                sums[name] = sums.get(name, 0.0) + value.item()
             if not math.isfinite(sums["loss"]):
                 optimizer.zero_grad()
                 raise NonFiniteError(_non_finite("loss", sums["loss"], step))
-            scaled = parts["loss"] / accumulation
-            (scaler.scale(scaled) if scaler else scaled).backward()
+            (scaler.scale(parts["loss"]) if scaler else parts["loss"]).backward()
         if scaler:
             scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,5 +1,6 @@
 """Unlabelled text for the search: read, tokenised, cut into blocks, and dealt out in a seeded order."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,9 +179,10 @@ def make_blocks(lines: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max
 def train_batches(
     blocks: Blocks, batch_size: int, seed: int, first: int, masking: TokenMasking | None = None
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches without end: every epoch a new order, every batch a new masking.
+    """Batches without end: every epoch a new order, every block masked anew each time.
 
-    Batch number i is a pure function of the blocks, `batch_size`, `seed` and i, so a resumed run goes on exactly.
+    What stands at position p of the endless row of blocks is a pure function of the blocks, `seed` and p. So a resumed
+    run goes on exactly, and two batches of 8 are one of 16.
 
     Args:
         blocks: the corpus.
@@ -189,18 +191,17 @@ def train_batches(
         first: number of the first batch, from 0.
         masking: how tokens are masked (MLM), or None for the plain text.
     """
-    number = first
     epoch, order = -1, torch.empty(0)
-    while True:
+    for number in itertools.count(first):
+        positions = range(number * batch_size, (number + 1) * batch_size)
         indices = []
-        for position in range(number * batch_size, (number + 1) * batch_size):
+        for position in positions:
             if position // len(blocks) != epoch:
                 epoch = position // len(blocks)
                 order = torch.randperm(len(blocks), generator=_generator(seed, 0, epoch))
             indices.append(int(order[position % len(blocks)]))
         batch = blocks.batch(indices)
-        yield masking(batch, _generator(seed, 1, number)) if masking else batch
-        number += 1
+        yield _masked(batch, masking, [_generator(seed, 1, position) for position in positions]) if masking else batch
 
 
 def dev_batches(
@@ -209,11 +210,19 @@ def dev_batches(
     """Every block once, in order. Each block's masking depends on `seed` and its number alone, not on the batch size,
     so that two masks are compared on the same tokens."""
     for start in range(0, len(blocks), batch_size):
-        rows = []
-        for index in range(start, min(start + batch_size, len(blocks))):
-            row = blocks.batch([index])
-            rows.append(masking(row, _generator(seed, 2, index)) if masking else row)
-        yield {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        indices = range(start, min(start + batch_size, len(blocks)))
+        batch = blocks.batch(indices)
+        yield _masked(batch, masking, [_generator(seed, 2, index) for index in indices]) if masking else batch
+
+
+def _masked(
+    batch: dict[str, Tensor], masking: TokenMasking, generators: Sequence[torch.Generator]
+) -> dict[str, Tensor]:
+    rows = [
+        masking({name: tensor[i : i + 1] for name, tensor in batch.items()}, generator)
+        for i, generator in enumerate(generators)
+    ]
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def _generator(seed: int, use: int, number: int) -> torch.Generator:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tamt.evaluate import dev_losses
 from tamt.mask_file import MaskInfo, save_masks, write_safetensors
 from tamt.masking import Masks, magnitude_masks, random_masks, sparsity_of
 from tamt.models import MaskedLanguageModel
-from tamt.objectives import TokenMasking
+from tamt.objectives import IGNORED, TokenMasking
 from tamt.run_folder import RunFolder
 
 MASK_FILE = "mask.safetensors"
@@ -53,11 +54,21 @@ class Search:
     results: list[dict] = field(default_factory=list)
 
     def batches(self, first: int, masking: TokenMasking | None) -> Iterator[dict[str, Tensor]]:
-        """Training batches from optimizer step `first` (from 1) on, on the device."""
+        """Training batches from optimizer step `first` (from 1) on, on the device.
+
+        Those of one step know the tokens of all of them, so that their losses add up to that of one large batch.
+        """
         assert self.train_blocks is not None
-        number = (first - 1) * self.accelerator.gradient_accumulation_steps
-        for batch in train_batches(self.train_blocks, self.batch_size, self.seed, number, masking):
-            yield {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        count = self.accelerator.gradient_accumulation_steps
+        source = train_batches(self.train_blocks, self.batch_size, self.seed, (first - 1) * count, masking)
+        while step := list(islice(source, count)):
+            totals = {"real_tokens": torch.stack([batch["attention_mask"].sum() for batch in step]).sum()}
+            if masking:
+                chosen = torch.stack([(batch["labels"] != IGNORED).sum() for batch in step])
+                totals["masked_tokens"] = chosen.sum().clamp(min=1)
+            for batch in step:
+                device = self.accelerator.device
+                yield {name: tensor.to(device, non_blocking=True) for name, tensor in {**batch, **totals}.items()}
 
     def dev_losses(self) -> dict[str, float]:
         """The student's losses on the dev text, none if there is no dev text. The generators are left as they were."""

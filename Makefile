@@ -1,0 +1,36 @@
+# make demo: find winning tickets of a small real model and fine-tune them.   make test: lint, types, tests.
+# Both set up everything themselves, in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+# The extension is built with this torch, so torch comes first and the build is not isolated from it.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+SOURCES := pyproject.toml setup.py _build_backend.py $(shell find csrc -type f)
+
+.PHONY: setup demo test lint types clean
+
+setup: $(STAMP)
+
+$(STAMP): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) 'torch>=2.7,<2.16' 'setuptools>=77' ninja
+	$(PIP) --no-build-isolation --editable '.[test]'
+	touch $@
+
+demo: setup
+	$(BIN)/tamt demo
+
+test: setup lint types
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+clean:
+	rm -rf build *.egg-info tamt_kernels/*.so $(STAMP)

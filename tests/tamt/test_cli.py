@@ -1,0 +1,177 @@
+"""The command line: results on stdout, one sentence for every mistake, nothing overwritten."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tamt.cli import COMMANDS, main
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def command(tmp_path: Path, tiny_bert: Path, corpus: Path):
+    """The words of a working `tamt train`, those given put in place of its own."""
+
+    def words(**options: str | None) -> list[str]:
+        chosen = {"method": "omp", "model": str(tiny_bert), "corpus": str(corpus), "max-length": "16"}
+        chosen |= {"output": str(tmp_path / "run"), **{key.replace("_", "-"): v for key, v in options.items()}}
+        return ["train", *(word for key, value in chosen.items() if value for word in (f"--{key}", value))]
+
+    return words
+
+
+def test_json_is_one_object_on_stdout_and_all_else_on_stderr(
+    command, capsys, tmp_path: Path, tiny_bert, corpus
+) -> None:
+    for words in (
+        command(method="tamt-kd", steps="5"),
+        ["evaluate", "--model", str(tiny_bert), "--corpus", str(corpus), "--max-length", "16"],
+        ["compare", str(tmp_path / "run" / "mask.safetensors"), str(tmp_path / "run" / "mask.safetensors")],
+    ):
+        assert main([*words, "--json"]) == 0
+        output = capsys.readouterr().out
+        assert len(output.splitlines()) == 1
+        assert isinstance(json.loads(output)["results"], list)
+
+
+def test_tables_are_shown_without_json(command, capsys) -> None:
+    assert main(command()) == 0
+    assert "kd_loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, capsys) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([name, "--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert f"tamt {name}" in text
+    assert "--json" in text
+
+
+def test_overview_and_version(capsys) -> None:
+    assert main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    assert all(name in overview for name in COMMANDS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("tamt 0.")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": "1.2"}, "--sparsity 1.2 is not between 0 and 1"),
+        ({"sparsity": "0"}, "--sparsity 0 is not between 0 and 1"),
+        ({"sparsity": "nan"}, "--sparsity nan is not"),
+        ({"sparsity": "half"}, "--sparsity half is not"),
+        ({"method": "magic"}, "--method magic is not one of tamt-mlm"),
+        ({"method": None}, "--method is missing"),
+        ({"method": "tamt-kd", "steps": "0"}, "--steps 0 must be 1 or more"),
+        ({"method": "tamt-kd", "lr": "-1"}, "--lr -1 must be more than 0"),
+        ({"method": "tamt-kd", "corpus": None}, "tamt-kd needs text"),
+        ({"method": "imp", "steps": "9"}, "too few for IMP"),
+        ({"method": "imp", "save_at": "3"}, "--save-at is for mask training"),
+        ({"method": "tamt-kd", "steps": "5", "save_at": "3,9"}, "--save-at 9 lies after the last step"),
+        ({"method": "tamt-kd", "save_at": "x"}, "--save-at"),
+        ({"corpus": "/no/such/file"}, "no corpus file /no/such/file"),
+        ({"model": "/no/such/model"}, "'/no/such/model' is no folder"),
+        ({"model": "no-such/model"}, "'no-such/model' is no folder"),
+        ({"max_length": "1000"}, "--max-length 1000 is more than the 32 positions"),
+        ({"precision": "fp16"}, "fp16 needs a GPU"),
+        ({"colour": "red"}, "--colour"),
+        ({"config": "/no/such.yaml"}, "/no/such.yaml"),
+        ({"head": "/no/head"}, "the MLM head /no/head cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_line_with_exit_code_2(options, message, command, capsys, tmp_path: Path) -> None:
+    if "precision" in options and torch.cuda.is_available():
+        pytest.skip("fp16 is no mistake on a GPU")
+    assert main(command(**options)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_holds_another_run_is_left_as_it_is(command, capsys, tmp_path: Path) -> None:
+    assert main(command()) == 0
+    before = tree(tmp_path)
+    capsys.readouterr()
+    for words in (command(), command(sparsity="0.5"), [*command(sparsity="0.5"), "--resume"], [*command(), "--resume"]):
+        assert main(words) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "file").write_text("mine")
+    assert main(command(output=str(tmp_path / "file"))) == 2
+    (tmp_path / "file").unlink()
+    assert tree(tmp_path) == before
+
+
+def test_a_mask_for_another_model_or_cut_short_is_refused(command, capsys, tmp_path, tiny_roberta, tiny_bert, corpus):
+    assert main(command()) == 0
+    mask = tmp_path / "run" / "mask.safetensors"
+    torch.save({"bert.other.weight": torch.ones(3, 3, dtype=torch.bool)}, tmp_path / "other.pt")
+    (tmp_path / "cut.safetensors").write_bytes(mask.read_bytes()[:-5])
+    capsys.readouterr()
+    for path, message in {"other.pt": "another model", "cut.safetensors": "damaged", "none": "no mask file"}.items():
+        words = ["--corpus", str(corpus), "--max-length", "16", "--mask", str(tmp_path / path)]
+        assert main(["evaluate", "--model", str(tiny_bert), *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_compare(capsys, tmp_path: Path, command) -> None:
+    for method in ("omp", "rand"):
+        assert main(command(method=method, output=str(tmp_path / method))) == 0
+    capsys.readouterr()
+    paths = [str(tmp_path / method / "mask.safetensors") for method in ("omp", "rand")]
+    assert main(["compare", *paths, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["results"][0]
+    # Two independent masks that keep 30 %: 0.09 / 0.51 of the union in both.
+    assert row["similarity"] == pytest.approx(0.09 / 0.51, abs=0.02)
+    assert row["distance"] == 1 - row["similarity"]
+    assert len(row["matrices"]) == 13
+    assert main(["compare", paths[0]]) == 2
+    assert "two or more" in capsys.readouterr().err
+
+
+def test_similarity_by_hand() -> None:
+    from tamt.compare import similarity
+
+    a = {"x": torch.tensor([True, True, False, False]), "y": torch.tensor([False, False])}
+    b = {"x": torch.tensor([True, False, True, False]), "y": torch.tensor([False, False])}
+    assert similarity(a, b) == (1 / 3, {"x": 1 / 3, "y": 1.0})
+
+
+def test_config_holds_the_options_and_the_command_line_wins(command, tmp_path: Path, capsys, corpus: Path) -> None:
+    (tmp_path / "options.yaml").write_text(f"sparsity: 0.5\nseed: 4\ncorpus: [{corpus}]\nsave_at: [2, 3]\n")
+    words = [*command(method="tamt-kd", corpus=None, steps="4"), "--config", str(tmp_path / "options.yaml")]
+    assert main([*words, "--seed", "6", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["results"][0]
+    assert row["sparsity"] == pytest.approx(0.5, abs=0.002)
+    assert row["seed"] == 6
+    assert (tmp_path / "run" / "masks" / "step-3.safetensors").is_file()
+    # The config of a run gives that run again.
+    again = ["train", "--config", str(tmp_path / "run" / "config.yaml"), "--output", str(tmp_path / "again"), "--json"]
+    assert main(again) == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["kd_loss"] == row["kd_loss"]
+    (tmp_path / "unknown.yaml").write_text("sparsty: 0.5\n")
+    assert main([*command(), "--config", str(tmp_path / "unknown.yaml")]) == 2
+    assert "sparsty" in capsys.readouterr().err
+
+
+def test_the_command_is_installed_and_a_mistake_shows_no_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tamt", "train", "--method", "omp"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "tamt train: error: --model is missing; tamt train --help lists the options\n"

@@ -1,0 +1,302 @@
+"""The six searches, end to end on a tiny model."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tamt.search.imp as imp
+from tamt.errors import UserError
+from tamt.evaluate import evaluate
+from tamt.mask_file import load_masks
+from tamt.masking import keep_of, magnitude_masks, prunable_weights, random_masks, sparsity_of
+from tamt.models import load_masked_language_model
+from tamt.objectives import Losses
+from tamt.search import train
+from tamt.search.imp import prune_and_reset, steps_to
+
+METHODS = ["tamt-mlm", "tamt-kd", "tamt-mlm+kd", "imp", "omp", "rand"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, corpus: Path, tiny_bert: Path):
+    """Call train on the tiny model; options given win."""
+
+    def call(method: str, output: str = "run", **options) -> dict:
+        settings = {"model": str(tiny_bert), "corpus": [str(corpus)], "max_length": 16, "steps": 20, **options}
+        return train(method=method, output=tmp_path / output, **settings)["results"][-1]
+
+    return call
+
+
+@pytest.mark.parametrize("family", ["tiny_bert", "tiny_roberta"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_an_exact_mask(method, family, request, run, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(family)
+    result = run(method, model=str(folder), sparsity=0.6)
+    masks, info = load_masks(tmp_path / "run" / "mask.safetensors")
+    weights = prunable_weights(load_masked_language_model(str(folder)).model)
+    assert masks.keys() == weights.keys()
+    assert all(int(mask.sum()) == keep_of(mask.numel(), 0.6) for mask in masks.values())
+    assert (info.method, info.sparsity, info.seed, info.model) == (method, 0.6, 0, str(folder))
+    assert result["sparsity"] == pytest.approx(0.6, abs=0.002)
+    assert math.isfinite(result["kd_loss"])
+    assert math.isfinite(result["mlm_loss"])
+    stored = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    assert stored["results"][-1] == result
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_gives_the_same_mask(method, run, tmp_path: Path) -> None:
+    for output, seed in {"a": 1, "b": 1, "c": 2}.items():
+        run(method, output, seed=seed, steps=30)
+    a, b, c = (load_masks(tmp_path / output / "mask.safetensors")[0] for output in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    # OMP has no chance in it, and IMP's few steps may prune the same either way.
+    if method not in {"omp", "imp"}:
+        assert any(not torch.equal(a[name], c[name]) for name in a)
+
+
+def test_one_shot_masks_are_what_they_say(run, tmp_path: Path, tiny_bert: Path) -> None:
+    weights = prunable_weights(load_masked_language_model(str(tiny_bert)).model)
+    for method, expected in {"omp": magnitude_masks(weights, 0.7), "rand": random_masks(weights, 0.7, 5)}.items():
+        run(method, method, seed=5)
+        masks, _ = load_masks(tmp_path / method / "mask.safetensors")
+        assert all(torch.equal(masks[name], mask) for name, mask in expected.items())
+
+
+def test_mask_training_lowers_its_own_loss(run) -> None:
+    omp = run("omp", "omp")
+    kd = run("tamt-kd", "kd", steps=60)
+    mlm = run("tamt-mlm", "mlm", steps=60)
+    assert kd["kd_loss"] < 0.9 * omp["kd_loss"]
+    assert mlm["mlm_loss"] < 0.98 * omp["mlm_loss"]
+    assert kd["changed"] > 0.01
+
+
+def test_metrics_tell_loss_sparsity_and_change(run, tmp_path: Path) -> None:
+    run("tamt-kd", log_every=5, eval_every=10, sparsity=0.7)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [5, 10, 15, 20]
+    assert all(line["sparsity"] == pytest.approx(0.7, abs=0.002) for line in steps)
+    assert steps[-1]["changed"] > 0
+    assert steps[-1]["lr"] == 0
+    assert [line["step"] for line in lines if "dev_kd_loss" in line] == [10, 20]
+
+
+def test_masks_along_the_way(run, tmp_path: Path) -> None:
+    run("tamt-kd", "long", save_at=[8, 15])
+    masks, info = load_masks(tmp_path / "long" / "masks" / "step-8.safetensors")
+    assert info.step == 8
+    assert sparsity_of(masks) == pytest.approx(0.7, abs=0.002)
+    assert (tmp_path / "long" / "masks" / "step-15.safetensors").is_file()
+
+
+def test_an_interval_of_thresholds_renews_only_then(run, tmp_path: Path) -> None:
+    run("tamt-kd", threshold_every=1000, steps=20, save_at=[20])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    drifted = [line["sparsity"] for line in lines if line["step"] == 10]
+    assert drifted != [pytest.approx(0.6995, abs=1e-4)]
+    masks, _ = load_masks(tmp_path / "run" / "mask.safetensors")
+    assert all(int(mask.sum()) == keep_of(mask.numel(), 0.7) for mask in masks.values())
+
+
+def test_accumulation_equals_a_larger_batch(run, tmp_path: Path, monkeypatch) -> None:
+    # IMP's weights move from the first step on. With dropout off, 4 batches of 2 are the same 8 blocks as 1 of 8,
+    # though their numbers of masked tokens differ.
+    monkeypatch.setattr("torch.nn.functional.dropout", lambda x, *_, **__: x)
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", without_dropout)
+    options = {"method": "imp", "steps": 100, "sparsity": 0.2, "lr": 1e-3, "log_every": 1}
+    run(output="large", batch_size=8, **options)
+    run(output="small", batch_size=2, accumulation=4, **options)
+    losses = [
+        [line["loss"] for line in map(json.loads, (tmp_path / output / "metrics.jsonl").open()) if "loss" in line]
+        for output in ("large", "small")
+    ]
+    assert len(losses[0]) == 10
+    assert losses[0][0] - losses[0][-1] > 0.05
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def without_dropout(*arguments, dropout_p: float = 0.0, **options) -> torch.Tensor:
+    return ATTENTION(*arguments, **options)
+
+
+ATTENTION = torch.nn.functional.scaled_dot_product_attention
+
+
+@pytest.mark.parametrize("initial", ["omp", "random"])
+@pytest.mark.parametrize("ranking", ["signed", "abs"])
+def test_options_of_mask_training(run, tmp_path: Path, initial, ranking) -> None:
+    run("tamt-mlm+kd", initial=initial, ranking=ranking, kd_weight=2.0)
+    masks, _ = load_masks(tmp_path / "run" / "mask.safetensors")
+    assert all(int(mask.sum()) == keep_of(mask.numel(), 0.7) for mask in masks.values())
+
+
+def test_bf16_runs_and_scores_stay_fp32(run, tmp_path: Path) -> None:
+    assert math.isfinite(run("tamt-kd", precision="bf16")["kd_loss"])
+
+
+def test_the_pooler_is_masked_on_request(tmp_path: Path, run, tiny_bert: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    with_pooler = tmp_path / "model"
+    torch.manual_seed(0)
+    AutoModel.from_pretrained(tiny_bert).save_pretrained(with_pooler)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(with_pooler)
+    run("tamt-kd", model=str(with_pooler), prune_pooler=True)
+    masks, _ = load_masks(tmp_path / "run" / "mask.safetensors")
+    assert int(masks["pooler.dense.weight"].sum()) == keep_of(32 * 32, 0.7)
+
+
+def headless(tiny_bert: Path, folder: Path) -> str:
+    """A copy of the tiny model without its MLM head."""
+    from transformers import AutoModel, AutoTokenizer
+
+    AutoModel.from_pretrained(tiny_bert).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("method", ["tamt-mlm", "imp"])
+def test_a_fresh_head_is_warmed_up_alone_and_told(method, tmp_path: Path, run, tiny_bert: Path, capsys) -> None:
+    model = headless(tiny_bert, tmp_path / "model")
+    run(method, model=model, head_warmup_steps=15)
+    assert "no MLM head" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "head_warmup" in line] == [10, 15]
+    head = load_file(tmp_path / "run" / "head.safetensors")
+    assert set(head) == set(load_masked_language_model(str(tiny_bert)).head_parameters())
+
+
+def test_kd_needs_no_head_and_leaves_mlm_out(tmp_path: Path, run, tiny_bert: Path) -> None:
+    assert run("tamt-kd", model=headless(tiny_bert, tmp_path / "model"))["mlm_loss"] is None
+
+
+# IMP
+
+
+def test_imp_weights_equal_theta_0_bit_for_bit_after_every_pruning(run, monkeypatch, tiny_bert: Path) -> None:
+    theta = {n: p.detach().clone() for n, p in load_masked_language_model(str(tiny_bert)).model.named_parameters()}
+    seen: list[float] = []
+    original = imp.prune_and_reset
+
+    def checked(weights, parameters, initial, masks, sparsity):
+        if seen:
+            # It trained in between: what is put back had moved.
+            assert any(not torch.equal(p, theta[n]) for n, p in parameters.items() if n not in weights)
+        pruned = original(weights, parameters, initial, masks, sparsity)
+        names = {id(weight): name for name, weight in weights.items()}
+        for name, parameter in parameters.items():
+            mask = pruned.get(names.get(id(parameter), ""), torch.tensor(True))
+            assert torch.equal(parameter, torch.where(mask, theta[name], 0))
+        assert all(bool((masks[name] | ~mask).all()) for name, mask in pruned.items())
+        seen.append(sparsity)
+        return pruned
+
+    monkeypatch.setattr(imp, "prune_and_reset", checked)
+    run("imp", sparsity=0.5, steps=40, lr=1e-3)
+    assert seen == [0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+def test_imp_ranks_the_trained_weights() -> None:
+    weight = torch.nn.Parameter(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+    initial = {"model.w": weight.detach().clone()}
+    with torch.no_grad():
+        weight.copy_(torch.tensor([[9.0, 2.0, 0.1, 4.0]]))
+    masks = {"w": torch.tensor([[True, False, True, True]])}
+    pruned = prune_and_reset({"w": weight}, {"model.w": weight}, initial, masks, 0.5)
+    assert pruned["w"].tolist() == [[True, False, False, True]]
+    assert weight.tolist() == [[1.0, 0.0, 0.0, 4.0]]
+
+
+def test_imp_stops_where_the_paper_stops() -> None:
+    # Table 2, in steps of a schedule of 27,920.
+    table = {0.2: 2792, 0.3: 5584, 0.4: 8376, 0.5: 11168, 0.6: 13960, 0.7: 16752, 0.8: 19544, 0.9: 22336}
+    assert {sparsity: steps_to(sparsity, 27_920) for sparsity in table} == table
+    assert steps_to(0.75, 27_920) == 19544
+    assert steps_to(0.05, 27_920) == 0
+
+
+def test_imp_keeps_a_mask_for_every_sparsity_on_its_way(run, tmp_path: Path) -> None:
+    run("imp", sparsity=0.35)
+    saved = sorted(path.name for path in (tmp_path / "run" / "masks").iterdir())
+    assert saved == ["sparsity-0.1.safetensors", "sparsity-0.2.safetensors", "sparsity-0.3.safetensors"]
+    masks, info = load_masks(tmp_path / "run" / "masks" / "sparsity-0.2.safetensors")
+    assert (info.sparsity, info.step) == (0.2, 2)
+    assert sparsity_of(masks) == pytest.approx(0.2, abs=0.002)
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize("method", ["tamt-mlm+kd", "imp"])
+def test_a_resumed_run_ends_with_the_same_mask(method, run, tmp_path: Path, monkeypatch) -> None:
+    run(method, "alone", steps=40)
+    calls = 0
+    loss = Losses.__call__
+
+    def interrupted(self, *arguments, **options):
+        nonlocal calls
+        calls += self.student.model.training
+        if calls == 17:
+            raise KeyboardInterrupt
+        return loss(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Losses, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(method, "stopped", steps=40, save_every=10)
+    result = run(method, "stopped", steps=40, save_every=10, resume=True)
+    alone, resumed = (load_masks(tmp_path / output / "mask.safetensors")[0] for output in ("alone", "stopped"))
+    assert all(torch.equal(alone[name], resumed[name]) for name in alone)
+    assert result["step"] > 17 or method == "imp"
+
+
+@pytest.mark.parametrize("method", ["tamt-kd", "imp"])
+def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(method, run, tmp_path, monkeypatch) -> None:
+    calls = 0
+    loss = Losses.__call__
+
+    def poisoned(self, *arguments, **options):
+        nonlocal calls
+        calls += self.student.model.training
+        parts = loss(self, *arguments, **options)
+        return {name: value * torch.nan for name, value in parts.items()} if calls == 8 else parts
+
+    monkeypatch.setattr(Losses, "__call__", poisoned)
+    with pytest.raises(UserError, match="loss became nan at step 8.*checkpoint is kept.*lower --lr"):
+        run(method, save_every=5)
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] == 7
+    assert all(bool(tensor.isfinite().all()) for tensor in checkpoint["trained"].values())
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+# Evaluation
+
+
+def test_evaluate_measures_what_the_search_measured(run, tmp_path: Path, tiny_bert: Path, corpus: Path) -> None:
+    result = run("omp", dev_corpus=[str(corpus)])
+    mask = tmp_path / "run" / "mask.safetensors"
+    row = evaluate(str(tiny_bert), [str(corpus)], mask=mask, max_length=16)["results"][0]
+    assert row["kd_loss"] == pytest.approx(result["kd_loss"], rel=1e-5)
+    assert row["mlm_loss"] == pytest.approx(result["mlm_loss"], rel=1e-5)
+    assert row["method"] == "omp"
+    full = evaluate(str(tiny_bert), [str(corpus)], max_length=16)["results"][0]
+    assert full["kd_loss"] == pytest.approx(0, abs=1e-6)
+
+
+def test_evaluate_takes_the_head_of_a_run(run, tmp_path: Path, tiny_bert: Path, corpus: Path) -> None:
+    model = headless(tiny_bert, tmp_path / "model")
+    result = run("tamt-mlm", model=model, dev_corpus=[str(corpus)], head_warmup_steps=5)
+    folder = tmp_path / "run"
+    options = {"mask": folder / "mask.safetensors", "max_length": 16}
+    assert evaluate(model, [str(corpus)], **options)["results"][0]["mlm_loss"] is None
+    with_head = evaluate(model, [str(corpus)], head=folder / "head.safetensors", **options)["results"][0]
+    assert with_head["mlm_loss"] == pytest.approx(result["mlm_loss"], rel=1e-5)
