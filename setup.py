@@ -77,7 +77,12 @@ def extension() -> dict[str, Any]:
                 sources,
                 define_macros=macros,
                 depends=sorted(glob("csrc/**/*.h", recursive=True)),
-                extra_compile_args={"cxx": ["-O3", "-g0", "-fvisibility=hidden"], "nvcc": ["-O3", "--threads", "2"]},
+                extra_compile_args={
+                    # No code here looks at floating-point traps, which would keep loops that choose between two
+                    # roundings from being vectorised: 13 ms in place of 2 for 3072 x 768 entries to float16.
+                    "cxx": ["-O3", "-g0", "-fvisibility=hidden", "-fno-trapping-math"],
+                    "nvcc": ["-O3", "--threads", "2"],
+                },
             )
         ],
         "cmdclass": {"build_ext": BuildExtension},

@@ -8,19 +8,29 @@
 namespace tamt {
 namespace {
 
+TAMT_INLINE inline float keep_if(bool kept, float value) { return float_of(bits_of(value) & (kept ? ~0u : 0u)); }
+TAMT_INLINE inline Half keep_if(bool kept, Half value) {
+  return {static_cast<uint16_t>(value.bits & (kept ? 0xffffu : 0u))};
+}
+TAMT_INLINE inline BFloat16 keep_if(bool kept, BFloat16 value) {
+  return {static_cast<uint16_t>(value.bits & (kept ? 0xffffu : 0u))};
+}
+
 template <typename Weight, typename Out, bool absolute>
 void mask_weight(
-    const Weight* weight, const float* score, float value, int64_t cut, Out* out, int64_t begin, int64_t end) {
-  // Ties are kept before the cut and pruned behind it: two loops with one comparison each.
+    const Weight* __restrict__ weight, const float* __restrict__ score, float value, int64_t cut,
+    Out* __restrict__ out, int64_t begin, int64_t end) {
+  // Ties are kept before the cut and pruned behind it: two loops with one comparison each. The weight is read whether kept
+  // or not: a branch around it is mispredicted at every third entry, which made this 4 times slower than a copy.
   const int64_t middle = std::clamp(cut, begin, end);
   vectorised([=]() TAMT_INLINE {
     for (int64_t i = begin; i < middle; ++i) {
       const float rank = absolute ? std::fabs(score[i]) : score[i];
-      out[i] = rank >= value ? convert<Out>(weight[i]) : Out{};
+      out[i] = keep_if(rank >= value, convert<Out>(weight[i]));
     }
     for (int64_t i = middle; i < end; ++i) {
       const float rank = absolute ? std::fabs(score[i]) : score[i];
-      out[i] = rank > value ? convert<Out>(weight[i]) : Out{};
+      out[i] = keep_if(rank > value, convert<Out>(weight[i]));
     }
   });
 }

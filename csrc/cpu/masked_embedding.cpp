@@ -1,7 +1,4 @@
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/index_select.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <numeric>
@@ -37,8 +34,8 @@ at::Tensor masked_embedding_cpu(
   }
   // A half-precision score is widened in the rows looked up alone.
   const bool gathered = score.scalar_type() != at::kFloat;
-  const at::Tensor s = gathered ? at::index_select(score, 0, rows).to(at::kFloat) : score.contiguous();
-  at::Tensor out = at::empty({rows.numel(), columns}, weight.options());
+  const at::Tensor s = gathered ? score.index_select(0, rows).to(at::kFloat) : score.contiguous();
+  at::Tensor out = weight.new_empty({rows.numel(), columns});
   const float threshold = value.item<float>();
   const int64_t tie_cut = cut.item<int64_t>();
   at::parallel_for(0, rows.numel(), grain_of_rows(columns), [&](int64_t first, int64_t last) {
@@ -59,7 +56,7 @@ at::Tensor masked_embedding_backward_cpu(
   const at::Tensor rows = ids.to(at::kLong).contiguous(), w = weight.contiguous(), g = grad_output.contiguous();
   const int64_t columns = w.size(1);
   const int64_t* row = rows.const_data_ptr<int64_t>();
-  at::Tensor grad_score = at::zeros(weight.sizes(), weight.options().dtype(dtype));
+  at::Tensor grad_score = weight.new_zeros(weight.sizes(), dtype);
 
   // Look-ups sorted by row, so that one thread sums all those of a row, in their order: the same bits at any number of
   // threads.

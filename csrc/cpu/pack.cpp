@@ -1,5 +1,4 @@
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 
 #include "../operations.h"
 #include "kernels.h"
@@ -8,7 +7,7 @@ namespace tamt {
 
 at::Tensor pack_mask_cpu(const at::Tensor& mask) {
   const at::Tensor entries = mask.contiguous();
-  at::Tensor packed = at::empty({(mask.numel() + 7) / 8}, mask.options().dtype(at::kByte));
+  at::Tensor packed = mask.new_empty({(mask.numel() + 7) / 8}, at::kByte);
   at::parallel_for(0, packed.numel(), kGrain, [&](int64_t begin, int64_t end) {
     pack_mask_kernel(
         entries.const_data_ptr<bool>(), entries.numel(), packed.mutable_data_ptr<uint8_t>(), begin, end);
@@ -18,7 +17,7 @@ at::Tensor pack_mask_cpu(const at::Tensor& mask) {
 
 at::Tensor unpack_mask_cpu(const at::Tensor& packed, at::IntArrayRef shape) {
   const at::Tensor bytes = packed.contiguous();
-  at::Tensor mask = at::empty(shape, packed.options().dtype(at::kBool));
+  at::Tensor mask = packed.new_empty(shape, at::kBool);
   at::parallel_for(0, bytes.numel(), kGrain, [&](int64_t begin, int64_t end) {
     unpack_mask_kernel(
         bytes.const_data_ptr<uint8_t>(), mask.mutable_data_ptr<bool>(), mask.numel(), begin, end);

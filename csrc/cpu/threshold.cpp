@@ -1,5 +1,4 @@
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 
 #include <atomic>
 #include <vector>
@@ -32,7 +31,7 @@ std::tuple<at::Tensor, at::Tensor> topk_threshold_cpu(
   std::vector<Threshold> thresholds(count);
   topk_threshold_kernel(matrices.data(), count, absolute, thresholds.data(), parallel);
 
-  at::Tensor values = at::empty({count}, at::kFloat), cuts = at::empty({count}, at::kLong);
+  at::Tensor values = scores[0].new_empty({count}, at::kFloat), cuts = scores[0].new_empty({count}, at::kLong);
   for (int64_t m = 0; m < count; ++m) {
     TORCH_CHECK_VALUE(
         !thresholds[m].has_nan, "topk_threshold: scores[", m,

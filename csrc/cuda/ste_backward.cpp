@@ -1,4 +1,3 @@
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -13,7 +12,7 @@ at::Tensor ste_backward_cuda(
   const c10::cuda::CUDAGuard guard(weight.device());
   const at::Tensor g = grad_masked_weight.contiguous(), w = weight.contiguous();
   const at::ScalarType out_dtype = dtype.value_or(at::promoteTypes(g.scalar_type(), w.scalar_type()));
-  at::Tensor out = at::empty(weight.sizes(), weight.options().dtype(out_dtype));
+  at::Tensor out = weight.new_empty(weight.sizes(), out_dtype);
   int multiprocessors = 0;
   C10_CUDA_CHECK(
       cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, weight.device().index()));

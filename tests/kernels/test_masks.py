@@ -78,6 +78,16 @@ def test_mask_weight(dtype, result, ranking):
         assert found.dtype == (result or dtype)
 
 
+@pytest.mark.parametrize("n", [1, 8, 1001, 70_001])
+def test_ties_are_kept_up_to_the_very_last(n):
+    weight, score = torch.ones(n), torch.full((n,), 0.02)
+    for keep in {n, n - 1, n // 2}:
+        thresholds = tk.topk_threshold([score], [keep])
+        expected = torch.arange(n) < keep
+        assert torch.equal(tk.mask_weight(weight, score, thresholds.values[0], thresholds.cuts[0]), expected.float())
+        assert torch.equal(tk.binarize(score, thresholds.values[0], thresholds.cuts[0]), expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_pruned_entries_are_plus_zero_whatever_the_weight(dtype):
     weight = torch.tensor([torch.inf, -torch.inf, torch.nan, -1.0, -0.0], dtype=dtype)
