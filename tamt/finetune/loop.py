@@ -149,10 +149,12 @@ def _clear_pruned(parameter: Tensor, kept: Tensor) -> None:
 
 def save_model(job: Job, folder: RunFolder) -> None:
     """Replace `model/` in the run folder by the present model and its tokenizer, in Hugging Face form."""
-    target = folder.path / MODEL_FOLDER
-    fresh = folder.path / f".{MODEL_FOLDER}.tmp"
-    shutil.rmtree(fresh, ignore_errors=True)
+    target, fresh, former = (folder.path / name for name in (MODEL_FOLDER, ".model.new", ".model.old"))
+    for leftover in (fresh, former):
+        shutil.rmtree(leftover, ignore_errors=True)
     job.model.save_pretrained(fresh)
     job.tokenizer.save_pretrained(fresh)
-    shutil.rmtree(target, ignore_errors=True)
+    if target.exists():
+        target.rename(former)
     fresh.rename(target)
+    shutil.rmtree(former, ignore_errors=True)

@@ -11,7 +11,7 @@ from tamt.finetune.loop import MODEL_FOLDER, train_subnetwork
 from tamt.mask_file import load_masks
 from tamt.masking import Masks, apply_masks, sparsity_of
 from tamt.models import load_classifier, load_tokenizer, longest_input
-from tamt.run_folder import RESULTS, RunFolder
+from tamt.run_folder import RunFolder
 from tamt.training import Precision, make_accelerator
 
 
@@ -95,8 +95,6 @@ def finetune(
     )
 
     with RunFolder.start(output, settings, resume) as folder:
-        if (output / RESULTS).is_file():
-            raise UserError(f"the run in {output} is finished; give a new --output for another")
         outcome = train_subnetwork(
             job,
             folder,

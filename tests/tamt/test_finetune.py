@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM, pipeline
 
 from tamt.data import demo
+from tamt.data.tasks import Rows
 from tamt.errors import UserError
 from tamt.finetune import finetune, loop
-from tamt.finetune.classification import Classification, accuracy, bucketed
+from tamt.finetune.classification import Classification, accuracy, bucketed, encode
 from tamt.mask_file import MaskInfo, load_masks, save_masks
 from tamt.masking import apply_masks, magnitude_masks, prunable_weights
-from tamt.models import load_classifier
+from tamt.models import load_classifier, load_tokenizer
 from tamt.run_folder import RunFolder
 from tamt.training import NonFiniteError
 
@@ -292,6 +293,28 @@ def test_batches_hold_rows_of_like_length_and_every_row_once_an_epoch() -> None:
     assert {tuple(sorted(b)) for b in batches} != {
         tuple(sorted(b)) for b in bucketed(lengths, 8, np.random.default_rng(2))
     }
+
+
+def test_pairs_have_token_types_for_bert_and_none_for_roberta(tiny_bert: Path, tiny_roberta: Path) -> None:
+    rows = Rows([("the dog", "a cat sees the house"), ("fish", "birds")], [0, 1])
+    for folder, names in (
+        (tiny_bert, {"input_ids", "attention_mask", "token_type_ids"}),
+        (tiny_roberta, {"input_ids", "attention_mask"}),
+    ):
+        model, tokenizer = load_classifier(str(folder), ["a", "b"]), load_tokenizer(str(folder))
+        encoded = encode(rows, tokenizer, model, max_length=8)
+        assert [set(feature) for feature in encoded.features] == [names] * 2
+        assert encoded.lengths().tolist() == [8, 5]
+        ids = encoded.features[0]["input_ids"]
+        assert ids.count(tokenizer.sep_token_id) == 2, "the longer text loses tokens first"
+        assert ids[1:3] == tokenizer("the dog", add_special_tokens=False)["input_ids"]
+
+
+def test_bf16_trains_with_weights_in_fp32(tiny_bert: Path, files: dict, mask: Path, tmp_path: Path) -> None:
+    run(tiny_bert, tmp_path / "run", mask=mask, precision="bf16", **files)
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
+    assert {parameter.dtype for parameter in saved.parameters()} == {torch.float32}
+    assert bits_of_pruned(saved, load_masks(mask)[0]) == 0
 
 
 def test_accuracy_is_the_share_of_right_answers() -> None:
