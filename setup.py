@@ -42,7 +42,7 @@ def extension() -> dict[str, Any]:
         sys.exit(f"TAMT_BUILD is {build!r} but must be one of {', '.join(BUILDS)}")
     if build == "none":
         return {}
-    compiler = os.environ.get("CXX", "c++")
+    compiler = os.environ.get("CXX") or "c++"
     if not shutil.which(compiler.split()[0]):
         missing = f"no C++ compiler ({compiler}) is found"
         if build != "auto":
