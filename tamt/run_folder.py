@@ -41,19 +41,11 @@ class RunFolder:
         Raises:
             UserError: the folder holds something already, or on `resume` another run or a finished one.
         """
-        plain = {key: _plain(value) for key, value in settings.items()}
         config = path / CONFIG
         if path.exists() and not path.is_dir():
             raise UserError(f"the output {path} is a file; give a new folder")
         if config.is_file() and resume:
-            started = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-            differs = sorted(key for key in plain.keys() | started.keys() if plain.get(key) != started.get(key))
-            if differs:
-                key = differs[0]
-                raise UserError(
-                    f"the run in {path} was started with {key} = {started.get(key)!r}, not {plain.get(key)!r}; "
-                    "resume it with its own settings or give a new --output"
-                )
+            _check_same(path, settings)
             if (path / RESULTS).is_file():
                 raise UserError(f"the run in {path} is finished; give a new --output for another")
             return cls(path)
@@ -63,6 +55,7 @@ class RunFolder:
                 "give a new --output, or --resume to go on with an interrupted run"
             )
         path.mkdir(parents=True, exist_ok=True)
+        plain = {key: _plain(value) for key, value in settings.items()}
         write_text(config, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
         return cls(path)
 
@@ -110,6 +103,28 @@ class RunFolder:
         """Write `results.json`, which says that the run is finished, and drop the checkpoint."""
         write_text(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
         (self.path / CHECKPOINT).unlink(missing_ok=True)
+
+
+def finished_results(path: Path, settings: Mapping[str, Any]) -> list[dict] | None:
+    """The results of the finished run in `path`, None if there is none yet.
+
+    Raises:
+        UserError: the run there was started with other values of `settings`, which may be some of all.
+    """
+    if not (path / RESULTS).is_file():
+        return None
+    _check_same(path, settings)
+    return json.loads((path / RESULTS).read_text(encoding="utf-8"))["results"]
+
+
+def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
+    started = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")) or {}
+    for key, value in settings.items():
+        if started.get(key) != _plain(value):
+            raise UserError(
+                f"the run in {path} was started with {key} = {started.get(key)!r}, not {_plain(value)!r}; "
+                "go on with its own settings or give a new --output"
+            )
 
 
 def write_text(path: Path, text: str) -> None:

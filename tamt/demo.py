@@ -1,0 +1,137 @@
+"""`tamt demo`: winning tickets of a small real model on real text, with no hub, in minutes."""
+
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tamt.console import say
+from tamt.errors import UserError
+from tamt.run_folder import finished_results, write_text
+
+SPARSITY = 0.7
+SEARCHES = ("omp", "rand", "tamt-kd")
+SEARCH: dict[str, Any] = {
+    "model": "demo",
+    "corpus": ["demo"],
+    "sparsity": SPARSITY,
+    "max_length": 128,
+    "eval_blocks": 96,
+    "save_every": 50,
+}
+FINETUNE: dict[str, Any] = {"task": "demo", "model": "demo", "epochs": 1, "eval_every": 10_000}
+LABELS = {"full": "full model", "omp": "OMP", "rand": "random", "tamt-kd": "TAMT-KD"}
+
+
+def demo(
+    output: Path = Path("demo"),
+    steps: int = 150,
+    batch_size: int = 16,
+    train_samples: int = 2000,
+    seeds: int = 3,
+) -> dict:
+    """Find and fine-tune winning tickets of MiniLM at 70 % sparsity: OMP, random and TAMT-KD beside the full model.
+
+    What is finished in the output folder is not done again, so the demo can be interrupted.
+
+    Args:
+        output: folder of the runs, of results.json and of report.png.
+        steps: optimizer steps of the mask training.
+        batch_size: blocks of 128 tokens a step.
+        train_samples: VADER movie snippets to fine-tune on.
+        seeds: fine-tunings of each subnetwork.
+    """
+    for name, value in {
+        "steps": steps,
+        "batch-size": batch_size,
+        "train-samples": train_samples,
+        "seeds": seeds,
+    }.items():
+        if value < 1:
+            raise UserError(f"--{name} {value} must be 1 or more; raise it or leave it out")
+    from tamt.finetune import finetune
+    from tamt.search import train
+
+    started = time.monotonic()
+    searches: dict[str, dict] = {}
+    for method in SEARCHES:
+        say(f"[{method}] searching a subnetwork of {SPARSITY:.0%} sparsity")
+        settings = {**SEARCH, "method": method, "batch_size": batch_size, "steps": steps}
+        searches[method] = _run(train, output / method, settings)
+    results = []
+    for method in ("full", *SEARCHES):
+        say(f"[{method}] fine-tuning on {train_samples} movie snippets with {seeds} seeds")
+        mask = output / method / "mask.safetensors" if method in searches else None
+        runs = []
+        for seed in range(seeds):
+            settings = {**FINETUNE, "mask": mask, "train_samples": train_samples, "seed": seed}
+            folder = output / "finetune" / f"{method}-{seed}"
+            runs.append(_run(finetune, folder, settings))
+            shutil.rmtree(folder / "model", ignore_errors=True)  # 12 of 90 MB each, and nobody asked for them
+        search = searches.get(method, {"sparsity": 0.0, "kd_loss": 0.0, "seconds": 0.0})
+        scores = [run["score"] for run in runs]
+        results.append(
+            {
+                "method": method,
+                "sparsity": search["sparsity"],
+                "kd_loss": search["kd_loss"],
+                "score": statistics.mean(scores),
+                "score_std": statistics.stdev(scores) if seeds > 1 else 0.0,
+                "scores": scores,
+                "search_seconds": search["seconds"],
+                "seconds": round(search["seconds"] + sum(run["seconds"] for run in runs), 1),
+            }
+        )
+    write_text(output / "results.json", json.dumps({"results": results}, indent=2) + "\n")
+    draw(results, output / "report.png")
+    say(f"results in {output / 'results.json'}, picture in {output / 'report.png'}; {time.monotonic() - started:.0f} s")
+    return {"results": results}
+
+
+def draw(results: list[dict], path: Path) -> None:
+    """Draw the KD loss and the fine-tuned score of each method into a PNG.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise UserError("the picture needs matplotlib; install it with pip install 'tamt[demo]'") from error
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    found = [row for row in results if row["method"] != "full"]
+    full = next(row for row in results if row["method"] == "full")
+    colours = dict(zip((row["method"] for row in found), ("#4878a8", "#9a9a9a", "#c8553d"), strict=True))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
+    for position, row in enumerate(found):
+        colour = colours[row["method"]]
+        left.bar(position, row["kd_loss"], width=0.6, color=colour)
+        left.text(position, row["kd_loss"], f"{row['kd_loss']:.3f}", ha="center", va="bottom")
+        right.bar(position, row["score"], width=0.6, color=colour, alpha=0.35)
+        offsets = [position + 0.12 * (i - (len(row["scores"]) - 1) / 2) for i in range(len(row["scores"]))]
+        right.scatter(offsets, row["scores"], color=colour, s=18, zorder=3)
+        right.text(position, max(row["scores"]) + 0.004, f"{row['score']:.3f}", ha="center", va="bottom")
+    lowest = min(min(row["scores"]) for row in results)
+    right.axhline(full["score"], color="black", linestyle="--", linewidth=1)
+    right.text(len(found) - 0.55, full["score"], f"full model {full['score']:.3f}", ha="right", va="bottom", fontsize=9)
+    right.set_ylim(max(0, lowest - 0.05), max(max(row["scores"]) for row in results) + 0.03)
+    left.set_title("KD dev loss before fine-tuning (lower is better)", fontsize=10)
+    right.set_title("accuracy on movie snippets, bar mean, dots seeds", fontsize=10)
+    for axes in (left, right):
+        axes.set_xticks(range(len(found)), [LABELS[row["method"]] for row in found])
+        axes.spines[["top", "right"]].set_visible(False)
+    left.margins(y=0.15)
+    figure.suptitle(f"6-layer MiniLM, {found[0]['sparsity']:.0%} of the weights pruned")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _run(command: Callable[..., dict], folder: Path, settings: dict[str, Any]) -> dict:
+    """The last result of a run, taken from its folder if it is finished there, else run or resumed."""
+    done = finished_results(folder, settings)
+    return (done or command(**settings, output=folder, resume=True)["results"])[-1]
