@@ -1,5 +1,7 @@
-"""Checks of arguments, made before any kernel starts. A message names the operation, the argument, what it
-was and what it must be."""
+"""Checks of arguments, made before any kernel starts.
+
+A message names the operation, the argument, what it was and what it must be.
+"""
 
 from typing import Literal
 

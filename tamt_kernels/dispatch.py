@@ -18,8 +18,7 @@ def load_extension() -> None:
     """Put the C++ kernels in place. Without them everything still runs, slower, which a warning says once.
 
     Raises:
-        RuntimeError: TAMT_KERNELS names something else than eager, cpp or triton, or something that is not
-            there.
+        RuntimeError: TAMT_KERNELS is not eager, cpp or triton, or names what is not there.
     """
     forced = os.environ.get("TAMT_KERNELS", "")
     if forced not in ("", "eager", "cpp", "triton"):
@@ -54,8 +53,7 @@ def _register_extension() -> str | None:
 def backends() -> dict[str, dict[str, str]]:
     """What really runs: ``{operation: {"cpu": "cpp" | "eager", "cuda": "cpp" | "eager"}}``.
 
-    ``masked_linear`` is torch's own matrix product over ``mask_weight``, so it is given as ``mask_weight``
-    is.
+    ``masked_linear`` is torch's matrix product over ``mask_weight``, so it is what ``mask_weight`` is.
     """
 
     def backend(operator: str, key: str) -> str:

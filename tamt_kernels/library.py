@@ -25,16 +25,12 @@ def define(schema: str, *, eager: Callable[..., Any], fake: Callable[..., Any]) 
 
 
 def differentiate(name: str, backward: Callable[..., Any], save: Callable[..., None] | None = None) -> None:
-    """Register the gradient of an operator: ``save(ctx, inputs, output)`` in the forward, then
-    ``backward``.
-    """
+    """Register an operator's gradient: ``save(ctx, inputs, output)`` runs in the forward, then ``backward``."""
     torch.library.register_autograd(f"tamt_kernels::{name}", backward, setup_context=save, lib=LIBRARY)
 
 
 def refuse_double_backward(ctx: object, *grads: torch.Tensor) -> NoReturn:
-    """The gradient of a gradient operator: the straight-through estimate is not the derivative of
-    anything.
-    """
+    """The gradient of a gradient operator, as the straight-through estimate is no function's derivative."""
     raise RuntimeError(
         "tamt_kernels: double backward is not supported, because a straight-through gradient has no derivative"
     )

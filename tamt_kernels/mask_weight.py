@@ -51,7 +51,7 @@ def mask_weight(
     *,
     ranking: checks.Ranking = "signed",
 ) -> Tensor:
-    """W ⊙ m with the mask of ``binarize``, cast to ``dtype``, in one pass (section 3.3).
+    """W ⊙ m with the mask of ``binarize``, cast to ``dtype``, in one pass (section 3.4.1).
 
     Differentiable in ``score`` alone, straight through: dS = d(W ⊙ m) ⊙ W (eq. 4), in the score's dtype. W is
     frozen in mask training: it gets no gradient from here, even if it asks for one.

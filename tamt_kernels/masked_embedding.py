@@ -66,7 +66,7 @@ def masked_embedding(
     *,
     ranking: checks.Ranking = "signed",
 ) -> Tensor:
-    """The rows ``ids`` of W ⊙ m (section 3.3).
+    """The rows ``ids`` of W ⊙ m (section 3.4.1).
 
     Differentiable in ``score`` alone: the gradient is dense, (Σ over a row's look-ups) ⊙ W (eq. 4) in the
     rows looked up and zero in all others.

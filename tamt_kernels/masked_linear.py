@@ -18,8 +18,9 @@ def masked_linear(
     *,
     ranking: checks.Ranking = "signed",
 ) -> Tensor:
-    """Y = X (W ⊙ m)ᵀ + b (section 3.3), with dX = dY (W ⊙ m) and the straight-through dS = (dYᵀ X) ⊙ W (eq.
-    4).
+    """Y = X (W ⊙ m)ᵀ + b (section 3.4.1).
+
+    The gradients are dX = dY (W ⊙ m) and, straight through, dS = (dYᵀ X) ⊙ W (eq. 4).
 
     ``mask_weight`` and torch's matrix product: at 1-4 thousand tokens or more, a product that masks W as it
     goes is slower than one over a W ⊙ m written once. Under autocast W ⊙ m is written in autocast's type,

@@ -1,5 +1,4 @@
-"""Every operation in plain torch: the definition, the oracle of the tests, and what runs where nothing faster
-does.
+"""Every operation in plain torch: the definition, the oracle of the tests, and the kernel where no faster one is.
 
 A mask is never stored while it is trained. It is determined by the score S and two numbers, the threshold
 ``value`` φ and the tie ``cut``: an entry is kept where S > φ, or where S = φ and its flat (row-major) index
@@ -20,8 +19,8 @@ from torch import Tensor
 class Thresholds(NamedTuple):
     """What separates the kept entries of M matrices from the pruned ones.
 
-    ``values`` (float32, [M]) holds φ of each matrix, ``cuts`` (int64, [M]) its tie cut, both on the scores'
-    device.
+    ``values`` (float32, [M]) holds φ of each matrix, ``cuts`` (int64, [M]) its tie cut; both are on the
+    scores' device.
     """
 
     values: Tensor

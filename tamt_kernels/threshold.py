@@ -26,7 +26,7 @@ _operator = define(
 
 
 def topk_threshold(scores: Sequence[Tensor], keep: Sequence[int], *, ranking: checks.Ranking = "signed") -> Thresholds:
-    """The thresholds that keep exactly ``keep[i]`` entries of each ``scores[i]`` (section 3.3, eq. 3).
+    """The thresholds that keep exactly ``keep[i]`` entries of each ``scores[i]`` (section 3.4.1, eq. 3).
 
     Per matrix, φ is the keep-th largest score. Entries above φ are kept, and of those equal to φ the first by
     flat (row-major) index, as many as are still missing: those whose index is below the cut.

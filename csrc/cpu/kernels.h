@@ -9,7 +9,7 @@
 
 namespace tamt {
 
-// Entries from `begin` to `end` are kept where score > value, or score = value and index < cut.
+// Entries from `begin` to `end`. An entry is kept where score > value, or score = value and index < cut.
 void mask_weight_kernel(
     const void* weight, Type weight_type, const float* score, float value, int64_t cut, bool absolute, void* out,
     Type out_type, int64_t begin, int64_t end);

@@ -132,13 +132,15 @@ Counts scan(const int32_t* data, int64_t size, Window window, int32_t* inside) {
   return counts;
 }
 
+constexpr int64_t kWorthSampling = 4096;  // entries; fewer are collected whole
+
 // Positions are drawn at random, one from each of equal strata, so that no arrangement of scores can mislead the sample
 // for good. The seed is fixed: it may change how fast the result comes, never the result.
 template <Source source>
 Window sample_window(const int32_t* data, int64_t size, int64_t rank) {
+  if (size < kWorthSampling) return {};
   // Balances reading the sample, a cache miss each, against selecting from what the window collects.
   const auto samples = static_cast<int64_t>(0.5 * std::pow(static_cast<double>(size), 2.0 / 3.0));
-  if (size < 4096) return {};
   std::vector<int32_t> keys(samples);
   uint64_t random = 0x9e3779b97f4a7c15u;
   for (int64_t i = 0; i < samples; ++i) {
@@ -179,7 +181,7 @@ Place find(const Counts& counts, int64_t& rank) {
 // The rank-th largest of the keys, from 1 on; reorders them.
 int32_t select(std::vector<int32_t>& keys, int64_t rank) {
   std::vector<int32_t> inside;
-  while (keys.size() >= 4096) {
+  while (static_cast<int64_t>(keys.size()) >= kWorthSampling) {
     const auto size = static_cast<int64_t>(keys.size());
     const Window window = sample_window<Source::kKeys>(keys.data(), size, rank);
     inside.resize(size + kSlack);
