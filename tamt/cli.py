@@ -47,7 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
         if name not in COMMANDS:
             what = f"there is no command {name!r}" if name else "no command is given"
             raise UserError(f"{what}; the commands are {', '.join(COMMANDS)}")
-        command: Callable[..., dict] = getattr(import_module(COMMANDS[name][0]), name)
+        try:
+            command: Callable[..., dict] = getattr(import_module(COMMANDS[name][0]), name)
+        except RuntimeError as error:  # TAMT_KERNELS asks for what is not there
+            raise UserError(str(error)) from error
         options = parse(name, command, arguments[1:])
         as_json = options.pop("json")
         results = command(**options)

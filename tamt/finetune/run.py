@@ -52,11 +52,13 @@ def finetune(
         label_column: the column with the label; label by default.
         train_samples: train on a seeded random subset of so many rows, stratified by label.
         epochs: passes over the train rows; by default the paper's, 3.
-        batch_size: rows a batch; by default the paper's, 32.
-        max_length: tokens of a row, more are cut off; by default the paper's, 128, or the model's positions if fewer.
-        lr: peak learning rate, which falls linearly to 0; by default the paper's, 2e-5 (2e-4 for demo).
+        batch_size: rows a batch; by default the paper's, 32 (16 for demo).
+        max_length: tokens of a row, more are cut off; by default the paper's, 128 (64 for
+            demo), or the model's positions if fewer.
+        lr: peak learning rate, which falls linearly to 0; by default the paper's, 2e-5 (1e-4 for demo).
         weight_decay: AdamW's, of every parameter.
-        eval_every: steps between two evaluations; by default the paper's, 50. The end is always evaluated.
+        eval_every: steps between two evaluations; by default the paper's, 50 (200 for demo). The end is always
+            evaluated.
         seed: of the head, the order of the rows, dropout, and the subset.
         precision: arithmetic of the model; the weights and their updates are always fp32.
         log_every: steps between two lines of metrics.

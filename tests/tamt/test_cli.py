@@ -1,6 +1,7 @@
 """The command line: results on stdout, one sentence for every mistake, nothing overwritten."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,15 @@ def test_config_holds_the_options_and_the_command_line_wins(command, tmp_path: P
     (tmp_path / "unknown.yaml").write_text("sparsty: 0.5\n")
     assert main([*command(), "--config", str(tmp_path / "unknown.yaml")]) == 2
     assert "sparsty" in capsys.readouterr().err
+
+
+def test_kernels_that_are_not_there_are_one_line_too() -> None:
+    words = [sys.executable, "-m", "tamt", "compare", "a", "b"]
+    environment = {**os.environ, "TAMT_KERNELS": "magic"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("tamt compare: error: TAMT_KERNELS is 'magic'")
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_command_is_installed_and_a_mistake_shows_no_traceback() -> None:
