@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -96,7 +97,7 @@ def load_masked_language_model(name: str) -> MaskedLanguageModel:
     Raises:
         UserError: the model cannot be had, has no prunable matrix or no MLM head that is known here.
     """
-    model, info = _load(AutoModelForMaskedLM, name, "model", output_loading_info=True)
+    model, info = _load_model(AutoModelForMaskedLM, name)
     if not any(hasattr(model, head) for head in ("cls", "lm_head", "vocab_projector", "generator_lm_head")):
         raise UserError(
             f"the MLM head of {type(model).__name__} is not known here; use a KD method, or a BERT, RoBERTa, "
@@ -119,12 +120,9 @@ def load_classifier(name: str, labels: Sequence[str]) -> PreTrainedModel:
     Raises:
         UserError: the model cannot be had, or has no prunable matrix.
     """
-    model, info = _load(
+    model, info = _load_model(
         AutoModelForSequenceClassification,
         name,
-        "model",
-        output_loading_info=True,
-        dtype=torch.float32,
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
         problem_type="single_label_classification",
@@ -132,18 +130,22 @@ def load_classifier(name: str, labels: Sequence[str]) -> PreTrainedModel:
     )
     _check_complete(model, info["missing_keys"], name)
     prunable_modules(model)
-    inside = {id(parameter) for parameter in model.base_model.parameters()}
-    for parameter in (p for p in model.parameters() if id(p) not in inside):
-        if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=getattr(model.config, "initializer_range", 0.02))
-        else:
-            nn.init.zeros_(parameter)
+    inside = set(model.base_model.modules())
+    for module in model.modules():
+        if module in inside:
+            continue
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=getattr(model.config, "initializer_range", 0.02))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
     return model
 
 
 def load_pooler(name: str) -> Tensor:
     """The weight of the pooler of the model `name`, [width, width]. Raises UserError if it has none."""
-    encoder, info = _load(AutoModel, name, "model", output_loading_info=True)
+    encoder, info = _load_model(AutoModel, name)
     if "pooler.dense.weight" in info["missing_keys"]:
         raise UserError(f"the checkpoint {name!r} has no trained pooler to prune; leave --prune-pooler out")
     return prunable_modules(encoder, pooler=True)[POOLER].weight.detach()
@@ -166,11 +168,16 @@ def dense_twin(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, memo=dict(shared)).eval()
 
 
+def _load_model(factory: Any, name: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    # Always fp32: transformers would keep the precision of the checkpoint, and mixed precision wants fp32 weights.
+    return _load(factory, name, "model", output_loading_info=True, dtype=torch.float32, **options)
+
+
 def _load(factory: Any, name: str, what: str, **options: Any) -> Any:
     source = resolve(name)
     try:
         return factory.from_pretrained(source, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise UserError(
             f"the {what} {name!r} is no folder with a model that can be read, nor can it be fetched from the hub "

@@ -48,6 +48,32 @@ def make_optimizer(
     return optimizer, get_linear_schedule_with_warmup(optimizer, 0, steps)
 
 
+def training_state(accelerator: Accelerator, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any]:
+    """What a checkpoint needs to go on exactly, beside what trains: moments, schedule, generators, fp16 loss scale."""
+    return {
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "generators": {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
+    }
+
+
+def restore_training(
+    checkpoint: Mapping[str, Any], accelerator: Accelerator, optimizer: Optimizer, schedule: LRScheduler
+) -> None:
+    """Put back what `training_state` saved."""
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    schedule.load_state_dict(checkpoint["schedule"])
+    torch.set_rng_state(checkpoint["generators"]["cpu"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(checkpoint["generators"]["cuda"])
+    if accelerator.scaler:
+        accelerator.scaler.load_state_dict(checkpoint["scaler"])
+
+
 def training_steps(
     accelerator: Accelerator,
     model: torch.nn.Module,

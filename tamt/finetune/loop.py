@@ -15,8 +15,7 @@ from tamt.console import Progress, say
 from tamt.data.tasks import Task
 from tamt.masking import POOLER, Masks, prunable_weights
 from tamt.run_folder import RunFolder
-from tamt.search.setting import generator_states, restore_generators
-from tamt.training import NonFiniteError, make_optimizer, training_steps
+from tamt.training import NonFiniteError, make_optimizer, restore_training, training_state, training_steps
 
 MODEL_FOLDER = "model"
 
@@ -87,16 +86,12 @@ def train_subnetwork(
         return {
             "model": model.state_dict(),
             "best": best,
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "generators": generator_states(),
+            **training_state(job.accelerator, optimizer, schedule),
         }
 
     if checkpoint := folder.load_checkpoint():
         model.load_state_dict(checkpoint["model"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        schedule.load_state_dict(checkpoint["schedule"])
-        restore_generators(checkpoint["generators"])
+        restore_training(checkpoint, job.accelerator, optimizer, schedule)
         best, done = checkpoint["best"], checkpoint["step"]
         say(f"resumed {folder.path} at step {done}")
 

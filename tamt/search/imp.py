@@ -9,8 +9,8 @@ from torch import Tensor
 from tamt.console import Progress, say
 from tamt.masking import Masks, apply_masks, prunable_weights, sparsity_of, top_masks
 from tamt.objectives import Losses
-from tamt.search.setting import MASK_FILE, Search, generator_states, restore_generators
-from tamt.training import NonFiniteError, make_optimizer, training_steps
+from tamt.search.setting import MASK_FILE, Search
+from tamt.training import NonFiniteError, make_optimizer, restore_training, training_state, training_steps
 
 STAGES = 10
 """Prunings in a whole schedule; each takes another tenth of the weights, the first one at step 0 (paper B.2)."""
@@ -43,9 +43,7 @@ def iterative_pruning(search: Search) -> list[dict]:
             "trained": {name: p.detach() for name, p in parameters.items()},
             "masks": masks,
             "results": results,
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "generators": generator_states(),
+            **training_state(search.accelerator, optimizer, schedule),
         }
 
     done = 0
@@ -55,9 +53,7 @@ def iterative_pruning(search: Search) -> list[dict]:
                 parameter.copy_(checkpoint["trained"][name])
         masks = {name: mask.to(search.accelerator.device) for name, mask in checkpoint["masks"].items()}
         results = checkpoint["results"]
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        schedule.load_state_dict(checkpoint["schedule"])
-        restore_generators(checkpoint["generators"])
+        restore_training(checkpoint, search.accelerator, optimizer, schedule)
         done = checkpoint["step"]
         say(f"resumed {search.folder.path} at step {done}")
 

@@ -11,8 +11,8 @@ import tamt_kernels as tk
 from tamt.console import Progress, say
 from tamt.masking import Masks, Ranking, magnitude_masks, masks_of, prunable_weights, random_masks, sparsity_of, wrap
 from tamt.objectives import Losses, Objective
-from tamt.search.setting import MASK_FILE, Search, generator_states, restore_generators
-from tamt.training import NonFiniteError, make_optimizer, training_steps
+from tamt.search.setting import MASK_FILE, Search
+from tamt.training import NonFiniteError, make_optimizer, restore_training, training_state, training_steps
 
 Initial = Literal["omp", "random"]
 
@@ -60,17 +60,13 @@ def train_masks(
     def state() -> dict[str, Any]:
         return {
             "trained": {name: tensor.detach() for name, tensor in trained.items()},
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "generators": generator_states(),
+            **training_state(search.accelerator, optimizer, schedule),
         }
 
     done = 0
     if checkpoint := search.folder.load_checkpoint():
         _restore(checkpoint, trained)
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        schedule.load_state_dict(checkpoint["schedule"])
-        restore_generators(checkpoint["generators"])
+        restore_training(checkpoint, search.accelerator, optimizer, schedule)
         tk.update_masks(masked.values())
         done = checkpoint["step"]
         say(f"resumed {search.folder.path} at step {done}")

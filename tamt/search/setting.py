@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -111,15 +110,3 @@ class Search:
             "seconds": round(seconds, 1),
             "mask": str(self.folder.path / MASK_FILE),
         }
-
-
-def generator_states() -> dict[str, Any]:
-    """The states of torch's generators (dropout draws from them)."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def restore_generators(states: Mapping[str, Any]) -> None:
-    """Set torch's generators to saved states."""
-    torch.set_rng_state(states["cpu"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])

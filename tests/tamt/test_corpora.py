@@ -3,6 +3,7 @@
 from itertools import islice
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 
@@ -111,3 +112,18 @@ def test_wikitext_without_a_hub_says_what_to_do(tokenizer) -> None:
 def test_the_dev_text_of_the_paper(tiny_bert: Path) -> None:
     blocks = load_dev_corpus([str(REAL_TEXT / "wikitext-103" / "valid.txt")], load_tokenizer(str(tiny_bert)), 32)
     assert len(blocks.tokens) > 200_000
+
+
+def test_wikitext_comes_from_the_hub_by_split_and_without_blank_lines(tokenizer, monkeypatch) -> None:
+    asked = []
+
+    def load_dataset(path: str, name: str, split: str) -> datasets.Dataset:
+        asked.append((path, name, split))
+        lines = {"train": ["", "the cat sees a dog", " \n"] * 20, "validation": ["a bird"]}
+        return datasets.Dataset.from_dict({"text": lines[split]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    train, dev = load_corpus(["wikitext-103"], None, tokenizer, 8)
+    assert asked == [("Salesforce/wikitext", "wikitext-103-raw-v1", split) for split in ("train", "validation")]
+    assert len(train.tokens) == 20 * 5
+    assert len(dev.tokens) == 2
