@@ -29,8 +29,8 @@ LABELS = {"full": "full model", "omp": "OMP", "rand": "random", "tamt-kd": "TAMT
 def demo(
     output: Path = Path("demo"),
     steps: int = 150,
-    batch_size: int = 16,
-    train_samples: int = 2000,
+    batch_size: int = 8,
+    train_samples: int = 700,
     seeds: int = 3,
 ) -> dict:
     """Find and fine-tune winning tickets of MiniLM at 70 % sparsity: OMP, random and TAMT-KD beside the full model.
