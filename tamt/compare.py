@@ -42,11 +42,13 @@ def compare(masks: list[Path]) -> dict:
                 "second": path_b,
                 "similarity": overall,
                 "distance": 1 - overall,
-                "sparsity": [sparsity_of(a), sparsity_of(b)],
+                "first_sparsity": sparsity_of(a),
+                "second_sparsity": sparsity_of(b),
                 "matrices": {
                     name: {
                         "similarity": value,
-                        "sparsity": [sparsity_of({name: a[name]}), sparsity_of({name: b[name]})],
+                        "first_sparsity": sparsity_of({name: a[name]}),
+                        "second_sparsity": sparsity_of({name: b[name]}),
                     }
                     for name, value in per_matrix.items()
                 },

@@ -53,7 +53,7 @@ class Progress:
 def show(results: list[dict]) -> None:
     """Print rows of results to stdout: what they share line by line, what differs as a table, then the matrices'."""
     output = Console(highlight=False)
-    columns = [key for key, value in results[0].items() if not isinstance(value, dict)]
+    columns = [key for key, value in results[0].items() if not isinstance(value, dict | list)]
     shared = [key for key in columns if all(row.get(key) == results[0][key] for row in results)]
     for key in shared:
         output.print(f"{key:<14} {_cell(results[0][key])}", markup=False, soft_wrap=True)

@@ -112,16 +112,16 @@ def draw(results: list[dict], path: Path) -> None:
         colour = colours[row["method"]]
         left.bar(position, row["kd_loss"], width=0.6, color=colour)
         left.text(position, row["kd_loss"], f"{row['kd_loss']:.3f}", ha="center", va="bottom")
-        right.bar(position, row["score"], width=0.6, color=colour, alpha=0.35)
+        right.hlines(row["score"], position - 0.3, position + 0.3, color=colour, linewidth=2.5)
         offsets = [position + 0.12 * (i - (len(row["scores"]) - 1) / 2) for i in range(len(row["scores"]))]
         right.scatter(offsets, row["scores"], color=colour, s=18, zorder=3)
         right.text(position, max(row["scores"]) + 0.004, f"{row['score']:.3f}", ha="center", va="bottom")
-    lowest = min(min(row["scores"]) for row in results)
     right.axhline(full["score"], color="black", linestyle="--", linewidth=1)
-    right.text(len(found) - 0.55, full["score"], f"full model {full['score']:.3f}", ha="right", va="bottom", fontsize=9)
-    right.set_ylim(max(0, lowest - 0.05), max(max(row["scores"]) for row in results) + 0.03)
+    right.text(-0.55, full["score"], f"full model {full['score']:.3f}", va="bottom")
+    right.set_xlim(-0.6, len(found) - 0.4)
+    right.margins(y=0.15)
     left.set_title("KD dev loss before fine-tuning (lower is better)", fontsize=10)
-    right.set_title("accuracy on movie snippets, bar mean, dots seeds", fontsize=10)
+    right.set_title("accuracy after fine-tuning (line: mean, dots: seeds)", fontsize=10)
     for axes in (left, right):
         axes.set_xticks(range(len(found)), [LABELS[row["method"]] for row in found])
         axes.spines[["top", "right"]].set_visible(False)

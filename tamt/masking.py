@@ -1,6 +1,7 @@
 """Which matrices of a model are pruned, and how a mask is put on them and taken off."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Literal
 
 import torch
@@ -60,8 +61,11 @@ def prunable_weights(model: PreTrainedModel, pooler: bool = False) -> dict[str, 
 
 
 def keep_of(entries: int, sparsity: float) -> int:
-    """How many of `entries` weights a mask of this sparsity keeps: n − ⌊n·s⌋."""
-    return entries - int(entries * sparsity)
+    """How many of `entries` weights a mask of this sparsity keeps: n − ⌊n·s⌋, with s the decimal that was written.
+
+    In floats 29 % of 100 would be 28.999999999999996, and rounded down 28.
+    """
+    return entries - int(entries * Decimal(repr(sparsity)))
 
 
 def sparsity_of(masks: Mapping[str, Tensor]) -> float:

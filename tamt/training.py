@@ -45,8 +45,8 @@ def make_accelerator(precision: Precision, accumulation: int, seed: int) -> Acce
 
 
 def _keep_freed_memory() -> None:
-    # glibc gives blocks over 32 MiB back to the system when they are freed, so the gradient of the word embedding, 47 MB
-    # for MiniLM, was faulted in anew at every step: 44 of 370 ms of a fine-tuning step on 2 cores.
+    # glibc gives blocks over 32 MiB back to the system when they are freed, so the gradient of the word embedding,
+    # 47 MB for MiniLM, was faulted in anew at every step: 44 of 370 ms of a fine-tuning step on 2 cores.
     m_trim_threshold, m_mmap_threshold, one_gigabyte = -1, -3, 1 << 30
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -83,6 +83,12 @@ def test_every_mask_keeps_exactly_its_share(sparsity: float) -> None:
             assert int(mask.sum()) == keep_of(weights[name].numel(), sparsity)
 
 
+def test_a_share_is_the_decimal_that_was_written() -> None:
+    assert keep_of(100, 0.29) == 71
+    assert keep_of(10, 0.7) == 3
+    assert keep_of(589_824, 0.7) == 589_824 - 412_876
+
+
 def test_magnitude_masks_keep_the_largest_and_break_ties_by_lower_index() -> None:
     masks = magnitude_masks({"w": torch.tensor([[1.0, -3.0, 2.0], [-2.0, 2.0, 0.5]])}, 0.5)
     assert masks["w"].tolist() == [[False, True, True], [True, False, False]]
