@@ -1,0 +1,45 @@
+"""The command line.
+
+A command is a module of this package: ``configure(parser)`` names its options, ``run(options)`` runs it. Nothing here
+needs more than torch, Triton, transformers and numpy, so that it runs on a bare machine with a GPU.
+"""
+
+import argparse
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+from tamt.errors import UserError
+
+COMMANDS = {"kernels": "each operation of tamt_kernels, forward and backward, against its alternatives"}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` whose complaints are one sentence each."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the options")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line, that of the process by default; return the exit code: 0, or 2 where the request is wrong."""
+    parser = Parser(prog="python -m benchmarks", description="What the kernels cost, against the alternatives.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    modules = {}
+    try:
+        for name, summary in COMMANDS.items():
+            try:
+                modules[name] = import_module(f"benchmarks.{name}")
+            except RuntimeError as error:  # TAMT_KERNELS asks for what is not there
+                raise UserError(str(error)) from error
+            modules[name].configure(commands.add_parser(name, help=summary, description=summary))
+        options = parser.parse_args(arguments)
+        modules[options.command].run(options)
+    except UserError as error:
+        print(f"python -m benchmarks: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Contenders measured against each other, in one process and by turns, so that what slows one down slows all."""
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from benchmarks.clocks import Clock
+
+Contenders = dict[str, Callable[[], object]]
+
+FEWEST_SAMPLES, MOST_SAMPLES = 3, 100
+
+
+class Comparison(NamedTuple):
+    """Contenders for one operation on one input.
+
+    ``direction`` is "forward", "backward" or "both". ``moved`` counts the bytes that the operation must read and
+    write, each once.
+    """
+
+    operation: str
+    direction: str
+    case: str
+    contenders: Contenders
+    moved: int
+
+
+class Measurement(NamedTuple):
+    """Quantiles of a contender's times, in milliseconds, and the most memory that it took, in bytes."""
+
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    samples: int
+    peak_memory: int | None
+
+
+def measure(contenders: Contenders, clock: Clock, seconds: float) -> dict[str, Measurement]:
+    """Measure contenders in rounds, in each of which every one runs once, in random order.
+
+    Each has the same share of the seconds. A slow one leaves when it has used its own up, after three samples at
+    the earliest.
+    """
+    peaks = {}
+    for name, run in contenders.items():
+        run()  # compiles, tunes, loads
+        peaks[name] = clock.peak_memory(run)
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    spent = dict.fromkeys(contenders, 0.0)
+    share = seconds / len(contenders)
+    order = random.Random(0)
+    running = list(contenders)
+    while running:
+        order.shuffle(running)
+        for name in running:
+            begin = time.perf_counter()
+            samples[name].append(clock.time(contenders[name]))
+            spent[name] += time.perf_counter() - begin
+        running = [
+            name
+            for name in running
+            if len(samples[name]) < FEWEST_SAMPLES or (spent[name] < share and len(samples[name]) < MOST_SAMPLES)
+        ]
+    return {name: _summary(samples[name], peaks[name]) for name in contenders}
+
+
+def _summary(samples: list[float], peak_memory: int | None) -> Measurement:
+    p20, *_, p80 = statistics.quantiles(samples, n=5, method="inclusive")
+    return Measurement(statistics.median(samples), p20, p80, len(samples), peak_memory)
