@@ -9,7 +9,7 @@ STAMP := $(VENV)/.set-up
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 SOURCES := pyproject.toml setup.py _build_backend.py $(shell find csrc -type f)
 
-.PHONY: setup demo test lint types clean
+.PHONY: setup demo test lint types gpu-suite clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,10 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+
+# With the machine's own Python and torch, in no virtual environment: what a GPU is needed for, in nine minutes.
+gpu-suite:
+	@$(PYTHON) -m benchmarks.gpu_suite '$(OUT)'
 
 clean:
 	rm -rf build *.egg-info tamt_kernels/*.so $(STAMP)

@@ -21,7 +21,7 @@ def device(name: str) -> torch.device:
         UserError: there is no GPU that torch can use.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda needs a GPU that torch can use, and there is none")
+        raise UserError("there is no GPU that torch can use")
     return torch.device(name)
 
 
