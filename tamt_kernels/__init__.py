@@ -7,6 +7,7 @@ it runs.
 from tamt_kernels.binarize import binarize
 from tamt_kernels.dispatch import backends, load_extension
 from tamt_kernels.mask_weight import mask_weight
+from tamt_kernels.mask_weights import mask_weights
 from tamt_kernels.masked_embedding import masked_embedding
 from tamt_kernels.masked_linear import masked_linear
 from tamt_kernels.modules import MaskedEmbedding, MaskedLinear, update_masks
@@ -24,6 +25,7 @@ __all__ = [
     "backends",
     "binarize",
     "mask_weight",
+    "mask_weights",
     "masked_embedding",
     "masked_linear",
     "pack_mask",

@@ -11,10 +11,11 @@ def _fake(score: Tensor, value: Tensor, cut: Tensor, absolute: bool = False) -> 
     return torch.empty(score.shape, dtype=torch.bool, device=score.device)
 
 
-_operator = define(
+operator = define(
     "binarize(Tensor score, Tensor value, Tensor cut, bool absolute=False) -> Tensor",
     eager=reference.binarize,
     fake=_fake,
+    triton="mask_weights",
 )
 
 
@@ -36,5 +37,5 @@ def binarize(score: Tensor, value: Tensor, cut: Tensor, *, ranking: checks.Ranki
     """
     checks.matrix("binarize", "score", score)
     checks.threshold("binarize", value, cut, score.device)
-    mask: Tensor = _operator(score.detach(), value, cut, checks.absolute("binarize", ranking))
+    mask: Tensor = operator(score.detach(), value, cut, checks.absolute("binarize", ranking))
     return mask

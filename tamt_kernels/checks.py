@@ -68,11 +68,12 @@ def threshold(operation: str, value: Tensor, cut: Tensor, device_: torch.device)
         device(operation, name, scalar, device_, "score")
 
 
-def weight_and_score(operation: str, weight: Tensor, score: Tensor) -> None:
-    matrix(operation, "weight", weight)
-    matrix(operation, "score", score)
-    shape(operation, "score", score, tuple(weight.shape), "the shape of weight")
-    device(operation, "score", score, weight.device, "weight")
+def weight_and_score(operation: str, weight: Tensor, score: Tensor, index: str = "") -> None:
+    """W and S of one matrix; ``index`` follows their names where they are of many."""
+    matrix(operation, f"weight{index}", weight)
+    matrix(operation, f"score{index}", score)
+    shape(operation, f"score{index}", score, tuple(weight.shape), f"the shape of weight{index}")
+    device(operation, f"score{index}", score, weight.device, f"weight{index}")
 
 
 def absolute(operation: str, ranking: Ranking) -> bool:

@@ -5,7 +5,7 @@ registers itself for its device and takes precedence there; callers, fakes and a
 """
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
@@ -13,13 +13,42 @@ LIBRARY = torch.library.Library("tamt_kernels", "DEF")
 OPERATORS: list[str] = []
 
 
-def define(schema: str, *, eager: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Define an operator by its schema, its plain-torch definition and the shape of its result; return it."""
+class TritonKernel(NamedTuple):
+    """Where an operator's Triton launcher is, and what runs on a device that Triton does not serve."""
+
+    module: str
+    launcher: str
+    eager: Callable[..., Any]
+
+
+TRITON: dict[str, TritonKernel] = {}
+
+# What runs an operator whose definition calls another, where it has no kernel of its own: that one's.
+COMPOSED: dict[str, str] = {}
+
+
+def define(
+    schema: str,
+    *,
+    eager: Callable[..., Any],
+    fake: Callable[..., Any],
+    triton: str | None = None,
+    composed_of: str | None = None,
+) -> Callable[..., Any]:
+    """Define an operator by its schema, its plain-torch definition and the shape of its result; return it.
+
+    ``triton`` names the file of ``tamt_kernels.triton_kernels`` that holds its launcher, of the operator's
+    name, where there is one; ``composed_of`` the operator that ``eager`` calls, if it does.
+    """
     name = schema[: schema.index("(")]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, eager, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tamt_kernels::{name}", fake, lib=LIBRARY)
     OPERATORS.append(name)
+    if triton:
+        TRITON[name] = TritonKernel(f"tamt_kernels.triton_kernels.{triton}", name, eager)
+    if composed_of:
+        COMPOSED[name] = composed_of
     operator: Callable[..., Any] = getattr(torch.ops.tamt_kernels, name).default
     return operator
 

@@ -33,11 +33,12 @@ def _backward(ctx: Any, grad_masked_weight: Tensor) -> tuple[Tensor | None, ...]
     return None, grad_score, None, None, None, None
 
 
-_operator = define(
+operator = define(
     "mask_weight(Tensor weight, Tensor score, Tensor value, Tensor cut, ScalarType? dtype=None, "
     "bool absolute=False) -> Tensor",
     eager=reference.mask_weight,
     fake=_fake,
+    triton="mask_weights",
 )
 differentiate("mask_weight", _backward, _save)
 
@@ -75,5 +76,5 @@ def mask_weight(
     checks.threshold("mask_weight", value, cut, score.device)
     checks.result_dtype("mask_weight", dtype)
     absolute = checks.absolute("mask_weight", ranking)
-    masked_weight: Tensor = _operator(weight, score, value, cut, dtype, absolute)
+    masked_weight: Tensor = operator(weight, score, value, cut, dtype, absolute)
     return masked_weight

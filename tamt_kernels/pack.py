@@ -17,7 +17,7 @@ def _fake_unpack(packed: Tensor, shape: list[int]) -> Tensor:
     return torch.empty(shape, dtype=torch.bool, device=packed.device)
 
 
-_pack = define("pack_mask(Tensor mask) -> Tensor", eager=reference.pack_mask, fake=_fake_pack)
+operator = define("pack_mask(Tensor mask) -> Tensor", eager=reference.pack_mask, fake=_fake_pack, triton="mask_weights")
 _unpack = define("unpack_mask(Tensor packed, SymInt[] shape) -> Tensor", eager=reference.unpack_mask, fake=_fake_unpack)
 
 
@@ -40,7 +40,7 @@ def pack_mask(mask: Tensor) -> Tensor:
     checks.tensor("pack_mask", "mask", mask)
     checks.dtype("pack_mask", "mask", mask, (torch.bool,))
     checks.size("pack_mask", "mask", mask)
-    packed: Tensor = _pack(mask)
+    packed: Tensor = operator(mask)
     return packed
 
 

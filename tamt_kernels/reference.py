@@ -9,6 +9,7 @@ With ``absolute`` the ranking is on |S| in place of S. Half-precision scores are
 Nothing here checks its arguments: the public functions of the package do, before they come here.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,25 @@ def topk_threshold(scores: list[Tensor], keep: list[int], absolute: bool = False
     return Thresholds(values, cuts)
 
 
+def topk_threshold_unchecked(
+    scores: list[Tensor],
+    keep: list[int],
+    last: Tensor | None = None,
+    absolute: bool = False,
+    *,
+    topk_threshold: Callable[..., tuple[Tensor, Tensor]] = topk_threshold,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``topk_threshold`` with NaN as a result in place of an error: value NaN and cut 0 of a matrix that has
+    NaN entries, which the third tensor (bool, [M]) tells. ``last`` (float32, [M]), thresholds that may be near,
+    changes no result.
+    """
+    device = scores[0].device if scores else None
+    has_nan = torch.tensor([bool(score.isnan().any()) for score in scores], dtype=torch.bool, device=device)
+    numbers = [score.masked_fill(score.isnan(), 0.0) for score in scores]
+    values, cuts = topk_threshold(numbers, keep, absolute)
+    return values.masked_fill(has_nan, torch.nan), cuts.masked_fill(has_nan, 0), has_nan
+
+
 def binarize(score: Tensor, value: Tensor, cut: Tensor, absolute: bool = False) -> Tensor:
     """The mask: m = 1 where the score ranks among the ``keep`` largest of its matrix (eq. 3)."""
     rank = ranks(score, absolute)
@@ -89,6 +109,39 @@ def mask_weight(
     """
     mask = binarize(score, value, cut, absolute)
     return torch.where(mask, weight, 0.0).to(dtype or weight.dtype).contiguous()
+
+
+def group_offsets(sizes: list[int]) -> tuple[list[int], int]:
+    """Where each of several matrices begins in one flat tensor, at a multiple of 16 entries, and its length."""
+    offsets, end = [], 0
+    for size in sizes:
+        offsets.append(end)
+        end += size + -size % 16
+    return offsets, end
+
+
+def mask_weights(
+    weights: list[Tensor],
+    scores: list[Tensor],
+    values: Tensor,
+    cuts: Tensor,
+    dtype: torch.dtype,
+    pack: bool = False,
+    absolute: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """W ⊙ m of every matrix in one flat tensor, at ``group_offsets``, and with ``pack`` the masks' bits at an
+    eighth of these; zeros between.
+    """
+    offsets, total = group_offsets([weight.numel() for weight in weights])
+    masked = torch.zeros(total, dtype=dtype, device=values.device)
+    bits = torch.zeros(total // 8 if pack else 0, dtype=torch.uint8, device=values.device)
+    for i, (weight, score, offset) in enumerate(zip(weights, scores, offsets, strict=True)):
+        end = offset + weight.numel()
+        masked[offset:end] = mask_weight(weight, score, values[i], cuts[i], dtype, absolute).reshape(-1)
+        if pack:
+            packed = pack_mask(binarize(score, values[i], cuts[i], absolute))
+            bits[offset // 8 : offset // 8 + packed.numel()] = packed
+    return masked, bits
 
 
 def ste_backward(grad_masked_weight: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:

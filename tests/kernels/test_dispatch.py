@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import tamt_kernels as tk
+from tamt_kernels import dispatch, library, reference
 
 BUILT = importlib.util.find_spec("tamt_kernels._C") is not None
 ROOT = Path(tk.__file__).parents[1]
@@ -53,6 +55,46 @@ def test_the_extension_runs_where_it_is_built(kernels):
     assert "Warning" not in result.stderr
 
 
+def test_triton_is_not_imported_before_it_is_used():
+    result = run(
+        "import sys, torch; before = 'triton' in sys.modules; import tamt_kernels; "
+        "print(before, 'triton' in sys.modules, 'tamt_kernels.triton_kernels' in sys.modules)"
+    )
+    before, after, kernels = result.stdout.split()
+    assert before == after
+    assert kernels == "False"
+
+
+NO_TRITON = (
+    "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *r: n != 'triton' and f(n, *r) or None\n"
+)
+
+
+def test_no_triton_is_nothing_to_speak_of_without_a_gpu():
+    result = run(NO_TRITON + SHOW.replace("cpu", "cuda"))
+    assert "triton" not in result.stdout
+    assert "Triton" not in result.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_triton_serves_a_gpu_and_is_forced_under_the_interpreter(monkeypatch):
+    assert "triton" in run(SHOW.replace("cpu", "cuda")).stdout
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "triton" in run(SHOW, "triton").stdout
+
+
+def test_a_gpu_that_triton_does_not_serve_is_said_once(monkeypatch, recwarn):
+    monkeypatch.setattr(dispatch, "_triton_problem", lambda device: "the GPU is sm_60 but must be sm_70 or newer")
+    dispatch._serves.cache_clear()
+    kernel = dispatch._launching(library.TritonKernel("no.such.module", "binarize", reference.binarize))
+    arguments = torch.tensor([1.0, 3.0]), torch.tensor(2.0), torch.tensor(0)
+    assert kernel(*arguments).tolist() == kernel(*arguments).tolist() == [False, True]
+    dispatch._serves.cache_clear()
+    assert [str(each.message) for each in recwarn] == [
+        "tamt_kernels runs on plain torch on cpu, because the GPU is sm_60 but must be sm_70 or newer"
+    ]
+
+
 def test_eager_is_forced_without_a_word():
     result = run(SHOW, "eager")
     assert result.stdout.strip() == "['eager']"
@@ -75,6 +117,7 @@ def test_an_extension_that_cannot_serve_is_said_once(preparation, problem):
     ("preparation", "kernels", "message"),
     [
         (MISSING, "cpp", "TAMT_KERNELS is 'cpp', but its C++ extension is not built"),
+        (NO_TRITON, "triton", "TAMT_KERNELS is 'triton', but Triton is not installed"),
         ("", "triton", "TAMT_KERNELS is 'triton', but"),
         ("", "fast", "TAMT_KERNELS is 'fast' but must be eager, cpp or triton"),
     ],

@@ -47,6 +47,30 @@ CASES = {
     "mask_weight: dtype": (tk.mask_weight, (DOUBLE, S, VALUE, CUT), TypeError, "weight has dtype float64"),
     "mask_weight: result": (tk.mask_weight, (W, S, VALUE, CUT, torch.int8), TypeError, "dtype is torch.int8"),
     "mask_weight: devices": (tk.mask_weight, (W, META, VALUE, CUT), ValueError, "score is on meta but must be on cpu"),
+    "mask_weights: lengths": (
+        tk.mask_weights,
+        ([W, W], [S], tk.Thresholds(torch.ones(2), torch.ones(2).long())),
+        ValueError,
+        "scores has length 1 but must have 2",
+    ),
+    "mask_weights: shapes": (
+        tk.mask_weights,
+        ([W, W], [S, S.t()], tk.Thresholds(torch.ones(2), torch.ones(2).long())),
+        ValueError,
+        r"scores\[1\] has shape \(6, 4\) but must have \(4, 6\)",
+    ),
+    "mask_weights: thresholds": (
+        tk.mask_weights,
+        ([W], [S], tk.Thresholds(torch.ones(2), torch.ones(2).long())),
+        ValueError,
+        r"thresholds.values has shape \(2,\) but must have \(1,\)",
+    ),
+    "threshold: last": (
+        lambda last: tk.topk_threshold([S], [1], last=last),
+        (tk.Thresholds(torch.ones(1), torch.ones(1)),),
+        TypeError,
+        "last.cuts has dtype float32 but must have int64",
+    ),
     "ste: shapes": (tk.ste_backward, (W.t(), W), ValueError, r"grad_masked_weight has shape \(6, 4\)"),
     "ste: dtype": (tk.ste_backward, (W, W.int()), TypeError, "weight has dtype int32"),
     "ste: devices": (tk.ste_backward, (META, W), ValueError, "grad_masked_weight is on meta"),
@@ -83,7 +107,8 @@ CASES = {
 def test_bad_arguments(function, arguments, error, message):
     with pytest.raises(error, match=message) as caught:
         function(*arguments)
-    assert str(caught.value).startswith(function.__name__ + ": ")
+    operation = "topk_threshold" if function.__name__ == "<lambda>" else function.__name__
+    assert str(caught.value).startswith(operation + ": ")
 
 
 def test_an_unknown_ranking():

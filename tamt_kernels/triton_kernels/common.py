@@ -1,0 +1,97 @@
+"""What the kernels share: exact conversions, the mask's condition, and tables of matrices."""
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# A kernel's arguments are of Triton's own language, which no annotation tells.
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Entries that a program handles. 4,096 of S and of W in float32 are 32 KB in flight for each program of 8 warps,
+# and 16 entries a thread are whole 16-byte loads for every type.
+TILE = 4096
+
+TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Start a kernel. Every launch goes through here, so that tests see what is compiled for it."""
+    if all(grid):
+        kernel[grid](*arguments, **options)
+
+
+@triton.jit
+def widen(x):
+    """float32, exactly. bfloat16 by its bits: devices older than sm_80 and the interpreter know no other."""
+    if x.dtype == tl.bfloat16:
+        return (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def rounded(x, TYPE: tl.constexpr):
+    """float32 to TYPE, to nearest even. bfloat16 by its bits, as in ``widen``."""
+    if tl.bfloat16 == TYPE:
+        bits = x.to(tl.int32, bitcast=True)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        half = tl.where(x != x, 0x7FC0, nearest).to(tl.int16)
+        return half.to(tl.bfloat16, bitcast=True)
+    return x.to(TYPE)
+
+
+@triton.jit
+def keeps(score, index, value, cut, ABSOLUTE: tl.constexpr):
+    """The mask: where the score is above the threshold, or ties with it before the cut (eq. 3)."""
+    rank = widen(score)
+    if ABSOLUTE:
+        rank = tl.abs(rank)
+    return (rank > value) | ((rank == value) & (index < cut))
+
+
+class Table:
+    """What one launch over many matrices looks up: which matrix a tile belongs to, and where that lies.
+
+    ``rows`` (int64, [M, columns]) holds for each matrix the columns given; ``tile_matrix`` (int32, [tiles]) the
+    matrix of each tile.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[int]], tiles: Sequence[int], device: torch.device) -> None:
+        self.rows = torch.tensor(rows, dtype=torch.int64).to(device)
+        repeats = torch.tensor(tiles, dtype=torch.int64)
+        self.tile_matrix = torch.arange(len(tiles), dtype=torch.int32).repeat_interleave(repeats).to(device)
+
+
+# A table is made once for the same matrices at the same addresses, that is once in a training run: its copy to the
+# device would cost more than the launch, and cannot be captured in a CUDA graph.
+_TABLES: dict[Any, Table] = {}
+_CAPTURED: list[Table] = []  # a graph reads its tables whenever it is replayed
+_MOST_TABLES = 64
+
+
+def table(key: tuple[Any, ...], make: Callable[[], Table]) -> Table:
+    """The table for a key that holds all that it is made of."""
+    found = _TABLES.pop(key, None) or make()
+    _TABLES[key] = found  # the last used comes last
+    if len(_TABLES) > _MOST_TABLES:
+        del _TABLES[next(iter(_TABLES))]
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing() and found not in _CAPTURED:
+        _CAPTURED.append(found)
+    return found
+
+
+def tiles_of(size: int, tile: int) -> int:
+    return -(-size // tile)
+
+
+def alike(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Contiguous tensors of one type: their own where they share it, else float32, in which all are exact."""
+    same = len({each.dtype for each in tensors}) == 1
+    return [(each if same else each.to(torch.float32)).contiguous() for each in tensors]
+
+
+def aligned(tensors: Sequence[Tensor]) -> bool:
+    """Whether 16-byte loads may be used from the first entry on; views with an offset may lie anywhere."""
+    return all(each.data_ptr() % 16 == 0 for each in tensors)

@@ -1,0 +1,176 @@
+"""The Triton kernels against the definitions, on the CPU, by Triton's interpreter.
+
+Not collected by itself: ``test_triton.py`` runs it in a process of its own, as the interpreter takes the place
+of the compiler for a whole process.
+"""
+
+import pytest
+import torch
+
+import tamt_kernels as tk
+from tamt_kernels import dispatch, reference
+from tamt_kernels.triton_kernels import mask_weights, threshold
+
+from .scores import DISTRIBUTIONS, gaussian, same_bits, trained
+from .test_masks import DTYPES, awkward_weight
+
+SHAPES = [(0,), (), (1,), (3, 5), (33, 1), (257, 33)]
+operators = torch.ops.tamt_kernels
+
+
+@pytest.fixture(autouse=True)
+def small_and_poisoned(monkeypatch):
+    """Tiles so small that a few thousand entries are many; outputs that hold NaN where nothing is written."""
+    assert dispatch.interpreted()
+    monkeypatch.setattr(mask_weights, "TILE", 256)
+    monkeypatch.setattr(threshold, "TILE", 256)
+    monkeypatch.setattr(threshold, "LEAST_ROOM", 16)
+    torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_outputs_are_poisoned():
+    assert torch.empty(3).isnan().all()
+    assert torch.empty(3, dtype=torch.uint8).tolist() == [255] * 3
+
+
+def test_triton_runs():
+    found = tk.backends()
+    assert {name for name, each in found.items() if each["cpu"] == "triton"} >= {
+        "topk_threshold", "topk_threshold_unchecked", "binarize", "pack_mask", "mask_weight", "mask_weights",
+    }  # fmt: skip
+
+
+def score_and_threshold(shape, dtype=torch.float32, absolute=False):
+    score = (gaussian(torch.Size(shape).numel()) * 4).round().div(4).reshape(shape).to(dtype)
+    values, cuts = reference.topk_threshold([score], [score.numel() // 3], absolute)
+    return score, values[0], cuts[0]
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_binarize_and_pack(dtype, absolute):
+    for shape in SHAPES:
+        score, value, cut = score_and_threshold(shape, dtype, absolute)
+        mask = operators.binarize(score, value, cut, absolute)
+        assert torch.equal(mask, reference.binarize(score, value, cut, absolute))
+        assert torch.equal(tk.pack_mask(mask), reference.pack_mask(mask))
+    strided = score.t()[::2]
+    assert torch.equal(tk.binarize(strided, value, cut), reference.binarize(strided, value, cut))
+    assert torch.equal(tk.pack_mask(mask.t()[::2]), reference.pack_mask(mask.t()[::2]))
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_binarize_distributions(distribution):
+    score = distribution(1001)
+    for keep in (0, 300, 1001):
+        values, cuts = reference.topk_threshold([score], [keep])
+        assert torch.equal(tk.binarize(score, values[0], cuts[0]), reference.binarize(score, values[0], cuts[0]))
+
+
+@pytest.mark.parametrize("result", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mask_weight(dtype, result):
+    for shape in SHAPES:
+        score, value, cut = score_and_threshold(shape)
+        weight = awkward_weight(shape, dtype)
+        found = operators.mask_weight(weight, score, value, cut, result, True)
+        assert same_bits(found, reference.mask_weight(weight, score, value, cut, result, True))
+    for w, s in ((weight.t(), score.t()), (weight[::3, 1::2], score[::3, 1::2]), (weight, score.half())):
+        assert same_bits(tk.mask_weight(w, s, value, cut), reference.mask_weight(w, s, value, cut))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_half_and_many_floats_are_converted_as_torch_does(dtype, monkeypatch):
+    monkeypatch.setattr(mask_weights, "TILE", 16384)
+    half = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
+    patterns = torch.randint(-(2**31), 2**31, (65_536,), generator=torch.Generator().manual_seed(0))
+    floats = patterns.to(torch.int32).view(torch.float32)
+    kept = torch.tensor(-torch.inf), torch.tensor(0)
+    assert same_bits(tk.mask_weight(half, torch.zeros(65536), *kept, torch.float32), half.float())
+    assert same_bits(tk.mask_weight(floats, torch.zeros(65536), *kept, dtype), floats.to(dtype))
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("result", DTYPES)
+def test_mask_weights(result, pack):
+    shapes = [(33, 20), (), (0, 4), (256,), (7, 37), (16, 64)]
+    scores = [score_and_threshold(shape)[0] for shape in shapes]
+    weights = [awkward_weight(shape, torch.float32) for shape in shapes]
+    cases = [
+        (weights, scores),
+        ([each.half() for each in weights], scores),
+        (weights, [each.bfloat16() for each in scores]),
+        ([weights[0].half(), *weights[1:]], scores),
+        ([weights[0].t(), weights[5][1:, 3:]], [scores[0].t(), scores[5][1:, 3:]]),
+        ([weights[3][1:]], [scores[3][1:]]),  # not aligned
+    ]
+    for w, s in cases:
+        thresholds = reference.topk_threshold(s, [each.numel() // 3 for each in s])
+        found = operators.mask_weights(w, s, *thresholds, result, pack)
+        expected = reference.mask_weights(w, s, *thresholds, result, pack)
+        assert same_bits(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+
+
+def check_thresholds(scores, keep, last=None, absolute=False):
+    found = operators.topk_threshold_unchecked(scores, keep, last, absolute)
+    expected = reference.topk_threshold_unchecked(scores, keep, None, absolute)
+    assert same_bits(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found[2], expected[2])
+    return found[0]
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_thresholds_cold_and_warm(distribution):
+    sizes = (1, 255, 1100)
+    scores = [distribution(n) for n in sizes for _ in range(2)]
+    keep = [k for n in sizes for k in (n // 3 + 1, n)]
+    found = check_thresholds(scores, keep)
+    check_thresholds(scores, keep, found)
+    # Near: the threshold has moved a little since.
+    found = check_thresholds(scores, keep, found * 1.01, absolute=True)
+    check_thresholds(scores, keep, found, absolute=True)
+
+
+def test_thresholds_where_the_last_one_is_far_or_no_number():
+    for distribution in (trained, gaussian):
+        check_thresholds([distribution(900)] * 5, [300] * 5, torch.tensor([0, -3, torch.inf, -torch.inf, torch.nan]))
+
+
+def test_thresholds_at_the_ends():
+    scores = [gaussian(300), gaussian(0), trained(300), gaussian(0), trained(300)]
+    keep = [0, 0, 300, 0, 1]
+    check_thresholds(scores, keep, check_thresholds(scores, keep))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_thresholds_of_other_types_and_strides(dtype):
+    score = trained(1200).reshape(40, 30).to(dtype)
+    check_thresholds([score, score.t(), score[::2, 1::3], score[0].expand(4, 30)], [400, 400, 77, 40])
+    check_thresholds([score.reshape(-1)[3:], trained(300)], [500, 7], torch.tensor([0.02, 0.02]))
+
+
+def test_a_window_with_too_many_entries_is_left():
+    score = 1 + gaussian(2000) * 1e-4  # all inside
+    check_thresholds([score, gaussian(500)], [600, 100], torch.tensor([1.0, 0.5]))
+
+
+@pytest.mark.parametrize("keep", [1, 1023, 1024, 1025, 2900, 3000])
+def test_ties_over_many_tiles(keep, monkeypatch):
+    monkeypatch.setattr(threshold, "TILES_AT_ONCE", 4)
+    for last in (None, torch.tensor([0.5])):
+        found = threshold.topk_threshold_unchecked([torch.full((3000,), 0.5)], [keep], last)
+        assert (found[0].item(), found[1].item()) == (0.5, keep)
+
+
+def test_nan():
+    bad = gaussian(700)
+    bad[600] = torch.nan
+    for last in (None, torch.tensor([0.0, 0.5])):
+        check_thresholds([gaussian(300), bad], [100, 70], last)
+        check_thresholds([bad, -bad], [0, 700], last)
+    with pytest.raises(ValueError, match=r"scores\[1\] has NaN"):
+        tk.topk_threshold([gaussian(300), bad], [100, 70])

@@ -1,0 +1,161 @@
+"""Every Triton kernel compiled for every GPU it may meet, with no GPU at hand: registers, shared memory, spills.
+
+``python -m tests.kernels.test_triton_compiles`` prints the table that docs/kernels.md shows.
+"""
+
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from tamt_kernels.triton_kernels import mask_weights, threshold  # noqa: E402
+
+MODULES = (mask_weights, threshold)
+GPUS = (70, 75, 80, 90, 100)
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+}
+
+
+class Launch(NamedTuple):
+    """What a launcher asked for: the kernel, its arguments, its constants and options."""
+
+    name: str
+    kernel: object
+    arguments: tuple
+    options: dict
+
+
+class Usage(NamedTuple):
+    registers: int
+    stack: int
+    local: int
+    shared: int
+    ptx: str
+
+
+def launches():
+    """What the launchers start for the usual matrices, recorded in place of being started."""
+    recorded = []
+    label = ""
+
+    def record(kernel, grid, *arguments, **options):
+        recorded.append(Launch(f"{kernel.__name__} {label}".strip(), kernel, arguments, options))
+
+    real = [module.launch for module in MODULES]
+    for module in MODULES:
+        module.launch = record
+    try:
+        score, half = torch.zeros(96, 128), torch.zeros(96, 128, dtype=torch.float16)
+        values, cuts = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            label = f"to {str(dtype).removeprefix('torch.')}"
+            mask_weights.mask_weights([score] * 2, [score] * 2, values, cuts, dtype, pack=True)
+        label = "to float16"
+        mask_weights.mask_weight(score, score, values[0], cuts[0], torch.float16)
+        label = ""
+        mask_weights.binarize(score, values[0], cuts[0])
+        mask_weights.pack_mask(half > 0)
+        threshold.topk_threshold_unchecked([score] * 2, [5, 6], values)
+    finally:
+        for module, launch in zip(MODULES, real, strict=True):
+            module.launch = launch
+    digits = (
+        f"{each.name} digit {each.options['DIGIT']}" if "DIGIT" in each.options else each.name for each in recorded
+    )
+    return [each._replace(name=name) for each, name in zip(recorded, digits, strict=True)]
+
+
+def source(launch):
+    """The kernel with the types and alignments of these very arguments, as Triton would specialise it."""
+    options = dict(launch.options)
+    compiler = {name: options.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in options}
+    signature, attributes = {}, {}
+    constants = dict(options)
+    for position, (name, value) in enumerate(zip(launch.kernel.arg_names, launch.arguments, strict=False)):
+        if value is None:
+            constants[name] = None
+            continue
+        is_tensor = isinstance(value, torch.Tensor)
+        signature[name] = POINTERS[value.dtype] if is_tensor else "i32"
+        if (value.data_ptr() if is_tensor else value) % 16 == 0:
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    signature = {name: signature.get(name, "constexpr") for name in launch.kernel.arg_names}
+    return ASTSource(launch.kernel, signature, constants, attributes), compiler
+
+
+def compiled(launch, gpu):
+    """What one kernel takes on a GPU, or None where this Triton no longer builds for it."""
+    kernel, options = source(launch)
+    try:
+        built = triton.compile(kernel, target=GPUTarget("cuda", gpu, 32), options=options)
+    except Exception as error:
+        if gpu < 75 and re.search(rf"sm_{gpu}|not (supported|defined)", str(error)):
+            return None
+        raise
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        lines = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", lines)}
+    shared = built.metadata.shared
+    return Usage(found["REG"], found["STACK"], found["LOCAL"], shared, built.asm["ptx"])
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("gpu", GPUS)
+def test_no_kernel_spills(gpu):
+    usage = {launch.name: compiled(launch, gpu) for launch in launches()}
+    if None in usage.values():
+        pytest.skip(f"Triton {triton.__version__} no longer builds for sm_{gpu}")
+    assert {name: each for name, each in usage.items() if each.stack or each.local} == {}
+    # Denormals are scores and weights like others: nothing may flush them to zero.
+    assert [name for name, each in usage.items() if ".ftz" in each.ptx] == []
+    assert all(each.shared <= 48 * 1024 for each in usage.values())
+
+
+def test_a_spill_would_be_seen():
+    launch = next(each for each in launches() if each.name == "window_kernel")
+    usage = compiled(launch._replace(options=launch.options | {"maxnreg": 32}), 90)
+    assert usage.stack or usage.local
+
+
+def test_whole_tiles_are_read_16_bytes_at_a_time():
+    launch = next(each for each in launches() if each.name == "group_kernel to float16")
+    assert compiled(launch, 90).ptx.count("ld.global.v4.b32") >= 8
+
+
+def table():
+    rows = ["| kernel | " + " | ".join(f"sm_{gpu}" for gpu in GPUS) + " |", "| --- |" + " --- |" * len(GPUS)]
+    for launch in launches():
+        cells = []
+        for gpu in GPUS:
+            usage = compiled(launch, gpu)
+            cells.append(f"{usage.registers} / {usage.shared} / {usage.stack + usage.local}" if usage else "not built")
+        rows.append(f"| {launch.name} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())
