@@ -14,6 +14,7 @@ from tamt.errors import UserError
 OPERATIONS: dict[str, Callable[[Setting], Iterator[Comparison]]] = {
     "topk_threshold": threshold.comparisons,
     "mask_weight": elementwise.mask_weight,
+    "mask_weights": elementwise.mask_weights,
     "binarize": elementwise.binarize,
     "pack_mask": elementwise.pack,
     "ste_backward": elementwise.ste_backward,

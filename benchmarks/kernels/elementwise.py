@@ -13,7 +13,7 @@ from benchmarks.kernels.setting import COMPILED, COPY, DENSE, EAGER, FLOAT_MASK,
 from benchmarks.measure import Comparison, Contenders
 from tamt_kernels import reference
 
-PACKBITS = "np.packbits"
+PACKBITS, LOOP = "np.packbits", "mask_weight loop"
 
 Arguments = list[tuple[Tensor, ...]]
 
@@ -72,6 +72,23 @@ def mask_weight(setting: Setting) -> Iterator[Comparison]:
         )
         found[DENSE] = over(lambda weight, *_: weight.to(dtype, copy=True), arguments)
         yield Comparison("mask_weight", "forward", case, found, moved)
+
+
+def mask_weights(setting: Setting) -> Iterator[Comparison]:
+    """All matrices in one call."""
+    dtype = setting.dtype
+    arguments = masked(setting, setting.shapes)
+    weights, matrices, values, cuts = (list(column) for column in zip(*arguments, strict=True))
+    thresholds = tk.Thresholds(torch.stack(values), torch.stack(cuts))
+    moved = entries(setting.shapes) * (4 + 4 + dtype.itemsize)
+    found: Contenders = {
+        OURS: lambda: tk.mask_weights(weights, matrices, thresholds, dtype),
+        EAGER: lambda: reference.mask_weights(weights, matrices, *thresholds, dtype),
+        LOOP: over(lambda weight, score, value, cut: tk.mask_weight(weight, score, value, cut, dtype), arguments),
+        DENSE: over(lambda weight, *_: weight.to(dtype, copy=True), arguments),
+        COPY: setting.copy(moved),
+    }
+    yield Comparison("mask_weights", "forward", f"{len(setting.shapes)} matrices", found, moved)
 
 
 def binarize(setting: Setting) -> Iterator[Comparison]:

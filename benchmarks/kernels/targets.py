@@ -32,6 +32,7 @@ class Target(NamedTuple):
 
 
 THRESHOLD = ("topk_threshold", "forward")
+WARM = (*THRESHOLD, threshold.WARM)
 UNUSUAL = [each for each in scores.DISTRIBUTIONS if each != scores.USUAL]
 UP_PROJECTION, ALL = "3072 × 768", "73 matrices"
 EMBEDDING = ("masked_embedding", "forward", f"{layers.IDS} ids of 30522")
@@ -40,6 +41,7 @@ TARGETS = [
     Target("cpu", *THRESHOLD, scores.USUAL, threshold.PARTITION, 0.35),
     Target("cpu", *THRESHOLD, scores.USUAL, threshold.KTHVALUE, 1 / 20),
     *(Target("cpu", *THRESHOLD, case, OURS, 3.0, scores.USUAL) for case in UNUSUAL),
+    Target("cpu", *WARM, READ, 2.0),
     *(Target("cpu", "mask_weight", "forward", case, COPY, 1.3) for case in (UP_PROJECTION, ALL)),
     *(Target("cpu", "ste_backward", "backward", case, COPY, 1.2) for case in (UP_PROJECTION, ALL)),
     Target("cpu", "masked_linear", "both", "2048 tokens", DENSE, 1.08),
@@ -49,7 +51,8 @@ TARGETS = [
     Target("cuda", *THRESHOLD, scores.USUAL, threshold.KTHVALUE, 1 / 100),
     Target("cuda", *THRESHOLD, scores.USUAL, threshold.TOPK, 1 / 5),
     Target("cuda", *THRESHOLD, scores.USUAL, threshold.SORT, 1 / 5),
-    Target("cuda", "mask_weight", "forward", ALL, COPY, 1 / 0.85),
+    Target("cuda", *WARM, READ, 1.4),
+    Target("cuda", "mask_weights", "forward", ALL, COPY, 1 / 0.85),
     Target("cuda", "ste_backward", "backward", ALL, COPY, 1 / 0.85),
     Target("cuda", "masked_linear", "both", "2048 tokens", DENSE, 1.05),
     Target("cuda", "masked_linear", "both", "256 tokens", DENSE, 1.10),

@@ -13,6 +13,7 @@ from benchmarks.measure import Comparison, Contenders
 from tamt_kernels import reference
 
 KTHVALUE, TOPK, SORT, PARTITION = LOOK_UPS = "kthvalue loop", "topk loop", "sort loop", "np.partition loop"
+WARM, COLD = f"{scores.USUAL}, warm", "cold"
 
 
 def by_kthvalue(score: Tensor, keep: int) -> Tensor:
@@ -45,19 +46,35 @@ def comparisons(setting: Setting) -> Iterator[Comparison]:
     keep = [scores.keep(shape) for shape in setting.shapes]
     for distribution in scores.DISTRIBUTIONS:
         matrices = scores.scores(distribution, setting.shapes, setting.device)
+        moved = 4 * sum(matrix.numel() for matrix in matrices)
         contenders = fast(setting, matrices, keep)
         if distribution == scores.USUAL:  # the others take seconds, whatever the distribution
             contenders |= slow(setting, matrices, keep)
-        entries = sum(matrix.numel() for matrix in matrices)
-        yield Comparison("topk_threshold", "forward", distribution, contenders, 4 * entries)
+        yield Comparison("topk_threshold", "forward", distribution, contenders, moved)
+        if distribution == scores.USUAL:
+            yield Comparison("topk_threshold", "forward", WARM, warm(matrices, keep), moved)
 
 
 def fast(setting: Setting, matrices: list[Tensor], keep: list[int]) -> Contenders:
-    everything = torch.cat([matrix.reshape(-1) for matrix in matrices])
-    contenders: Contenders = {OURS: lambda: tk.topk_threshold(matrices, keep), READ: everything.sum}
+    contenders: Contenders = {OURS: lambda: tk.topk_threshold(matrices, keep, check_nan=False), READ: read(matrices)}
     if setting.device.type == "cpu":
         contenders[PARTITION] = loop(by_partition, matrices, keep)
     return contenders
+
+
+def warm(matrices: list[Tensor], keep: list[int]) -> Contenders:
+    """With the thresholds of one optimizer step before."""
+    last = tk.topk_threshold(matrices, keep)
+    matrices = scores.next_step(matrices)
+    return {
+        OURS: lambda: tk.topk_threshold(matrices, keep, last=last, check_nan=False),
+        COLD: lambda: tk.topk_threshold(matrices, keep, check_nan=False),
+        READ: read(matrices),
+    }
+
+
+def read(matrices: list[Tensor]) -> Callable[[], Tensor]:
+    return torch.cat([matrix.reshape(-1) for matrix in matrices]).sum
 
 
 def slow(setting: Setting, matrices: list[Tensor], keep: list[int]) -> Contenders:
