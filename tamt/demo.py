@@ -10,7 +10,8 @@ from typing import Any
 
 from tamt.console import say
 from tamt.errors import UserError
-from tamt.run_folder import finished_results, write_text
+from tamt.files import write_atomically
+from tamt.run_folder import finished_results
 
 SPARSITY = 0.7
 SEARCHES = ("omp", "rand", "tamt-kd")
@@ -85,7 +86,7 @@ def demo(
                 "seconds": round(search["seconds"] + sum(run["seconds"] for run in runs), 1),
             }
         )
-    write_text(output / "results.json", json.dumps({"results": results}, indent=2) + "\n")
+    write_atomically(output / "results.json", json.dumps({"results": results}, indent=2) + "\n")
     draw(results, output / "report.png")
     say(f"results in {output / 'results.json'}, picture in {output / 'report.png'}; {time.monotonic() - started:.0f} s")
     return {"results": results}

@@ -1,18 +1,18 @@
 """The mask file: one bit an entry in a safetensors container, and the metadata that says what it is."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 import tamt_kernels as tk
 from tamt.errors import UserError
+from tamt.files import write_atomically
 from tamt.masking import Masks, sparsity_of
 
 FORMAT = "tamt-mask"
@@ -45,20 +45,7 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], info: MaskInfo) -> None:
         "kept": json.dumps({name: int(mask.sum()) for name, mask in masks.items()}),
     }
     packed = {name: tk.pack_mask(mask).cpu() for name, mask in masks.items()}
-    write_safetensors(path, packed, metadata)
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file so that `path` never holds half of one: temporary file, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, save(packed, metadata))
 
 
 def load_masks(path: Path) -> tuple[Masks, MaskInfo]:

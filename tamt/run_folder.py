@@ -1,7 +1,6 @@
 """The folder of one run: its settings, metrics, checkpoints and results."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from tamt.errors import UserError
+from tamt.files import write_atomically
 
 CONFIG = "config.yaml"
 RESULTS = "results.json"
@@ -56,7 +56,7 @@ class RunFolder:
             )
         path.mkdir(parents=True, exist_ok=True)
         plain = {key: _plain(value) for key, value in settings.items()}
-        write_text(config, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+        write_atomically(config, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
         return cls(path)
 
     def __enter__(self) -> "RunFolder":
@@ -75,13 +75,7 @@ class RunFolder:
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint, atomically. `state` holds what `torch.load(weights_only=True)` reads back."""
-        target = self.path / CHECKPOINT
-        temporary = target.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            torch.save({"step": step, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        write_atomically(self.path / CHECKPOINT, lambda file: torch.save({"step": step, **state}, file))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint, with its `step`, or None if there is none.
@@ -101,7 +95,7 @@ class RunFolder:
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write `results.json`, which says that the run is finished, and drop the checkpoint."""
-        write_text(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
+        write_atomically(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
         (self.path / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -125,16 +119,6 @@ def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
                 f"the run in {path} was started with {key} = {started.get(key)!r}, not {_plain(value)!r}; "
                 "go on with its own settings or give a new --output"
             )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that `path` never holds half of one: temporary file, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 
 from tamt.console import say
 from tamt.errors import UserError
-from tamt.run_folder import write_text
+from tamt.files import write_atomically
 
 if TYPE_CHECKING:
     from mwparserfromhell.wikicode import Wikicode
@@ -117,7 +117,7 @@ def corpus_files() -> tuple[Path, Path]:
         articles = list(_articles(source))
         for path, chosen in ((train, False), (dev, True)):
             kept = [lines for i, lines in enumerate(articles) if (i % DEV_EVERY == DEV_EVERY // 2) == chosen]
-            write_text(path, "".join(f"{line}\n" for lines in kept for line in lines))
+            write_atomically(path, "".join(f"{line}\n" for lines in kept for line in lines))
     return train, dev
 
 
@@ -136,7 +136,7 @@ def snippets_file() -> Path:
         with source.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         lines = [f"{' '.join(row['text'].split())}\t{int(float(row['sentiment']) > 0)}\n" for row in rows]
-        write_text(target, "sentence\tlabel\n" + "".join(lines))
+        write_atomically(target, "sentence\tlabel\n" + "".join(lines))
     return target
 
 

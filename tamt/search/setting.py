@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tamt.data.corpora import Blocks, train_batches
 from tamt.evaluate import dev_losses
-from tamt.mask_file import MaskInfo, save_masks, write_safetensors
+from tamt.files import write_atomically
+from tamt.mask_file import MaskInfo, save_masks
 from tamt.masking import Masks, magnitude_masks, random_masks, sparsity_of
 from tamt.models import MaskedLanguageModel
 from tamt.objectives import IGNORED, TokenMasking
@@ -95,7 +97,8 @@ class Search:
     def save_head(self) -> None:
         """Write the MLM head, which trained, into the run folder."""
         head = {name: p.detach().cpu() for name, p in self.student.head_parameters().items()}
-        write_safetensors(self.folder.path / HEAD_FILE, head, {"format": "tamt-head", "model": self.model})
+        content = save(head, {"format": "tamt-head", "model": self.model})
+        write_atomically(self.folder.path / HEAD_FILE, content)
 
     def result(self, masks: Masks, step: int, seconds: float, losses: Mapping[str, float]) -> dict:
         """The row of results for a mask."""
