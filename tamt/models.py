@@ -1,6 +1,7 @@
 """Pre-trained models and tokenizers, from a hub, a local folder or the demo."""
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +179,12 @@ def _load(factory: Any, name: str, what: str, **options: Any) -> Any:
     try:
         return factory.from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if "Unrecognized configuration class" in str(error):
+            kind = re.search(r"configuration class <class '.*?(\w+)Config'>", str(error))
+            raise UserError(
+                f"the model {name!r} is a {kind.group(1) if kind else 'model'} and no masked language model, so it has "
+                "no prunable matrix for us; choose an encoder of the BERT family"
+            ) from error
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise UserError(
             f"the {what} {name!r} is no folder with a model that can be read, nor can it be fetched from the hub "

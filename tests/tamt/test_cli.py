@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tamt.cli import COMMANDS, main
 
@@ -128,6 +129,18 @@ def test_a_mask_for_another_model_or_cut_short_is_refused(command, capsys, tmp_p
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_a_model_with_no_prunable_matrix(command, capsys, tmp_path: Path, tiny_bert: Path) -> None:
+    folder = tmp_path / "gpt2"
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=28)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
+    capsys.readouterr()
+    assert main(command(model=str(folder))) == 2
+    error = capsys.readouterr().err
+    assert "is a GPT2 and no masked language model, so it has no prunable matrix" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_compare(capsys, tmp_path: Path, command) -> None:
