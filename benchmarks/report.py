@@ -36,8 +36,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-def bars(path: Path, title: str, panels: dict[str, dict[str, float]], label: str) -> str | None:
-    """Draw a panel of bars for each comparison, on a logarithmic axis; say what is missing where that cannot be."""
+def bars(path: Path, title: str, panels: dict[str, dict[str, float]], ours: str) -> str | None:
+    """Draw each comparison's times in milliseconds, as multiples of ours; say why where that cannot be."""
     try:
         import matplotlib as mpl
     except ImportError:
@@ -47,18 +47,24 @@ def bars(path: Path, title: str, panels: dict[str, dict[str, float]], label: str
 
     columns = 3
     lines = (len(panels) + columns - 1) // columns
-    figure, axes = plt.subplots(lines, columns, figsize=(15, 1.9 * lines + 0.6), squeeze=False, layout="constrained")
-    for axis, (name, values) in zip(axes.flat, panels.items(), strict=False):
-        colours = ["tab:orange" if each == "tamt_kernels" else "tab:blue" for each in values]
-        axis.barh(list(values), list(values.values()), color=colours)
+    figure, axes = plt.subplots(lines, columns, figsize=(15, 1.8 * lines + 0.8), squeeze=False, layout="constrained")
+    for axis, (name, times) in zip(axes.flat, panels.items(), strict=False):
+        ratios = [time / times[ours] for time in times.values()]
+        colours = ["tab:orange" if ratio < 1 else "tab:blue" for ratio in ratios]
+        axis.barh(list(times), [ratio - 1 for ratio in ratios], left=1, color=colours)
+        axis.axvline(1, color="black", linewidth=0.8)
+        for line, (ratio, time) in enumerate(zip(ratios, times.values(), strict=True)):
+            axis.text(max(ratio, 1), line, f" {time:.3g} ms", va="center", fontsize=7)
         axis.set_xscale("log")
+        axis.set_xlim(0.05, 2000)
+        axis.set_xticks([0.1, 1, 10, 100, 1000], ["0.1", "1", "10", "100", "1000 ×"])
         axis.invert_yaxis()
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=8)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     figure.suptitle(title, fontsize=11)
-    figure.supxlabel(label, fontsize=9)
-    figure.savefig(path, dpi=110)
+    figure.supxlabel(f"time over that of {ours} (orange: faster than it); median", fontsize=9)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
     return None

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     for (*comparison_key, name), median in medians.items():
         panels.setdefault(", ".join(comparison_key), {})[name] = median
     title = f"{described['device']}, {described['cpu']}, torch {described['torch']}, commit {described['commit']}"
-    if problem := report.bars(folder / "kernels.png", title, panels, "milliseconds, median"):
+    if problem := report.bars(folder / "kernels.png", title, panels, OURS):
         print(problem)
     print(f"\nresults: {folder}")
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from benchmarks import scores
 from benchmarks.kernels import layers, threshold
-from benchmarks.kernels.setting import COPY, DENSE, OURS, READ
+from benchmarks.kernels.setting import COPY, DENSE, FLOAT_MASK, OURS, READ
 
 Key = tuple[str, str, str, str]  # operation, direction, case, contender
 
@@ -46,7 +46,7 @@ TARGETS = [
     *(Target("cpu", "ste_backward", "backward", case, COPY, 1.2) for case in (UP_PROJECTION, ALL)),
     Target("cpu", "masked_linear", "both", "2048 tokens", DENSE, 1.08),
     Target("cpu", "masked_linear", "both", "256 tokens", DENSE, 1.25),
-    Target("cpu", *EMBEDDING, layers.WHOLE_MATRIX, 1 / 20),
+    *(Target("cpu", *EMBEDDING, each, 1 / 20) for each in (FLOAT_MASK, layers.WHOLE_MATRIX)),
     Target("cuda", *THRESHOLD, scores.USUAL, READ, 3.3),
     Target("cuda", *THRESHOLD, scores.USUAL, threshold.KTHVALUE, 1 / 100),
     Target("cuda", *THRESHOLD, scores.USUAL, threshold.TOPK, 1 / 5),
@@ -57,5 +57,5 @@ TARGETS = [
     Target("cuda", "masked_linear", "both", "2048 tokens", DENSE, 1.05),
     Target("cuda", "masked_linear", "both", "256 tokens", DENSE, 1.10),
     *(Target("cuda", "masked_linear", "forward", f"{n} tokens", layers.WHOLE_MATRIX, 1.0) for n in (1, 16, 64)),
-    Target("cuda", *EMBEDDING, layers.WHOLE_MATRIX, 1 / 20),
+    *(Target("cuda", *EMBEDDING, each, 1 / 20) for each in (FLOAT_MASK, layers.WHOLE_MATRIX)),
 ]
