@@ -47,26 +47,29 @@ def parts(folder: Path, capability: tuple[int, int]) -> list[Part]:
     """What is run, the most telling first."""
     python = [sys.executable, "-u"]
     pytest = [*python, "-m", "pytest", "--color=no", "-p", "no:cacheprovider"]
-    # hypothesis is not among what the machine must have; one file of tests is lost without it.
+    # Neither is among what the machine must have: without hypothesis one file of tests is lost, without xdist time.
     without = [] if importlib.util.find_spec("hypothesis") else ["--ignore=tests/kernels/test_threshold.py"]
+    parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
     architecture = {"TAMT_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": f"{capability[0]}.{capability[1]}"}
     kernels = ["-m", "benchmarks", "kernels", "--device", "cuda", "--seconds", "0.5", "--output", str(folder)]
     return [
         Part("build", [*python, "setup.py", "build_ext", "--inplace"], 150, architecture),
         Part("GPU tests", [*pytest, "tests/gpu"], 120),
         Part("kernel benchmarks", [*python, *kernels], 180),
-        Part("kernel tests", [*pytest, *without, "tests/kernels"], 150),
+        Part("kernel tests", [*pytest, *parallel, *without, "tests/kernels"], 150),
         *(sanitizer(tool) for tool in ("memcheck", "racecheck")),
     ]
 
 
 def sanitizer(tool: str) -> Part:
     """A look of compute-sanitizer at every CUDA kernel of the extension, on small inputs."""
-    program = shutil.which("compute-sanitizer") or str(Path(os.environ.get("CUDA_HOME", ""), "bin/compute-sanitizer"))
-    command = [program, "--tool", tool, "--error-exitcode", "1", sys.executable, "-u", "tests/gpu/every_cuda_kernel.py"]
+    folders = [os.environ.get("PATH", ""), os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin"]
+    program = shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+    command = [program or "", "--tool", tool, "--error-exitcode", "1"]
+    command += [sys.executable, "-u", "tests/gpu/every_cuda_kernel.py"]
     # Where blocks are cut from one large allocation, an access just past a tensor is still inside it.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(ROOT)}
-    unavailable = "" if Path(program).is_file() else "compute-sanitizer is not installed"
+    unavailable = "" if program else "compute-sanitizer is not installed"
     return Part(f"compute-sanitizer {tool}", command, 90, environment, unavailable)
 
 
