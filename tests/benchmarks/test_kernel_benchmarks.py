@@ -1,6 +1,7 @@
 """The benchmarks run, and say what they measured; how fast anything is, is not asserted."""
 
 import csv
+import sys
 
 import pytest
 import torch
@@ -132,3 +133,10 @@ def test_scores_are_those_of_mask_training():
 
 def test_a_table():
     assert report.table([("a", "bc"), ("def", "g")]) == "| a   | bc |\n|-----|----|\n| def | g  |"
+
+
+def test_a_machine_without_matplotlib_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    message = report.bars(tmp_path / "kernels.png", "title", {"a": {OURS: 1.0}}, OURS)
+    assert message == "kernels.png is left out, as matplotlib is not installed"
+    assert not list(tmp_path.iterdir())

@@ -13,6 +13,11 @@ def on_gpu(*tensors):
     return [tensor.cuda() for tensor in tensors]
 
 
+def test_no_operation_that_has_a_kernel_runs_on_plain_torch():
+    eager = {operation for operation, device in tk.backends().items() if device["cuda"] == "eager"}
+    assert eager <= {"unpack_mask"}
+
+
 def assert_thresholds(found, scores, keep, ranking="signed"):
     expected = reference.topk_threshold(scores, keep, ranking == "abs")
     assert found.values.is_cuda

@@ -39,6 +39,26 @@ def test_masked_linear(shape, rows, bias, dtype):
     assert distance(ds, (grad.double().t() @ x.double()) * weight.double()) < ROUNDING[dtype]
 
 
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("rows", [1, 17, 64, 1000, 16384])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_product_that_masks_as_it_goes(transposed, rows, dtype):
+    """At every number of rows, also where masked_linear would choose another way."""
+    weight, score, value, cut = (each.detach().cuda() for each in matrices(131, 77, 3000))
+    if transposed:
+        weight, score = weight.t().contiguous().t(), score.t().contiguous().t()
+    weight = weight.to(dtype)
+    score.requires_grad_()
+    x = torch.randn(rows, 77, device="cuda", dtype=dtype).requires_grad_()
+    y = torch.ops.tamt_kernels.masked_matmul(x, weight, score, value, cut)
+    grad = torch.randn_like(y)
+    dx, ds = torch.autograd.grad(y, (x, score), grad)
+    masked = reference.mask_weight(weight, score.detach(), value, cut).double()
+    assert distance(y, x.double() @ masked.t()) < ROUNDING[dtype]
+    assert distance(dx, grad.double() @ masked) < ROUNDING[dtype]
+    assert distance(ds, (grad.double().t() @ x.double()) * weight.double()) < ROUNDING[dtype]
+
+
 @pytest.mark.parametrize("leading", [(), (0,), (2, 3)])
 def test_masked_linear_of_any_leading_shape_and_stride(leading):
     weight, score, value, cut = (each.detach().cuda() for each in matrices(96, 64, 2000))
