@@ -45,7 +45,7 @@ def weight(shape: Shape, device: torch.device, seed: int = 0) -> Tensor:
 
 
 def scores(distribution: str, shapes: list[Shape], device: torch.device) -> list[Tensor]:
-    """A score matrix for each shape, the first of which is an embedding's."""
+    """A score matrix for each shape."""
     return [_score(distribution, shape, device, number) for number, shape in enumerate(shapes)]
 
 
@@ -62,7 +62,7 @@ def _score(distribution: str, shape: Shape, device: torch.device, number: int) -
     moved = travelled[torch.randint(travelled.numel(), shape, device=device, generator=drawn)]
     # Entries drawn from one pool would tie, as no trained entries do.
     moved *= 1 + 0.05 * torch.randn(shape, device=device, generator=drawn)
-    if number == 0:
+    if shape[0] > 8 * shape[1]:  # an embedding: no layer is as tall
         moved *= seen(shape[0], steps, drawn)[:, None]
     return score.add_(moved)
 

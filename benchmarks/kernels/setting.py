@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch
 
 from benchmarks import scores
 
@@ -42,7 +43,7 @@ class Setting(NamedTuple):
         if self.quick:
             return None
         # A graph may then be walked twice, as it is where a backward pass is timed alone.
-        torch._functorch.config.donated_buffer = False
+        functorch.donated_buffer = False
         return torch.compile(function)
 
     def copy(self, moved: int) -> Callable[[], Tensor]:
