@@ -21,9 +21,9 @@ from tamt_kernels.library import COMPOSED, LIBRARY, OPERATORS, TRITON, TritonKer
 INSTALL = "to build it, install tamt again where a C++ compiler is found: pip install --force-reinstall --no-deps ."
 
 OLDEST_TRITON = (3, 3)
-# The oldest GPUs: of Triton itself, of its matrix products on tensor cores (it has none for sm_70 since 3.3), and of
-# those in bfloat16.
-OLDEST_GPU, OLDEST_GPU_FOR_PRODUCTS, OLDEST_GPU_FOR_BFLOAT16 = (7, 0), (7, 5), (8, 0)
+# The oldest GPUs: of Triton itself, and of its matrix products on tensor cores. What 3.9 compiles for sm_75 has no
+# instruction of theirs either, and spills.
+OLDEST_GPU, OLDEST_GPU_FOR_PRODUCTS = (7, 0), (8, 0)
 
 # Where Triton's kernels were put in place: (operator, dispatch key).
 _triton_registered: set[tuple[str, str]] = set()
@@ -110,6 +110,13 @@ def _serves(device: torch.device) -> bool:
     return problem is None
 
 
+def serves_product(device: torch.device) -> bool:
+    """Whether Triton's masked matrix products run on a device: on tensor cores, or not at all."""
+    if ("masked_matmul", device.type.upper()) not in _triton_registered or not _serves(device):
+        return False
+    return device.type == "cpu" or torch.cuda.get_device_capability(device) >= OLDEST_GPU_FOR_PRODUCTS
+
+
 def _register_triton(key: str) -> None:
     if importlib.util.find_spec("triton") is None:
         return  # said at the first use on a GPU, as most machines without Triton have none
@@ -142,7 +149,8 @@ def _has_kernel(operator: str, key: str) -> bool:
 def backends() -> dict[str, dict[str, str]]:
     """What really runs: ``{operation: {"cpu": backend, "cuda": backend}}``, a backend "cpp", "triton" or "eager".
 
-    ``masked_linear`` is torch's matrix product over ``mask_weight``, so it is what ``mask_weight`` is.
+    ``masked_linear`` is torch's matrix product over ``mask_weight``, so it is what ``mask_weight`` is; of few
+    rows on a GPU it is ``masked_matmul``.
     """
 
     def backend(operator: str, key: str) -> str:

@@ -45,12 +45,14 @@ _operator = define(
     "int? padding_idx=None, bool absolute=False) -> Tensor",
     eager=reference.masked_embedding,
     fake=_fake,
+    triton="masked_embedding",
 )
 _backward_operator = define(
     "masked_embedding_backward(Tensor grad_output, Tensor ids, Tensor weight, int? padding_idx, "
     "ScalarType dtype) -> Tensor",
     eager=reference.masked_embedding_backward,
     fake=_fake_backward,
+    triton="masked_embedding",
 )
 differentiate("masked_embedding", _backward, _save)
 differentiate("masked_embedding_backward", refuse_double_backward)
@@ -85,7 +87,8 @@ def masked_embedding(
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape or device, or more than 2**31 entries.
-        IndexError: an id is out of range.
+        IndexError: an id is out of range. On a GPU, whose ids would have to be waited for, its row is NaN
+            instead.
     """
     checks.tensor("masked_embedding", "ids", ids)
     checks.dtype("masked_embedding", "ids", ids, (torch.int64, torch.int32))

@@ -163,6 +163,49 @@ def masked_linear(
     return F.linear(x, mask_weight(weight, score, value, cut, absolute=absolute), bias)
 
 
+def masked_matmul(
+    x: Tensor,
+    weight: Tensor,
+    score: Tensor,
+    value: Tensor,
+    cut: Tensor,
+    bias: Tensor | None = None,
+    absolute: bool = False,
+    *,
+    mask_weight: Callable[..., Tensor] = mask_weight,
+) -> Tensor:
+    """``masked_linear`` in the type of x, to which W ⊙ m is cast."""
+    return F.linear(x, mask_weight(weight, score, value, cut, x.dtype, absolute), bias)
+
+
+def masked_matmul_backward_x(
+    grad_output: Tensor,
+    weight: Tensor,
+    score: Tensor,
+    value: Tensor,
+    cut: Tensor,
+    absolute: bool = False,
+    *,
+    mask_weight: Callable[..., Tensor] = mask_weight,
+) -> Tensor:
+    """dX = dY (W ⊙ m)."""
+    return grad_output @ mask_weight(weight, score, value, cut, grad_output.dtype, absolute)
+
+
+def masked_matmul_backward_score(
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    dtype: torch.dtype,
+    *,
+    ste_backward: Callable[..., Tensor] = ste_backward,
+) -> Tensor:
+    """dS = (dYᵀ X) ⊙ W (eq. 4), summed and multiplied in float32 and rounded once."""
+    flat_grad = grad_output.reshape(-1, weight.shape[0]).to(torch.float32)
+    flat_x = x.reshape(flat_grad.shape[0], weight.shape[1]).to(torch.float32)
+    return ste_backward(flat_grad.t() @ flat_x, weight, dtype)
+
+
 def masked_embedding(
     ids: Tensor,
     weight: Tensor,

@@ -9,9 +9,10 @@ import torch
 
 import tamt_kernels as tk
 from tamt_kernels import dispatch, reference
-from tamt_kernels.triton_kernels import mask_weights, threshold
+from tamt_kernels.triton_kernels import mask_weights, masked_embedding, masked_matmul, threshold
 
 from .scores import DISTRIBUTIONS, gaussian, same_bits, trained
+from .test_masked_layers import IDS
 from .test_masks import DTYPES, awkward_weight
 
 SHAPES = [(0,), (), (1,), (3, 5), (33, 1), (257, 33)]
@@ -39,6 +40,8 @@ def test_triton_runs():
     found = tk.backends()
     assert {name for name, each in found.items() if each["cpu"] == "triton"} >= {
         "topk_threshold", "topk_threshold_unchecked", "binarize", "pack_mask", "mask_weight", "mask_weights",
+        "masked_embedding", "masked_embedding_backward",
+        "masked_matmul", "masked_matmul_backward_x", "masked_matmul_backward_score",
     }  # fmt: skip
 
 
@@ -125,7 +128,7 @@ def check_thresholds(scores, keep, last=None, absolute=False):
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_thresholds_cold_and_warm(distribution):
-    sizes = (1, 255, 1100)
+    sizes = (1, 600)
     scores = [distribution(n) for n in sizes for _ in range(2)]
     keep = [k for n in sizes for k in (n // 3 + 1, n)]
     found = check_thresholds(scores, keep)
@@ -174,3 +177,107 @@ def test_nan():
         check_thresholds([bad, -bad], [0, 700], last)
     with pytest.raises(ValueError, match=r"scores\[1\] has NaN"):
         tk.topk_threshold([gaussian(300), bad], [100, 70])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ids", IDS.values(), ids=IDS.keys())
+def test_masked_embedding(ids, dtype, monkeypatch):
+    monkeypatch.setattr(masked_embedding, "LARGEST_BLOCK", 16)
+    ids = ids[:2, :20] if ids.dim() == 2 else ids
+    weight = awkward_weight((8, 37), dtype)
+    score, value, cut = score_and_threshold((8, 37))
+    for w, s in ((weight, score), (weight.t().contiguous().t(), score.half())):
+        for absolute in (False, True):
+            found = operators.masked_embedding(ids, w, s, value, cut, None, absolute)
+            assert same_bits(found, reference.masked_embedding(ids, w, s, value, cut, None, absolute))
+    grad = torch.randn(*ids.shape, 37, generator=torch.Generator().manual_seed(4)).to(dtype)
+    for padding, result in ((None, torch.float32), (1, dtype)):
+        found = operators.masked_embedding_backward(grad, ids, weight, padding, result)
+        expected = reference.masked_embedding_backward(grad, ids, weight, padding, result)
+        torch.testing.assert_close(found, expected, equal_nan=True)
+        untouched = [row for row in range(8) if row == padding or row not in ids]
+        assert same_bits(found[untouched], torch.zeros(len(untouched), 37, dtype=result))
+
+
+def test_an_id_out_of_range_gives_nan():
+    score, value, cut = score_and_threshold((8, 37))
+    found = operators.masked_embedding(torch.tensor([-1, 3, 8]), torch.ones(8, 37), score, value, cut)
+    assert found.isnan().all(dim=1).tolist() == [True, False, True]
+    grad = operators.masked_embedding_backward(
+        torch.ones(2, 37), torch.tensor([-1, 8]), torch.ones(8, 37), None, torch.float32
+    )
+    assert not grad.any()
+
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+def close(found, expected, dtype):
+    """To the rounding of the type, of the largest entries: a sum may cancel."""
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    torch.testing.assert_close(
+        found.float(), expected.float(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * float(expected.abs().max())
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "outputs", "length"), [(1, 33, 70), (17, 100, 130), (64, 16, 300), (70, 5, 3)])
+def test_masked_matmul(rows, outputs, length, dtype):
+    score, value, cut = score_and_threshold((outputs, length))
+    weight = gaussian(outputs * length).flip(0).reshape(outputs, length)
+    x = torch.randn(rows, length, generator=torch.Generator().manual_seed(1)).to(dtype)
+    grad = torch.randn(rows, outputs, generator=torch.Generator().manual_seed(2)).to(dtype)
+    bias = torch.randn(outputs, generator=torch.Generator().manual_seed(3)).to(dtype)
+    strided = weight.t().contiguous().t().to(dtype), score.t().contiguous().t(), x.t().contiguous().t()
+    for w, s, each_x, b, absolute in ((weight, score, x, bias, False), (*strided, None, True)):
+        double = [t.double() for t in (each_x, reference.mask_weight(w, s, value, cut, dtype, absolute), bias, grad)]
+        expected = double[0] @ double[1].t() + (double[2] if b is not None else 0)
+        close(operators.masked_matmul(each_x, w, s, value, cut, b, absolute), expected.to(dtype), dtype)
+        found = operators.masked_matmul_backward_x(grad, w, s, value, cut, absolute)
+        close(found, (double[3] @ double[1]).to(dtype), dtype)
+        for result in (torch.float32, dtype):
+            found = operators.masked_matmul_backward_score(grad, each_x, w, result)
+            close(found, (double[3].t() @ double[0] * w.double()).to(result), result)
+
+
+def test_pruned_weights_have_no_part_in_a_product():
+    score, value, cut = score_and_threshold((20, 30))
+    weight = torch.where(reference.binarize(score, value, cut), 1.0, torch.inf)
+    assert operators.masked_matmul(torch.ones(3, 30), weight, score, value, cut).isfinite().all()
+
+
+def test_a_long_sum_is_split_and_always_the_same(monkeypatch):
+    score, value, cut = score_and_threshold((8, 1000))
+    weight, x = gaussian(8000).reshape(8, 1000), gaussian(2000).reshape(2, 1000)
+    found = [operators.masked_matmul(x, weight, score, value, cut, torch.ones(8)) for _ in range(2)]
+    assert same_bits(*found)
+    monkeypatch.setattr(masked_matmul, "PROGRAMS", 1)
+    close(operators.masked_matmul(x, weight, score, value, cut, torch.ones(8)), found[0], torch.float32)
+
+
+@pytest.mark.parametrize("leading", [(), (5,), (2, 3), (0,), (65,)])
+def test_masked_linear(leading):
+    score, value, cut = score_and_threshold((6, 9))
+    weight, bias = gaussian(54).flip(0).reshape(6, 9), torch.randn(6, requires_grad=True)
+    x = torch.randn(*leading, 9, requires_grad=True)
+    score.requires_grad_()
+    y = tk.masked_linear(x, weight, score, value, cut, bias)
+    expected = torch.nn.functional.linear(x, tk.mask_weight(weight, score, value, cut), bias)
+    assert ("matmul" in y.grad_fn.name()) == (leading in [(), (5,), (2, 3)])
+    grad = torch.randn(y.shape)
+    torch.testing.assert_close(y, expected)
+    inputs = x, score, bias
+    for a, b in zip(torch.autograd.grad(y, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_masked_linear_under_autocast_and_compiled():
+    score, value, cut = score_and_threshold((6, 9))
+    weight, x = gaussian(54).reshape(6, 9), torch.randn(4, 9)
+    compiled = torch.compile(tk.masked_linear, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        y = tk.masked_linear(x, weight, score, value, cut)
+        assert same_bits(compiled(x, weight, score, value, cut), y)
+    assert y.dtype == torch.bfloat16
+    close(y, reference.masked_matmul(x.bfloat16(), weight, score, value, cut), torch.bfloat16)

@@ -148,3 +148,18 @@ def test_double_backward_is_refused():
         (grad,) = torch.autograd.grad(layer(), score, create_graph=True)
         with pytest.raises(RuntimeError, match="double backward is not supported"):
             grad.sum().backward()
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_masked_matmul_and_its_gradients(absolute):
+    weight, score, value, cut = matrices(6, 9, 20)
+    x = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    bias = torch.randn(6, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    y = torch.ops.tamt_kernels.masked_matmul(x, weight, score, value, cut, bias, absolute)
+    mask = reference.binarize(score, value, cut, absolute)
+    expected = F.linear(x, StraightThrough.apply(score, weight, mask), bias)
+    torch.testing.assert_close(y, expected)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(4))
+    inputs = x, score, bias
+    for a, b in zip(torch.autograd.grad(y, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True):
+        torch.testing.assert_close(a, b)

@@ -18,9 +18,10 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from tamt_kernels.triton_kernels import mask_weights, threshold  # noqa: E402
+from tamt_kernels import dispatch  # noqa: E402
+from tamt_kernels.triton_kernels import mask_weights, masked_embedding, masked_matmul, threshold  # noqa: E402
 
-MODULES = (mask_weights, threshold)
+MODULES = (mask_weights, masked_embedding, masked_matmul, threshold)
 GPUS = (70, 75, 80, 90, 100)
 POINTERS = {
     torch.float32: "*fp32",
@@ -49,8 +50,8 @@ class Usage(NamedTuple):
     ptx: str
 
 
-def launches():
-    """What the launchers start for the usual matrices, recorded in place of being started."""
+def launches(gpu=GPUS[-1]):
+    """What the launchers start for the usual matrices on a GPU, recorded in place of being started."""
     recorded = []
     label = ""
 
@@ -68,10 +69,25 @@ def launches():
             mask_weights.mask_weights([score] * 2, [score] * 2, values, cuts, dtype, pack=True)
         label = "to float16"
         mask_weights.mask_weight(score, score, values[0], cuts[0], torch.float16)
+        ids = torch.zeros(40, dtype=torch.int64)
+        masked_embedding.masked_embedding(ids, half, score, values[0], cuts[0])
+        masked_embedding.masked_embedding_backward(half[:40], ids, half, None, torch.float32)
         label = ""
         mask_weights.binarize(score, values[0], cuts[0])
         mask_weights.pack_mask(half > 0)
         threshold.topk_threshold_unchecked([score] * 2, [5, 6], values)
+        # The forward reads W along its rows, the backward across them: BERT-base's FFN, of one token and of 64.
+        products = gpu >= 10 * dispatch.OLDEST_GPU_FOR_PRODUCTS[0]
+        for dtype in (torch.float32, torch.float16, torch.bfloat16) if products else ():
+            weight, score = torch.zeros(768, 3072, dtype=dtype), torch.zeros(768, 3072)
+            for rows in (1, 64):
+                label = f"{str(dtype).removeprefix('torch.')}, {rows} rows"
+                x, grad = torch.zeros(rows, 3072, dtype=dtype), torch.zeros(rows, 768, dtype=dtype)
+                masked_matmul.masked_matmul(x, weight, score, values[0], cuts[0])
+                label = f"of x, {label}"
+                masked_matmul.masked_matmul_backward_x(grad, weight, score, values[0], cuts[0])
+            label = label.removeprefix("of x, ")
+            masked_matmul.masked_matmul_backward_score(grad, x, weight, torch.float32)
     finally:
         for module, launch in zip(MODULES, real, strict=True):
             module.launch = launch
@@ -126,13 +142,16 @@ def fresh_cache(tmp_path, monkeypatch):
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 @pytest.mark.parametrize("gpu", GPUS)
 def test_no_kernel_spills(gpu):
-    usage = {launch.name: compiled(launch, gpu) for launch in launches()}
+    usage = {launch.name: compiled(launch, gpu) for launch in launches(gpu)}
     if None in usage.values():
         pytest.skip(f"Triton {triton.__version__} no longer builds for sm_{gpu}")
     assert {name: each for name, each in usage.items() if each.stack or each.local} == {}
     # Denormals are scores and weights like others: nothing may flush them to zero.
     assert [name for name, each in usage.items() if ".ftz" in each.ptx] == []
     assert all(each.shared <= 48 * 1024 for each in usage.values())
+    # Half-precision products are worth while on tensor cores alone.
+    slow = [name for name, each in usage.items() if "product_kernel" in name and "mma" not in each.ptx]
+    assert all("float32" in name for name in slow)
 
 
 def test_a_spill_would_be_seen():
@@ -151,8 +170,9 @@ def table():
     for launch in launches():
         cells = []
         for gpu in GPUS:
-            usage = compiled(launch, gpu)
-            cells.append(f"{usage.registers} / {usage.shared} / {usage.stack + usage.local}" if usage else "not built")
+            picked = any(launch.name == each.name for each in launches(gpu))
+            usage = compiled(launch, gpu) if picked else None
+            cells.append(f"{usage.registers} / {usage.shared} / {usage.stack + usage.local}" if usage else "–")
         rows.append(f"| {launch.name} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
