@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tamt.console import say
-from tamt.errors import UserError
+from tamt.errors import UserError, check_positive
 from tamt.files import write_atomically
 from tamt.run_folder import finished_results
 
@@ -45,14 +45,7 @@ def demo(
         train_samples: VADER movie snippets to fine-tune on.
         seeds: fine-tunings of each subnetwork.
     """
-    for name, value in {
-        "steps": steps,
-        "batch-size": batch_size,
-        "train-samples": train_samples,
-        "seeds": seeds,
-    }.items():
-        if value < 1:
-            raise UserError(f"--{name} {value} must be 1 or more; raise it or leave it out")
+    check_positive(steps=steps, batch_size=batch_size, train_samples=train_samples, seeds=seeds)
     from tamt.finetune import finetune
     from tamt.search import train
 

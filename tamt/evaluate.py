@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from tamt.console import say
 from tamt.data.corpora import Blocks, dev_batches, load_dev_corpus
-from tamt.errors import UserError
+from tamt.errors import UserError, check_positive
 from tamt.mask_file import load_masks
 from tamt.masking import apply_masks, sparsity_of
 from tamt.models import (
@@ -95,6 +95,7 @@ def evaluate(
         precision: arithmetic of the model.
         seed: of the masked positions.
     """
+    check_positive(max_length=max_length, batch_size=batch_size, blocks=blocks)
     started = time.monotonic()
     accelerator = make_accelerator(precision, 1, seed)
     student = load_masked_language_model(model)

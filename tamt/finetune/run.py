@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tamt.console import say
 from tamt.data.tasks import Task, find_task, load_rows, subset
-from tamt.errors import UserError
+from tamt.errors import UserError, check_positive
 from tamt.finetune.classification import Classification, encode
 from tamt.finetune.loop import MODEL_FOLDER, train_subnetwork
 from tamt.mask_file import load_masks
@@ -146,9 +146,7 @@ def _with_options(task: Task, settings: dict) -> Task:
 def _check(settings: dict) -> None:
     """Refuse what cannot work, before anything is loaded."""
     positive = ["train_samples", "epochs", "batch_size", "max_length", "eval_every", "log_every", "save_every"]
-    for name in positive:
-        if settings[name] is not None and settings[name] < 1:
-            raise UserError(f"--{name.replace('_', '-')} {settings[name]} must be 1 or more; raise it or leave it out")
+    check_positive(**{name: settings[name] for name in positive})
     if settings["lr"] is not None and not settings["lr"] > 0:
         raise UserError(f"--lr {settings['lr']:g} must be more than 0; raise it or leave it out")
     if settings["weight_decay"] < 0:

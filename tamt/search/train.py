@@ -6,7 +6,7 @@ from typing import Literal
 
 from tamt.console import say
 from tamt.data.corpora import load_corpus, load_dev_corpus
-from tamt.errors import UserError
+from tamt.errors import UserError, check_positive
 from tamt.evaluate import block_length, read_head
 from tamt.masking import Ranking
 from tamt.models import dense_twin, load_masked_language_model, load_pooler, load_tokenizer
@@ -171,9 +171,7 @@ def _check(settings: dict) -> None:
         raise UserError(f"--sparsity {settings['sparsity']:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
     positive = ["steps", "batch_size", "accumulation", "max_length", "threshold_every", "head_warmup_steps"]
     positive += ["log_every", "eval_every", "eval_blocks", "save_every"]
-    for name in positive:
-        if settings[name] is not None and settings[name] < 1:
-            raise UserError(f"--{name.replace('_', '-')} {settings[name]} must be 1 or more; raise it or leave it out")
+    check_positive(**{name: settings[name] for name in positive})
     if settings["lr"] is not None and not settings["lr"] > 0:
         raise UserError(f"--lr {settings['lr']:g} must be more than 0; raise it or leave it out")
     if method not in {"omp", "rand"} and not settings["corpus"]:

@@ -143,6 +143,14 @@ def test_a_model_with_no_prunable_matrix(command, capsys, tmp_path: Path, tiny_b
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("option", ["batch-size", "blocks", "max-length"])
+def test_evaluate_refuses_sizes_of_0(option, capsys, tiny_bert: Path, corpus: Path) -> None:
+    assert main(["evaluate", "--model", str(tiny_bert), "--corpus", str(corpus), f"--{option}", "0"]) == 2
+    assert capsys.readouterr().err == (
+        f"tamt evaluate: error: --{option} 0 must be 1 or more; raise it or leave it out\n"
+    )
+
+
 def test_compare(capsys, tmp_path: Path, command) -> None:
     for method in ("omp", "rand"):
         assert main(command(method=method, output=str(tmp_path / method))) == 0
