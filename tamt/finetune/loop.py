@@ -40,10 +40,11 @@ class Job(Protocol):
 
 @dataclass
 class Outcome:
-    """The best score of the evaluations, with the step of the first one that had it, and the final score."""
+    """The best score of the evaluations, with the step and all metrics of the first one that had it, and the final."""
 
     best_score: float
     best_step: int
+    best_metrics: dict[str, float]
     final_score: float
     seconds: float
 
@@ -80,7 +81,7 @@ def train_subnetwork(
     keep_zeros(model, masks)
     optimizer, schedule = make_optimizer(model.parameters(), lr, steps, weight_decay)
     done = 0
-    best: dict[str, float] = {}
+    best: dict[str, Any] = {}
 
     def state() -> dict[str, Any]:
         return {
@@ -111,7 +112,7 @@ def train_subnetwork(
                     score = scores[metric]
                     folder.log(step, **{f"dev_{name}": value for name, value in scores.items()})
                     if not best or score > best["score"]:
-                        best = {"score": score, "step": step}
+                        best = {"score": score, "step": step, "metrics": scores}
                         save_model(job, folder)
                 if step % save_every == 0 and not last:
                     folder.save_checkpoint(step, state())
@@ -119,7 +120,7 @@ def train_subnetwork(
             # Nothing was updated with the bad loss, so the state is the good one of the step before.
             folder.save_checkpoint(step, state())
             raise
-    return Outcome(best["score"], int(best["step"]), score, time.monotonic() - started)
+    return Outcome(best["score"], best["step"], best["metrics"], score, time.monotonic() - started)
 
 
 def keep_zeros(model: PreTrainedModel, masks: Masks) -> None:

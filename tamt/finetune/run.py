@@ -8,7 +8,7 @@ from tamt.data.tasks import Task, find_task, load_rows, subset
 from tamt.errors import UserError, check_positive
 from tamt.finetune.classification import Classification, encode
 from tamt.finetune.loop import MODEL_FOLDER, train_subnetwork
-from tamt.mask_file import load_masks
+from tamt.mask_file import MaskInfo, load_masks
 from tamt.masking import Masks, apply_masks, sparsity_of
 from tamt.models import load_classifier, load_tokenizer, longest_input
 from tamt.run_folder import RunFolder
@@ -79,11 +79,10 @@ def finetune(
     if max_length is not None and max_length > longest_input(classifier):
         raise UserError(f"--max-length {max_length} is more than the {longest_input(classifier)} tokens of {model}")
     length = min(chosen.max_length, longest_input(classifier))
-    method = "full"
     masks: Masks = {}
+    info: MaskInfo | None = None
     if mask is not None:
         masks, info = load_masks(mask)
-        method = info.method
         apply_masks(classifier, masks)
     job = Classification(
         task=chosen,
@@ -111,12 +110,16 @@ def finetune(
         result = {
             "task": task,
             "model": model,
-            "method": method,
+            "method": info.method if info else "full",
             "sparsity": round(sparsity_of(masks), 6) if masks else 0.0,
+            "mask": str(mask) if mask else None,
+            "mask_seed": info.seed if info else None,
+            "mask_step": info.step if info else None,
             "metric": chosen.metric,
             "score": outcome.best_score,
             "best_step": outcome.best_step,
             "final_score": outcome.final_score,
+            "dev": outcome.best_metrics,
             "seed": seed,
             "train_samples": len(train),
             "seconds": round(outcome.seconds, 1),

@@ -54,7 +54,7 @@ def mask(tiny_bert: Path, tmp_path: Path) -> Path:
 
 def write_mask(model: Path, path: Path) -> Path:
     masks = magnitude_masks(prunable_weights(load_classifier(str(model), ["a", "b"])), 0.7)
-    save_masks(path, masks, MaskInfo(str(model), "omp", 0.7, seed=0, step=0))
+    save_masks(path, masks, MaskInfo(str(model), "omp", 0.7, seed=3, step=40))
     return path
 
 
@@ -97,6 +97,7 @@ def test_pruned_weights_are_zero_in_every_step_the_checkpoint_and_the_saved_mode
         changed = weight.detach()[masks[name]] != start[name].detach()[masks[name]]
         assert changed.float().mean() > 0.5 or "word_embeddings" in name, "the remaining weights train"
     assert (result["method"], result["sparsity"]) == ("omp", pytest.approx(0.7, abs=1e-3))
+    assert (result["mask"], result["mask_seed"], result["mask_step"]) == (str(mask), 3, 40)
 
 
 def test_the_gradient_of_pruned_weights_is_outside_the_norm(tiny_bert: Path) -> None:
@@ -126,6 +127,7 @@ def test_overfits_32_rows(name: str, files: dict, tmp_path: Path, request: pytes
 def test_the_saved_model_answers_with_plain_transformers(tiny_bert: Path, files: dict, tmp_path: Path) -> None:
     result = run(tiny_bert, tmp_path / "run", **{**files, "epochs": 20, "dev_file": files["train_file"]})
     assert (result["method"], result["sparsity"], result["metric"]) == ("full", 0.0, "accuracy")
+    assert [result[key] for key in ("mask", "mask_seed", "mask_step")] == [None] * 3
     folder = tmp_path / "run" / "model"
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert model.config.id2label == {0: "bad", 1: "good"}
@@ -142,11 +144,13 @@ def test_best_and_final_are_told_apart_and_the_best_is_saved(
 
     def evaluate(self: Classification) -> dict[str, float]:
         snapshots.append(self.model.classifier.weight.detach().clone())
-        return {"accuracy": next(scores)}
+        score = next(scores)
+        return {"accuracy": score, "other": 1 - score}
 
     monkeypatch.setattr(Classification, "evaluate", evaluate)
     result = run(tiny_bert, tmp_path / "run", **{**files, "eval_every": 2, "epochs": 2})
     assert (result["score"], result["best_step"], result["final_score"]) == (0.75, 4, 0.625)
+    assert result["dev"] == {"accuracy": 0.75, "other": 0.25}
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
     assert torch.equal(saved.classifier.weight, snapshots[1])
 
