@@ -11,6 +11,7 @@ from tamt_kernels.mask_weights import mask_weights
 from tamt_kernels.masked_embedding import masked_embedding
 from tamt_kernels.masked_linear import masked_linear
 from tamt_kernels.modules import MaskedEmbedding, MaskedLinear, update_masks
+from tamt_kernels.optim import MaskAdamW
 from tamt_kernels.pack import pack_mask, unpack_mask
 from tamt_kernels.reference import Thresholds
 from tamt_kernels.ste_backward import ste_backward
@@ -19,6 +20,7 @@ from tamt_kernels.threshold import topk_threshold
 load_extension()
 
 __all__ = [
+    "MaskAdamW",
     "MaskedEmbedding",
     "MaskedLinear",
     "Thresholds",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tamt_kernels import checks
@@ -11,6 +12,7 @@ from tamt_kernels.binarize import binarize
 from tamt_kernels.mask_weight import mask_weight
 from tamt_kernels.masked_embedding import masked_embedding
 from tamt_kernels.masked_linear import masked_linear
+from tamt_kernels.reference import Thresholds
 from tamt_kernels.threshold import topk_threshold
 
 # φ₀ and α of eq. 5 (section 4.1.3): a kept entry starts at α φ₀ and a pruned one at 0. Either must travel 0.01 for
@@ -26,6 +28,9 @@ class _MaskedWeight(nn.Module):
     score: nn.Parameter
     value: Tensor
     cut: Tensor
+    # W ⊙ m as ``MaskAdamW`` writes it once a step: a leaf, which collects d(W ⊙ m) over the step's backward passes.
+    # Without that optimizer there is none, and each forward masks the weight.
+    made: Tensor | None = None
 
     def __init__(
         self, weight: Tensor, keep: int, mask: Tensor | None = None, ranking: checks.Ranking = "signed"
@@ -67,7 +72,12 @@ class _MaskedWeight(nn.Module):
         """W ⊙ m, differentiable in the score."""
         return mask_weight(self.weight, self.score, self.value, self.cut, dtype, ranking=self.ranking)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy is in no optimizer that would keep its masked weight up to date.
+        return {name: value for name, value in self.__dict__.items() if name != "made"}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.made = None
         # .half() and its like must not round the score and its threshold: scores that were apart would tie,
         # and the mask would change. They move to other devices, but stay float32.
         score, value = self.score.data, self.value
@@ -128,6 +138,8 @@ class MaskedLinear(_MaskedWeight):
         return cls(linear.weight, linear.bias, keep, mask, ranking)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.made is not None:
+            return F.linear(x, self.made, self.bias)
         return masked_linear(x, self.weight, self.score, self.value, self.cut, self.bias, ranking=self.ranking)
 
 
@@ -168,31 +180,48 @@ class MaskedEmbedding(_MaskedWeight):
         return cls(embedding.weight, keep, mask, embedding.padding_idx, ranking)
 
     def forward(self, ids: Tensor) -> Tensor:
+        if self.made is not None:
+            return F.embedding(ids, self.made, self.padding_idx)
         return masked_embedding(
             ids, self.weight, self.score, self.value, self.cut, self.padding_idx, ranking=self.ranking
         )
+
+
+def masked_modules(modules: nn.Module | Iterable[nn.Module]) -> list["MaskedLinear | MaskedEmbedding"]:
+    """Those with a mask, of a model or of several modules."""
+    modules = modules.modules() if isinstance(modules, nn.Module) else modules
+    return [module for module in modules if isinstance(module, MaskedLinear | MaskedEmbedding)]
 
 
 @torch.no_grad()
 def update_masks(modules: nn.Module | Iterable[nn.Module]) -> None:
     """Renew every mask: after it each has exactly ``keep`` ones (section 3.4.2).
 
-    To be called after every optimizer step. One ``topk_threshold`` over all scores (one per device and
-    ranking, where they differ); the thresholds are copied into the modules' buffers in place.
+    To be called after every step of an optimizer other than ``MaskAdamW``, and after scores were changed or
+    loaded. One ``topk_threshold`` over all scores (one per device and ranking, where they differ); the thresholds
+    are copied into the modules' buffers in place. Waits for no GPU: there a matrix with a NaN score gets a mask of
+    zeros.
 
     Args:
         modules: a model, or modules of which those with a mask are taken.
 
     Raises:
-        ValueError: a score has NaN entries.
+        ValueError: a score on a CPU has NaN entries.
     """
-    modules = modules.modules() if isinstance(modules, nn.Module) else modules
-    groups: dict[tuple[torch.device, checks.Ranking], list[_MaskedWeight]] = {}
-    for module in modules:
-        if isinstance(module, _MaskedWeight):
-            groups.setdefault((module.score.device, module.ranking), []).append(module)
+    groups: dict[tuple[torch.device, checks.Ranking], list[MaskedLinear | MaskedEmbedding]] = {}
+    for module in masked_modules(modules):
+        groups.setdefault((module.score.device, module.ranking), []).append(module)
     for (_device, ranking), group in groups.items():
-        thresholds = topk_threshold([each.score for each in group], [each.keep for each in group], ranking=ranking)
-        for module, value, cut in zip(group, thresholds.values, thresholds.cuts, strict=True):
-            module.value.copy_(value)
-            module.cut.copy_(cut)
+        values, cuts = [module.value for module in group], [module.cut for module in group]
+        found = topk_threshold(
+            [module.score for module in group],
+            [module.keep for module in group],
+            ranking=ranking,
+            last=Thresholds(torch.stack(values), torch.stack(cuts)),
+            check_nan=False,
+        )
+        torch._foreach_copy_(values, list(found.values.unbind()))
+        torch._foreach_copy_(cuts, list(found.cuts.unbind()))
+        for module in group:
+            if module.made is not None:
+                module.made.copy_(module.masked_weight(module.made.dtype))

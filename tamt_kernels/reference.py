@@ -9,6 +9,7 @@ With ``absolute`` the ranking is on |S| in place of S. Half-precision scores are
 Nothing here checks its arguments: the public functions of the package do, before they come here.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -148,6 +149,59 @@ def ste_backward(grad_masked_weight: Tensor, weight: Tensor, dtype: torch.dtype 
     """dS = d(W ⊙ m) ⊙ W (eq. 4), multiplied in float32 and rounded once."""
     dtype = dtype or torch.promote_types(grad_masked_weight.dtype, weight.dtype)
     return (grad_masked_weight.to(torch.float32) * weight.to(torch.float32)).to(dtype).contiguous()
+
+
+def gradient_norm(grads: list[Tensor], weights: list[Tensor]) -> Tensor:
+    """The norm of all scores' gradients together, √Σ(d(W ⊙ m) ⊙ W)², products in float32 and their sum in float64."""
+    squares = [
+        (grad.to(torch.float32) * weight.to(torch.float32)).to(torch.float64).square().sum()
+        for grad, weight in zip(grads, weights, strict=True)
+    ]
+    return torch.stack(squares).sum().sqrt().to(torch.float32)
+
+
+def mask_adamw(
+    grads: list[Tensor],
+    weights: list[Tensor],
+    scores: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    masked: list[Tensor],
+    values: Tensor,
+    cuts: Tensor,
+    keep: list[int],
+    rates: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    renew: bool = True,
+    absolute: bool = False,
+    *,
+    topk_threshold_unchecked: Callable[..., tuple[Tensor, Tensor, Tensor]] = topk_threshold_unchecked,
+    mask_weight: Callable[..., Tensor] = mask_weight,
+) -> None:
+    """A step of AdamW for all scores, then with ``renew`` their thresholds and masked weights, all in place.
+
+    The gradient of a score is d(W ⊙ m) ⊙ W (eq. 4) times the first of ``rates`` (float32 [4]), which clips it; the
+    others are the step size lr / (1 − β₁ᵗ), the root √(1 − β₂ᵗ) and the share 1 − lr · decay that weight decay leaves
+    of a score. The update is that of torch's AdamW on a CPU to the bit, with its two fused multiply-adds, because
+    scores that move alike tie but for their last bits. If the first of ``rates`` is not finite nothing at all changes.
+    """
+    factor, step_size, root, left = rates.tolist()
+    if not math.isfinite(factor):
+        return
+    for grad, weight, score, mean, square in zip(grads, weights, scores, means, squares, strict=True):
+        gradient = grad.to(torch.float32) * weight.to(torch.float32) * factor
+        mean.lerp_(gradient, 1 - beta1)  # fma(1 − β₁, gradient − mean, mean)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)  # fma((1 − β₂) gradient, gradient, β₂ square)
+        score.mul_(left).addcdiv_(mean, (square.sqrt() / root).add_(eps), value=-step_size)
+    if not renew:
+        return
+    found_values, found_cuts, _ = topk_threshold_unchecked(scores, keep, values.clone(), absolute)
+    values.copy_(found_values)
+    cuts.copy_(found_cuts)
+    for i, (weight, score, each) in enumerate(zip(weights, scores, masked, strict=True)):
+        each.copy_(mask_weight(weight, score, values[i], cuts[i], each.dtype, absolute))
 
 
 def masked_linear(

@@ -40,7 +40,7 @@ def _checked_before(
     return reference.topk_threshold_unchecked(scores, keep, last, absolute, topk_threshold=_operator)
 
 
-_unchecked = define(
+unchecked = define(
     "topk_threshold_unchecked(Tensor[] scores, int[] keep, Tensor? last=None, bool absolute=False) -> "
     "(Tensor values, Tensor cuts, Tensor has_nan)",
     eager=_checked_before,
@@ -108,7 +108,7 @@ def topk_threshold(
     if not scores or not scores[0].is_cuda or (last is None and check_nan):
         values, cuts = _operator(detached, keep, absolute)
         return Thresholds(values, cuts)
-    values, cuts, has_nan = _unchecked(detached, keep, last.values if last is not None else None, absolute)
+    values, cuts, has_nan = unchecked(detached, keep, last.values if last is not None else None, absolute)
     if check_nan:
         for i, each in enumerate(has_nan.tolist()):
             if each:

@@ -28,6 +28,14 @@ def samples():
     yield "mask_weights", ([weight, weight.half()], [score, score], *thresholds, torch.bfloat16, True, True)
     yield "topk_threshold_unchecked", ([score, weight / 0], [3, 60])
     yield "topk_threshold_unchecked", ([score.t(), weight.half()], [3, 60], thresholds[0], True)
+    step = ([score.clone() for _ in range(5)] for _ in range(2))
+    for (grad, trained_score, mean, square, masked), renew in zip(step, (True, False), strict=True):
+        lists = [grad, grad], [weight, weight.half()], [trained_score, score.clone()], [mean, mean.clone()]
+        lists = *lists, [square.abs(), square.abs()], [masked, masked.clone()]
+        rates = torch.tensor([1.0, 0.01, 1.1, 1.0])
+        each = [tensor.clone() for tensor in thresholds]
+        yield "mask_adamw", (*lists, *each, [3, 60], rates, 0.9, 0.999, 1e-8, renew)
+    yield "gradient_norm", ([score, score.half()], [weight, weight])
     yield "ste_backward", (score, weight)
     yield "ste_backward", (score.t(), weight.t().half(), torch.bfloat16)
     x = torch.linspace(-1, 1, 18).reshape(2, 9).requires_grad_()

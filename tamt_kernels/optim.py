@@ -1,0 +1,221 @@
+"""AdamW for all score matrices at once, which leaves exact masks and the masked weights that the next forward uses."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+
+from tamt_kernels import checks
+from tamt_kernels.mask_adamw import gradient_norm, mask_adamw
+from tamt_kernels.modules import masked_modules
+from tamt_kernels.reference import group_offsets
+
+
+class MaskAdamW(Optimizer):
+    """One step for every masked module of a model: gradient, clipping, AdamW, thresholds, masked weights.
+
+    From its making on, the modules' forward uses a masked weight that ``step`` writes, in place of masking the
+    weight at every call; the backward collects d(W ⊙ m), and ``step`` multiplies it by W once (eq. 4), however
+    many backward passes went before. The scores themselves get no ``grad``. After every step each mask has
+    exactly ``keep`` ones (section 3.4.2). A module that is copied or moved leaves the optimizer and masks its
+    weight at every call again.
+
+    AdamW is torch's (decoupled weight decay, bias correction), with the state ``step``, ``exp_avg`` and
+    ``exp_avg_sq`` of each score; learning rate schedules and ``state_dict`` work as with any optimizer. A step with
+    a gradient that is not finite changes nothing, and is not counted. Nothing waits for a GPU.
+
+    Args:
+        modules: a model, or modules of which those with a mask are taken; all on one device, of one ranking.
+        others: further parameters to train, such as a head; in the second of the two ``param_groups``.
+        lr: learning rate.
+        betas, eps, weight_decay: AdamW's; the paper's are the defaults.
+        max_norm: the norm of the gradients of all scores and ``others`` together is clipped at this; None for no
+            clipping.
+        dtype: of the masked weights, that in which the forward computes: autocast's where that is on. By default
+            that of each weight's model, float32.
+
+    Raises:
+        ValueError: there is no masked module, or they differ in device or ranking, or a number is out of range.
+        TypeError: ``dtype`` is none that the kernels know.
+    """
+
+    def __init__(
+        self,
+        modules: nn.Module | Iterable[nn.Module],
+        others: Iterable[Tensor] = (),
+        *,
+        lr: float = 5e-5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_norm: float | None = 1.0,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.modules = masked_modules(modules)
+        self.max_norm = max_norm
+        _check(self.modules, lr, betas, eps, weight_decay, max_norm)
+        checks.result_dtype("MaskAdamW", dtype)
+        groups: list[dict[str, Any]] = [{"params": [module.score for module in self.modules]}]
+        if others := list(others):
+            groups.append({"params": others})
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        first = self.modules[0]
+        self._weights = [module.weight.detach() for module in self.modules]
+        offsets, total = group_offsets([weight.numel() for weight in self._weights])
+        masked = torch.empty(total, dtype=dtype or first.weight.dtype, device=first.weight.device)
+        with torch.no_grad():
+            self._values = torch.stack([module.value for module in self.modules])
+            self._cuts = torch.stack([module.cut for module in self.modules])
+            for module, weight, offset in zip(self.modules, self._weights, offsets, strict=True):
+                made = masked[offset : offset + weight.numel()].view(weight.shape)
+                made.copy_(module.masked_weight(made.dtype))
+                module.made = made.detach().requires_grad_()
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: None = None, *, scale: Tensor | None = None, renew: bool = True
+    ) -> Tensor:
+        """Take a step.
+
+        Args:
+            closure: not supported.
+            scale: what the loss was multiplied by, 0-dim float32 on the device, for float16.
+            renew: whether to renew the masks; without, ``update_masks`` has to, some steps later.
+
+        Returns:
+            The norm of the gradient before clipping, float32 0-dim, not waited for. Where it is not finite the
+            step changed nothing.
+
+        Raises:
+            RuntimeError: no backward pass went before, or a module was copied or moved.
+        """
+        scores, others = self.param_groups[0], self.param_groups[1] if len(self.param_groups) > 1 else None
+        made, grads = self._made_and_gradients()
+        norm = gradient_norm(grads, self._weights)
+        trained = [p for p in others["params"] if p.grad is not None] if others else []
+        if trained:
+            norm = torch.linalg.vector_norm(torch.stack([norm, *torch._foreach_norm([p.grad for p in trained])]))
+        unscale = torch.ones_like(norm) if scale is None else 1 / scale
+        norm = norm * unscale
+        # As torch.nn.utils.clip_grad_norm_ clips; what is not finite stays so, and stops the kernel.
+        clip = unscale if self.max_norm is None else unscale * (self.max_norm / (norm + 1e-6)).clamp(max=1.0)
+        factor = torch.where(norm.isfinite(), clip, torch.nan)
+        finite = norm.isfinite()
+
+        means, squares, step = self._score_state(scores)
+        step += finite
+        beta1, beta2 = scores["betas"]
+        count = step.double()
+        rates = torch.stack(
+            [
+                factor.double(),
+                scores["lr"] / (1 - beta1**count),
+                (1 - beta2**count).sqrt(),
+                torch.ones_like(count) - scores["lr"] * scores["weight_decay"],
+            ]
+        ).float()
+        mask_adamw(
+            grads, self._weights, scores["params"], means, squares, made,
+            self._values, self._cuts, [module.keep for module in self.modules], rates, beta1, beta2, scores["eps"],
+            renew, self.modules[0].ranking == "abs",
+        )  # fmt: skip
+        if renew:
+            torch._foreach_copy_([module.value for module in self.modules], list(self._values.unbind()))
+            torch._foreach_copy_([module.cut for module in self.modules], list(self._cuts.unbind()))
+        if others and trained:
+            self._step_others(others, trained, clip, finite)
+        return norm
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients collected, of the masked weights and of the other parameters."""
+        super().zero_grad(set_to_none)
+        for module in self.modules:
+            if module.made is not None:
+                module.made.grad = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state that ``state_dict`` gave; scores are loaded apart, and ``update_masks`` called then."""
+        super().load_state_dict(state_dict)
+        self._share_step()
+
+    def _made_and_gradients(self) -> tuple[list[Tensor], list[Tensor]]:
+        """W ⊙ m and d(W ⊙ m) of every matrix; zeros where no gradient arrived, of a layer that was left out."""
+        if left := [i for i, module in enumerate(self.modules) if module.made is None]:
+            raise RuntimeError(
+                f"MaskAdamW: masked module {left[0]} was moved after the optimizer was made; make it after .to()"
+            )
+        made = [module.made for module in self.modules if module.made is not None]
+        if all(each.grad is None for each in made):
+            raise RuntimeError("MaskAdamW: step found no gradient; call backward before it")
+        grads = [torch.zeros_like(each) if each.grad is None else each.grad for each in made]
+        return [each.detach() for each in made], grads
+
+    def _score_state(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """The moments of all scores, made at the first step, and the count of steps, which they share."""
+        states = [self.state[score] for score in group["params"]]
+        if not states[0]:
+            step = torch.zeros((), dtype=torch.float32, device=group["params"][0].device)
+            for score, state in zip(group["params"], states, strict=True):
+                state.update(step=step, exp_avg=torch.zeros_like(score), exp_avg_sq=torch.zeros_like(score))
+        return [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states], states[0]["step"]
+
+    def _share_step(self) -> None:
+        scores = self.param_groups[0]["params"]
+        if self.state[scores[0]]:
+            step = self.state[scores[0]]["step"].to(scores[0].device, torch.float32)
+            for score in scores:
+                self.state[score]["step"] = step
+
+    def _step_others(self, group: dict[str, Any], trained: list[Tensor], clip: Tensor, finite: Tensor) -> None:
+        for parameter in trained:
+            if not self.state[parameter]:
+                step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                self.state[parameter].update(step=step, **moments)
+        grads = [parameter.grad for parameter in trained if parameter.grad is not None]
+        torch._foreach_mul_(grads, clip)
+        states = [self.state[parameter] for parameter in trained]
+        adamw(
+            trained,
+            grads,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            max_exp_avg_sqs=[],
+            state_steps=[state["step"] for state in states],
+            fused=True,
+            found_inf=(~finite).float(),
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def _check(
+    modules: list[Any], lr: float, betas: tuple[float, float], eps: float, weight_decay: float, max_norm: float | None
+) -> None:
+    if not modules:
+        raise ValueError("MaskAdamW: modules has no MaskedLinear or MaskedEmbedding but must have one or more")
+    for i, module in enumerate(modules):
+        checks.device("MaskAdamW", f"masked module {i}", module.score, modules[0].score.device, "masked module 0")
+        if module.ranking != modules[0].ranking:
+            raise ValueError(
+                f"MaskAdamW: masked module {i} has ranking {module.ranking!r} but must have {modules[0].ranking!r}, "
+                "as masked module 0 has"
+            )
+    for name, value, fits in (
+        ("lr", lr, lr >= 0),
+        ("betas[0]", betas[0], 0 <= betas[0] < 1),
+        ("betas[1]", betas[1], 0 <= betas[1] < 1),
+        ("eps", eps, eps >= 0),
+        ("weight_decay", weight_decay, weight_decay >= 0),
+        ("max_norm", max_norm, max_norm is None or max_norm > 0),
+    ):
+        if not fits:
+            raise ValueError(f"MaskAdamW: {name} is {value}, which is out of range")

@@ -1,0 +1,248 @@
+"""MaskAdamW: torch's AdamW and the separate operations in one step."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import tamt_kernels as tk
+
+LR = 0.01
+IDS = torch.randint(50, (200, 4, 3), generator=torch.Generator().manual_seed(0))
+
+
+def make(ranking="signed"):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        tk.MaskedEmbedding.from_embedding(nn.Embedding(50, 8, padding_idx=0), 120, ranking=ranking),
+        tk.MaskedLinear.from_linear(nn.Linear(8, 16), 50, ranking=ranking),
+        nn.GELU(),
+        tk.MaskedLinear.from_linear(nn.Linear(16, 4, bias=False), 20, ranking=ranking),
+        nn.LayerNorm(4),
+    )
+
+
+def masked(model):
+    return [module for module in model if hasattr(module, "mask")]
+
+
+def backward(model, ids, scale=1.0):
+    (model(ids).pow(3).sum() * scale).backward()
+
+
+class Separate:
+    """What ``MaskAdamW`` stands for: torch's AdamW, clipping and ``update_masks``, from the same gradients."""
+
+    def __init__(self, model, others=(), max_norm=1.0, **options):
+        self.model, self.max_norm = model, max_norm
+        self.parameters = [*(module.score for module in masked(model)), *others]
+        self.optimizer = torch.optim.AdamW(self.parameters, **{"weight_decay": 0.0, "lr": LR, **options})
+
+    def step(self, source, norm):
+        for module, other in zip(masked(self.model), masked(source), strict=True):
+            module.score.grad = tk.ste_backward(other.made.grad, module.weight)
+        theirs = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
+        torch.testing.assert_close(norm, theirs, rtol=1e-5, atol=1e-7)
+        if self.max_norm:  # by our norm, since Adam makes much of the last bit of a factor
+            torch._foreach_mul_([p.grad for p in self.parameters], (self.max_norm / (norm + 1e-6)).clamp(max=1.0))
+        self.optimizer.step()
+        tk.update_masks(self.model)
+
+
+def assert_same(ours, theirs):
+    for mine, other in zip(masked(ours), masked(theirs), strict=True):
+        assert torch.equal(mine.mask, other.mask)
+        assert int(mine.mask.sum()) == mine.keep
+        torch.testing.assert_close(mine.score, other.score, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("ranking", ["signed", "abs"])
+@pytest.mark.parametrize("max_norm", [1.0, 1e-3, None])
+def test_matches_adamw_and_the_separate_operations_over_200_steps(ranking, max_norm):
+    ours, theirs = make(ranking), make(ranking)
+    optimizer = tk.MaskAdamW(ours, ours[4].parameters(), lr=LR, max_norm=max_norm)
+    separate = Separate(theirs, theirs[4].parameters(), max_norm)
+    for ids in IDS:
+        backward(ours, ids)
+        for mine, other in zip(ours[4].parameters(), theirs[4].parameters(), strict=True):
+            other.grad = mine.grad.clone()
+        norm = optimizer.step()
+        separate.step(ours, norm)
+        optimizer.zero_grad()
+        assert_same(ours, theirs)
+    torch.testing.assert_close(ours[4].weight, theirs[4].weight, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_several_backward_passes_are_added_up_before_the_product():
+    ours, theirs = make(), make()
+    optimizer, other = tk.MaskAdamW(ours, lr=LR), tk.MaskAdamW(theirs, lr=LR)
+    for ids in IDS[:5]:
+        backward(ours, ids[:2])
+        backward(ours, ids[2:])
+        backward(theirs, ids)
+        torch.testing.assert_close(optimizer.step(), other.step())
+        optimizer.zero_grad()
+        other.zero_grad()
+    for mine, their in zip(masked(ours), masked(theirs), strict=True):
+        torch.testing.assert_close(mine.score, their.score, rtol=1e-4, atol=1e-6)
+
+
+def test_weight_decay_and_a_schedule_are_adamws():
+    ours, theirs = make(), make()
+    optimizer = tk.MaskAdamW(ours, lr=LR, weight_decay=0.1, betas=(0.8, 0.9), eps=1e-6)
+    separate = Separate(theirs, weight_decay=0.1, betas=(0.8, 0.9), eps=1e-6)
+    schedules = [torch.optim.lr_scheduler.LinearLR(each, 1.0, 0.1, 20) for each in (optimizer, separate.optimizer)]
+    for ids in IDS[:30]:
+        optimizer.zero_grad()
+        backward(ours, ids)
+        separate.step(ours, optimizer.step())
+        for schedule in schedules:
+            schedule.step()
+        assert_same(ours, theirs)
+
+
+def test_the_forward_uses_what_the_step_wrote():
+    model = make()
+    optimizer = tk.MaskAdamW(model, lr=LR)
+    for ids in IDS[:10]:
+        optimizer.zero_grad()
+        backward(model, ids)
+        optimizer.step()
+        for module in masked(model):
+            assert torch.equal(module.made, module.masked_weight())
+            assert module.score.grad is None
+
+
+def test_masks_may_be_renewed_later():
+    model = make()
+    optimizer = tk.MaskAdamW(model, lr=LR)
+    first = [(module.mask, module.made.detach().clone()) for module in masked(model)]
+    values = [(module.value.clone(), module.cut.clone()) for module in masked(model)]
+    for ids in IDS[:3]:
+        optimizer.zero_grad()
+        backward(model, ids)
+        optimizer.step(renew=False)
+    assert [(module.value, module.cut) for module in masked(model)] == values
+    assert all(torch.equal(module.made, made) for module, (_, made) in zip(masked(model), first, strict=True))
+    tk.update_masks(model)
+    assert any(not torch.equal(module.mask, mask) for module, (mask, _) in zip(masked(model), first, strict=True))
+    assert all(torch.equal(module.made, module.masked_weight()) for module in masked(model))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_step_that_is_not_finite_changes_nothing(bad):
+    ours, theirs = make(), make()
+    optimizer = tk.MaskAdamW(ours, ours[4].parameters(), lr=LR)
+    other = tk.MaskAdamW(theirs, theirs[4].parameters(), lr=LR)
+    for i, ids in enumerate(IDS[:6]):
+        if i == 3:
+            backward(ours, ids, bad)
+            before = copy.deepcopy([*ours.parameters()])
+            assert not optimizer.step().isfinite()
+            optimizer.zero_grad()
+            assert all(torch.equal(a, b) for a, b in zip(before, ours.parameters(), strict=True))
+        for model, each in ((ours, optimizer), (theirs, other)):
+            backward(model, ids)
+            each.step()
+            each.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_the_scale_of_the_loss_is_taken_out():
+    ours, theirs = make(), make()
+    optimizer = tk.MaskAdamW(ours, ours[4].parameters(), lr=LR)
+    other = tk.MaskAdamW(theirs, theirs[4].parameters(), lr=LR)
+    for ids in IDS[:5]:
+        backward(ours, ids, 1024.0)
+        backward(theirs, ids)
+        torch.testing.assert_close(optimizer.step(scale=torch.tensor(1024.0)), other.step())
+        optimizer.zero_grad()
+        other.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_a_resumed_optimizer_goes_on_bit_for_bit():
+    whole = make()
+    optimizer = tk.MaskAdamW(whole, whole[4].parameters(), lr=LR)
+    for i, ids in enumerate(IDS[:10]):
+        if i == 5:
+            scores = copy.deepcopy(whole.state_dict())
+            state = copy.deepcopy(optimizer.state_dict())
+        optimizer.zero_grad()
+        backward(whole, ids)
+        optimizer.step()
+    resumed = make()
+    again = tk.MaskAdamW(resumed, resumed[4].parameters(), lr=LR)
+    resumed.load_state_dict(scores)
+    tk.update_masks(resumed)
+    again.load_state_dict(state)
+    for ids in IDS[5:10]:
+        again.zero_grad()
+        backward(resumed, ids)
+        again.step()
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+
+
+def test_the_state_is_that_of_adamw():
+    model = make()
+    optimizer = tk.MaskAdamW(model, lr=LR)
+    backward(model, IDS[0])
+    optimizer.step()
+    other = torch.optim.AdamW([module.score for module in masked(model)], lr=LR, weight_decay=0.0)
+    other.load_state_dict(optimizer.state_dict())
+    for module in masked(model):
+        assert torch.equal(other.state[module.score]["exp_avg"], optimizer.state[module.score]["exp_avg"])
+
+
+def test_a_layer_without_gradient_goes_on_by_its_moments():
+    model = make()
+    optimizer = tk.MaskAdamW(model, lr=LR)
+    backward(model, IDS[0])
+    model[0].made.grad = None
+    optimizer.step()
+    assert torch.equal(model[0].score, make()[0].score)
+
+
+def test_masked_weights_of_half_precision():
+    model = make()
+    optimizer = tk.MaskAdamW(model, lr=LR, dtype=torch.bfloat16)
+    for ids in IDS[:3]:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(ids).pow(3).sum()
+        loss.backward()
+        optimizer.step()
+    for module in masked(model):
+        assert torch.equal(module.made, module.masked_weight(torch.bfloat16))
+        assert module.score.dtype == torch.float32
+
+
+def test_a_copy_or_a_moved_module_masks_its_weight_itself():
+    model = make()
+    optimizer = tk.MaskAdamW(model, lr=LR)
+    other = copy.deepcopy(model)
+    backward(model, IDS[0])
+    optimizer.step()
+    backward(other, IDS[0])
+    assert all(module.score.grad is not None for module in masked(other))
+    model.to(torch.float32)
+    with pytest.raises(RuntimeError, match="masked module 0 was moved after the optimizer was made"):
+        optimizer.step()
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="modules has no MaskedLinear"):
+        tk.MaskAdamW(nn.Linear(2, 2))
+    for name, value in {"lr": -1.0, "eps": -1.0, "betas": (1.0, 0.9), "weight_decay": -0.1, "max_norm": 0.0}.items():
+        with pytest.raises(ValueError, match=f"MaskAdamW: {name}"):
+            tk.MaskAdamW(make(), **{name: value})
+    with pytest.raises(TypeError, match="dtype"):
+        tk.MaskAdamW(make(), dtype=torch.float64)
+    mixed = nn.Sequential(make("abs"), make())
+    with pytest.raises(ValueError, match="ranking 'signed' but must have 'abs'"):
+        tk.MaskAdamW(mixed)
+    with pytest.raises(RuntimeError, match="no gradient"):
+        tk.MaskAdamW(make()).step()
