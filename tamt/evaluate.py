@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from tamt.console import say
 from tamt.data.corpora import Blocks, dev_batches, load_dev_corpus
 from tamt.errors import UserError, check_positive
-from tamt.mask_file import load_masks
+from tamt.mask_file import MaskInfo, load_masks
 from tamt.masking import apply_masks, sparsity_of
 from tamt.models import (
     MaskedLanguageModel,
@@ -109,19 +109,22 @@ def evaluate(
         text, _ = text.split(blocks)
     student.model.to(accelerator.device)
     teacher = copy.deepcopy(student.encoder)
-    method, sparsity = "full", 0.0
+    sparsity = 0.0
+    info: MaskInfo | None = None
     if mask is not None:
         masks, info = load_masks(mask)
         apply_masks(student.model, masks)
-        method, sparsity = info.method, sparsity_of(masks)
+        sparsity = sparsity_of(masks)
     losses = dev_losses(
         accelerator, student, teacher, text, TokenMasking.of(tokenizer, student.model), batch_size, seed
     )
     row = {
         "model": model,
-        "method": method,
-        "mask": str(mask) if mask else None,
+        "method": info.method if info else "full",
         "sparsity": round(sparsity, 6),
+        "mask": str(mask) if mask else None,
+        "mask_seed": info.seed if info else None,
+        "mask_step": info.step if info else None,
         "mlm_loss": losses.get("mlm_loss"),
         "kd_loss": losses["kd_loss"],
         "seconds": round(time.monotonic() - started, 1),

@@ -1,6 +1,7 @@
 """The folder of one run: its settings, metrics, checkpoints and results."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
+from tamt import __version__
 from tamt.errors import UserError
 from tamt.files import write_atomically
 
@@ -16,6 +18,12 @@ CONFIG = "config.yaml"
 RESULTS = "results.json"
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
+WRITTEN_BY = "# written by tamt "
+"""First line of `config.yaml`, before the version: a comment, so that the file is still one of options."""
+
+
+class DamagedCheckpointError(UserError):
+    """The checkpoint of an interrupted run cannot be read."""
 
 
 class RunFolder:
@@ -26,7 +34,10 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._metrics = (path / METRICS).open("a", encoding="utf-8")
+        metrics = path / METRICS
+        if metrics.is_file():  # of a run that may have been killed in the middle of a line
+            os.truncate(metrics, metrics.read_bytes().rfind(b"\n") + 1)
+        self._metrics = metrics.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(path / "tensorboard"))
 
     @classmethod
@@ -54,9 +65,7 @@ class RunFolder:
                 f"the output folder {path} is not empty and nothing in it is overwritten; "
                 "give a new --output, or --resume to go on with an interrupted run"
             )
-        path.mkdir(parents=True, exist_ok=True)
-        plain = {key: _plain(value) for key, value in settings.items()}
-        write_atomically(config, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+        write_config(path, settings)
         return cls(path)
 
     def __enter__(self) -> "RunFolder":
@@ -81,7 +90,7 @@ class RunFolder:
         """The last checkpoint, with its `step`, or None if there is none.
 
         Raises:
-            UserError: the checkpoint is damaged.
+            DamagedCheckpointError: it cannot be read.
         """
         source = self.path / CHECKPOINT
         if not source.is_file():
@@ -89,7 +98,7 @@ class RunFolder:
         try:
             return torch.load(source, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises nearly anything on a damaged file
-            raise UserError(
+            raise DamagedCheckpointError(
                 f"the checkpoint {source} cannot be read ({type(error).__name__}); start the run anew in another folder"
             ) from error
 
@@ -97,6 +106,20 @@ class RunFolder:
         """Write `results.json`, which says that the run is finished, and drop the checkpoint."""
         write_atomically(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
         (self.path / CHECKPOINT).unlink(missing_ok=True)
+
+
+def write_config(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write `config.yaml` into the run folder `path`, which is made if it is not there."""
+    plain = {key: _plain(value) for key, value in settings.items()}
+    content = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    write_atomically(path / CONFIG, f"{WRITTEN_BY}{__version__}\n{content}")
+
+
+def version_of(path: Path) -> str | None:
+    """The version of tamt that started the run in `path`, None if its `config.yaml` does not say."""
+    with (path / CONFIG).open(encoding="utf-8") as file:
+        first = file.readline()
+    return first.removeprefix(WRITTEN_BY).strip() if first.startswith(WRITTEN_BY) else None
 
 
 def finished_results(path: Path, settings: Mapping[str, Any]) -> list[dict] | None:
