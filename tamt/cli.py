@@ -103,7 +103,7 @@ def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict
             default = None if needed else parameter.default
             options: dict[str, Any] = {"type": kind}
             if kind == list[int]:
-                options = {"type": _integers, "metavar": "STEP,STEP"}
+                options = {"type": _integers, "metavar": "N,N"}
             elif get_origin(kind) is list:
                 options = {"type": get_args(kind)[0], "nargs": "+"}
             if default is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -113,22 +114,38 @@ def load_masked_language_model(name: str) -> MaskedLanguageModel:
     return heads
 
 
-def load_classifier(name: str, labels: Sequence[str]) -> PreTrainedModel:
-    """The model `name`, fp32, under a fresh classification head with one output a label.
+def load_classifier(name: str, labels: Sequence[str] | None) -> PreTrainedModel:
+    """The model `name`, fp32, under a fresh classification head with one output a label; without labels a regression.
 
     The head is drawn from torch's global generator (seed it first), even where the checkpoint holds one.
 
     Raises:
         UserError: the model cannot be had, or has no prunable matrix.
     """
-    model, info = _load_model(
+    if labels is None:
+        return _load_fresh(AutoModelForSequenceClassification, name, num_labels=1, problem_type="regression")
+    return _load_fresh(
         AutoModelForSequenceClassification,
         name,
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
         problem_type="single_label_classification",
-        ignore_mismatched_sizes=True,  # a fine-tuned checkpoint's head, replaced below
     )
+
+
+def load_question_answerer(name: str) -> PreTrainedModel:
+    """The model `name`, fp32, under a fresh head that scores every token as start and end of an answer.
+
+    Raises:
+        UserError: see `load_classifier`.
+    """
+    return _load_fresh(AutoModelForQuestionAnswering, name, num_labels=2)
+
+
+def _load_fresh(factory: Any, name: str, **options: Any) -> PreTrainedModel:
+    """A model whose head is new, whatever the checkpoint holds."""
+    # A fine-tuned checkpoint's head may be of another size; it is replaced below.
+    model, info = _load_model(factory, name, ignore_mismatched_sizes=True, **options)
     _check_complete(model, info["missing_keys"], name)
     prunable_modules(model)
     inside = set(model.base_model.modules())

@@ -1,29 +1,28 @@
-"""Classification of sentences and pairs: tokens, batches, loss and evaluation."""
+"""Classification of sentences and pairs, and regression as a classification of one output: GLUE's tasks."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tamt.data.tasks import Metric, Rows, Task
+from tamt.data.rows import Rows
+from tamt.data.tasks import Task
 from tamt.errors import UserError
-
-WINDOW = 50
-"""Batches within which rows are sorted by length: 5 % of SST-2's tokens are then padding, of shuffled rows 67 %."""
+from tamt.finetune.batches import steps_per_epoch, training_batches
+from tamt.finetune.metrics import METRICS
 
 
 @dataclass
 class Encoded:
-    """Tokenised rows: what the model reads of each, unpadded, and the ids of their labels."""
+    """Tokenised rows: what the model reads of each, unpadded, and the ids of their labels, or numbers."""
 
     features: list[dict[str, list[int]]]
-    labels: list[int]
+    labels: Sequence[float]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,84 +50,105 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMode
 
 @dataclass
 class Classification:
-    """A classification task made ready for a model: what `train_subnetwork` trains on and measures by."""
+    """A task made ready for a model: what `train_subnetwork` trains on and measures by.
+
+    Attributes:
+        dev: the dev sets by name; the score is that of the first, whose name is "".
+    """
 
     task: Task
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     accelerator: Accelerator
     train: Encoded
-    dev: Encoded
+    dev: dict[str, Encoded]
     batch_size: int
     seed: int
+    _outputs: dict[str, np.ndarray] = field(default_factory=dict)
+    """Logits of the last evaluation, [rows, labels], or [rows] of a regression."""
+
+    @property
+    def train_samples(self) -> int:
+        """Rows to train on."""
+        return len(self.train)
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches of an epoch; the last one may be smaller."""
-        return -(-len(self.train) // self.batch_size)
+        return steps_per_epoch(len(self.train), self.batch_size)
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
-        """Training batches without end from step `first` (from 1) on; batch i depends on the seed and i alone."""
-        lengths = self.train.lengths()
-        epoch, start = divmod(first - 1, self.steps_per_epoch)
-        while True:
-            order = np.random.default_rng((self.seed, epoch))
-            for indices in bucketed(lengths, self.batch_size, order)[start:]:
-                yield self._collate(self.train, indices)
-            epoch, start = epoch + 1, 0
+        """Training batches without end from step `first` (from 1) on; see `training_batches`."""
+        for indices in training_batches(self.train.lengths(), self.batch_size, self.seed, first):
+            yield self._collate(self.train, indices)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Cross-entropy, mean over the batch."""
-        return {"loss": F.cross_entropy(self._logits(batch).float(), batch["labels"])}
+        """Cross-entropy, or the squared error of a regression; mean over the batch."""
+        logits = self._logits(batch).float()
+        if self.task.kind == "regression":
+            return {"loss": F.mse_loss(logits, batch["labels"])}
+        return {"loss": F.cross_entropy(logits, batch["labels"])}
+
+    def evaluate(self) -> dict[str, float | None]:
+        """The task's metrics on each dev set; those of a further set end in `_` and its name."""
+        scores = {}
+        for name, rows in self.dev.items():
+            self._outputs[name] = self._forward(rows)
+            found = self._answers(name)
+            for metric in self.task.metrics:
+                scores[f"{metric}{'_' * bool(name)}{name}"] = METRICS[metric](found, np.array(rows.labels))
+        return scores
+
+    def predictions(self) -> dict[str, list[dict]]:
+        """Of the last evaluation: the row's number, from 0, the predicted and the true label, and the probabilities.
+
+        Of a regression the numbers alone.
+        """
+        return {name: self._described(name) for name in self.dev}
+
+    def _described(self, name: str) -> list[dict]:
+        labels, names = self.dev[name].labels, self.task.label_names
+        answers = self._answers(name).tolist()
+        if names is None:
+            return [
+                {"id": i, "prediction": p, "label": n} for i, (p, n) in enumerate(zip(answers, labels, strict=True))
+            ]
+        shares = torch.from_numpy(self._outputs[name]).softmax(-1).tolist()
+        return [
+            {
+                "id": i,
+                "prediction": names[answers[i]],
+                "label": names[int(labels[i])],
+                "probabilities": dict(zip(names, shares[i], strict=True)),
+            }
+            for i in range(len(labels))
+        ]
+
+    def _answers(self, name: str) -> np.ndarray:
+        outputs = self._outputs[name]
+        return outputs if self.task.kind == "regression" else outputs.argmax(-1)
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """The task's metric on the dev rows. Batches hold rows of like length, so that little is padding."""
-        assert self.task.label_names is not None
-        confusion = MulticlassConfusionMatrix(len(self.task.label_names)).to(self.accelerator.device)
+    def _forward(self, rows: Encoded) -> np.ndarray:
+        """Outputs for all rows in double precision; batches hold rows of like length, so that little is padding."""
         self.model.eval()
-        order = np.argsort(self.dev.lengths(), kind="stable").tolist()
+        order = np.argsort(rows.lengths(), kind="stable")
         size = 2 * self.batch_size  # nothing is kept for a backward pass
+        outputs = []
         for start in range(0, len(order), size):
-            batch = self._collate(self.dev, order[start : start + size])
+            batch = self._collate(rows, order[start : start + size].tolist())
             with self.accelerator.autocast():
-                logits = self._logits(batch)
-            confusion.update(logits.argmax(-1), batch["labels"])
-        # From the counts in double precision: torchmetrics' own accuracy is rounded to fp32.
-        return {self.task.metric: METRICS[self.task.metric](confusion.compute())}
+                outputs.append(self._logits(batch).double().cpu().numpy())
+        found = np.concatenate(outputs)
+        in_order = np.empty_like(found)
+        in_order[order] = found
+        return in_order
 
     def _logits(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+        logits = self.model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+        return logits.squeeze(-1) if self.task.kind == "regression" else logits
 
     def _collate(self, rows: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
         batch = self.tokenizer.pad([rows.features[i] for i in indices], return_tensors="pt")
         batch["labels"] = torch.tensor([rows.labels[i] for i in indices])
         return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def accuracy(confusion: Tensor) -> float:
-    """The share of right answers, from counts [true label, predicted label]."""
-    return confusion.trace().item() / confusion.sum().item()
-
-
-METRICS: dict[Metric, Callable[[Tensor], float]] = {"accuracy": accuracy}
-
-
-def bucketed(lengths: np.ndarray, batch_size: int, generator: np.random.Generator) -> list[list[int]]:
-    """All rows once, in a random order of batches that hold rows of like length.
-
-    Rows are shuffled, sorted by length within windows of 50 batches (a quarter of the epoch if it is short, so that
-    batches differ between epochs), cut into batches, and the batches shuffled.
-
-    Args:
-        lengths: tokens of each row, [rows].
-        batch_size: rows a batch.
-        generator: decides the order.
-    """
-    order = generator.permutation(len(lengths))
-    batches = -(-len(lengths) // batch_size)
-    window = batch_size * min(WINDOW, max(1, batches // 4))
-    parts = [order[start : start + window] for start in range(0, len(order), window)]
-    order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
-    cut = [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
-    return [cut[i] for i in generator.permutation(len(cut))]

@@ -1,5 +1,6 @@
 """Training of a subnetwork on a task: pruned weights stay zero, the best model by the evaluations is kept."""
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tamt.console import Progress, say
 from tamt.data.tasks import Task
+from tamt.files import write_atomically
+from tamt.finetune.metrics import UNDEFINED
 from tamt.masking import POOLER, Masks, prunable_weights
 from tamt.run_folder import RunFolder
 from tamt.training import NonFiniteError, make_optimizer, restore_training, training_state, training_steps
@@ -28,24 +31,39 @@ class Job(Protocol):
     tokenizer: PreTrainedTokenizerBase
     accelerator: Accelerator
 
+    @property
+    def train_samples(self) -> int:
+        """Rows to train on."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """Training batches without end from step `first` (from 1) on."""
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The parts of the loss of a batch; `loss` is the one that is minimised."""
 
-    def evaluate(self) -> dict[str, float]:
-        """The metrics of the model on the dev rows, that of the task among them."""
+    def evaluate(self) -> dict[str, float | None]:
+        """The metrics of the model on the dev rows, those of the task among them; None where one is undefined."""
+
+    def predictions(self) -> dict[str, list[dict]]:
+        """What the last evaluation predicted for every row of each dev set, by the name of the set."""
 
 
 @dataclass
 class Outcome:
-    """The best score of the evaluations, with the step and all metrics of the first one that had it, and the final."""
+    """The best score of the evaluations, with the step and all metrics of the first one that had it, and the final.
 
-    best_score: float
+    A score is None where it is undefined in that evaluation; the best one, if it is so in all of them.
+    """
+
+    best_score: float | None
     best_step: int
-    best_metrics: dict[str, float]
-    final_score: float
+    best_metrics: dict[str, float | None]
+    final_score: float | None
+    final_step: int
     seconds: float
 
 
@@ -57,19 +75,23 @@ def train_subnetwork(
     lr: float,
     weight_decay: float,
     eval_every: int,
+    early_stop: int | None,
     log_every: int,
     save_every: int,
 ) -> Outcome:
     """Train all remaining weights, evaluate every `eval_every` steps and at the end, save the best model.
 
+    While the score is undefined, the latest model is the best.
+
     Args:
         job: the task; its model must have zeros where `masks` prune.
-        folder: gets `model/`, metrics and checkpoints; one that holds a checkpoint is gone on with.
+        folder: gets `model/`, its predictions, metrics and checkpoints; one that holds a checkpoint is gone on with.
         masks: of the subnetwork; none for the full model.
         steps: optimizer steps, over which the learning rate falls to 0.
         lr: peak learning rate.
         weight_decay: AdamW's.
         eval_every: steps between two evaluations.
+        early_stop: end after so many evaluations in a row with no better score; None: never.
         log_every: steps between two lines of metrics.
         save_every: steps between two checkpoints.
 
@@ -77,7 +99,7 @@ def train_subnetwork(
         NonFiniteError: after a checkpoint of the last good state was saved.
     """
     started = time.monotonic()
-    model, metric = job.model, job.task.metric
+    model, metric = job.model, job.task.metrics[0]
     keep_zeros(model, masks)
     optimizer, schedule = make_optimizer(model.parameters(), lr, steps, weight_decay)
     done = 0
@@ -96,7 +118,7 @@ def train_subnetwork(
         best, done = checkpoint["best"], checkpoint["step"]
         say(f"resumed {folder.path} at step {done}")
 
-    step, score = done, 0.0
+    step, score, last = done, None, False
     with Progress(job.task.name, steps, done) as progress:
         try:
             for step, parts in training_steps(
@@ -105,22 +127,32 @@ def train_subnetwork(
                 last = step == steps
                 if step % log_every == 0 or last:
                     folder.log(step, **parts, lr=float(schedule.get_last_lr()[0]), seconds=time.monotonic() - started)
-                    shown = f" best {metric} {best['score']:.4f}" if best else ""
-                    progress.update(step, f"loss {parts['loss']:.4f}{shown}")
+                    progress.update(step, f"loss {parts['loss']:.4f}{_shown(metric, best)}")
                 if step % eval_every == 0 or last:
                     scores = job.evaluate()
                     score = scores[metric]
-                    folder.log(step, **{f"dev_{name}": value for name, value in scores.items()})
-                    if not best or score > best["score"]:
-                        best = {"score": score, "step": step, "metrics": scores}
+                    folder.log(step, **{f"dev_{name}": value for name, value in scores.items() if value is not None})
+                    if not best or best["score"] is None or (score is not None and score > best["score"]):
+                        if score is None and not best:
+                            say(f"{metric} {UNDEFINED}: so at step {step}; it is reported as null")
+                        best = {"score": score, "step": step, "metrics": scores, "waited": 0}
                         save_model(job, folder)
+                    else:
+                        best["waited"] += 1
+                    if best["waited"] == early_stop and not last:
+                        say(f"stopped early: no better {metric} in {early_stop} evaluations up to step {step}")
+                        break
                 if step % save_every == 0 and not last:
                     folder.save_checkpoint(step, state())
         except NonFiniteError:
             # Nothing was updated with the bad loss, so the state is the good one of the step before.
             folder.save_checkpoint(step, state())
             raise
-    return Outcome(best["score"], best["step"], best["metrics"], score, time.monotonic() - started)
+    return Outcome(best["score"], best["step"], best["metrics"], score, step, time.monotonic() - started)
+
+
+def _shown(metric: str, best: dict[str, Any]) -> str:
+    return f" best {metric} {best['score']:.4f}" if best and best["score"] is not None else ""
 
 
 def keep_zeros(model: PreTrainedModel, masks: Masks) -> None:
@@ -144,7 +176,11 @@ def _clear_pruned(parameter: Tensor, kept: Tensor) -> None:
 
 
 def save_model(job: Job, folder: RunFolder) -> None:
-    """Replace `model/` in the run folder by the present model and its tokenizer, in Hugging Face form."""
+    """Replace `model/` in the run folder by the present model and its tokenizer, in Hugging Face form.
+
+    What the model predicted in the last evaluation goes into `predictions.jsonl`, or, where there are several dev
+    sets, also into `predictions_SET.jsonl`.
+    """
     target, fresh, former = (folder.path / name for name in (MODEL_FOLDER, ".model.new", ".model.old"))
     for leftover in (fresh, former):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -154,3 +190,11 @@ def save_model(job: Job, folder: RunFolder) -> None:
         target.rename(former)
     fresh.rename(target)
     shutil.rmtree(former, ignore_errors=True)
+    for name, rows in job.predictions().items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomically(folder.path / predictions_file(name), lines)
+
+
+def predictions_file(dev_set: str) -> str:
+    """The name of the file of predictions for a dev set: plain for the main one, which is called ""."""
+    return f"predictions{'_' * bool(dev_set)}{dev_set}.jsonl"

@@ -1,18 +1,38 @@
 """`tamt finetune`: from a model, a mask and a task to a score and a fine-tuned model."""
 
+import json
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from tamt.console import say
-from tamt.data.tasks import Task, find_task, load_rows, subset
+from tamt.data.glue import load_rows
+from tamt.data.rows import Rows, subset
+from tamt.data.squad import Question, load_questions
+from tamt.data.tasks import Task, find_task
 from tamt.errors import UserError, check_positive
+from tamt.files import write_atomically
 from tamt.finetune.classification import Classification, encode
-from tamt.finetune.loop import MODEL_FOLDER, train_subnetwork
+from tamt.finetune.loop import MODEL_FOLDER, Job, predictions_file, train_subnetwork
+from tamt.finetune.metrics import UNDEFINED
+from tamt.finetune.plots import draw_predictions
+from tamt.finetune.question_answering import QuestionAnswering, make_windows
 from tamt.mask_file import MaskInfo, load_masks
 from tamt.masking import Masks, apply_masks, sparsity_of
-from tamt.models import load_classifier, load_tokenizer, longest_input
-from tamt.run_folder import RunFolder
+from tamt.models import load_classifier, load_question_answerer, load_tokenizer, longest_input
+from tamt.run_folder import CONFIG, RESULTS, RunFolder, finished_results
 from tamt.training import Precision, make_accelerator
+
+N_BEST = 20
+MAX_ANSWER_LENGTH = 30
+
+MakeJob = Callable[[dict, Accelerator], Job]
+"""Makes a job from the settings of a run; the rows are read once for all seeds."""
 
 
 def finetune(
@@ -32,7 +52,12 @@ def finetune(
     lr: float | None = None,
     weight_decay: float = 0.0,
     eval_every: int | None = None,
+    early_stop: int | None = None,
+    stride: int | None = None,
+    n_best: int | None = None,
+    max_answer_length: int | None = None,
     seed: int = 0,
+    seeds: list[int] | None = None,
     precision: Precision = "fp32",
     log_every: int = 10,
     save_every: int = 500,
@@ -41,93 +66,192 @@ def finetune(
     """Fine-tune a subnetwork, or the full model, on a task; what the mask prunes stays exactly zero.
 
     Args:
-        task: sst2; demo (the VADER movie snippets); or classification, with files of your own.
+        task: cola, sst2, rte, mnli, mrpc, stsb or squad; demo (the VADER movie snippets); or classification, with files
+            of your own.
         model: hub name or folder of the pre-trained model, or "demo".
-        output: new folder for the run: results.json, metrics.jsonl, config.yaml, TensorBoard, and the best model.
+        output: new folder for the run: results.json, metrics.jsonl, config.yaml, TensorBoard, the best model, its
+            predictions on the dev rows and a picture of them.
         mask: mask file of the subnetwork; without it the full model is fine-tuned.
-        data_dir: GLUE's glue_data folder, in place of the hub.
+        data_dir: GLUE's glue_data folder, or the folder with SQuAD's train-v1.1.json and dev-v1.1.json, in place of
+            the hub.
         train_file: train rows of classification: .tsv (unquoted, as GLUE's), .csv or .jsonl.
         dev_file: dev rows of classification.
         text_column: the column with the text, or the two with a pair; sentence by default.
         label_column: the column with the label; label by default.
-        train_samples: train on a seeded random subset of so many rows, stratified by label.
-        epochs: passes over the train rows; by default the paper's, 3.
-        batch_size: rows a batch; by default the paper's, 32 (16 for demo).
-        max_length: tokens of a row, more are cut off; by default the paper's, 128 (64 for
-            demo), or the model's positions if fewer.
-        lr: peak learning rate, which falls linearly to 0; by default the paper's, 2e-5 (1e-4 for demo).
+        train_samples: train on a seeded random subset of so many rows, stratified by label where there are labels.
+        epochs: passes over the train rows; by default the paper's, 3 (2 for squad).
+        batch_size: rows a batch; by default the paper's, 32 (16 for squad and demo).
+        max_length: tokens of a row, more are cut off, or make another window for squad; by default the paper's, 128
+            (384 for squad, 64 for demo), or the model's positions if fewer.
+        lr: peak learning rate, which falls linearly to 0; by default the paper's, 2e-5 (3e-5 for squad, 1e-4 for demo).
         weight_decay: AdamW's, of every parameter.
-        eval_every: steps between two evaluations; by default the paper's, 50 (200 for demo). The end is always
-            evaluated.
+        eval_every: steps between two evaluations; by default the paper's, 50 (500 for mnli, 1000 for squad, 200 for
+            demo). The end is always evaluated.
+        early_stop: end after so many evaluations in a row with no better score; by default never.
+        stride: tokens that two windows over a long context of squad share; by default a third of the length, the
+            paper's 128 of 384.
+        n_best: starts and ends of an answer that are paired for squad; by default 20.
+        max_answer_length: tokens of an answer for squad; by default 30.
         seed: of the head, the order of the rows, dropout, and the subset.
+        seeds: in place of one seed several, with commas: one run after the other in OUTPUT/seed-N, and the mean and
+            standard deviation of their scores.
         precision: arithmetic of the model; the weights and their updates are always fp32.
         log_every: steps between two lines of metrics.
         save_every: steps between two checkpoints.
-        resume: go on with the interrupted run in the output folder.
+        resume: go on with the interrupted run, or runs, in the output folder; what is finished is not done again.
     """
-    settings = {name: value for name, value in locals().items() if name != "resume"}
+    settings = {name: value for name, value in locals().items() if name not in ("resume", "seeds")}
     chosen = _with_options(find_task(task), settings)
     _check(settings)
-    chosen, train, dev = load_rows(chosen, data_dir, train_file, dev_file)
-    if train_samples is not None:
-        train = subset(train, train_samples, seed)
+    make_job: MakeJob
+    if chosen.kind == "question-answering":
+        make_job = partial(_question_answering, chosen, load_questions(chosen, data_dir))
+    else:
+        chosen, rows = load_rows(chosen, data_dir, train_file, dev_file)
+        make_job = partial(_classification, chosen, rows)
+    if seeds is None:
+        return {"results": [_run(chosen, make_job, settings, resume)]}
+    return _run_seeds(chosen, make_job, settings, seeds, resume)
 
-    accelerator = make_accelerator(precision, 1, seed)
-    assert chosen.label_names is not None
-    classifier = load_classifier(model, chosen.label_names)
-    tokenizer = load_tokenizer(model)
-    if max_length is not None and max_length > longest_input(classifier):
-        raise UserError(f"--max-length {max_length} is more than the {longest_input(classifier)} tokens of {model}")
-    length = min(chosen.max_length, longest_input(classifier))
+
+def _run_seeds(task: Task, make_job: MakeJob, settings: dict, seeds: list[int], resume: bool) -> dict:
+    """Run the seeds one after the other, each in a folder of its own, and write their mean and spread."""
+    output: Path = settings["output"]
+    if (output / CONFIG).is_file() or (not resume and output.exists() and any(output.iterdir())):
+        raise UserError(
+            f"the output folder {output} is not empty and nothing in it is overwritten; "
+            "give a new --output, or --resume to go on with interrupted --seeds"
+        )
+    runs = []
+    for seed in seeds:
+        own = {**settings, "seed": seed, "output": output / f"seed-{seed}"}
+        done = finished_results(own["output"], own)
+        say(f"seed {seed}" + " is finished" * bool(done))
+        runs += done or [_run(task, make_job, own, resume)]
+    result = {**runs[0], "seed": None, "seeds": seeds, "output": str(output)}
+    for key in ("score", "final_score"):
+        values = [run[key] for run in runs]
+        mean, spread = _mean_and_std(values)
+        result |= {key: mean, f"{key}_std": spread, f"{key}s": values}
+    result["best_step"] = None
+    result["dev"] = {name: _mean_and_std([run["dev"][name] for run in runs])[0] for name in runs[0]["dev"]}
+    result["seconds"] = round(sum(run["seconds"] for run in runs), 1)
+    write_atomically(output / RESULTS, json.dumps({"results": [result]}, indent=2) + "\n")
+    return {"results": [result]}
+
+
+def _mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation, which one value has none of; None where a value is undefined."""
+    defined = [value for value in values if value is not None]
+    if len(defined) < len(values):
+        return None, None
+    return statistics.mean(defined), statistics.stdev(defined) if len(defined) > 1 else None
+
+
+def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
+    """One fine-tuning; its result is also in its folder."""
+    mask, output = settings["mask"], settings["output"]
+    job = make_job(settings, make_accelerator(settings["precision"], 1, settings["seed"]))
     masks: Masks = {}
     info: MaskInfo | None = None
     if mask is not None:
         masks, info = load_masks(mask)
-        apply_masks(classifier, masks)
-    job = Classification(
-        task=chosen,
-        model=classifier.to(accelerator.device),
-        tokenizer=tokenizer,
-        accelerator=accelerator,
-        train=encode(train, tokenizer, classifier, length),
-        dev=encode(dev, tokenizer, classifier, length),
-        batch_size=chosen.batch_size,
-        seed=seed,
-    )
-
+        apply_masks(job.model, masks)
     with RunFolder.start(output, settings, resume) as folder:
         outcome = train_subnetwork(
             job,
             folder,
             masks,
-            steps=chosen.epochs * job.steps_per_epoch,
-            lr=chosen.lr,
-            weight_decay=weight_decay,
-            eval_every=chosen.eval_every,
-            log_every=log_every,
-            save_every=save_every,
+            steps=task.epochs * job.steps_per_epoch,
+            lr=task.lr,
+            weight_decay=settings["weight_decay"],
+            eval_every=task.eval_every,
+            early_stop=settings["early_stop"],
+            log_every=settings["log_every"],
+            save_every=settings["save_every"],
         )
         result = {
-            "task": task,
-            "model": model,
+            "task": settings["task"],
+            "model": settings["model"],
             "method": info.method if info else "full",
             "sparsity": round(sparsity_of(masks), 6) if masks else 0.0,
             "mask": str(mask) if mask else None,
             "mask_seed": info.seed if info else None,
             "mask_step": info.step if info else None,
-            "metric": chosen.metric,
+            "metric": task.metrics[0],
             "score": outcome.best_score,
             "best_step": outcome.best_step,
             "final_score": outcome.final_score,
+            "final_step": outcome.final_step,
             "dev": outcome.best_metrics,
-            "seed": seed,
-            "train_samples": len(train),
+            "seed": settings["seed"],
+            "train_samples": job.train_samples,
             "seconds": round(outcome.seconds, 1),
             "output": str(output),
         }
+        if outcome.best_score is None:
+            say(f"{task.metrics[0]} {UNDEFINED}: so in every evaluation; the score is null")
+        draw_predictions(task, output)
         folder.finish({"results": [result]})
-    say(f"the best model is in {output / MODEL_FOLDER}")
-    return {"results": [result]}
+    say(f"the best model is in {output / MODEL_FOLDER}, its predictions are in {output / predictions_file('')}")
+    return result
+
+
+def _classification(task: Task, rows: dict[str, Rows], settings: dict, accelerator: Accelerator) -> Classification:
+    model = load_classifier(settings["model"], task.label_names)
+    tokenizer, length = _tokenizer_and_length(task, model, settings)
+    train = rows["train"]
+    if samples := settings["train_samples"]:
+        strata = train.labels if task.kind == "classification" else None
+        train = train.take(subset(strata, len(train), samples, settings["seed"]))
+    main, *others = (split for split in rows if split != "train")
+    names = {main: "", **{split: split.removeprefix("dev_") for split in others}}
+    return Classification(
+        task=task,
+        model=model.to(accelerator.device),
+        tokenizer=tokenizer,
+        accelerator=accelerator,
+        train=encode(train, tokenizer, model, length),
+        dev={name: encode(rows[split], tokenizer, model, length) for split, name in names.items()},
+        batch_size=task.batch_size,
+        seed=settings["seed"],
+    )
+
+
+def _question_answering(
+    task: Task, questions: dict[str, list[Question]], settings: dict, accelerator: Accelerator
+) -> QuestionAnswering:
+    model = load_question_answerer(settings["model"])
+    tokenizer, length = _tokenizer_and_length(task, model, settings)
+    train, dev = questions["train"], questions["dev"]
+    if samples := settings["train_samples"]:
+        train = [train[i] for i in subset(None, len(train), samples, settings["seed"])]
+    stride = length // 3 if settings["stride"] is None else settings["stride"]
+    return QuestionAnswering(
+        task=task,
+        model=model.to(accelerator.device),
+        tokenizer=tokenizer,
+        accelerator=accelerator,
+        train=make_windows(train, tokenizer, model, length, stride),
+        dev=make_windows(dev, tokenizer, model, length, stride),
+        questions=dev,
+        batch_size=task.batch_size,
+        seed=settings["seed"],
+        n_best=settings["n_best"] or N_BEST,
+        max_answer_length=settings["max_answer_length"] or MAX_ANSWER_LENGTH,
+    )
+
+
+def _tokenizer_and_length(task: Task, model: PreTrainedModel, settings: dict) -> tuple[PreTrainedTokenizerBase, int]:
+    """The tokenizer, and the longest input in tokens, which it is saved with."""
+    tokenizer = load_tokenizer(settings["model"])
+    longest = longest_input(model)
+    if settings["max_length"] is not None and settings["max_length"] > longest:
+        raise UserError(
+            f"--max-length {settings['max_length']} is more than the {longest} tokens of {settings['model']}"
+        )
+    tokenizer.model_max_length = min(task.max_length, longest)
+    return tokenizer, tokenizer.model_max_length
 
 
 def _with_options(task: Task, settings: dict) -> Task:
@@ -149,7 +273,17 @@ def _with_options(task: Task, settings: dict) -> Task:
 def _check(settings: dict) -> None:
     """Refuse what cannot work, before anything is loaded."""
     positive = ["train_samples", "epochs", "batch_size", "max_length", "eval_every", "log_every", "save_every"]
+    positive += ["early_stop", "n_best", "max_answer_length"]
     check_positive(**{name: settings[name] for name in positive})
+    if settings["task"] != "squad":
+        for name in ("stride", "n_best", "max_answer_length"):
+            if settings[name] is not None:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} is for --task squad, not {settings['task']}; leave it out")
+    elif settings["train_file"] is not None or settings["dev_file"] is not None:
+        raise UserError("--train-file and --dev-file are for --task classification, not squad; give --data-dir")
+    if settings["stride"] is not None and settings["stride"] < 0:
+        raise UserError(f"--stride {settings['stride']} must not be negative; raise it or leave it out")
     if settings["lr"] is not None and not settings["lr"] > 0:
         raise UserError(f"--lr {settings['lr']:g} must be more than 0; raise it or leave it out")
     if settings["weight_decay"] < 0:

@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM, pipeline
 
 from tamt.data import demo
-from tamt.data.tasks import Rows
+from tamt.data.rows import Rows
 from tamt.errors import UserError
 from tamt.finetune import finetune, loop
-from tamt.finetune.classification import Classification, accuracy, bucketed, encode
+from tamt.finetune.batches import bucketed
+from tamt.finetune.classification import Classification, encode
 from tamt.mask_file import MaskInfo, load_masks, save_masks
 from tamt.masking import apply_masks, magnitude_masks, prunable_weights
 from tamt.models import load_classifier, load_tokenizer
@@ -142,7 +143,10 @@ def test_best_and_final_are_told_apart_and_the_best_is_saved(
     scores = iter([0.5, 0.75, 0.75, 0.625])
     snapshots = []
 
+    evaluate_really = Classification.evaluate
+
     def evaluate(self: Classification) -> dict[str, float]:
+        evaluate_really(self)
         snapshots.append(self.model.classifier.weight.detach().clone())
         score = next(scores)
         return {"accuracy": score, "other": 1 - score}
@@ -319,7 +323,3 @@ def test_bf16_trains_with_weights_in_fp32(tiny_bert: Path, files: dict, mask: Pa
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
     assert {parameter.dtype for parameter in saved.parameters()} == {torch.float32}
     assert bits_of_pruned(saved, load_masks(mask)[0]) == 0
-
-
-def test_accuracy_is_the_share_of_right_answers() -> None:
-    assert accuracy(torch.tensor([[5, 1, 0], [2, 3, 0], [0, 0, 0]])) == 8 / 11

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tamt.data import demo, tasks
-from tamt.data.tasks import Rows, Task, find_task, load_rows, subset
+from tamt.data import demo, glue
+from tamt.data.glue import load_rows
+from tamt.data.rows import Rows, subset
+from tamt.data.tasks import Task, find_task
 from tamt.errors import UserError
 
 REAL_DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -20,25 +22,112 @@ def write(path: Path, text: str) -> Path:
 
 
 def load_own(train: Path, dev: Path, task: Task = OWN) -> tuple[Task, Rows, Rows]:
-    return load_rows(task, train_file=train, dev_file=dev)
+    task, rows = load_rows(task, train_file=train, dev_file=dev)
+    return task, rows["train"], rows["dev"]
 
 
-@pytest.mark.skipif(not (REAL_DATA / "glue" / "SST-2").is_dir(), reason="the real SST-2 is not at ../shared/data")
-@pytest.mark.parametrize("folder", ["glue", "glue/SST-2"])
-def test_real_sst2_has_its_official_rows(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    task, train, dev = load_rows(find_task("sst2"), data_dir=REAL_DATA / folder)
-    assert (len(train), len(dev)) == (67_349, 872)
-    assert task.label_names == ("negative", "positive")
-    assert dev.texts[0] == ("it 's a charming and often affecting journey . ",)
-    assert Counter(dev.labels) == {1: 444, 0: 428}
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real data are not at ../shared/data")
+@pytest.mark.parametrize(
+    ("name", "folder", "first", "labels"),
+    [
+        ("sst2", "glue/SST-2", ("it 's a charming and often affecting journey . ",), {1: 444, 0: 428}),
+        ("cola", "glue", ("The sailors rode the breeze clear of the rocks.",), {1: 721, 0: 322}),
+        ("rte", "glue", None, {0: 146, 1: 131}),
+        ("stsb", "glue", ("A man with a hard hat is dancing.", "A man wearing a hard hat is dancing."), None),
+    ],
+)
+def test_real_glue_has_its_official_rows(
+    name: str, folder: str, first: tuple | None, labels: dict | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, rows = load_rows(find_task(name), data_dir=REAL_DATA / folder)
+    assert {split: len(found) for split, found in rows.items()} == task.splits
+    assert first in (None, rows["dev"].texts[0])
+    if labels:
+        assert Counter(rows["dev"].labels) == labels
+    else:
+        assert rows["dev"].labels[:4] == [5.0, 4.75, 5.0, 2.4]
     assert not capsys.readouterr().err
+
+
+MNLI = "index\tpromptID\tsentence1\tsentence2\tlabel1\tgold_label\n"
+STSB = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
+MRPC = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+
+
+def test_every_layout_of_glue_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "CoLA" / "train.tsv", 'gj04\t0\t*\tHe "left\nad03\t1\t\tHe left\n')
+    write(tmp_path / "CoLA" / "dev.tsv", "gj04\t1\t\tShe left\n")
+    for split in ("train", "dev_matched", "dev_mismatched"):
+        write(tmp_path / "MNLI" / f"{split}.tsv", MNLI + f"0\t31\ta {split}\tb\tneutral\tcontradiction\n")
+    for split in ("train", "dev"):
+        write(tmp_path / "STS-B" / f"{split}.tsv", STSB + '0\tnews\tf\t2015\t1\tx\ty\t"lone\tb "\t3.667\n')
+        write(tmp_path / "MRPC" / f"{split}.tsv", MRPC + '1\t11\t12\tHe said "\tHe\r\n0\t13\t14\ta\tb\r\n')
+        write(tmp_path / "RTE" / f"{split}.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tnot_entailment\n")
+    found = {name: load_rows(find_task(name), data_dir=tmp_path)[1] for name in ("cola", "mnli", "stsb", "mrpc", "rte")}
+    assert found["cola"] == {"train": Rows([('He "left',), ("He left",)], [0, 1]), "dev": Rows([("She left",)], [1])}
+    assert found["mnli"] == {
+        split: Rows([(f"a {split}", "b")], [2]) for split in ("train", "dev_matched", "dev_mismatched")
+    }
+    assert found["stsb"]["train"] == found["stsb"]["dev"] == Rows([('"lone', 'b "')], [3.667])
+    assert found["mrpc"]["train"] == Rows([('He said "', "He"), ("a", "b")], [1, 0])
+    assert found["rte"]["dev"] == Rows([("a", "b")], [1])
+
+
+def test_microsofts_mrpc_is_trained_on_without_its_dev_rows(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    train = write(tmp_path / "msr_paraphrase_train.txt", MRPC + "1\t11\t12\ta\tb\n0\t13\t14\tc\td\n")
+    write(tmp_path / "dev.tsv", MRPC + "0\t13\t14\tc\td\n")
+    assert load_rows(find_task("mrpc"), data_dir=tmp_path)[1] == {
+        "train": Rows([("a", "b")], [1]),
+        "dev": Rows([("c", "d")], [0]),
+    }
+    assert f"1 of the 2 rows of {train} are in dev.tsv" in " ".join(capsys.readouterr().err.split())
+    write(tmp_path / "dev.tsv", train.read_text(encoding="utf-8"))
+    with pytest.raises(UserError, match=r"msr_paraphrase_train\.txt has no rows that are not in dev\.tsv"):
+        load_rows(find_task("mrpc"), data_dir=tmp_path)
+    write(tmp_path / "dev.tsv", "Quality\t#1 String\t#2 String\n1\ta\tb\n")
+    with pytest.raises(UserError, match="has no column '#1 ID'"):
+        load_rows(find_task("mrpc"), data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "dev", "message"),
+    [
+        ("stsb", STSB + "0\tnews\tf\t2015\t1\tx\ty\ta\tb\t5.2\n", r"dev\.tsv, line 2: the score '5.2' is no number"),
+        ("stsb", STSB + "0\tnews\tf\t2015\t1\tx\ty\ta\tb\tnan\n", r"dev\.tsv, line 2: the score 'nan' is no number"),
+        (
+            "stsb",
+            STSB + "0\tnews\tf\t2015\t1\tx\ty\ta\tb\thigh\n",
+            r"line 2: the score 'high' is no number from 0 to 5",
+        ),
+        ("cola", "gj04\t1\tHe left\n", r"dev\.tsv, line 1: 3 cells under the 4 of the layout \(source, label, star"),
+        ("cola", "gj04\t2\t\tHe left\n", r"dev\.tsv, line 1: the label '2' is none of unacceptable, acceptable"),
+        (
+            "rte",
+            "index\tpremise\tsentence2\tlabel\n0\ta\tb\tentailment\n",
+            "no column 'sentence1' .*; give the file of GLUE",
+        ),
+        ("rte", "index\tsentence1\tsentence2\tlabel\n", r"dev\.tsv has no rows"),
+        ("mrpc", MRPC + "1\t1\t2\ta\n", r"dev\.tsv, line 2: 4 cells under the 5"),
+    ],
+)
+def test_a_bad_glue_file_is_named_with_its_line(tmp_path: Path, name: str, dev: str, message: str) -> None:
+    good = {
+        "stsb": STSB + "0\tnews\tf\t2015\t1\tx\ty\ta\tb\t5\n",
+        "cola": "gj04\t1\t\tHe left\n",
+        "rte": "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n",
+        "mrpc": MRPC + "1\t1\t2\ta\tb\n",
+    }
+    write(tmp_path / "train.tsv", good[name])
+    write(tmp_path / "dev.tsv", dev)
+    with pytest.raises(UserError, match=message):
+        load_rows(find_task(name), data_dir=tmp_path)
 
 
 def test_tsv_is_unquoted_and_lines_end_at_newlines_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = 'sentence\tlabel\n"a lone quote\t1\nan "inner" one"\t0\r\nline\u2028separator\t1\n'
     write(tmp_path / "SST-2" / "train.tsv", "\ufeff" + text)
     write(tmp_path / "SST-2" / "dev.tsv", text)
-    _, train, dev = load_rows(find_task("sst2"), data_dir=tmp_path)
+    train, dev = load_rows(find_task("sst2"), data_dir=tmp_path)[1].values()
     assert train.texts == [('"a lone quote',), ('an "inner" one"',), ("line\u2028separator",)]
     assert train.labels == dev.labels == [1, 0, 1]
     assert "sst2 has 3 train rows here, officially 67,349" in capsys.readouterr().err
@@ -65,27 +154,30 @@ def test_pairs_and_numeric_labels_sort_as_numbers(tmp_path: Path) -> None:
 def test_demo_dev_rows_are_fixed_and_apart_from_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path / "s.tsv", "sentence\tlabel\n" + "".join(f"s{i}\t{i % 2}\n" for i in range(1500)))
     monkeypatch.setattr(demo, "snippets_file", lambda: file)
-    _, train, dev = load_rows(find_task("demo"))
+    train, dev = load_rows(find_task("demo"))[1].values()
     assert (len(train), len(dev)) == (500, 1000)
     assert not set(train.texts) & set(dev.texts)
-    assert load_rows(find_task("demo"))[2] == dev
+    assert load_rows(find_task("demo"))[1]["dev"] == dev
     assert dev.texts != [(f"s{i}",) for i in range(1000)], "the file is in an order"
 
 
 def test_subset_is_seeded_and_keeps_the_share_of_every_label() -> None:
-    rows = Rows([(str(i),) for i in range(1000)], [0] * 700 + [1] * 250 + [2] * 50)
-    chosen = subset(rows, 101, seed=3)
-    assert Counter(chosen.labels) == {0: 71, 1: 25, 2: 5}
-    assert len(set(chosen.texts)) == 101
-    assert subset(rows, 101, seed=3) == chosen
-    assert subset(rows, 101, seed=4) != chosen
-    assert subset(rows, 1000, seed=3) == rows
+    labels = [0] * 700 + [1] * 250 + [2] * 50
+    chosen = subset(labels, 1000, 101, seed=3)
+    assert Counter(labels[i] for i in chosen) == {0: 71, 1: 25, 2: 5}
+    assert len(set(chosen)) == 101
+    assert subset(labels, 1000, 101, seed=3) == chosen
+    assert subset(labels, 1000, 101, seed=4) != chosen
+    assert subset(labels, 1000, 1000, seed=3) == list(range(1000))
+    plain = subset(None, 1000, 101, seed=3)
+    assert len(set(plain)) == 101
+    assert plain == subset(None, 1000, 101, seed=3) != subset(None, 1000, 101, seed=4)
 
 
 @pytest.mark.parametrize(("samples", "message"), [(11, "more than the 10 train rows"), (1, "fewer than the 2 labels")])
 def test_subset_refuses_too_many_and_too_few(samples: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        subset(Rows([("a",)] * 10, [0, 1] * 5), samples, seed=0)
+        subset([0, 1] * 5, 10, samples, seed=0)
 
 
 GOOD = "text\tlabel\na\tx\nb\ty\n"
@@ -117,7 +209,7 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     good = write(tmp_path / "train.tsv", GOOD)
     with pytest.raises(UserError, match=r"there is no file .*absent\.csv"):
         load_own(good, tmp_path / "absent.csv")
-    with pytest.raises(UserError, match=r"no train\.tsv and dev\.tsv in .*SST-2"):
+    with pytest.raises(UserError, match=r"no train\.tsv, dev\.tsv in .*SST-2"):
         load_rows(find_task("sst2"), data_dir=tmp_path)
     with pytest.raises(UserError, match="give --train-file and --dev-file"):
         load_rows(OWN)
@@ -135,22 +227,42 @@ def test_the_hub_out_of_reach_says_what_to_give_instead(monkeypatch: pytest.Monk
     def offline(*_: object) -> None:
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(tasks.datasets, "load_dataset", offline)
+    monkeypatch.setattr(glue.datasets, "load_dataset", offline)
     with pytest.raises(UserError, match=r"--data-dir glue_data, with SST-2/train\.tsv"):
         load_rows(find_task("sst2"))
 
 
-def test_hub_rows_are_taken_with_their_label_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    columns = {"sentence": ["a", "b"], "label": [0, 1], "idx": [0, 1]}
-    splits = {split: tasks.datasets.Dataset.from_dict(columns) for split in ("train", "validation")}
-    monkeypatch.setattr(tasks.datasets, "load_dataset", lambda *name: splits)
-    _, train, dev = load_rows(find_task("sst2"))
-    assert train == dev == Rows([("a",), ("b",)], [0, 1])
+@pytest.mark.parametrize(
+    ("name", "columns", "rows"),
+    [
+        ("sst2", {"sentence": ["a", "b"], "label": [0, 1]}, Rows([("a",), ("b",)], [0, 1])),
+        ("mnli", {"premise": ["a"], "hypothesis": ["b"], "label": [2]}, Rows([("a", "b")], [2])),
+        ("stsb", {"sentence1": ["a"], "sentence2": ["b"], "label": [3.5]}, Rows([("a", "b")], [3.5])),
+        ("mrpc", {"sentence1": ["a"], "sentence2": ["b"], "label": [1]}, Rows([("a", "b")], [1])),
+        ("rte", {"sentence1": ["a"], "sentence2": ["b"], "label": [1]}, Rows([("a", "b")], [1])),
+        ("cola", {"sentence": ["a"], "label": [1]}, Rows([("a",)], [1])),
+    ],
+)
+def test_hub_rows_are_taken_with_their_label_ids(
+    name: str, columns: dict, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load_dataset(*names: str) -> dict:
+        asked.append(names)
+        dev = ("validation_matched", "validation_mismatched") if name == "mnli" else ("validation",)
+        return {
+            split: glue.datasets.Dataset.from_dict({**columns, "idx": [0] * len(rows)}) for split in ("train", *dev)
+        }
+
+    monkeypatch.setattr(glue.datasets, "load_dataset", load_dataset)
+    task, found = load_rows(find_task(name))
+    assert asked == [("nyu-mll/glue", name)]
+    assert found == dict.fromkeys(task.splits, rows)
 
 
-def test_unknown_and_later_tasks_are_told_apart() -> None:
-    with pytest.raises(UserError, match="there is no task 'sst'; the tasks are sst2, demo, classification"):
+def test_an_unknown_task_is_refused_with_the_list_of_tasks() -> None:
+    with pytest.raises(
+        UserError, match="no task 'sst'; the tasks are cola, sst2, rte, mnli, mrpc, stsb, squad, demo, class"
+    ):
         find_task("sst")
-    for name in ("cola", "squad"):
-        with pytest.raises(UserError, match=f"the task {name} is not there yet"):
-            find_task(name)

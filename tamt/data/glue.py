@@ -1,0 +1,152 @@
+"""Rows of sentences and pairs: GLUE's tasks from its files or the hub, the demo's, and files of your own."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from tamt.console import say
+from tamt.data import demo
+from tamt.data.rows import Numbered, Rows, read_file, to_rows
+from tamt.data.tasks import Task
+from tamt.errors import UserError
+
+DEMO_DEV_ROWS = 1000
+DEMO_SPLIT_SEED = 0
+"""The demo's dev rows are the same whatever the seed of a run, so that runs are compared on the same rows."""
+
+MRPC_TRAIN = "msr_paraphrase_train.txt"
+"""MRPC's train and dev rows together, as Microsoft gives them out; GLUE's dev.tsv holds the dev rows among them."""
+MRPC_IDS = ("#1 ID", "#2 ID")
+
+
+def load_rows(
+    task: Task,
+    data_dir: Path | None = None,
+    train_file: Path | None = None,
+    dev_file: Path | None = None,
+) -> tuple[Task, dict[str, Rows]]:
+    """The rows of a task by split, train first, then the dev set; MNLI has a second one.
+
+    Args:
+        task: see `find_task`; of "classification" the columns must have been set.
+        data_dir: GLUE's `glue_data` folder or the task's folder in it, in place of the hub.
+        train_file: `.tsv` (unquoted, as GLUE's), `.csv` or `.jsonl` with the columns of "classification".
+        dev_file: the same for its dev rows.
+
+    Returns:
+        The task with its label names filled in, and the rows.
+
+    Raises:
+        UserError: a file, column or label is missing or wrong, a split is empty, or the hub cannot be reached.
+    """
+    if task.name == "classification":
+        if train_file is None or dev_file is None:
+            raise UserError("the task classification reads files of your own; give --train-file and --dev-file")
+        if data_dir is not None:
+            raise UserError("--data-dir is for GLUE's layout; give --train-file and --dev-file to classification")
+        return _load_own(task, train_file, dev_file)
+    if train_file is not None or dev_file is not None:
+        raise UserError(f"--train-file and --dev-file are for --task classification, not {task.name}; leave them out")
+    if task.name == "demo":
+        if data_dir is not None:
+            raise UserError("the task demo fetches its own rows; leave --data-dir out")
+        return task, _load_demo(task)
+    splits = _load_glue(task, data_dir) if data_dir is not None else _load_hub(task)
+    report_counts(task, {split: len(rows) for split, rows in splits.items()})
+    return task, splits
+
+
+def report_counts(task: Task, counts: dict[str, int]) -> None:
+    """Say which splits have other numbers of rows than the official ones."""
+    for split, count in counts.items():
+        if count != task.splits[split]:
+            say(f"{task.name} has {count:,} {split} rows here, officially {task.splits[split]:,}")
+
+
+def fetch(task: Task, instead: str) -> datasets.DatasetDict:
+    """The splits of a task on the hub. Raises UserError, with what to give `instead`, if it cannot be reached."""
+    assert task.hub is not None
+    try:
+        return datasets.load_dataset(*task.hub)
+    except Exception as error:  # the hub's client raises nearly anything when it is offline
+        raise UserError(
+            f"{task.name} could not be fetched from the hub ({type(error).__name__}); go online once, or give {instead}"
+        ) from error
+
+
+def hub_split(split: str) -> str:
+    """What the hub calls a split: `validation_matched` for `dev_matched`."""
+    return split.replace("dev", "validation")
+
+
+def _load_demo(task: Task) -> dict[str, Rows]:
+    file = demo.snippets_file()
+    rows = to_rows(task, file, read_file(file, task))
+    order = np.random.default_rng(DEMO_SPLIT_SEED).permutation(len(rows)).tolist()
+    return {"train": rows.take(order[DEMO_DEV_ROWS:]), "dev": rows.take(order[:DEMO_DEV_ROWS])}
+
+
+def _load_own(task: Task, train_file: Path, dev_file: Path) -> tuple[Task, dict[str, Rows]]:
+    train, dev = read_file(train_file, task), read_file(dev_file, task)
+    names = {row[task.label_column] for _, row in train}
+    numbers = all(name.removeprefix("-").isdecimal() for name in names)
+    task = replace(task, label_names=tuple(sorted(names, key=int if numbers else None)))
+    if len(names) < 2:
+        raise UserError(
+            f"{train_file} has only the label {min(names)!r} in its column {task.label_column}; "
+            "give a file with two labels or more"
+        )
+    return task, {"train": to_rows(task, train_file, train), "dev": to_rows(task, dev_file, dev)}
+
+
+def _load_glue(task: Task, data_dir: Path) -> dict[str, Rows]:
+    files = _glue_files(task, data_dir)
+    found = {split: read_file(file, task) for split, file in files.items()}
+    if files["train"].name == MRPC_TRAIN:
+        found["train"] = _without_dev_rows(files["train"], found["train"], found["dev"])
+    return {split: to_rows(task, file, found[split]) for split, file in files.items()}
+
+
+def _glue_files(task: Task, data_dir: Path) -> dict[str, Path]:
+    assert task.folder is not None
+    names = {split: f"{split}.tsv" for split in task.splits}
+    candidates = [names, {**names, "train": MRPC_TRAIN}] if task.name == "mrpc" else [names]
+    for folder in (data_dir / task.folder, data_dir):
+        for candidate in candidates:
+            files = {split: folder / name for split, name in candidate.items()}
+            if all(file.is_file() for file in files.values()):
+                return files
+    wanted = ", ".join(names.values())
+    raise UserError(
+        f"there are no {wanted} in {data_dir / task.folder} or {data_dir}; give GLUE's glue_data folder as --data-dir"
+    )
+
+
+def _without_dev_rows(file: Path, train: Sequence[Numbered], dev: Sequence[Numbered]) -> list[Numbered]:
+    try:
+        held_out = {tuple(row[column] for column in MRPC_IDS) for _, row in dev}
+        kept = [(line, row) for line, row in train if tuple(row[column] for column in MRPC_IDS) not in held_out]
+    except KeyError as error:
+        raise UserError(
+            f"{file} or the dev.tsv beside it has no column {error}, by which its dev rows are left out of training; "
+            "give GLUE's MRPC files"
+        ) from error
+    if len(kept) < len(train):
+        say(f"{len(train) - len(kept):,} of the {len(train):,} rows of {file} are in dev.tsv and not trained on")
+    if not kept:
+        raise UserError(f"{file} has no rows that are not in dev.tsv; give GLUE's MRPC files")
+    return kept
+
+
+def _load_hub(task: Task) -> dict[str, Rows]:
+    wanted = " and ".join(f"{task.folder}/{split}.tsv" for split in task.splits)
+    fetched = fetch(task, f"GLUE's files: --data-dir glue_data, with {wanted} in it")
+    *texts, label = task.hub_columns or (*task.text_columns, task.label_column)
+    splits = {}
+    for split in task.splits:
+        found = fetched[hub_split(split)]
+        splits[split] = Rows(list(zip(*(found[column] for column in texts), strict=True)), list(found[label]))
+    return splits

@@ -1,0 +1,189 @@
+"""Rows of labelled sentences and pairs: what they are, seeded subsets, and how a file of them is read."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tamt.data.tasks import Task
+from tamt.errors import UserError
+
+LOWEST, HIGHEST = 0.0, 5.0
+"""The scale of a regression's labels: STS-B's similarity."""
+
+Numbered = tuple[int, Mapping[str, str]]
+"""A row of a file by its columns, with the number of its line."""
+
+
+@dataclass
+class Rows:
+    """Labelled rows: for each its texts (one or two) and its label: the id of its name, or a number."""
+
+    texts: list[tuple[str, ...]]
+    labels: Sequence[float]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Sequence[int]) -> "Rows":
+        """The rows `indices`, in that order."""
+        return Rows([self.texts[i] for i in indices], [self.labels[i] for i in indices])
+
+
+def subset(labels: Sequence[float] | None, rows: int, samples: int, seed: int) -> list[int]:
+    """A seeded random subset of `samples` of `rows` rows, as sorted indices.
+
+    Args:
+        labels: ids to stratify by: every label keeps its share to within one row. None: plain.
+        rows: how many there are.
+        samples: how many to take.
+        seed: decides which.
+
+    Raises:
+        UserError: there are fewer rows, or fewer samples than labels.
+    """
+    if samples > rows:
+        raise UserError(f"--train-samples {samples} is more than the {rows} train rows; lower it or leave it out")
+    generator = np.random.default_rng(seed)
+    if labels is None:
+        return sorted(generator.choice(rows, samples, replace=False).tolist())
+    counts = np.bincount(labels)
+    if samples < np.count_nonzero(counts):
+        raise UserError(f"--train-samples {samples} is fewer than the {np.count_nonzero(counts)} labels; raise it")
+    exact = counts * samples / rows
+    quotas = np.floor(exact).astype(int)
+    largest_rests = np.argsort(quotas - exact, kind="stable")
+    quotas[largest_rests[: samples - quotas.sum()]] += 1
+    chosen = [
+        generator.choice(np.flatnonzero(np.array(labels) == label), quota, replace=False)
+        for label, quota in enumerate(quotas)
+    ]
+    return sorted(np.concatenate(chosen).tolist())
+
+
+def to_rows(task: Task, file: Path, found: Sequence[Numbered]) -> Rows:
+    """Rows of a file with their labels as ids or numbers. Raises UserError if one is unknown or off the scale."""
+    ids = {name: index for index, name in enumerate(task.label_names or ())}
+    if task.folder or task.name == "demo":  # GLUE's files hold ids for some tasks, names for others
+        ids |= {str(index): index for index in range(len(ids))}
+    labels: list[float] = []
+    for line, row in found:
+        label = row[task.label_column]
+        if task.kind == "regression":
+            labels.append(_number(file, line, label))
+        elif label in ids:
+            labels.append(ids[label])
+        else:
+            raise UserError(
+                f"{file}, line {line}: the label {label!r} is none of {', '.join(task.label_names or ())}; "
+                "correct it, or add rows with it to the train file"
+            )
+    return Rows([tuple(row[column] for column in task.text_columns) for _, row in found], labels)
+
+
+def _number(file: Path, line: int, label: str) -> float:
+    try:
+        number = float(label)
+    except ValueError:
+        number = -1.0
+    if not LOWEST <= number <= HIGHEST:
+        raise UserError(
+            f"{file}, line {line}: the score {label!r} is no number from {LOWEST:g} to {HIGHEST:g}; correct it"
+        )
+    return number
+
+
+def read_file(file: Path, task: Task) -> list[Numbered]:
+    """The rows of a file, checked to have the columns of `task` and a label each.
+
+    Args:
+        file: `.tsv`, unquoted as GLUE's (so is MRPC's `.txt`), `.csv` or `.jsonl`.
+        task: names the columns, or all of them in order where the file has no header.
+
+    Raises:
+        UserError: the file is missing, not UTF-8, has no rows, or a row lacks a column or its label.
+    """
+    if file.suffix not in READERS or (file.suffix == ".txt" and not task.folder):
+        raise UserError(f"{file} is no .tsv, .csv or .jsonl file; name it so, or convert it")
+    columns = (*task.text_columns, task.label_column)
+    rows = []
+    for line, row in READERS[file.suffix](file, read_text(file), task.header):
+        for column in columns:
+            if column not in row:
+                remedy = (
+                    f"give the file of GLUE's {task.folder}"
+                    if task.folder
+                    else "name the columns with --text-column and --label-column"
+                )
+                raise UserError(f"{file}, line {line}: there is no column {column!r} among {', '.join(row)}; {remedy}")
+        if not row[task.label_column]:
+            raise UserError(f"{file}, line {line}: the label is empty; label the row or leave it out")
+        rows.append((line, row))
+    if not rows:
+        raise UserError(f"{file} has no rows; give a file with labelled rows")
+    return rows
+
+
+def read_text(file: Path) -> str:
+    """The text of a file in UTF-8, without a byte order mark. Raises UserError, naming the line, if it is not that."""
+    if not file.is_file():
+        raise UserError(f"there is no file {file}; give one with labelled rows")
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{file}, line {line}: not UTF-8 text; convert the file, with iconv for example") from error
+
+
+def _read_tsv(file: Path, text: str, header: Sequence[str] | None) -> Iterator[Numbered]:
+    """GLUE's layout: cells between tabs, no quoting at all, so that a lone `"` is text."""
+    lines = enumerate((line.removesuffix("\r") for line in text.split("\n")), start=1)
+    yield from _by_columns(file, ((number, line.split("\t")) for number, line in lines if line), header)
+
+
+def _read_csv(file: Path, text: str, header: Sequence[str] | None) -> Iterator[Numbered]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        yield from _by_columns(file, ((reader.line_num, cells) for cells in reader if cells), header)
+    except csv.Error as error:
+        raise UserError(
+            f"{file}, line {reader.line_num}: {error}; correct the quoting, or use .tsv or .jsonl"
+        ) from error
+
+
+def _by_columns(file: Path, lines: Iterator[tuple[int, list[str]]], header: Sequence[str] | None) -> Iterator[Numbered]:
+    columns = next(lines, (0, []))[1] if header is None else header
+    for number, cells in lines:
+        if len(cells) != len(columns):
+            whose = "the header" if header is None else f"the layout ({', '.join(columns)})"
+            raise UserError(
+                f"{file}, line {number}: {len(cells)} cells under the {len(columns)} of {whose}; correct the line"
+            )
+        yield number, dict(zip(columns, cells, strict=True))
+
+
+def _read_jsonl(file: Path, text: str, _: Sequence[str] | None) -> Iterator[Numbered]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{file}, line {number}: no JSON ({error}); write one object a line") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{file}, line {number}: no JSON object; write one object a line")
+        # A number is taken as its digits (labels are often 0 and 1); anything else is no text and no label.
+        yield number, {key: str(value) for key, value in row.items() if isinstance(value, str | int)}
+
+
+READERS: dict[str, Callable[[Path, str, Sequence[str] | None], Iterator[Numbered]]] = {
+    ".tsv": _read_tsv,
+    ".txt": _read_tsv,
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+}

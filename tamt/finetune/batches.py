@@ -1,0 +1,48 @@
+"""Which rows a training step takes: random, but of like length, so that little is padding."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+WINDOW = 50
+"""Batches within which rows are sorted by length: 5 % of SST-2's tokens are then padding, of shuffled rows 67 %."""
+
+
+def training_batches(lengths: np.ndarray, batch_size: int, seed: int, first: int) -> Iterator[list[int]]:
+    """The rows of each batch, without end, from step `first` (from 1) on; a batch depends on its step and the seed.
+
+    Args:
+        lengths: tokens of each row, [rows].
+        batch_size: rows a batch; the last one of an epoch may be smaller.
+        seed: of the order.
+        first: the step to begin at.
+    """
+    epoch, start = divmod(first - 1, steps_per_epoch(len(lengths), batch_size))
+    while True:
+        yield from bucketed(lengths, batch_size, np.random.default_rng((seed, epoch)))[start:]
+        epoch, start = epoch + 1, 0
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Batches of an epoch, a smaller last one counted."""
+    return -(-rows // batch_size)
+
+
+def bucketed(lengths: np.ndarray, batch_size: int, generator: np.random.Generator) -> list[list[int]]:
+    """All rows once, in a random order of batches that hold rows of like length.
+
+    Rows are shuffled, sorted by length within windows of 50 batches (a quarter of the epoch if it is short, so that
+    batches differ between epochs), cut into batches, and the batches shuffled.
+
+    Args:
+        lengths: tokens of each row, [rows].
+        batch_size: rows a batch.
+        generator: decides the order.
+    """
+    order = generator.permutation(len(lengths))
+    batches = -(-len(lengths) // batch_size)
+    window = batch_size * min(WINDOW, max(1, batches // 4))
+    parts = [order[start : start + window] for start in range(0, len(order), window)]
+    order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+    cut = [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
+    return [cut[i] for i in generator.permutation(len(cut))]

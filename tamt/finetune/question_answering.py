@@ -1,0 +1,270 @@
+"""Extractive question answering, SQuAD v1.1: windows over long contexts, loss, answers and evaluation."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tamt.data.squad import Question
+from tamt.data.tasks import Task
+from tamt.errors import UserError
+from tamt.finetune.batches import steps_per_epoch, training_batches
+from tamt.finetune.metrics import answer_exact_match, answer_f1
+
+LONGEST_QUESTION = 64
+"""Tokens of a question, more are cut off, as in BERT's own script; of short inputs at most half."""
+
+CHUNK = 1000
+"""Questions that are tokenised at once: all 88 k would need gigabytes for offsets that are soon dropped."""
+
+
+@dataclass
+class Window:
+    """A question with the part of its context that fits into one input.
+
+    Attributes:
+        features: what the model reads, each int32 [tokens].
+        question: the number of the question.
+        context: its tokens that are of the context: first, and one past the last.
+        offsets: where each token of the context begins and ends in it, in characters; int32 [tokens, 2].
+        answer: first and last token of the first right answer; both that of [CLS] if it is not wholly in this window.
+    """
+
+    features: dict[str, np.ndarray]
+    question: int
+    context: tuple[int, int]
+    offsets: np.ndarray
+    answer: tuple[int, int]
+
+
+def make_windows(
+    questions: Sequence[Question],
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    max_length: int,
+    stride: int,
+) -> list[Window]:
+    """Tokenise questions with their contexts; a long context gives several windows.
+
+    Args:
+        questions: to tokenise.
+        tokenizer: a fast one, which knows where in the text a token is.
+        model: decides whether there are token types.
+        max_length: tokens of a window, special tokens counted.
+        stride: tokens that two windows of a context share.
+
+    Raises:
+        UserError: `stride` leaves no room for more of the context, or the tokenizer is not a fast one.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(f"{type(tokenizer).__name__} does not know where a token is in its text; choose another model")
+    longest_question = min(LONGEST_QUESTION, max_length // 2)
+    room = max_length - longest_question - tokenizer.num_special_tokens_to_add(pair=True)
+    if stride >= room:
+        raise UserError(
+            f"windows of --max-length {max_length} hold {max(room, 0)} tokens of context beside a long question, which "
+            f"--stride {stride} does not fit into; lower it or raise --max-length"
+        )
+    token_types = getattr(model.config, "type_vocab_size", 0) > 1  # RoBERTa has one type, DistilBERT none
+    windows: list[Window] = []
+    for first in range(0, len(questions), CHUNK):
+        chunk = questions[first : first + CHUNK]
+        encoded = tokenizer(
+            [_cut(question.question.strip(), tokenizer, longest_question) for question in chunk],
+            [question.context for question in chunk],
+            truncation="only_second",
+            max_length=max_length,
+            stride=stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            return_token_type_ids=token_types,
+        )
+        sources = encoded.pop("overflow_to_sample_mapping")
+        offsets = encoded.pop("offset_mapping")
+        names = list(encoded)
+        for number, source in enumerate(sources):
+            of_context = np.flatnonzero([sequence == 1 for sequence in encoded.sequence_ids(number)])
+            begin, end = (int(of_context[0]), int(of_context[-1]) + 1) if len(of_context) else (0, 0)
+            inside = np.array(offsets[number][begin:end], dtype=np.int32).reshape(-1, 2)
+            features = {name: np.array(encoded[name][number], dtype=np.int32) for name in names}
+            nowhere = encoded["input_ids"][number].index(tokenizer.cls_token_id)
+            answer = _answer_tokens(chunk[source], begin, inside) or (nowhere, nowhere)
+            windows.append(Window(features, first + source, (begin, end), inside, answer))
+    return windows
+
+
+def _cut(text: str, tokenizer: PreTrainedTokenizerBase, longest: int) -> str:
+    """The beginning of `text` that is `longest` tokens."""
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return text[: offsets[longest - 1][1]] if len(offsets) > longest else text
+
+
+def _answer_tokens(question: Question, begin: int, offsets: np.ndarray) -> tuple[int, int] | None:
+    """The first and last token of the first right answer, None if the window that begins at `begin` lacks it."""
+    start = question.starts[0]
+    stop = start + len(question.answers[0])
+    if not len(offsets) or start < offsets[0, 0] or stop > offsets[-1, 1]:
+        return None
+    first = np.searchsorted(offsets[:, 0], start, side="right") - 1
+    last = np.searchsorted(offsets[:, 1], stop, side="left")
+    return begin + int(first), begin + int(last)
+
+
+@dataclass
+class Answer:
+    """A span of a context that may be the answer.
+
+    Attributes:
+        text: the span.
+        score: the logits of its start and its end, added.
+        probability: its share of the softmax over the candidates of the question.
+    """
+
+    text: str
+    score: float
+    probability: float
+
+
+def best_answer(
+    question: Question,
+    windows: Sequence[Window],
+    starts: Sequence[np.ndarray],
+    ends: Sequence[np.ndarray],
+    n_best: int,
+    max_answer_length: int,
+) -> Answer:
+    """The best span over all windows of a question.
+
+    In each window the `n_best` best starts and ends within the context are paired; pairs that end before they start
+    or are longer than `max_answer_length` are left out. If none is left, the answer is empty.
+
+    Args:
+        question: with the context that the answer is cut from.
+        windows: of the question.
+        starts: the start logits of each window's tokens, [tokens].
+        ends: the end logits.
+        n_best: candidates of a window, and those over which the probability is taken.
+        max_answer_length: tokens of an answer.
+    """
+    spans: dict[tuple[int, int], float] = {}
+    for window, start, end in zip(windows, starts, ends, strict=True):
+        inside = slice(*window.context)
+        start, end = start[inside].astype(float), end[inside].astype(float)
+        first = np.argsort(-start, kind="stable")[:n_best]
+        last = np.argsort(-end, kind="stable")[:n_best]
+        length = last[None, :] - first[:, None] + 1
+        for i, j in np.argwhere((length >= 1) & (length <= max_answer_length)):
+            span = int(window.offsets[first[i], 0]), int(window.offsets[last[j], 1])
+            spans[span] = max(start[first[i]] + end[last[j]], spans.get(span, -np.inf))
+    if not spans:
+        return Answer("", 0.0, 0.0)
+    # The sort is stable, so that of equal scores the one found first wins.
+    candidates = sorted(spans.items(), key=lambda item: -item[1])[:n_best]
+    (begin, stop), score = candidates[0]
+    shares = np.exp(np.array([value for _, value in candidates]) - score)
+    return Answer(question.context[begin:stop], float(score), float(1 / shares.sum()))
+
+
+@dataclass
+class QuestionAnswering:
+    """SQuAD made ready for a model: what `train_subnetwork` trains on and measures by."""
+
+    task: Task
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    accelerator: Accelerator
+    train: list[Window]
+    dev: list[Window]
+    questions: list[Question]
+    batch_size: int
+    seed: int
+    n_best: int
+    max_answer_length: int
+    _answers: list[Answer] = field(default_factory=list)
+    """To the dev questions, in the last evaluation."""
+
+    @property
+    def train_samples(self) -> int:
+        """Questions to train on."""
+        return self.train[-1].question + 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of windows of an epoch; the last one may be smaller."""
+        return steps_per_epoch(len(self.train), self.batch_size)
+
+    def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
+        """Training batches without end from step `first` (from 1) on; see `training_batches`."""
+        for indices in training_batches(_lengths(self.train), self.batch_size, self.seed, first):
+            windows = [self.train[i] for i in indices]
+            batch = self._collate(windows)
+            answers = torch.tensor([window.answer for window in windows]).to(self.accelerator.device)
+            yield batch | {"starts": answers[:, 0], "ends": answers[:, 1]}
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Mean of the cross-entropies of the start and the end, each over the tokens of a window."""
+        start, end = self._logits({name: batch[name] for name in batch if name not in ("starts", "ends")})
+        loss = F.cross_entropy(start.float(), batch["starts"]) + F.cross_entropy(end.float(), batch["ends"])
+        return {"loss": loss / 2}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float | None]:
+        """F1 and exact match on the dev questions, as shares of 1."""
+        self.model.eval()
+        order = np.argsort(_lengths(self.dev), kind="stable").tolist()
+        size = 2 * self.batch_size  # nothing is kept for a backward pass
+        outputs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for begin in range(0, len(order), size):
+            numbers = order[begin : begin + size]
+            with self.accelerator.autocast():
+                logits = self._logits(self._collate([self.dev[i] for i in numbers]))
+            outputs |= zip(numbers, zip(*(part.float().cpu().numpy() for part in logits), strict=True), strict=True)
+        windows: list[list[int]] = [[] for _ in self.questions]
+        for number, window in enumerate(self.dev):
+            windows[window.question].append(number)
+        self._answers = [
+            best_answer(
+                question,
+                [self.dev[i] for i in numbers],
+                [outputs[i][0] for i in numbers],
+                [outputs[i][1] for i in numbers],
+                self.n_best,
+                self.max_answer_length,
+            )
+            for question, numbers in zip(self.questions, windows, strict=True)
+        ]
+        rows = self.predictions()[""]
+        return {metric: float(np.mean([row[metric] for row in rows])) for metric in self.task.metrics}
+
+    def predictions(self) -> dict[str, list[dict]]:
+        """Of the last evaluation: id, answer, right answers, probability among the candidates, F1 and exact match."""
+        rows = [
+            {
+                "id": question.id,
+                "prediction": answer.text,
+                "label": question.answers,
+                "probability": answer.probability,
+                "f1": answer_f1(answer.text, question.answers),
+                "exact_match": answer_exact_match(answer.text, question.answers),
+            }
+            for question, answer in zip(self.questions, self._answers, strict=True)
+        ]
+        return {"": rows}
+
+    def _logits(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        outputs = self.model(**batch)
+        return outputs.start_logits, outputs.end_logits
+
+    def _collate(self, windows: Sequence[Window]) -> dict[str, Tensor]:
+        features = [{name: values.tolist() for name, values in window.features.items()} for window in windows]
+        batch = self.tokenizer.pad(features, return_tensors="pt")
+        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _lengths(windows: Sequence[Window]) -> np.ndarray:
+    return np.array([len(window.features["input_ids"]) for window in windows])
