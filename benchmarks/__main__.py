@@ -11,7 +11,10 @@ from typing import NoReturn
 
 from tamt.errors import UserError
 
-COMMANDS = {"kernels": "each operation of tamt_kernels, forward and backward, against its alternatives"}
+COMMANDS = {
+    "kernels": "each operation of tamt_kernels, forward and backward, against its alternatives",
+    "compare": "tamt compare of 20 BERT-base masks, and one pair of them in three ways",
+}
 
 
 class Parser(argparse.ArgumentParser):

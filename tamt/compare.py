@@ -1,57 +1,107 @@
-"""How alike masks are: Jaccard similarity per matrix and over all."""
+"""How alike masks are: Jaccard similarity per matrix and over all, and how far they are from OMP."""
 
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tamt.errors import UserError
-from tamt.mask_file import load_masks
-from tamt.masking import Masks, sparsity_of
+from tamt.mask_file import MaskInfo, PackedMasks, load_packed, pack_masks
+from tamt.masking import POOLER, magnitude_masks, prunable_weights
+from tamt.models import load_masked_language_model, load_pooler
 
 
-def similarity(first: Masks, second: Masks) -> tuple[float, dict[str, float]]:
+def similarity(first: PackedMasks, second: PackedMasks) -> tuple[float, dict[str, float]]:
     """Jaccard similarity |A ∩ B| / |A ∪ B| of two masks over all matrices and per matrix (paper 4.2.5).
 
     Two masks that keep nothing of a matrix are equal there: 1.
     """
-    both = {name: int((mask & second[name]).sum()) for name, mask in first.items()}
-    either = {name: int((mask | second[name]).sum()) for name, mask in first.items()}
-    per_matrix = {name: both[name] / either[name] if either[name] else 1.0 for name in first}
-    return sum(both.values()) / max(1, sum(either.values())), per_matrix
+    both = {name: common_ones(bits, second.bits[name]) for name, bits in first.bits.items()}
+    either = {name: first.kept[name] + second.kept[name] - count for name, count in both.items()}
+    per_matrix = {name: both[name] / either[name] if either[name] else 1.0 for name in both}
+    return sum(both.values()) / sum(either.values()) if any(either.values()) else 1.0, per_matrix
 
 
-def compare(masks: list[Path]) -> dict:
-    """Compare masks: similarity of each pair and sparsity, per matrix and over all.
+def common_ones(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> int:
+    """How many bits are 1 in both, eight bytes at a time: two BERT-base masks take 19 ms so, 33 ms byte by byte."""
+    return int(np.bitwise_count(_words(first) & _words(second)).sum())
+
+
+def check_same_matrices(masks: Mapping[str, PackedMasks]) -> None:
+    """Check that masks are for the same matrices. Raises UserError, naming the first and the first that differs."""
+    first_name, first = next(iter(masks.items()))
+    for name, other in masks.items():
+        if other.shapes != first.shapes:
+            raise UserError(f"the masks {first_name} and {name} are for different models; compare masks of one model")
+
+
+def compare(masks: list[Path], model: str | None = None) -> dict:
+    """Compare masks: similarity of each pair and sparsity, per matrix and over all, and the distance from OMP.
 
     Args:
         masks: two or more mask files of the same model.
+        model: hub name or folder of that model, or "demo", to measure the distance of each mask from its OMP mask of
+            the same sparsity; without it an OMP mask among the masks serves.
     """
     if len(masks) < 2:
         raise UserError("one mask cannot be compared; give two or more mask files")
-    loaded = {str(path): load_masks(path)[0] for path in masks}
-    first_path, first = next(iter(loaded.items()))
-    shapes = {name: mask.shape for name, mask in first.items()}
-    for path, other in loaded.items():
-        if {name: mask.shape for name, mask in other.items()} != shapes:
-            raise UserError(f"the masks {first_path} and {path} are for different models; compare masks of one model")
+    loaded = {str(path): load_packed(path) for path in masks}
+    check_same_matrices(loaded)
+    distances = _distances_from_omp(loaded, model)
     results = []
-    for (path_a, a), (path_b, b) in combinations(loaded.items(), 2):
+    for path_a, path_b in combinations(map(str, masks), 2):
+        a, b = loaded[path_a], loaded[path_b]
         overall, per_matrix = similarity(a, b)
-        results.append(
-            {
-                "first": path_a,
-                "second": path_b,
-                "similarity": overall,
-                "distance": 1 - overall,
-                "first_sparsity": sparsity_of(a),
-                "second_sparsity": sparsity_of(b),
-                "matrices": {
-                    name: {
-                        "similarity": value,
-                        "first_sparsity": sparsity_of({name: a[name]}),
-                        "second_sparsity": sparsity_of({name: b[name]}),
-                    }
-                    for name, value in per_matrix.items()
-                },
+        row: dict[str, Any] = {
+            "first": path_a,
+            "second": path_b,
+            "similarity": overall,
+            "distance": 1 - overall,
+            "first_sparsity": a.sparsity(),
+            "second_sparsity": b.sparsity(),
+        }
+        if distances:
+            row |= {"first_omp_distance": distances.get(path_a), "second_omp_distance": distances.get(path_b)}
+        row["matrices"] = {
+            name: {
+                "similarity": value,
+                "first_sparsity": a.sparsity(name),
+                "second_sparsity": b.sparsity(name),
             }
-        )
+            for name, value in per_matrix.items()
+        }
+        results.append(row)
     return {"results": results}
+
+
+def _distances_from_omp(masks: Mapping[str, PackedMasks], model: str | None) -> dict[str, float]:
+    """1 − the similarity with the OMP mask of the same sparsity, for each mask for which there is one."""
+    omp = {mask.info.sparsity: mask for mask in masks.values() if mask.info.method == "omp"}
+    if model is not None:
+        omp = _omp_of(model, masks)
+    return {
+        name: 1 - similarity(mask, omp[mask.info.sparsity])[0]
+        for name, mask in masks.items()
+        if mask.info.sparsity in omp
+    }
+
+
+def _omp_of(model: str, masks: Mapping[str, PackedMasks]) -> dict[float, PackedMasks]:
+    """The OMP masks of a model, by each sparsity of `masks`."""
+    weights = prunable_weights(load_masked_language_model(model).encoder)
+    first = next(iter(masks.values()))
+    if f"{POOLER}.weight" in first.shapes:
+        weights[f"{POOLER}.weight"] = load_pooler(model)
+    omp = {}
+    for sparsity in {mask.info.sparsity for mask in masks.values()}:
+        info = MaskInfo(model=model, method="omp", sparsity=sparsity, seed=0, step=0)
+        omp[sparsity] = pack_masks(magnitude_masks(weights, sparsity), info)
+        check_same_matrices({next(iter(masks)): first, f"of {model}": omp[sparsity]})
+    return omp
+
+
+def _words(bits: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    return np.pad(bits, (0, -bits.size % 8)).view(np.uint64) if bits.size % 8 else bits.view(np.uint64)

@@ -51,7 +51,7 @@ class Progress:
 
 
 def show(results: list[dict]) -> None:
-    """Print rows of results to stdout: what they share line by line, what differs as a table, then the matrices'."""
+    """Print rows of results to stdout: what they share line by line, what differs as a table, one row's matrices."""
     output = Console(highlight=False)
     columns = [key for key, value in results[0].items() if not isinstance(value, dict | list)]
     shared = [key for key in columns if all(row.get(key) == results[0][key] for row in results)]
@@ -59,9 +59,8 @@ def show(results: list[dict]) -> None:
         output.print(f"{key:<14} {_cell(results[0][key])}", markup=False, soft_wrap=True)
     if differing := [key for key in columns if key not in shared]:
         _print_table(output, [{key: row.get(key) for key in differing} for row in results])
-    for row in results:
-        if matrices := row.get("matrices"):
-            _print_table(output, [{"matrix": name, **values} for name, values in matrices.items()])
+    if len(results) == 1 and (matrices := results[0].get("matrices")):
+        _print_table(output, [{"matrix": name, **values} for name, values in matrices.items()])
 
 
 def _print_table(output: Console, rows: list[dict]) -> None:

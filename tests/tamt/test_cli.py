@@ -151,29 +151,6 @@ def test_evaluate_refuses_sizes_of_0(option, capsys, tiny_bert: Path, corpus: Pa
     )
 
 
-def test_compare(capsys, tmp_path: Path, command) -> None:
-    for method in ("omp", "rand"):
-        assert main(command(method=method, output=str(tmp_path / method))) == 0
-    capsys.readouterr()
-    paths = [str(tmp_path / method / "mask.safetensors") for method in ("omp", "rand")]
-    assert main(["compare", *paths, "--json"]) == 0
-    row = json.loads(capsys.readouterr().out)["results"][0]
-    # Two independent masks that keep 30 %: 0.09 / 0.51 of the union in both.
-    assert row["similarity"] == pytest.approx(0.09 / 0.51, abs=0.02)
-    assert row["distance"] == 1 - row["similarity"]
-    assert len(row["matrices"]) == 13
-    assert main(["compare", paths[0]]) == 2
-    assert "two or more" in capsys.readouterr().err
-
-
-def test_similarity_by_hand() -> None:
-    from tamt.compare import similarity
-
-    a = {"x": torch.tensor([True, True, False, False]), "y": torch.tensor([False, False])}
-    b = {"x": torch.tensor([True, False, True, False]), "y": torch.tensor([False, False])}
-    assert similarity(a, b) == (1 / 3, {"x": 1 / 3, "y": 1.0})
-
-
 def test_config_holds_the_options_and_the_command_line_wins(command, tmp_path: Path, capsys, corpus: Path) -> None:
     (tmp_path / "options.yaml").write_text(f"sparsity: 0.5\nseed: 4\ncorpus: [{corpus}]\nsave_at: [2, 3]\n")
     words = [*command(method="tamt-kd", corpus=None, steps="4"), "--config", str(tmp_path / "options.yaml")]
