@@ -14,7 +14,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser
 
 # What imports torch is imported when its command runs, so that help and mistakes are answered at once.
-from tamt import __version__
+from tamt import __version__, termination
 from tamt.errors import UserError
 
 COMMANDS = {
@@ -33,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command line, that of the process by default.
 
     Returns:
-        The exit code: 0; 2 where the request or its input is wrong; 130 after an interrupt.
+        The exit code: 0; 2 where the request or its input is wrong, or a file cannot be written; 130 after an
+        interrupt; 143 after SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["-h"], ["--help"]):
@@ -44,28 +45,38 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     name = arguments[0] if arguments else ""
     try:
-        if name not in COMMANDS:
-            what = f"there is no command {name!r}" if name else "no command is given"
-            raise UserError(f"{what}; the commands are {', '.join(COMMANDS)}")
-        try:
-            command: Callable[..., dict] = getattr(import_module(COMMANDS[name][0]), name)
-        except RuntimeError as error:  # TAMT_KERNELS asks for what is not there
-            raise UserError(str(error)) from error
-        options = parse(name, command, arguments[1:])
-        as_json = options.pop("json")
-        results = command(**options)
-        if as_json:
-            print(json.dumps(results))
-        else:
-            from tamt.console import show
-
-            show(results["results"])
+        with termination.handled():
+            return _run(name, arguments[1:])
     except UserError as error:
         print(f"tamt {name}: error: {error}".replace("tamt : ", "tamt: "), file=sys.stderr)
         return 2
+    except termination.Terminated as error:
+        saved = f"step {error.last_good} is saved: the same command with --resume goes on from it"
+        general = "what was saved is kept: give the same command again, with --resume if it was a run"
+        print(f"tamt {name}: terminated, and {saved if error.last_good else general}", file=sys.stderr)
+        return termination.EXIT_CODE
     except KeyboardInterrupt:
         print(f"tamt {name}: interrupted; the last checkpoint is kept, --resume goes on from it", file=sys.stderr)
         return 130
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    if name not in COMMANDS:
+        what = f"there is no command {name!r}" if name else "no command is given"
+        raise UserError(f"{what}; the commands are {', '.join(COMMANDS)}")
+    try:
+        command: Callable[..., dict] = getattr(import_module(COMMANDS[name][0]), name)
+    except RuntimeError as error:  # TAMT_KERNELS asks for what is not there
+        raise UserError(str(error)) from error
+    options = parse(name, command, arguments)
+    as_json = options.pop("json")
+    results = command(**options)
+    if as_json:
+        print(json.dumps(results))
+    else:
+        from tamt.console import show
+
+        show(results["results"])
     return 0
 
 

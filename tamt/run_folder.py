@@ -2,55 +2,77 @@
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from tamt import __version__
+from tamt.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
+from tamt.console import say
 from tamt.errors import UserError
-from tamt.files import write_atomically
+from tamt.files import remove_temporary, telling, write_atomically
+from tamt.untrusted import read_json, read_yaml
 
 CONFIG = "config.yaml"
 RESULTS = "results.json"
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 WRITTEN_BY = "# written by tamt "
 """First line of `config.yaml`, before the version: a comment, so that the file is still one of options."""
-
-
-class DamagedCheckpointError(UserError):
-    """The checkpoint of an interrupted run cannot be read."""
+KEEP = 2
+"""Checkpoints that are kept: the newest, and one to fall back on."""
 
 
 class RunFolder:
-    """A folder that holds one run: `config.yaml`, `metrics.jsonl`, TensorBoard events, checkpoint, `results.json`.
+    """A folder that holds one run: `config.yaml`, `metrics.jsonl`, TensorBoard events, checkpoints, `results.json`.
 
     Use `RunFolder.start`. As a context manager it closes its files.
+
+    Attributes:
+        path: the folder.
+        resumed: the step of the checkpoint that the run goes on from, 0 for a run from its start.
+        seconds: how long the run had taken at that checkpoint.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep: int, resume: bool) -> None:
         self.path = path
+        self._keep = keep
+        self._checkpoint = self._newest_checkpoint()
+        self.resumed: int = self._checkpoint["step"] if self._checkpoint else 0
+        self.seconds: float = self._checkpoint["seconds"] if self._checkpoint else 0.0
+        self._saved, self._opened = self.resumed, time.monotonic()
+        remove_temporary(path)
         metrics = path / METRICS
-        if metrics.is_file():  # of a run that may have been killed in the middle of a line
-            os.truncate(metrics, metrics.read_bytes().rfind(b"\n") + 1)
-        self._metrics = metrics.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(path / "tensorboard"))
+        with telling(metrics):
+            if resume and metrics.is_file():  # what came after the checkpoint will come again
+                before = metrics.read_bytes()[: self._checkpoint["metrics_bytes"] if self._checkpoint else 0]
+                os.truncate(metrics, before.rfind(b"\n") + 1)
+            # Unbuffered: a line that cannot be written is told at once, and not tried again when the file is closed.
+            self._metrics = metrics.open("ab", buffering=0)
+        with telling(path / "tensorboard"):
+            purge = self.resumed + 1 if resume else None
+            self._events = SummaryWriter(str(path / "tensorboard"), purge_step=purge)
 
     @classmethod
-    def start(cls, path: Path, settings: Mapping[str, Any], resume: bool = False) -> "RunFolder":
+    def start(cls, path: Path, settings: Mapping[str, Any], resume: bool = False, keep: int = KEEP) -> "RunFolder":
         """Make the folder of a new run, or open that of an interrupted one.
+
+        What an interrupted run logged after its newest good checkpoint is dropped, as it will be logged again.
 
         Args:
             path: must not exist or be empty, unless `resume`.
             settings: what the run was asked for, written to `config.yaml`; values that YAML holds, or paths.
             resume: go on with the run in `path`, which must have been started with the same settings.
+            keep: how many checkpoints to keep.
 
         Raises:
             UserError: the folder holds something already, or on `resume` another run or a finished one.
+            DamagedCheckpointError: there are checkpoints, and none of them can be read.
         """
         config = path / CONFIG
         if path.exists() and not path.is_dir():
@@ -59,53 +81,125 @@ class RunFolder:
             _check_same(path, settings)
             if (path / RESULTS).is_file():
                 raise UserError(f"the run in {path} is finished; give a new --output for another")
-            return cls(path)
+            return cls(path, keep, resume)
         if path.exists() and any(path.iterdir()):
             raise UserError(
                 f"the output folder {path} is not empty and nothing in it is overwritten; "
                 "give a new --output, or --resume to go on with an interrupted run"
             )
         write_config(path, settings)
-        return cls(path)
+        return cls(path, keep, resume=False)
 
     def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._metrics.close()
-        self._events.close()
+        with telling(self.path / "tensorboard"):
+            self._events.close()
 
     def log(self, step: int, **values: float) -> None:
-        """Add one line to `metrics.jsonl` and the values to TensorBoard, for optimizer step `step`."""
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
-        self._metrics.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-
-    def save_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint, atomically. `state` holds what `torch.load(weights_only=True)` reads back."""
-        write_atomically(self.path / CHECKPOINT, lambda file: torch.save({"step": step, **state}, file))
-
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint, with its `step`, or None if there is none.
+        """Add one line to `metrics.jsonl` and the values to TensorBoard, for optimizer step `step`.
 
         Raises:
-            DamagedCheckpointError: it cannot be read.
+            CannotWriteError: the disk is full, say.
         """
-        source = self.path / CHECKPOINT
-        if not source.is_file():
-            return None
+        line = (json.dumps({"step": step, **values}) + "\n").encode()
+        with telling(self.path / METRICS):
+            while line:
+                line = line[self._metrics.write(line) :]
+        with telling(self.path / "tensorboard"):
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+
+    def save_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
+        """Save a checkpoint, atomically, and drop the oldest ones; nothing is done if the newest is of this step.
+
+        Args:
+            step: the optimizer step after which the run is to go on.
+            state: what `torch.load(weights_only=True)` reads back.
+
+        Raises:
+            CannotWriteError: the disk is full, say; the checkpoints before are as they were.
+        """
+        if step == self._saved:
+            return
+        with telling(self.path / METRICS):
+            os.fsync(self._metrics.fileno())  # the checkpoint counts on the lines before it
+        seconds = self.seconds + time.monotonic() - self._opened
+        own = {"step": step, "seconds": seconds, "metrics_bytes": self._metrics.tell()}
+        write_checkpoint(self.path / CHECKPOINTS / f"step-{step}.checkpoint", {**own, **state})
+        self._saved = step
+        # One of a later step is damaged, as the run went on from an earlier one.
+        kept = [path for path in self._checkpoints() if _step_of(path) <= step][: self._keep]
+        for path in self._checkpoints():
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+    def resume(self, restore: Callable[[Mapping[str, Any]], None]) -> int:
+        """Hand the newest good checkpoint, if there is one, to `restore`.
+
+        Returns:
+            The step after which the run goes on, 0 at its start.
+
+        Raises:
+            DamagedCheckpointError: what is in it does not fit the run.
+        """
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is None:
+            return 0
         try:
-            return torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises nearly anything on a damaged file
+            restore(checkpoint)
+        except Exception as error:  # nearly anything, where names, kinds or shapes differ
             raise DamagedCheckpointError(
-                f"the checkpoint {source} cannot be read ({type(error).__name__}); start the run anew in another folder"
+                f"the checkpoint of step {self.resumed} in {self.path / CHECKPOINTS} does not fit the run "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); start the run anew in another folder"
             ) from error
+        say(f"resumed {self.path} at step {self.resumed}")
+        return self.resumed
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """Write `results.json`, which says that the run is finished, and drop the checkpoint."""
+        """Write `results.json`, which says that the run is finished, and drop the checkpoints."""
         write_atomically(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
-        (self.path / CHECKPOINT).unlink(missing_ok=True)
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+
+    def _checkpoints(self) -> list[Path]:
+        """The files of the checkpoints, the newest first."""
+        found = (self.path / CHECKPOINTS).glob("step-*.checkpoint")
+        return sorted((path for path in found if _step_of(path) > 0), key=_step_of, reverse=True)
+
+    def _newest_checkpoint(self) -> dict[str, Any] | None:
+        """The newest checkpoint that is whole; those that are not are named. None if there is no checkpoint."""
+        paths, damaged = self._checkpoints(), []
+        for path in paths:
+            try:
+                checkpoint = read_checkpoint(path)
+                _check_own(checkpoint, path)
+            except DamagedCheckpointError as error:
+                damaged.append(error)
+                continue
+            for complaint in damaged:
+                say(f"{complaint}, so the run goes on from the one of step {checkpoint['step']}")
+            return checkpoint
+        if damaged:
+            raise DamagedCheckpointError(
+                f"{' and '.join(map(str, damaged))}; restore one from a copy, or start the run anew in another folder"
+            )
+        return None
+
+
+def _step_of(checkpoint: Path) -> int:
+    number = checkpoint.stem.removeprefix("step-")
+    return int(number) if number.isascii() and number.isdecimal() else 0
+
+
+def _check_own(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Check what a run folder itself puts into a checkpoint."""
+    kinds = {"step": int, "seconds": float, "metrics_bytes": int}
+    if checkpoint.get("step") != _step_of(path) or any(
+        not isinstance(checkpoint.get(name), kind) or not checkpoint[name] >= 0 for name, kind in kinds.items()
+    ):
+        raise DamagedCheckpointError(f"the checkpoint {path} cannot be read (it is not of the step in its name)")
 
 
 def write_config(path: Path, settings: Mapping[str, Any]) -> None:
@@ -117,8 +211,8 @@ def write_config(path: Path, settings: Mapping[str, Any]) -> None:
 
 def version_of(path: Path) -> str | None:
     """The version of tamt that started the run in `path`, None if its `config.yaml` does not say."""
-    with (path / CONFIG).open(encoding="utf-8") as file:
-        first = file.readline()
+    with (path / CONFIG).open(encoding="utf-8", errors="replace") as file:
+        first = file.readline(1000)
     return first.removeprefix(WRITTEN_BY).strip() if first.startswith(WRITTEN_BY) else None
 
 
@@ -126,16 +220,21 @@ def finished_results(path: Path, settings: Mapping[str, Any]) -> list[dict] | No
     """The results of the finished run in `path`, None if there is none yet.
 
     Raises:
-        UserError: the run there was started with other values of `settings`, which may be some of all.
+        UserError: the run there was started with other values of `settings`, which may be some of all, or its files
+            are damaged.
     """
     if not (path / RESULTS).is_file():
         return None
     _check_same(path, settings)
-    return json.loads((path / RESULTS).read_text(encoding="utf-8"))["results"]
+    content = read_json(path / RESULTS)
+    results = content.get("results") if isinstance(content, dict) else None
+    if not isinstance(results, list) or not results or not all(isinstance(row, dict) for row in results):
+        raise UserError(f"{path / RESULTS} is damaged: it holds no results; start the run anew in another folder")
+    return results
 
 
 def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
-    started = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")) or {}
+    started = read_yaml(path / CONFIG)
     for key, value in settings.items():
         if started.get(key) != _plain(value):
             raise UserError(

@@ -2,9 +2,11 @@
 
 import ctypes
 import math
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -14,6 +16,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_linear_schedule_with_warmup
 
+from tamt import termination
 from tamt.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -67,10 +70,7 @@ def training_state(accelerator: Accelerator, optimizer: Optimizer, schedule: LRS
     return {
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
-        "generators": {
-            "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
+        "generators": generator_states(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
     }
 
@@ -81,11 +81,30 @@ def restore_training(
     """Put back what `training_state` saved."""
     optimizer.load_state_dict(checkpoint["optimizer"])
     schedule.load_state_dict(checkpoint["schedule"])
-    torch.set_rng_state(checkpoint["generators"]["cpu"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(checkpoint["generators"]["cuda"])
+    restore_generators(checkpoint["generators"])
     if accelerator.scaler:
         accelerator.scaler.load_state_dict(checkpoint["scaler"])
+
+
+def generator_states() -> dict[str, Any]:
+    """The states of the global generators of torch, of each GPU, Python and NumPy, as plain values and tensors."""
+    numpy = np.random.get_state()
+    assert isinstance(numpy, tuple)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": (numpy[0], numpy[1].tolist(), *numpy[2:]),
+    }
+
+
+def restore_generators(states: Mapping[str, Any]) -> None:
+    """Put back what `generator_states` gave; of the GPUs those that are still there."""
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
 
 
 def training_steps(
@@ -124,6 +143,7 @@ def training_steps(
     accumulation = accelerator.gradient_accumulation_steps
     scaler = accelerator.scaler
     for step in range(first, last + 1):
+        termination.check(step - 1)
         model.train()
         sums: dict[str, float] = {}
         for _ in range(accumulation):

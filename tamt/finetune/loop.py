@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -12,15 +12,17 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tamt import termination
 from tamt.console import Progress, say
 from tamt.data.tasks import Task
-from tamt.files import write_atomically
+from tamt.files import sync_folder, sync_tree, telling, write_atomically
 from tamt.finetune.metrics import UNDEFINED
 from tamt.masking import POOLER, Masks, prunable_weights
 from tamt.run_folder import RunFolder
 from tamt.training import NonFiniteError, make_optimizer, restore_training, training_state, training_steps
 
 MODEL_FOLDER = "model"
+FORMER_MODEL = ".model.old"
 
 
 class Job(Protocol):
@@ -96,13 +98,12 @@ def train_subnetwork(
         save_every: steps between two checkpoints.
 
     Raises:
-        NonFiniteError: after a checkpoint of the last good state was saved.
+        NonFiniteError, Terminated: after a checkpoint of the last good state was saved.
     """
-    started = time.monotonic()
+    started = time.monotonic() - folder.seconds
     model, metric = job.model, job.task.metrics[0]
     keep_zeros(model, masks)
     optimizer, schedule = make_optimizer(model.parameters(), lr, steps, weight_decay)
-    done = 0
     best: dict[str, Any] = {}
 
     def state() -> dict[str, Any]:
@@ -112,14 +113,16 @@ def train_subnetwork(
             **training_state(job.accelerator, optimizer, schedule),
         }
 
-    if checkpoint := folder.load_checkpoint():
+    def restore(checkpoint: Mapping[str, Any]) -> None:
+        nonlocal best
         model.load_state_dict(checkpoint["model"])
         restore_training(checkpoint, job.accelerator, optimizer, schedule)
-        best, done = checkpoint["best"], checkpoint["step"]
-        say(f"resumed {folder.path} at step {done}")
+        best = checkpoint["best"]
 
+    finish_save(folder)
+    done = folder.resume(restore)
     step, score, last = done, None, False
-    with Progress(job.task.name, steps, done) as progress:
+    with Progress(job.task.name, steps, done) as progress, termination.deferred():
         try:
             for step, parts in training_steps(
                 job.accelerator, model, optimizer, schedule, job.batches(done + 1), job.loss, done + 1, steps
@@ -144,7 +147,7 @@ def train_subnetwork(
                         break
                 if step % save_every == 0 and not last:
                     folder.save_checkpoint(step, state())
-        except NonFiniteError:
+        except (NonFiniteError, termination.Terminated):
             # Nothing was updated with the bad loss, so the state is the good one of the step before.
             folder.save_checkpoint(step, state())
             raise
@@ -181,18 +184,28 @@ def save_model(job: Job, folder: RunFolder) -> None:
     What the model predicted in the last evaluation goes into `predictions.jsonl`, or, where there are several dev
     sets, also into `predictions_SET.jsonl`.
     """
-    target, fresh, former = (folder.path / name for name in (MODEL_FOLDER, ".model.new", ".model.old"))
+    target, fresh, former = (folder.path / name for name in (MODEL_FOLDER, ".model.new", FORMER_MODEL))
     for leftover in (fresh, former):
         shutil.rmtree(leftover, ignore_errors=True)
-    job.model.save_pretrained(fresh)
-    job.tokenizer.save_pretrained(fresh)
-    if target.exists():
-        target.rename(former)
-    fresh.rename(target)
+    with telling(target):
+        job.model.save_pretrained(fresh)
+        job.tokenizer.save_pretrained(fresh)
+        sync_tree(fresh)
+        if target.exists():
+            target.rename(former)
+        fresh.rename(target)
+        sync_folder(folder.path)
     shutil.rmtree(former, ignore_errors=True)
     for name, rows in job.predictions().items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(folder.path / predictions_file(name), lines)
+
+
+def finish_save(folder: RunFolder) -> None:
+    """Put the former model back where `save_model` was killed between its two renames, so that there is one again."""
+    target, former = folder.path / MODEL_FOLDER, folder.path / FORMER_MODEL
+    if former.exists() and not target.exists():
+        former.rename(target)
 
 
 def predictions_file(dev_set: str) -> str:

@@ -25,7 +25,7 @@ from tamt.finetune.question_answering import QuestionAnswering, make_windows
 from tamt.mask_file import MaskInfo, load_masks
 from tamt.masking import Masks, apply_masks, sparsity_of
 from tamt.models import load_classifier, load_question_answerer, load_tokenizer, longest_input
-from tamt.run_folder import CONFIG, RESULTS, RunFolder, finished_results
+from tamt.run_folder import CONFIG, KEEP, RESULTS, RunFolder, finished_results
 from tamt.training import Precision, make_accelerator
 
 N_BEST = 20
@@ -61,6 +61,7 @@ def finetune(
     precision: Precision = "fp32",
     log_every: int = 10,
     save_every: int = 500,
+    keep: int = KEEP,
     resume: bool = False,
 ) -> dict:
     """Fine-tune a subnetwork, or the full model, on a task; what the mask prunes stays exactly zero.
@@ -98,6 +99,7 @@ def finetune(
         precision: arithmetic of the model; the weights and their updates are always fp32.
         log_every: steps between two lines of metrics.
         save_every: steps between two checkpoints.
+        keep: checkpoints to keep, the newest ones; should one be damaged, --resume falls back on the one before it.
         resume: go on with the interrupted run, or runs, in the output folder; what is finished is not done again.
     """
     settings = {name: value for name, value in locals().items() if name not in ("resume", "seeds")}
@@ -157,7 +159,7 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
     if mask is not None:
         masks, info = load_masks(mask)
         apply_masks(job.model, masks)
-    with RunFolder.start(output, settings, resume) as folder:
+    with RunFolder.start(output, settings, resume, settings["keep"]) as folder:
         outcome = train_subnetwork(
             job,
             folder,
@@ -273,6 +275,7 @@ def _with_options(task: Task, settings: dict) -> Task:
 def _check(settings: dict) -> None:
     """Refuse what cannot work, before anything is loaded."""
     positive = ["train_samples", "epochs", "batch_size", "max_length", "eval_every", "log_every", "save_every"]
+    positive.append("keep")
     positive += ["early_stop", "n_best", "max_answer_length"]
     check_positive(**{name: settings[name] for name in positive})
     if settings["task"] != "squad":

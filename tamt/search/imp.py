@@ -1,12 +1,14 @@
 """IMP: train the weights on MLM, prune the smallest, put the rest back to where they started, and again (paper 2.1)."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tamt.console import Progress, say
+from tamt import termination
+from tamt.console import Progress
 from tamt.masking import Masks, apply_masks, prunable_weights, sparsity_of, top_masks
 from tamt.objectives import Losses
 from tamt.search.setting import MASK_FILE, Search
@@ -24,9 +26,9 @@ def iterative_pruning(search: Search) -> list[dict]:
     learning rate falls over the whole schedule (paper, Table 1 and B.2). A mask is saved at every pruning.
 
     Raises:
-        NonFiniteError: after a checkpoint of the last good state was saved.
+        NonFiniteError, Terminated: after a checkpoint of the last good state was saved.
     """
-    started = time.monotonic()
+    started = time.monotonic() - search.folder.seconds
     student = search.student
     student.model.requires_grad_(True)
     student.model.get_output_embeddings().weight.requires_grad_(False)
@@ -46,16 +48,16 @@ def iterative_pruning(search: Search) -> list[dict]:
             **training_state(search.accelerator, optimizer, schedule),
         }
 
-    done = 0
-    if checkpoint := search.folder.load_checkpoint():
+    def restore(checkpoint: Mapping[str, Any]) -> None:
+        nonlocal masks, results
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(checkpoint["trained"][name])
         masks = {name: mask.to(search.accelerator.device) for name, mask in checkpoint["masks"].items()}
         results = checkpoint["results"]
         restore_training(checkpoint, search.accelerator, optimizer, schedule)
-        done = checkpoint["step"]
-        say(f"resumed {search.folder.path} at step {done}")
+
+    done = search.folder.resume(restore)
 
     def prune(step: int) -> None:
         nonlocal masks
@@ -83,7 +85,7 @@ def iterative_pruning(search: Search) -> list[dict]:
         search.steps,
     )
     step = done
-    with Progress(search.method, search.steps, done) as progress:
+    with Progress(search.method, search.steps, done) as progress, termination.deferred():
         try:
             for step, parts in steps:
                 apply_masks(student.model, masks)
@@ -99,7 +101,7 @@ def iterative_pruning(search: Search) -> list[dict]:
                     search.folder.log(step, **{f"dev_{name}": value for name, value in dev.items()})
                 if step % search.save_every == 0 and step != search.steps:
                     search.folder.save_checkpoint(step, state())
-        except NonFiniteError:
+        except (NonFiniteError, termination.Terminated):
             search.folder.save_checkpoint(step, state())
             raise
     search.save_head()

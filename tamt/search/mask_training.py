@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 import tamt_kernels as tk
-from tamt.console import Progress, say
+from tamt import termination
+from tamt.console import Progress
 from tamt.masking import Masks, Ranking, magnitude_masks, masks_of, prunable_weights, random_masks, sparsity_of, wrap
 from tamt.objectives import Losses, Objective
 from tamt.search.setting import MASK_FILE, Search
@@ -39,9 +39,9 @@ def train_masks(
         threshold_every: steps between two thresholds. The published code's 100-1000 let the sparsity drift.
 
     Raises:
-        NonFiniteError: after a checkpoint of the last good state was saved.
+        NonFiniteError, Terminated: after a checkpoint of the last good state was saved.
     """
-    started = time.monotonic()
+    started = time.monotonic() - search.folder.seconds
     student, encoder = search.student, search.student.encoder
     student.model.requires_grad_(False)
     head = student.head_parameters() if "mlm" in objective else {}
@@ -63,21 +63,21 @@ def train_masks(
             **training_state(search.accelerator, optimizer, schedule),
         }
 
-    done = 0
-    if checkpoint := search.folder.load_checkpoint():
-        _restore(checkpoint, trained)
+    def restore(checkpoint: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            for name, tensor in trained.items():
+                tensor.copy_(checkpoint["trained"][name])
         restore_training(checkpoint, search.accelerator, optimizer, schedule)
         tk.update_masks(masked.values())
-        done = checkpoint["step"]
-        say(f"resumed {search.folder.path} at step {done}")
 
+    done = search.folder.resume(restore)
     losses = Losses(objective, student, search.teacher, kd_weight)
     batches = search.batches(done + 1, search.masking if "mlm" in objective else None)
     steps = training_steps(
         search.accelerator, student.model, optimizer, schedule, batches, losses, done + 1, search.steps
     )
     step = done
-    with Progress(search.method, search.steps, done) as progress:
+    with Progress(search.method, search.steps, done) as progress, termination.deferred():
         try:
             for step, parts in steps:
                 last = step == search.steps
@@ -96,7 +96,7 @@ def train_masks(
                     search.folder.log(step, **{f"dev_{name}": value for name, value in dev.items()})
                 if step % search.save_every == 0 and not last:
                     search.folder.save_checkpoint(step, state())
-        except NonFiniteError:
+        except (NonFiniteError, termination.Terminated):
             # Nothing was updated with the bad loss, so the state is the good one of the step before.
             search.folder.save_checkpoint(step, state())
             raise
@@ -108,12 +108,6 @@ def train_masks(
     dev = search.dev_losses()
     search.folder.log(search.steps, **{f"dev_{name}": value for name, value in dev.items()})
     return [{**search.result(masks, search.steps, seconds, dev), "changed": _changed(first_masks, masks)}]
-
-
-def _restore(checkpoint: Mapping[str, Any], trained: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, tensor in trained.items():
-            tensor.copy_(checkpoint["trained"][name])
 
 
 def _changed(before: Masks, now: Masks) -> float:

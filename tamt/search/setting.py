@@ -94,11 +94,11 @@ class Search:
         save_masks(path, masks, MaskInfo(self.model, self.method, target, self.seed, step))
         return path
 
-    def save_head(self) -> None:
+    def save_head(self, name: str = HEAD_FILE) -> None:
         """Write the MLM head, which trained, into the run folder."""
         head = {name: p.detach().cpu() for name, p in self.student.head_parameters().items()}
         content = save(head, {"format": "tamt-head", "model": self.model})
-        write_atomically(self.folder.path / HEAD_FILE, content)
+        write_atomically(self.folder.path / name, content)
 
     def result(self, masks: Masks, step: int, seconds: float, losses: Mapping[str, float]) -> dict:
         """The row of results for a mask."""

@@ -11,7 +11,7 @@ from tamt.evaluate import block_length, read_head
 from tamt.masking import Ranking
 from tamt.models import dense_twin, load_masked_language_model, load_pooler, load_tokenizer
 from tamt.objectives import Objective, TokenMasking
-from tamt.run_folder import RunFolder
+from tamt.run_folder import CHECKPOINTS, KEEP, RunFolder
 from tamt.search.head import warm_up_head
 from tamt.search.imp import STAGES, iterative_pruning, steps_to
 from tamt.search.mask_training import Initial, train_masks
@@ -59,6 +59,7 @@ def train(
     eval_every: int | None = None,
     eval_blocks: int | None = None,
     save_every: int = 500,
+    keep: int = KEEP,
     resume: bool = False,
 ) -> dict:
     """Search a winning ticket: find the mask of a subnetwork of a pre-trained model.
@@ -90,6 +91,7 @@ def train(
         eval_every: steps between two measurements of the dev losses; by default only at the end.
         eval_blocks: measure the dev losses on the first so many blocks only.
         save_every: steps between two checkpoints.
+        keep: checkpoints to keep, the newest ones; should one be damaged, --resume falls back on the one before it.
         resume: go on with the interrupted run in the output folder.
     """
     settings = {name: value for name, value in locals().items() if name != "resume"}
@@ -124,7 +126,7 @@ def train(
     in_place = method not in OBJECTIVES  # these cut the student's own weights, so the teacher needs its own
     teacher = copy.deepcopy(student.encoder) if in_place else dense_twin(student.encoder)
 
-    with RunFolder.start(output, settings, resume) as folder:
+    with RunFolder.start(output, settings, resume, keep) as folder:
         search = Search(
             folder=folder,
             accelerator=accelerator,
@@ -148,11 +150,12 @@ def train(
             pooler=pooler,
         )
         if student.fresh_head and method in {"imp", "tamt-mlm", "tamt-mlm+kd"}:
-            if (output / HEAD_FILE).is_file():  # a resumed run
-                student.load_head(read_head(output / HEAD_FILE), output / HEAD_FILE)
+            warmed_up = f"{CHECKPOINTS}/{HEAD_FILE}"  # θ0 of IMP's head, which a resumed run needs
+            if folder.resumed:
+                student.load_head(read_head(output / warmed_up), output / warmed_up)
             else:
                 warm_up_head(search, head_warmup_steps)
-                search.save_head()
+                search.save_head(warmed_up)
         if method in OBJECTIVES:
             results = train_masks(search, OBJECTIVES[method], kd_weight, initial, ranking, threshold_every)
         elif method == "imp":
@@ -170,7 +173,7 @@ def _check(settings: dict) -> None:
     if not 0 < settings["sparsity"] < 1:
         raise UserError(f"--sparsity {settings['sparsity']:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
     positive = ["steps", "batch_size", "accumulation", "max_length", "threshold_every", "head_warmup_steps"]
-    positive += ["log_every", "eval_every", "eval_blocks", "save_every"]
+    positive += ["log_every", "eval_every", "eval_blocks", "save_every", "keep"]
     check_positive(**{name: settings[name] for name in positive})
     if settings["lr"] is not None and not settings["lr"] > 0:
         raise UserError(f"--lr {settings['lr']:g} must be more than 0; raise it or leave it out")

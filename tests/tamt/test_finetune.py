@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM, pipeline
 
+from tamt.checkpoint import read_checkpoint
 from tamt.data import demo
 from tamt.data.rows import Rows
 from tamt.errors import UserError
@@ -216,7 +217,7 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_state(
     monkeypatch.setattr(Classification, "loss", broken)
     with pytest.raises(NonFiniteError, match="step 6"):
         run(tiny_bert, tmp_path / "run", **files)
-    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "step-5.checkpoint")
     assert checkpoint["step"] == 5
     assert all(tensor.isfinite().all() for tensor in checkpoint["model"].values())
 

@@ -1,13 +1,21 @@
 """The folder of a run: what it says of its origin, and what a run killed in the middle leaves."""
 
 import json
+import random
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from accelerate.utils import set_seed
 
 from tamt import __version__
-from tamt.run_folder import DamagedCheckpointError, RunFolder, version_of
+from tamt.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
+from tamt.run_folder import RunFolder, version_of
+from tamt.training import generator_states, restore_generators
 
 
 def test_config_is_yaml_and_says_which_version_wrote_it(tmp_path: Path) -> None:
@@ -20,21 +28,137 @@ def test_config_is_yaml_and_says_which_version_wrote_it(tmp_path: Path) -> None:
     assert version_of(tmp_path / "run") is None
 
 
-def test_metrics_stay_readable_after_half_a_line(tmp_path: Path) -> None:
-    with RunFolder.start(tmp_path, {}) as folder:
-        folder.log(1, loss=1.0)
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 2, "lo')
-    with RunFolder.start(tmp_path, {}, resume=True) as folder:
-        folder.log(2, loss=0.5)
-    first, last = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(first) == {"step": 1, "loss": 1.0}
-    assert json.loads(last) == {"step": 2, "loss": 0.5}
+def checkpoints(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").iterdir())
 
 
-def test_a_damaged_checkpoint_has_its_own_error(tmp_path: Path) -> None:
-    with RunFolder.start(tmp_path, {}) as folder:
-        folder.save_checkpoint(1, {})
-        (tmp_path / "checkpoint.pt").write_bytes(b"half")
-        with pytest.raises(DamagedCheckpointError, match="checkpoint.pt cannot be read"):
-            folder.load_checkpoint()
+def logged(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def resumed(run: Path) -> tuple[int, dict]:
+    """The step that a run goes on from, and the state that it is given."""
+    states: list[dict] = [{}]
+    with RunFolder.start(run, {}, resume=True) as folder:
+        return folder.resume(lambda state: states.append(dict(state))), states[-1]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that logged five steps, saved the third and fourth, and was killed in the middle of a line."""
+    with RunFolder.start(tmp_path / "run", {}) as folder:
+        for step in range(1, 6):
+            folder.log(step, loss=1 / step)
+            if step in (3, 4):
+                folder.save_checkpoint(step, {"weight": torch.full((3,), float(step))})
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    return tmp_path / "run"
+
+
+def test_a_run_goes_on_from_its_newest_checkpoint(run: Path) -> None:
+    step, state = resumed(run)
+    assert step == state["step"] == 4
+    assert torch.equal(state["weight"], torch.full((3,), 4.0))
+
+
+def test_lines_after_the_checkpoint_are_dropped_as_they_will_come_again(run: Path) -> None:
+    with RunFolder.start(run, {}, resume=True) as folder:
+        folder.log(5, loss=0.2)
+    assert logged(run) == [{"step": step, "loss": 1 / step} for step in range(1, 6)]
+
+
+def test_without_a_checkpoint_a_run_starts_again(run: Path) -> None:
+    for path in checkpoints(run):
+        path.unlink()
+    with RunFolder.start(run, {}, resume=True) as folder:
+        assert folder.resume(lambda state: pytest.fail("there is nothing to restore")) == 0
+        folder.log(1, loss=7.0)
+    assert logged(run) == [{"step": 1, "loss": 7.0}]
+
+
+def test_time_before_the_checkpoint_counts(run: Path) -> None:
+    with RunFolder.start(run, {}, resume=True) as folder:
+        first = folder.seconds
+        assert first > 0
+        folder.save_checkpoint(5, {})
+    with RunFolder.start(run, {}, resume=True) as folder:
+        assert folder.seconds > first
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    with RunFolder.start(tmp_path, {}, keep=3) as folder:
+        for step in (8, 9, 10, 11):
+            folder.save_checkpoint(step, {})
+        assert {path.name for path in checkpoints(tmp_path)} == {f"step-{step}.checkpoint" for step in (9, 10, 11)}
+        folder.finish({"results": []})
+    assert not (tmp_path / "checkpoints").exists()
+
+
+DAMAGES = {
+    "half": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "a flipped bit": lambda content: content[:-300] + bytes([content[-300] ^ 4]) + content[-299:],
+    "another file": lambda content: b"PK" + content,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_falls_back_on_the_one_before_and_says_so(run: Path, damage: str, capsys) -> None:
+    before, newest = checkpoints(run)
+    newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
+    step, state = resumed(run)
+    assert step == 3
+    assert torch.equal(state["weight"], torch.full((3,), 3.0))
+    said = capsys.readouterr().err
+    assert f"{newest} cannot be read" in said
+    assert "goes on from the one of step 3" in said
+    assert [line["step"] for line in logged(run)] == [1, 2, 3]
+    # The damaged one does not count as one of those that are kept.
+    with RunFolder.start(run, {}, resume=True) as folder:
+        folder.save_checkpoint(3, {})
+        folder.save_checkpoint(4, {})
+    assert [path.name for path in checkpoints(run)] == ["step-3.checkpoint", "step-4.checkpoint"]
+    assert resumed(run)[0] == 4
+
+
+def test_where_all_checkpoints_are_damaged_they_are_named_and_nothing_is_lost(run: Path) -> None:
+    for path in checkpoints(run):
+        path.write_bytes(b"half")
+    metrics = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(DamagedCheckpointError, match=r"step-4.*cannot be read.*step-3.*start the run anew") as raised:
+        RunFolder.start(run, {}, resume=True)
+    assert str(raised.value).count("\n") == 0
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_checkpoint_of_another_kind_of_run_is_told(run: Path) -> None:
+    def restore(state: Mapping[str, Any]) -> None:
+        torch.zeros(4).copy_(state["weight"])
+
+    with (
+        RunFolder.start(run, {}, resume=True) as folder,
+        pytest.raises(DamagedCheckpointError, match="step 4 in .* does not fit the run"),
+    ):
+        folder.resume(restore)
+
+
+def test_what_a_killed_save_left_is_removed(run: Path) -> None:
+    leftovers = [run / ".config.yaml.17.tmp", run / "checkpoints" / ".step-5.checkpoint.17.tmp"]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
+    assert resumed(run)[0] == 4
+    assert not any(leftover.exists() for leftover in leftovers)
+
+
+def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
+    def draw() -> tuple:
+        return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(1).item()
+
+    set_seed(3)
+    draw()  # Gaussians come in pairs: of Python's and NumPy's a half is left over
+    write_checkpoint(tmp_path / "state", {"generators": generator_states()})
+    expected = draw()
+    set_seed(4)
+    restore_generators(read_checkpoint(tmp_path / "state")["generators"])
+    assert draw() == expected

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import tamt.search.imp as imp
+from tamt.checkpoint import read_checkpoint
 from tamt.errors import UserError
 from tamt.evaluate import evaluate
 from tamt.mask_file import load_masks
@@ -272,7 +273,7 @@ def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(method, run
     monkeypatch.setattr(Losses, "__call__", poisoned)
     with pytest.raises(UserError, match="loss became nan at step 8.*checkpoint is kept.*lower --lr"):
         run(method, save_every=5)
-    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "step-7.checkpoint")
     assert checkpoint["step"] == 7
     assert all(bool(tensor.isfinite().all()) for tensor in checkpoint["trained"].values())
     assert not (tmp_path / "run" / "results.json").exists()

@@ -1,0 +1,61 @@
+"""SIGTERM: a training ends after its step, so that it can be saved; anything else ends where it is."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_CODE = 128 + signal.SIGTERM
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end. Where a training was interrupted, its state is that after step `last_good`."""
+
+    def __init__(self, last_good: int = 0) -> None:
+        super().__init__()
+        self.last_good = last_good
+
+
+class _Requests:
+    asked = False
+    deferred = False
+
+
+@contextmanager
+def handled() -> Iterator[None]:
+    """Answer SIGTERM inside by Terminated: at once, or where `deferred` says, at the next `check`. A second SIGTERM
+    ends the process at once. Outside the main thread, which alone gets signals, nothing is changed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(*_: object) -> None:
+        if _Requests.asked:
+            os._exit(EXIT_CODE)
+        _Requests.asked = True
+        if not _Requests.deferred:
+            raise Terminated
+
+    _Requests.asked = False
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Leave it to `check` to end what runs inside."""
+    _Requests.deferred = True
+    try:
+        yield
+    finally:
+        _Requests.deferred = False
+
+
+def check(step: int) -> None:
+    """Raise Terminated if the process was asked to end after `step`."""
+    if _Requests.asked:
+        raise Terminated(step)
