@@ -14,6 +14,11 @@ namespace tamt {
 // Entries that make a thread worth its while, as in torch's elementwise operations.
 constexpr int64_t kGrain = 32768;
 
+// From this size on a result is written past the cache.
+constexpr int64_t kPastCache = 1 << 21;
+
+inline bool past_cache(const at::Tensor& out) { return static_cast<int64_t>(out.nbytes()) >= kPastCache; }
+
 inline Type type_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case at::kFloat:
@@ -35,8 +40,13 @@ at::Tensor unpack_mask_cpu(const at::Tensor& packed, at::IntArrayRef shape);
 at::Tensor mask_weight_cpu(
     const at::Tensor& weight, const at::Tensor& score, const at::Tensor& value, const at::Tensor& cut,
     std::optional<at::ScalarType> dtype, bool absolute);
+std::tuple<at::Tensor, at::Tensor> mask_weights_cpu(
+    const std::vector<at::Tensor>& weights, const std::vector<at::Tensor>& scores, const at::Tensor& values,
+    const at::Tensor& cuts, at::ScalarType dtype, bool pack, bool absolute);
 at::Tensor ste_backward_cpu(
     const at::Tensor& grad_masked_weight, const at::Tensor& weight, std::optional<at::ScalarType> dtype);
+at::Tensor ste_backward_into_cpu(
+    at::Tensor& grad_score, const at::Tensor& grad_masked_weight, const at::Tensor& weight, bool add, bool square);
 at::Tensor masked_embedding_cpu(
     const at::Tensor& ids, const at::Tensor& weight, const at::Tensor& score, const at::Tensor& value,
     const at::Tensor& cut, std::optional<int64_t> padding_idx, bool absolute);
@@ -46,5 +56,7 @@ at::Tensor masked_embedding_backward_cpu(
 
 at::Tensor ste_backward_cuda(
     const at::Tensor& grad_masked_weight, const at::Tensor& weight, std::optional<at::ScalarType> dtype);
+at::Tensor ste_backward_into_cuda(
+    at::Tensor& grad_score, const at::Tensor& grad_masked_weight, const at::Tensor& weight, bool add, bool square);
 
 }  // namespace tamt

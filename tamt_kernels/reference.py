@@ -204,6 +204,21 @@ def mask_adamw(
         each.copy_(mask_weight(weight, score, values[i], cuts[i], each.dtype, absolute))
 
 
+def ste_backward_into(
+    grad_score: Tensor, grad_masked_weight: Tensor, weight: Tensor, add: bool = True, square: bool = False
+) -> Tensor:
+    """``ste_backward`` into an existing dS, or with ``add`` to it: multiplied and added in float32, rounded once.
+
+    With ``square`` the sum of the squares of what dS then holds, summed in float64 and rounded to float32 once;
+    else a tensor of no entries.
+    """
+    product = grad_masked_weight.to(torch.float32) * weight.to(torch.float32)
+    grad_score.copy_(grad_score.to(torch.float32) + product if add else product)
+    if square:
+        return grad_score.to(torch.float64).square().sum().to(torch.float32)
+    return torch.empty(0, dtype=torch.float32, device=weight.device)
+
+
 def masked_linear(
     x: Tensor,
     weight: Tensor,

@@ -1,5 +1,7 @@
 """The straight-through gradient of a score."""
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -12,15 +14,56 @@ def _fake(grad_masked_weight: Tensor, weight: Tensor, dtype: torch.dtype | None 
     return torch.empty(weight.shape, dtype=dtype, device=weight.device)
 
 
+def _fake_into(
+    grad_score: Tensor, grad_masked_weight: Tensor, weight: Tensor, add: bool = True, square: bool = False
+) -> Tensor:
+    return torch.empty(() if square else 0, dtype=torch.float32, device=weight.device)
+
+
 operator = define(
     "ste_backward(Tensor grad_masked_weight, Tensor weight, ScalarType? dtype=None) -> Tensor",
     eager=reference.ste_backward,
     fake=_fake,
 )
 differentiate("ste_backward", refuse_double_backward)
+_into = define(
+    "ste_backward_into(Tensor(a!) grad_score, Tensor grad_masked_weight, Tensor weight, bool add=True, "
+    "bool square=False) -> Tensor",
+    eager=reference.ste_backward_into,
+    fake=_fake_into,
+)
 
 
-def ste_backward(grad_masked_weight: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+@overload
+def ste_backward(
+    grad_masked_weight: Tensor,
+    weight: Tensor,
+    dtype: torch.dtype | None = None,
+    *,
+    add_to: Tensor | None = None,
+    squared_norm: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def ste_backward(
+    grad_masked_weight: Tensor,
+    weight: Tensor,
+    dtype: torch.dtype | None = None,
+    *,
+    add_to: Tensor | None = None,
+    squared_norm: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def ste_backward(
+    grad_masked_weight: Tensor,
+    weight: Tensor,
+    dtype: torch.dtype | None = None,
+    *,
+    add_to: Tensor | None = None,
+    squared_norm: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """dS = d(W ⊙ m) ⊙ W: the gradient of the score, the binarization passed straight through (eq. 4).
 
     As W is frozen, the gradients of several backward passes may be summed first and multiplied by W once.
@@ -28,11 +71,16 @@ def ste_backward(grad_masked_weight: Tensor, weight: Tensor, dtype: torch.dtype 
     Args:
         grad_masked_weight: the gradient of the masked weight; float32, float16 or bfloat16.
         weight: W, of the same shape and on the same device; float32, float16 or bfloat16.
-        dtype: of the result; by default the type to which torch promotes the two.
+        dtype: of the result; by default that of ``add_to``, or the type to which torch promotes the two.
+        add_to: a gradient of the same shape to which the product is added in place, as ``score.grad``.
+        squared_norm: whether to return Σ dS² too, found in the same pass: the square root of its sum over all
+            matrices is the norm that ``torch.nn.utils.clip_grad_norm_`` clips at.
 
     Returns:
-        The product, contiguous, taken in float32 and rounded once to ``dtype``. It cannot be differentiated
-        again.
+        The product, contiguous, taken in float32 and rounded once to ``dtype``, or ``add_to``, added to in float32
+        and rounded once. It cannot be differentiated again. With ``squared_norm`` a pair of it and a float32 number,
+        0-dimensional, the sum of the squares of its entries as they are rounded, in float64 and in an order that
+        does not depend on the threads.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape or device, or more than 2**31 entries.
@@ -42,5 +90,17 @@ def ste_backward(grad_masked_weight: Tensor, weight: Tensor, dtype: torch.dtype 
     checks.shape("ste_backward", "grad_masked_weight", grad_masked_weight, tuple(weight.shape), "the shape of weight")
     checks.device("ste_backward", "grad_masked_weight", grad_masked_weight, weight.device, "weight")
     checks.result_dtype("ste_backward", dtype)
-    grad_score: Tensor = operator(grad_masked_weight, weight, dtype)
-    return grad_score
+    if add_to is None and not squared_norm:
+        product: Tensor = operator(grad_masked_weight, weight, dtype)
+        return product
+    if add_to is None:
+        dtype = dtype or torch.promote_types(grad_masked_weight.dtype, weight.dtype)
+        grad_score = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    else:
+        checks.matrix("ste_backward", "add_to", add_to)
+        checks.shape("ste_backward", "add_to", add_to, tuple(weight.shape), "the shape of weight")
+        checks.device("ste_backward", "add_to", add_to, weight.device, "weight")
+        checks.dtype("ste_backward", "add_to", add_to, (dtype or add_to.dtype,))
+        grad_score = add_to
+    squares = _into(grad_score.detach(), grad_masked_weight.detach(), weight.detach(), add_to is not None, squared_norm)
+    return (grad_score, squares) if squared_norm else grad_score

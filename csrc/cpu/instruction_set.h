@@ -8,25 +8,40 @@
 #define TAMT_HAS_AVX2 1
 // Without fma: a fused multiply-add would round otherwise than the definitions do.
 #define TAMT_AVX2 __attribute__((target("avx2,bmi,bmi2,popcnt")))
+#define TAMT_AVX512 \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,bmi,bmi2,popcnt,prefer-vector-width=512")))
 #else
 #define TAMT_HAS_AVX2 0
 #endif
 
 namespace tamt {
 
-// No AVX-512: these loops are bound by memory, which AVX2 keeps busy.
-inline bool has_avx2() {
+enum class InstructionSet { kGeneric, kAvx2, kAvx512 };
+
+inline InstructionSet best_instruction_set() {
 #if TAMT_HAS_AVX2
-  static const bool found = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
-  return found;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi2")) return InstructionSet::kGeneric;
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return avx512 ? InstructionSet::kAvx512 : InstructionSet::kAvx2;
 #else
-  return false;
+  return InstructionSet::kGeneric;
 #endif
 }
+
+// What runs: the best that the machine has, or a lesser one while a test looks at that.
+inline InstructionSet instruction_set = best_instruction_set();
+
+inline bool has_avx2() { return instruction_set != InstructionSet::kGeneric; }
 
 #if TAMT_HAS_AVX2
 template <typename Loop>
 TAMT_AVX2 void run_avx2(const Loop& loop) {
+  loop();
+}
+
+template <typename Loop>
+TAMT_AVX512 void run_avx512(const Loop& loop) {
   loop();
 }
 #endif
@@ -35,7 +50,8 @@ TAMT_AVX2 void run_avx2(const Loop& loop) {
 template <typename Loop>
 void vectorised(const Loop& loop) {
 #if TAMT_HAS_AVX2
-  if (has_avx2()) return run_avx2(loop);
+  if (instruction_set == InstructionSet::kAvx512) return run_avx512(loop);
+  if (instruction_set == InstructionSet::kAvx2) return run_avx2(loop);
 #endif
   loop();
 }

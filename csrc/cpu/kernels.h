@@ -9,17 +9,29 @@
 
 namespace tamt {
 
-// Entries from `begin` to `end`. An entry is kept where score > value, or score = value and index < cut.
+// Entries from `begin` to `end`. An entry is kept where score > value, or score = value and index < cut. Where
+// `past_cache` is set the result is written past the cache.
 void mask_weight_kernel(
     const void* weight, Type weight_type, const float* score, float value, int64_t cut, bool absolute, void* out,
-    Type out_type, int64_t begin, int64_t end);
+    Type out_type, int64_t begin, int64_t end, bool past_cache);
 
 void binarize_kernel(
     const float* score, float value, int64_t cut, bool absolute, bool* mask, int64_t begin, int64_t end);
 
-void ste_backward_kernel(
+struct SteOptions {
+  bool add = false;     // the product to what `out` holds
+  bool square = false;  // and sum, in place of returning 0
+  bool past_cache = false;
+};
+
+// Returns the sum of the squares of the entries of `out`.
+double ste_backward_kernel(
     const void* grad_masked_weight, Type grad_type, const void* weight, Type weight_type, void* out, Type out_type,
-    int64_t begin, int64_t end);
+    int64_t begin, int64_t end, SteOptions options);
+
+// The bits of the entries from `begin`, a multiple of 8, to `end`, the first into the byte packed[begin / 8].
+void pack_kept_kernel(
+    const float* score, float value, int64_t cut, bool absolute, uint8_t* packed, int64_t begin, int64_t end);
 
 // Bytes from `begin` to `end` of the packed mask of `size` entries.
 void pack_mask_kernel(const bool* mask, int64_t size, uint8_t* packed, int64_t begin, int64_t end);

@@ -19,7 +19,7 @@ void masked_embedding_backward_kernel(
       });
     }
   });
-  ste_backward_kernel(sum, Type::kFloat, weight_row, weight_type, out_row, out_type, 0, columns);
+  ste_backward_kernel(sum, Type::kFloat, weight_row, weight_type, out_row, out_type, 0, columns, {});
 }
 
 }  // namespace tamt

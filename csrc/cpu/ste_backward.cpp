@@ -1,21 +1,52 @@
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
 #include "../operations.h"
 #include "kernels.h"
 
 namespace tamt {
+namespace {
+
+// Squares are summed by blocks of one size, and the blocks in order: the same bits at any number of threads.
+constexpr int64_t kBlock = kGrain;
+
+double multiply(const at::Tensor& grad, const at::Tensor& weight, at::Tensor& out, SteOptions options) {
+  const at::Tensor g = grad.contiguous(), w = weight.contiguous();
+  const int64_t size = w.numel(), blocks = (size + kBlock - 1) / kBlock;
+  std::vector<double> squares(blocks);
+  at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      squares[i] = ste_backward_kernel(
+          g.const_data_ptr(), type_of(g), w.const_data_ptr(), type_of(w), out.mutable_data_ptr(), type_of(out),
+          i * kBlock, std::min(size, (i + 1) * kBlock), options);
+    }
+  });
+  return std::accumulate(squares.begin(), squares.end(), 0.0);
+}
+
+}  // namespace
 
 at::Tensor ste_backward_cpu(
     const at::Tensor& grad_masked_weight, const at::Tensor& weight, std::optional<at::ScalarType> dtype) {
-  const at::Tensor g = grad_masked_weight.contiguous(), w = weight.contiguous();
-  const at::ScalarType out_dtype = dtype.value_or(at::promoteTypes(g.scalar_type(), w.scalar_type()));
-  at::Tensor out = weight.new_empty(weight.sizes(), out_dtype);
-  at::parallel_for(0, w.numel(), kGrain, [&](int64_t begin, int64_t end) {
-    ste_backward_kernel(
-        g.const_data_ptr(), type_of(g), w.const_data_ptr(), type_of(w), out.mutable_data_ptr(), type_of(out), begin,
-        end);
-  });
+  const at::ScalarType promoted = at::promoteTypes(grad_masked_weight.scalar_type(), weight.scalar_type());
+  at::Tensor out = weight.new_empty(weight.sizes(), dtype.value_or(promoted));
+  multiply(grad_masked_weight, weight, out, {.past_cache = past_cache(out)});
   return out;
+}
+
+at::Tensor ste_backward_into_cpu(
+    at::Tensor& grad_score, const at::Tensor& grad_masked_weight, const at::Tensor& weight, bool add, bool square) {
+  at::Tensor out = grad_score.contiguous();
+  // What is read is in the cache already.
+  const SteOptions options{.add = add, .square = square, .past_cache = !add && past_cache(out)};
+  const double squares = multiply(grad_masked_weight, weight, out, options);
+  if (!out.is_same(grad_score)) grad_score.copy_(out);
+  at::Tensor sum = weight.new_empty(square ? at::IntArrayRef{} : at::IntArrayRef{0}, at::kFloat);
+  if (square) sum.fill_(squares);
+  return sum;
 }
 
 }  // namespace tamt

@@ -121,11 +121,38 @@ def test_ste_backward(grad_dtype, weight_dtype, result):
         assert same_bits(tk.ste_backward(*on_gpu(grad, weight), result).cpu(), tk.ste_backward(grad, weight, result))
 
 
+@pytest.mark.parametrize("result", DTYPES)
+@pytest.mark.parametrize("weight_dtype", DTYPES)
+@pytest.mark.parametrize("grad_dtype", DTYPES)
+def test_ste_backward_adds_to_a_gradient_and_sums_its_squares(grad_dtype, weight_dtype, result):
+    for shape in [*SHAPES, (3_000_001,)]:
+        n = torch.Size(shape).numel()
+        grad, weight = gaussian(n).reshape(shape).to(grad_dtype), gaussian(n).flip(0).reshape(shape).to(weight_dtype)
+        total = gaussian(n).roll(1).reshape(shape).to(result)
+        on_device = total.cuda()
+        for add_to in (None, on_device):
+            expected, squares = tk.ste_backward(
+                grad, weight, result, add_to=None if add_to is None else total, squared_norm=True
+            )
+            found, found_squares = tk.ste_backward(*on_gpu(grad, weight), result, add_to=add_to, squared_norm=True)
+            assert same_bits(found.cpu(), expected)
+            torch.testing.assert_close(found_squares.cpu(), squares, rtol=2e-7, atol=0)  # a rounding, at the most
+
+
+def test_squares_are_summed_to_the_same_bits_each_time():
+    grad, weight = torch.randn(2, 1_000_003, device="cuda")
+    found = [tk.ste_backward(grad, weight, squared_norm=True)[1].item() for _ in range(5)]
+    assert len(set(found)) == 1
+
+
 def test_ste_backward_of_strided_tensors():
     grad, weight = gaussian(600).reshape(20, 30), gaussian(600).reshape(30, 20).t()
     g, w = on_gpu(grad, weight)
     for view in (lambda t: t, lambda t: t[1:, 3::2], lambda t: t.reshape(-1)[1:]):
         assert same_bits(tk.ste_backward(view(g), view(w)).cpu(), view(grad) * view(weight))
+        total = torch.ones_like(g)
+        tk.ste_backward(view(g), view(w), add_to=view(total))
+        assert same_bits(view(total).cpu(), 1 + view(grad) * view(weight))
 
 
 def test_every_half_and_a_million_floats_are_converted_as_on_the_cpu():

@@ -125,6 +125,51 @@ def test_ste_backward_of_strided_tensors():
     assert same_bits(tk.ste_backward(grad[1:, 3::2], weight[1:, 3::2]), grad[1:, 3::2] * weight[1:, 3::2])
 
 
+@pytest.mark.parametrize("result", DTYPES)
+@pytest.mark.parametrize("weight_dtype", DTYPES)
+@pytest.mark.parametrize("grad_dtype", DTYPES)
+def test_ste_backward_adds_to_a_gradient_and_sums_its_squares(grad_dtype, weight_dtype, result):
+    for shape in [*SHAPES, (70_001,)]:
+        n = torch.Size(shape).numel()
+        grad, weight = gaussian(n).reshape(shape).to(grad_dtype), gaussian(n).flip(0).reshape(shape).to(weight_dtype)
+        fresh, squares = tk.ste_backward(grad, weight, result, squared_norm=True)
+        assert same_bits(fresh, reference.ste_backward(grad, weight, result))
+        assert same_bits(squares, fresh.double().square().sum().float())
+        total = gaussian(n).roll(1).reshape(shape).to(result)
+        expected = (total.float() + grad.float() * weight.float()).to(result)
+        found, squares = tk.ste_backward(grad, weight, add_to=total, squared_norm=True)
+        assert found is total
+        assert same_bits(total, expected)
+        assert same_bits(squares, total.double().square().sum().float())
+
+
+def test_a_product_and_a_sum_are_rounded_apart():
+    tiny = 2.0**-12
+    grad, weight, total = torch.full((64,), 1 + tiny), torch.full((64,), 1 + tiny), torch.full((64,), -1.0)
+    tk.ste_backward(grad, weight, add_to=total)
+    assert total.tolist() == [2 * tiny] * 64  # fused: 2 tiny + tiny²
+
+
+def test_squares_are_summed_to_the_same_bits_on_any_number_of_threads():
+    grad, weight = gaussian(300_001), gaussian(300_001).flip(0)
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        found.append(tk.ste_backward(grad, weight, squared_norm=True)[1])
+    torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]
+
+
+def test_ste_backward_adds_to_a_strided_gradient():
+    grad, weight, total = gaussian(600).reshape(20, 30), gaussian(600).reshape(30, 20).t(), torch.ones(30, 20).t()
+    tk.ste_backward(grad, weight, add_to=total)
+    assert same_bits(total, 1 + grad * weight)
+    score = torch.ones(20, 30, requires_grad=True)
+    score.sum().backward()
+    tk.ste_backward(grad, weight, add_to=score.grad)
+    assert same_bits(score.grad, 1 + grad * weight)
+
+
 def test_every_half_and_a_million_floats_are_converted_as_torch_does():
     halves = torch.arange(65536, dtype=torch.int32).to(torch.int16)
     patterns = torch.randint(-(2**31), 2**31, (1_000_000,), generator=torch.Generator().manual_seed(0))

@@ -38,6 +38,8 @@ def samples():
     yield "gradient_norm", ([score, score.half()], [weight, weight])
     yield "ste_backward", (score, weight)
     yield "ste_backward", (score.t(), weight.t().half(), torch.bfloat16)
+    yield "ste_backward_into", (torch.ones(7, 9), score, weight)
+    yield "ste_backward_into", (torch.ones(9, 7).half().t(), score, weight.half(), False, True)
     x = torch.linspace(-1, 1, 18).reshape(2, 9).requires_grad_()
     yield "masked_matmul", (x, weight, trained, value, cut)
     yield "masked_matmul", (x.half(), weight.half(), trained, value, cut, torch.ones(7).half(), True)

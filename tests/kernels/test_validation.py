@@ -69,11 +69,23 @@ CASES = {
         lambda last: tk.topk_threshold([S], [1], last=last),
         (tk.Thresholds(torch.ones(1), torch.ones(1)),),
         TypeError,
-        "last.cuts has dtype float32 but must have int64",
+        "topk_threshold: last.cuts has dtype float32 but must have int64",
     ),
     "ste: shapes": (tk.ste_backward, (W.t(), W), ValueError, r"grad_masked_weight has shape \(6, 4\)"),
     "ste: dtype": (tk.ste_backward, (W, W.int()), TypeError, "weight has dtype int32"),
     "ste: devices": (tk.ste_backward, (META, W), ValueError, "grad_masked_weight is on meta"),
+    "ste: add_to shape": (
+        lambda total: tk.ste_backward(W, W, add_to=total),
+        (S.t(),),
+        ValueError,
+        r"ste_backward: add_to has shape \(6, 4\) but must have \(4, 6\)",
+    ),
+    "ste: add_to dtype": (
+        lambda total: tk.ste_backward(W, W, torch.float32, add_to=total),
+        (S.half(),),
+        TypeError,
+        "ste_backward: add_to has dtype float16 but must have float32",
+    ),
     "linear: x": (
         tk.masked_linear,
         (torch.ones(2, 5), W, S, VALUE, CUT),
@@ -107,7 +119,7 @@ CASES = {
 def test_bad_arguments(function, arguments, error, message):
     with pytest.raises(error, match=message) as caught:
         function(*arguments)
-    operation = "topk_threshold" if function.__name__ == "<lambda>" else function.__name__
+    operation = message.partition(":")[0] if function.__name__ == "<lambda>" else function.__name__
     assert str(caught.value).startswith(operation + ": ")
 
 
