@@ -102,9 +102,10 @@ def finetune(
         keep: checkpoints to keep, the newest ones; should one be damaged, --resume falls back on the one before it.
         resume: go on with the interrupted run, or runs, in the output folder; what is finished is not done again.
     """
-    settings = {name: value for name, value in locals().items() if name not in ("resume", "seeds")}
+    settings = {name: value for name, value in locals().items() if name != "resume"}
     chosen = _with_options(find_task(task), settings)
     _check(settings)
+    seeds = settings.pop("seeds")
     make_job: MakeJob
     if chosen.kind == "question-answering":
         make_job = partial(_question_answering, chosen, load_questions(chosen, data_dir))
@@ -135,11 +136,21 @@ def _run_seeds(task: Task, make_job: MakeJob, settings: dict, seeds: list[int], 
         values = [run[key] for run in runs]
         mean, spread = _mean_and_std(values)
         result |= {key: mean, f"{key}_std": spread, f"{key}s": values}
-    result["best_step"] = None
+    result["best_step"] = result["final_step"] = None
     result["dev"] = {name: _mean_and_std([run["dev"][name] for run in runs])[0] for name in runs[0]["dev"]}
     result["seconds"] = round(sum(run["seconds"] for run in runs), 1)
     write_atomically(output / RESULTS, json.dumps({"results": [result]}, indent=2) + "\n")
+    say(f"{result['metric']} of the seeds {', '.join(map(str, seeds))}: {_summary(result)}")
     return {"results": [result]}
+
+
+def _summary(result: dict) -> str:
+    """`0.812 ± 0.010 (0.802, 0.822)`."""
+    if result["score"] is None:
+        return "undefined in some"
+    scores = ", ".join(f"{score:.4f}" for score in result["scores"])
+    spread = "" if result["score_std"] is None else f" ± {result['score_std']:.4f}"
+    return f"{result['score']:.4f}{spread} ({scores})"
 
 
 def _mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
@@ -285,6 +296,11 @@ def _check(settings: dict) -> None:
                 raise UserError(f"--{flag} is for --task squad, not {settings['task']}; leave it out")
     elif settings["train_file"] is not None or settings["dev_file"] is not None:
         raise UserError("--train-file and --dev-file are for --task classification, not squad; give --data-dir")
+    seeds = settings["seeds"] or [settings["seed"]]
+    for seed in seeds:
+        if not 0 <= seed < 2**32 or seeds.count(seed) > 1:
+            flag = "--seeds" if settings["seeds"] else "--seed"
+            raise UserError(f"{flag} {seed} is negative, over 32 bits or there twice; give different ones from 0 on")
     if settings["stride"] is not None and settings["stride"] < 0:
         raise UserError(f"--stride {settings['stride']} must not be negative; raise it or leave it out")
     if settings["lr"] is not None and not settings["lr"] > 0:
