@@ -20,11 +20,13 @@ from tamt.models import (
     load_tokenizer,
     longest_input,
 )
-from tamt.objectives import IGNORED, Losses, TokenMasking
+from tamt.objectives import Losses, TokenMasking, prepare
 from tamt.training import Precision, make_accelerator
 
 BLOCK_LENGTH = 512
 """Tokens of a block where nothing else is asked for (paper, Table 1)."""
+COUNTS = {"kd": "real_tokens", "mlm": "masked_tokens"}
+"""The tokens that each loss is a mean over."""
 
 
 @torch.no_grad()
@@ -60,12 +62,13 @@ def dev_losses(
     if not student.fresh_head:
         objectives["mlm"] = Losses("mlm", student)
     for name, losses in objectives.items():
-        for cpu_batch in dev_batches(blocks, batch_size, seed, masking if name == "mlm" else None):
-            batch = {key: value.to(accelerator.device) for key, value in cpu_batch.items()}
+        count = COUNTS[name]
+        for plain in dev_batches(blocks, batch_size, seed, masking if name == "mlm" else None):
+            batch = prepare(plain)
+            tokens[name] += int(batch[count])
+            batch = {key: value.to(accelerator.device) for key, value in batch.items()}
             with accelerator.autocast():
-                sums[name] += losses({**batch, "masked_tokens": one, "real_tokens": one})["loss"].item()
-            counted = batch["attention_mask"] if name == "kd" else batch["labels"] != IGNORED
-            tokens[name] += int(counted.sum())
+                sums[name] += losses({**batch, count: one})["loss"].item()
     return {f"{name}_loss": sums[name] / max(1, tokens[name]) for name in objectives}
 
 

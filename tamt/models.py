@@ -177,13 +177,23 @@ def longest_input(model: PreTrainedModel) -> int:
     return positions - offset - 1 if offset is not None else positions
 
 
-def dense_twin(model: PreTrainedModel) -> PreTrainedModel:
+def dense_twin(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A second, dense model over the very same parameters: the KD teacher, frozen and in eval mode.
 
     Take it before masks are put on `model`. The paper's published code left its teacher's dropout on; here it is off.
+
+    Args:
+        model: any model.
+        dtype: that in which autocast computes. In half precision the twin's linear layers hold copies of this type,
+            which autocast would otherwise make of every matrix at every forward.
     """
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    return copy.deepcopy(model, memo=dict(shared)).eval()
+    twin = copy.deepcopy(model, memo=dict(shared)).eval()
+    for module in twin.modules() if dtype != torch.float32 else ():
+        if isinstance(module, nn.Linear):
+            for name, parameter in module.named_parameters():
+                setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
+    return twin
 
 
 def _load_model(factory: Any, name: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:

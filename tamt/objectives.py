@@ -15,8 +15,8 @@ Objective = Literal["mlm", "kd", "mlm+kd"]
 IGNORED = -100
 
 Batch = Mapping[str, Tensor]
-"""`input_ids` and `attention_mask`, [batch, length]; `labels`, IGNORED where no token is masked; `special`. A batch of
-several that make one step also has `masked_tokens` and `real_tokens`, 0-dim, the numbers in all of them together."""
+"""`input_ids` and `attention_mask`, [batch, length]; `special`; `labels`, IGNORED where no token is masked. What
+`prepare` makes of it goes to the device."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,27 @@ class TokenMasking:
         }
 
 
-def mlm_loss(head: MaskedLanguageModel, hidden: Tensor, labels: Tensor, tokens: Tensor | None = None) -> Tensor:
+def prepare(batch: Batch) -> dict[str, Tensor]:
+    """A batch with all that a loss must know of it and could learn on a GPU only by waiting; made on the CPU.
+
+    Returns:
+        `input_ids`; `attention_mask`, only if a token is padding: without one attention takes its fastest path; the
+        numbers `real_tokens` and, of a masked batch, `masked_tokens`, 0-dim, for several batches that make one step to
+        be replaced by those of all of them; and of a masked batch `positions`, int64 [masked], which count through all
+        of its tokens, with their `labels` [masked].
+    """
+    prepared = {"input_ids": batch["input_ids"], "real_tokens": batch["attention_mask"].sum()}
+    if prepared["real_tokens"] < batch["attention_mask"].numel():
+        prepared["attention_mask"] = batch["attention_mask"]
+    if "labels" in batch:
+        labels = batch["labels"].flatten()
+        positions = (labels != IGNORED).nonzero().squeeze(1)
+        masked_tokens = torch.tensor(len(positions))
+        prepared |= {"positions": positions, "labels": labels[positions], "masked_tokens": masked_tokens}
+    return prepared
+
+
+def mlm_loss(head: MaskedLanguageModel, hidden: Tensor, batch: Batch) -> Tensor:
     """Cross-entropy on the masked tokens, mean over the masked positions (0 where there is none).
 
     Only masked positions get logits: the other 85 % would be 13 % of the multiply-adds of BERT-base's step (2 × 23.4 M
@@ -59,39 +79,34 @@ def mlm_loss(head: MaskedLanguageModel, hidden: Tensor, labels: Tensor, tokens: 
     Args:
         head: the model whose MLM head is asked.
         hidden: last hidden states, [batch, length, width].
-        labels: [batch, length], IGNORED where the token was not masked.
-        tokens: what to divide the sum by in place of the number of masked tokens here, 0-dim.
+        batch: prepared.
     """
-    chosen = labels != IGNORED
-    logits = head.logits(hidden[chosen]).float()
-    loss = F.cross_entropy(logits, labels[chosen], reduction="sum")
-    return loss / (chosen.sum().clamp(min=1) if tokens is None else tokens)
+    logits = head.logits(hidden.flatten(0, 1).index_select(0, batch["positions"])).float()
+    loss = F.cross_entropy(logits, batch["labels"], reduction="sum")
+    return loss / batch["masked_tokens"].clamp(min=1)
 
 
-def kd_loss(
-    teacher: tuple[Tensor, ...], student: tuple[Tensor, ...], attention_mask: Tensor, tokens: Tensor | None = None
-) -> Tensor:
+def kd_loss(teacher: tuple[Tensor, ...], student: tuple[Tensor, ...], batch: Batch) -> Tensor:
     """1 − cos of teacher and student hidden states (paper eq. 6), mean over layers 1…L and the real tokens.
 
     Args:
         teacher: hidden states of the embedding output and of each layer, [batch, length, width] each.
         student: the same of the student.
-        attention_mask: [batch, length], 0 where the token is padding; those count nothing.
-        tokens: what to divide the sum over tokens by in place of the number of real ones here, 0-dim.
+        batch: prepared; its padding counts nothing.
     """
-    real = attention_mask.to(torch.float32)
-    distances = [
-        ((1 - F.cosine_similarity(t.float(), s.float(), dim=-1)) * real).sum()
-        for t, s in zip(teacher[1:], student[1:], strict=True)
-    ]
-    return torch.stack(distances).mean() / (real.sum() if tokens is None else tokens)
+    cosines = torch.stack(
+        [F.cosine_similarity(t.float(), s.float(), dim=-1) for t, s in zip(teacher[1:], student[1:], strict=True)]
+    )
+    distances = 1 - cosines.mean(0)
+    real = batch.get("attention_mask")
+    return (distances if real is None else distances * real).sum() / batch["real_tokens"]
 
 
 def encode(model: PreTrainedModel, batch: Batch, hidden_states: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Last hidden state of an encoder and, if asked for, those of the embedding output and every layer."""
     output = model(
         input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
+        attention_mask=batch.get("attention_mask"),
         output_hidden_states=hidden_states,
         return_dict=True,
     )
@@ -116,17 +131,21 @@ class Losses:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """`mlm` and `kd` as the objective has them, and `loss`, what is minimised.
 
-        For "mlm+kd" teacher and student read the same masked tokens.
+        The batch is a prepared one. For "mlm+kd" teacher and student read the same masked tokens.
         """
+        target: tuple[Tensor, ...] = ()
+        if "kd" in self.objective:
+            assert self.teacher is not None
+            # First, as what it takes in passing is then not on top of what the student's backward needs. Not under
+            # inference_mode, whose tensors autograd refuses to keep, and the student's gradient needs the teacher's.
+            with torch.no_grad():
+                _, target = encode(self.teacher, batch, hidden_states=True)
         last, hidden = encode(self.student.encoder, batch, hidden_states="kd" in self.objective)
         parts: dict[str, Tensor] = {}
         if "mlm" in self.objective:
-            parts["mlm"] = mlm_loss(self.student, last, batch["labels"], batch.get("masked_tokens"))
+            parts["mlm"] = mlm_loss(self.student, last, batch)
         if "kd" in self.objective:
-            assert self.teacher is not None
-            with torch.no_grad():
-                _, target = encode(self.teacher, batch, hidden_states=True)
-            parts["kd"] = kd_loss(target, hidden, batch["attention_mask"], batch.get("real_tokens"))
+            parts["kd"] = kd_loss(target, hidden, batch)
         weight = self.kd_weight if self.objective == "mlm+kd" else 1.0
         weighted = [weight * value if name == "kd" else value for name, value in parts.items()]
         return {**parts, "loss": torch.stack(weighted).sum()}

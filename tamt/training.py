@@ -1,9 +1,16 @@
-"""The loop that every training shares: search by mask training or IMP, head warm-up, fine-tuning."""
+"""The loop that every training shares: search by mask training or IMP, head warm-up, fine-tuning.
+
+No step waits for the device. Whether the loss and the gradient were finite is known there alone, so there it is decided
+that a step changes nothing (`LossScale`), and told where the run waits anyway: where a loss is read, and before
+anything is saved or evaluated.
+"""
 
 import ctypes
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -16,15 +23,111 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_linear_schedule_with_warmup
 
+import tamt_kernels as tk
 from tamt import termination
+from tamt.data.prefetch import prefetch
 from tamt.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_GRADIENT_NORM = 1.0
+FIRST_LOSS_SCALE = 2.0**16
+GROWTH_INTERVAL = 2000
 
 
 class NonFiniteError(UserError):
-    """The loss became NaN or infinite; nothing was updated with it."""
+    """The loss or the gradient became NaN or infinite at the step after `last_good`; nothing was updated from there on.
+
+    What trains and the optimizer are as they were after step `last_good`, even if the error is told some steps later.
+    """
+
+    def __init__(self, message: str, last_good: int) -> None:
+        super().__init__(message)
+        self.last_good = last_good
+
+
+class LossScale:
+    """What the loss is multiplied by, and what becomes of a step that is not finite; all of it on the device.
+
+    In fp16 the scale starts at 2¹⁶, doubles after 2,000 good steps in a row, and halves at a bad one, which is left
+    out. In fp32 and bf16 it is 1. Below 1 the run has failed, in fp32 and bf16 at its first bad step: from then on
+    every step is left out, so that the last good state is still there when `check` tells of it. It takes the place of
+    `accelerator.scaler`, as torch's GradScaler waits for the device at every step.
+    """
+
+    def __init__(self, device: torch.device, dynamic: bool) -> None:
+        self.scale = torch.full((), FIRST_LOSS_SCALE if dynamic else 1.0, device=device)
+        self._dynamic = dynamic
+        self._good = torch.zeros((), device=device)  # good steps since the scale changed
+        self._last = torch.zeros(3, device=device)  # the last step before the failure: number, loss, norm
+
+    def of_step(self, loss: Tensor) -> Tensor:
+        """What to divide the gradient of a step with this loss by; NaN, which leaves the step out, if it is bad."""
+        return torch.where(loss.isfinite() & (self.scale >= 1), self.scale, torch.nan)
+
+    def update(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        """Take notice of a step: its number, its loss and the norm of its gradient, 0-dim."""
+        going, good = self.scale >= 1, loss.isfinite() & norm.isfinite()
+        self._last = torch.where(going, torch.stack([torch.full_like(norm, step), loss, norm]), self._last)
+        self._good = torch.where(good, self._good + 1, 0)
+        grown = good & (self._good >= GROWTH_INTERVAL) & self._dynamic
+        self._good = torch.where(grown, 0, self._good)
+        self.scale = self.scale * torch.where(good, torch.where(grown, 2.0, 1.0), torch.where(going, 0.5, 1.0))
+
+    def check(self) -> None:
+        """Wait for the device. Raises NonFiniteError, once, if the run has failed."""
+        scale, step, loss, norm = torch.cat([self.scale[None], self._last]).tolist()
+        if scale >= 1:
+            return
+        self.scale = torch.ones_like(self.scale)
+        what, value = ("norm of the gradient", norm) if math.isfinite(loss) else ("loss", loss)
+        raise NonFiniteError(
+            f"the {what} became {value} at step {step:.0f}, so the run stopped there and the last good checkpoint is "
+            "kept; start again with a lower --lr or with --precision fp32",
+            int(step) - 1,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The scale and the good steps since it changed."""
+        return {"scale": self.scale, "good": self._good}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave."""
+        self.scale, self._good = (state[name].to(self.scale.device) for name in ("scale", "good"))
+
+
+class ClippedAdamW(AdamW):
+    """torch's fused AdamW with the step of `tk.MaskAdamW`: clips, leaves out what is not finite, waits for nothing."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None, *, scale: Tensor) -> Tensor:  # type: ignore[override]
+        """Take a step with gradients that are `scale` times too large, 0-dim; return their norm as it should be."""
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads) / scale
+        torch._foreach_mul_(grads, (MAX_GRADIENT_NORM / (norm + 1e-6)).clamp(max=1.0) / scale)
+        self.found_inf = (~norm.isfinite()).float()  # which the fused kernel looks at
+        super().step()
+        return norm
+
+
+class Figures(Mapping[str, float]):
+    """The parts of a step's loss, 0-dim tensors, as numbers that are waited for when they are read.
+
+    Reading one raises NonFiniteError if the run has failed.
+    """
+
+    def __init__(self, parts: Mapping[str, Tensor], check: Callable[[], None]) -> None:
+        self._parts, self._check = parts, check
+
+    def __getitem__(self, name: str) -> float:
+        self._check()
+        return self._parts[name].item()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
 
 
 def make_accelerator(precision: Precision, accumulation: int, seed: int) -> Accelerator:
@@ -42,6 +145,7 @@ def make_accelerator(precision: Precision, accumulation: int, seed: int) -> Acce
     AcceleratorState._reset_state()
     mixed_precision = "no" if precision == "fp32" else precision
     accelerator = Accelerator(mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation)
+    accelerator.scaler = LossScale(accelerator.device, precision == "fp16")
     if accelerator.device.type == "cpu":
         _keep_freed_memory()
     return accelerator
@@ -57,33 +161,45 @@ def _keep_freed_memory() -> None:
         mallopt(m_trim_threshold, one_gigabyte)
 
 
+def compute_dtype(accelerator: Accelerator) -> torch.dtype:
+    """The type that autocast computes in."""
+    return DTYPES[accelerator.mixed_precision]
+
+
 def make_optimizer(
     parameters: Iterable[Tensor], lr: float, steps: int, weight_decay: float = 0.0
-) -> tuple[AdamW, LRScheduler]:
+) -> tuple[ClippedAdamW, LRScheduler]:
     """AdamW (β 0.9/0.999, ε 1e-8) with a learning rate that falls linearly from `lr` to 0 over `steps`."""
-    optimizer = AdamW(list(parameters), lr=lr, weight_decay=weight_decay, fused=True)
+    optimizer = ClippedAdamW(list(parameters), lr=lr, weight_decay=weight_decay, fused=True)
     return optimizer, get_linear_schedule_with_warmup(optimizer, 0, steps)
 
 
 def training_state(accelerator: Accelerator, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any]:
-    """What a checkpoint needs to go on exactly, beside what trains: moments, schedule, generators, fp16 loss scale."""
+    """What a checkpoint needs to go on exactly, beside what trains: moments, schedule, generators, loss scale.
+
+    Raises:
+        NonFiniteError: a step before was bad; the second call then gives the state of the last good one.
+    """
+    accelerator.scaler.check()
     return {
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
         "generators": generator_states(),
-        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
+        "loss_scale": accelerator.scaler.state_dict(),
     }
 
 
 def restore_training(
     checkpoint: Mapping[str, Any], accelerator: Accelerator, optimizer: Optimizer, schedule: LRScheduler
 ) -> None:
-    """Put back what `training_state` saved."""
+    """Put back what `training_state` saved, and the schedule to the checkpoint's `step`."""
     optimizer.load_state_dict(checkpoint["optimizer"])
     schedule.load_state_dict(checkpoint["schedule"])
+    # A bad step is told later, and until then the schedule has moved on.
+    schedule.last_epoch = checkpoint["step"] - 1
+    schedule.step()
     restore_generators(checkpoint["generators"])
-    if accelerator.scaler:
-        accelerator.scaler.load_state_dict(checkpoint["scaler"])
+    accelerator.scaler.load_state_dict(checkpoint["loss_scale"])
 
 
 def generator_states() -> dict[str, Any]:
@@ -110,70 +226,59 @@ def restore_generators(states: Mapping[str, Any]) -> None:
 def training_steps(
     accelerator: Accelerator,
     model: torch.nn.Module,
-    optimizer: Optimizer,
+    optimizer: ClippedAdamW | tk.MaskAdamW,
     schedule: LRScheduler,
     batches: Iterator[Any],
     loss: Callable[[Any], Mapping[str, Tensor]],
     first: int,
     last: int,
-) -> Iterator[tuple[int, dict[str, float]]]:
+    **options: Any,
+) -> Iterator[tuple[int, Figures]]:
     """Train from optimizer step `first` to `last`, both counted, and yield after each one.
 
     A step takes `accelerator.gradient_accumulation_steps` batches, clips the gradient norm at 1.0, updates, and moves
     the schedule on. What belongs to a method (thresholds, pruning, logging, evaluation, saving) is done by the caller
     between two steps; leaving the loop early is allowed.
 
+    A step whose loss or gradient is not finite changes nothing, nor do any after it (in fp16 not before the loss scale
+    has fallen below 1, see `LossScale`). NonFiniteError tells of it where a loss is read, by `training_state`, and by
+    `accelerator.scaler.check()`, which a caller calls before it saves or evaluates anything. So what is saved then is
+    the state of the last good step, whose number the error knows.
+
     Args:
         accelerator: see `make_accelerator`; `optimizer` need not be prepared.
         model: set to train mode before every step, so the caller may evaluate in between.
-        optimizer: over the parameters that train.
+        optimizer: over what trains.
         schedule: of the learning rate, moved on once a step.
-        batches: batches on the CPU or already on the device, as many as the steps need.
+        batches: batches, as many as the steps need; made ahead of time in a thread of their own (`prefetch`).
         loss: gives the parts of a batch's share in the step's loss; `loss` is the one that is minimised. The shares
             of the batches of a step are added up.
         first: number of the first step, from 1.
         last: number of the last step.
+        options: of the optimizer's step.
 
     Yields:
-        The step's number and each part of the loss.
-
-    Raises:
-        NonFiniteError: before anything was updated with the loss.
+        The step's number and each part of the loss, which is waited for where it is read.
     """
     accumulation = accelerator.gradient_accumulation_steps
     scaler = accelerator.scaler
-    for step in range(first, last + 1):
-        termination.check(step - 1)
-        model.train()
-        sums: dict[str, float] = {}
-        for _ in range(accumulation):
-            with accelerator.autocast():
-                parts = loss(next(batches))
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value.item()
-            if not math.isfinite(sums["loss"]):
-                optimizer.zero_grad()
-                raise NonFiniteError(_non_finite("loss", sums["loss"], step))
-            (scaler.scale(parts["loss"]) if scaler else parts["loss"]).backward()
-        if scaler:
-            scaler.unscale_(optimizer)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
-        if not scaler and not math.isfinite(norm):
+    with closing(prefetch(islice(batches, (last + 1 - first) * accumulation), accelerator.device)) as ready:
+        for step in range(first, last + 1):
+            try:
+                termination.check(step - 1)
+            except termination.Terminated:
+                scaler.check()
+                raise
+            model.train()
+            sums: dict[str, Tensor] = {}
+            for _ in range(accumulation):
+                with accelerator.autocast():
+                    parts = loss(next(ready))
+                for name, value in parts.items():
+                    sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+                (parts["loss"] * scaler.scale).backward()
+            norm = optimizer.step(scale=scaler.of_step(sums["loss"]), **options)
+            scaler.update(step, sums["loss"], norm)
             optimizer.zero_grad()
-            raise NonFiniteError(_non_finite("norm of the gradient", norm.item(), step))
-        if scaler:
-            scaler.step(optimizer)
-            scaler.update()
-        else:
-            optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        yield step, sums
-
-
-def _non_finite(what: str, value: float, step: int) -> str:
-    return (
-        f"the {what} became {value} at step {step}, so the run stopped there and the last good checkpoint is kept; "
-        "start again with a lower --lr or with --precision fp32"
-    )
+            schedule.step()
+            yield step, Figures(sums, scaler.check)

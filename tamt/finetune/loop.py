@@ -132,6 +132,7 @@ def train_subnetwork(
                     folder.log(step, **parts, lr=float(schedule.get_last_lr()[0]), seconds=time.monotonic() - started)
                     progress.update(step, f"loss {parts['loss']:.4f}{_shown(metric, best)}")
                 if step % eval_every == 0 or last:
+                    job.accelerator.scaler.check()
                     scores = job.evaluate()
                     score = scores[metric]
                     folder.log(step, **{f"dev_{name}": value for name, value in scores.items() if value is not None})
@@ -147,9 +148,8 @@ def train_subnetwork(
                         break
                 if step % save_every == 0 and not last:
                     folder.save_checkpoint(step, state())
-        except (NonFiniteError, termination.Terminated):
-            # Nothing was updated with the bad loss, so the state is the good one of the step before.
-            folder.save_checkpoint(step, state())
+        except (NonFiniteError, termination.Terminated) as error:
+            folder.save_checkpoint(error.last_good, state())
             raise
     return Outcome(best["score"], best["step"], best["metrics"], score, step, time.monotonic() - started)
 

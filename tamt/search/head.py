@@ -28,7 +28,7 @@ def warm_up_head(search: Search, steps: int) -> None:
         student.encoder.eval()
         with torch.no_grad():
             hidden, _ = encode(student.encoder, batch, hidden_states=False)
-        return {"loss": mlm_loss(student, hidden, batch["labels"], batch["masked_tokens"])}
+        return {"loss": mlm_loss(student, hidden, batch)}
 
     batches = search.batches(1, search.masking)
     with Progress("head warm-up", steps) as progress:

@@ -61,6 +61,7 @@ def iterative_pruning(search: Search) -> list[dict]:
 
     def prune(step: int) -> None:
         nonlocal masks
+        search.accelerator.scaler.check()
         sparsity = min(search.sparsity, (step // interval + 1) / STAGES)
         masks = prune_and_reset(weights, parameters, initial, masks, sparsity)
         optimizer.state.clear()
@@ -84,7 +85,6 @@ def iterative_pruning(search: Search) -> list[dict]:
         done + 1,
         search.steps,
     )
-    step = done
     with Progress(search.method, search.steps, done) as progress, termination.deferred():
         try:
             for step, parts in steps:
@@ -101,8 +101,8 @@ def iterative_pruning(search: Search) -> list[dict]:
                     search.folder.log(step, **{f"dev_{name}": value for name, value in dev.items()})
                 if step % search.save_every == 0 and step != search.steps:
                     search.folder.save_checkpoint(step, state())
-        except (NonFiniteError, termination.Terminated):
-            search.folder.save_checkpoint(step, state())
+        except (NonFiniteError, termination.Terminated) as error:
+            search.folder.save_checkpoint(error.last_good, state())
             raise
     search.save_head()
     return results

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+from transformers import get_linear_schedule_with_warmup
 
 import tamt_kernels as tk
 from tamt import termination
@@ -12,7 +13,14 @@ from tamt.console import Progress
 from tamt.masking import Masks, Ranking, magnitude_masks, masks_of, prunable_weights, random_masks, sparsity_of, wrap
 from tamt.objectives import Losses, Objective
 from tamt.search.setting import MASK_FILE, Search
-from tamt.training import NonFiniteError, make_optimizer, restore_training, training_state, training_steps
+from tamt.training import (
+    MAX_GRADIENT_NORM,
+    NonFiniteError,
+    compute_dtype,
+    restore_training,
+    training_state,
+    training_steps,
+)
 
 Initial = Literal["omp", "random"]
 
@@ -27,8 +35,8 @@ def train_masks(
 ) -> list[dict]:
     """Train all masks of a model together towards a pre-training objective.
 
-    Every weight is frozen; the scores train, and with MLM the MLM head. After every `threshold_every` steps each mask
-    is renewed to exactly its `keep` ones.
+    Every weight is frozen; the scores train, and with MLM the MLM head. After every `threshold_every` steps, and
+    before anything is saved, each mask is renewed to exactly its `keep` ones; in between the masks stay as they are.
 
     Args:
         search: see `Search`; its teacher must be the dense twin of the student.
@@ -36,7 +44,7 @@ def train_masks(
         kd_weight: weight of the KD term beside MLM's 1 in mlm+kd.
         initial: start from the OMP mask (paper eq. 5) or from a random one (paper 4.2.4).
         ranking: rank by the score (eq. 3) or by its absolute value (the text of 3.4.2).
-        threshold_every: steps between two thresholds. The published code's 100-1000 let the sparsity drift.
+        threshold_every: steps between two thresholds, 100-1000 in the published code.
 
     Raises:
         NonFiniteError, Terminated: after a checkpoint of the last good state was saved.
@@ -54,7 +62,13 @@ def train_masks(
         first_masks = random_masks(weights, search.sparsity, search.seed)
     masked = wrap(encoder, first_masks, ranking)
     scores = {name: module.score for name, module in masked.items()}
-    optimizer, schedule = make_optimizer([*scores.values(), *head.values()], search.lr, search.schedule_steps)
+    dtype = compute_dtype(search.accelerator)
+    optimizer = tk.MaskAdamW(masked.values(), head.values(), lr=search.lr, max_norm=MAX_GRADIENT_NORM, dtype=dtype)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, search.schedule_steps)
+    # Frozen like the embedding, the decoder needs no copy of it now, but in half precision one that autocast would
+    # make at every step.
+    decoder = student.model.get_output_embeddings()
+    decoder.weight = torch.nn.Parameter(encoder.get_input_embeddings().weight.to(dtype), requires_grad=False)
     trained = {**{f"score {name}": score for name, score in scores.items()}, **head}
 
     def state() -> dict[str, Any]:
@@ -67,24 +81,27 @@ def train_masks(
         with torch.no_grad():
             for name, tensor in trained.items():
                 tensor.copy_(checkpoint["trained"][name])
-        restore_training(checkpoint, search.accelerator, optimizer, schedule)
         tk.update_masks(masked.values())
+        restore_training(checkpoint, search.accelerator, optimizer, schedule)
 
     done = search.folder.resume(restore)
     losses = Losses(objective, student, search.teacher, kd_weight)
     batches = search.batches(done + 1, search.masking if "mlm" in objective else None)
+    renew = threshold_every == 1
     steps = training_steps(
-        search.accelerator, student.model, optimizer, schedule, batches, losses, done + 1, search.steps
+        search.accelerator, student.model, optimizer, schedule, batches, losses, done + 1, search.steps, renew=renew
     )
-    step = done
+    masks = first_masks if done == 0 else masks_of(masked)
     with Progress(search.method, search.steps, done) as progress, termination.deferred():
         try:
             for step, parts in steps:
                 last = step == search.steps
-                if step % threshold_every == 0 or last or step in search.save_at:
+                saves = step % search.save_every == 0
+                if not renew and (step % threshold_every == 0 or last or saves or step in search.save_at):
                     tk.update_masks(masked.values())
-                if step % search.log_every == 0 or last:
                     masks = masks_of(masked)
+                if step % search.log_every == 0 or last:
+                    masks = masks_of(masked) if renew else masks
                     figures = {"sparsity": sparsity_of(masks), "changed": _changed(first_masks, masks)}
                     lr = float(schedule.get_last_lr()[0])
                     search.folder.log(step, **parts, **figures, lr=lr, seconds=time.monotonic() - started)
@@ -94,11 +111,10 @@ def train_masks(
                 if search.evaluation_due(step):
                     dev = search.dev_losses()
                     search.folder.log(step, **{f"dev_{name}": value for name, value in dev.items()})
-                if step % search.save_every == 0 and not last:
+                if saves and not last:
                     search.folder.save_checkpoint(step, state())
-        except (NonFiniteError, termination.Terminated):
-            # Nothing was updated with the bad loss, so the state is the good one of the step before.
-            search.folder.save_checkpoint(step, state())
+        except (NonFiniteError, termination.Terminated) as error:
+            search.folder.save_checkpoint(error.last_good, state())
             raise
     masks = masks_of(masked)
     seconds = time.monotonic() - started

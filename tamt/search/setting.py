@@ -17,7 +17,7 @@ from tamt.files import write_atomically
 from tamt.mask_file import MaskInfo, save_masks
 from tamt.masking import Masks, magnitude_masks, random_masks, sparsity_of
 from tamt.models import MaskedLanguageModel
-from tamt.objectives import IGNORED, TokenMasking
+from tamt.objectives import TokenMasking, prepare
 from tamt.run_folder import RunFolder
 
 MASK_FILE = "mask.safetensors"
@@ -55,26 +55,23 @@ class Search:
     results: list[dict] = field(default_factory=list)
 
     def batches(self, first: int, masking: TokenMasking | None) -> Iterator[dict[str, Tensor]]:
-        """Training batches from optimizer step `first` (from 1) on, on the device.
+        """Training batches from optimizer step `first` (from 1) on, prepared, on the CPU.
 
         Those of one step know the tokens of all of them, so that their losses add up to that of one large batch.
         """
         assert self.train_blocks is not None
         count = self.accelerator.gradient_accumulation_steps
         source = train_batches(self.train_blocks, self.batch_size, self.seed, (first - 1) * count, masking)
-        while step := list(islice(source, count)):
-            totals = {"real_tokens": torch.stack([batch["attention_mask"].sum() for batch in step]).sum()}
-            if masking:
-                chosen = torch.stack([(batch["labels"] != IGNORED).sum() for batch in step])
-                totals["masked_tokens"] = chosen.sum().clamp(min=1)
-            for batch in step:
-                device = self.accelerator.device
-                yield {name: tensor.to(device, non_blocking=True) for name, tensor in {**batch, **totals}.items()}
+        while step := [prepare(batch) for batch in islice(source, count)]:
+            counts = ("real_tokens", "masked_tokens") if masking else ("real_tokens",)
+            totals = {name: torch.stack([batch[name] for batch in step]).sum() for name in counts}
+            yield from ({**batch, **totals} for batch in step)
 
     def dev_losses(self) -> dict[str, float]:
         """The student's losses on the dev text, none if there is no dev text. The generators are left as they were."""
         if self.dev_blocks is None or self.teacher is None:
             return {}
+        self.accelerator.scaler.check()
         return dev_losses(self.accelerator, self.student, self.teacher, self.dev_blocks, self.masking, self.batch_size)
 
     def evaluation_due(self, step: int) -> bool:
@@ -83,6 +80,7 @@ class Search:
 
     def save(self, masks: Masks, step: int, name: str, sparsity: float | None = None) -> Path:
         """Write a mask file into the run folder; the pooler's mask is added if asked for."""
+        self.accelerator.scaler.check()
         target = self.sparsity if sparsity is None else sparsity
         if self.pooler is not None:
             weights = {"pooler.dense.weight": self.pooler}

@@ -17,7 +17,7 @@ from tamt.search.imp import STAGES, iterative_pruning, steps_to
 from tamt.search.mask_training import Initial, train_masks
 from tamt.search.oneshot import oneshot
 from tamt.search.setting import HEAD_FILE, Search
-from tamt.training import Precision, make_accelerator
+from tamt.training import Precision, compute_dtype, make_accelerator
 
 Method = Literal["tamt-mlm", "tamt-kd", "tamt-mlm+kd", "imp", "omp", "rand"]
 
@@ -124,7 +124,7 @@ def train(
         dev_blocks, _ = dev_blocks.split(eval_blocks)
     student.model.to(accelerator.device)
     in_place = method not in OBJECTIVES  # these cut the student's own weights, so the teacher needs its own
-    teacher = copy.deepcopy(student.encoder) if in_place else dense_twin(student.encoder)
+    teacher = copy.deepcopy(student.encoder) if in_place else dense_twin(student.encoder, compute_dtype(accelerator))
 
     with RunFolder.start(output, settings, resume, keep) as folder:
         search = Search(

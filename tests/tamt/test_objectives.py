@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import tamt_kernels as tk
 from tamt.masking import apply_masks, magnitude_masks, prunable_weights, wrap
 from tamt.models import dense_twin, load_masked_language_model
-from tamt.objectives import IGNORED, Losses, TokenMasking, kd_loss, mlm_loss
+from tamt.objectives import IGNORED, Losses, TokenMasking, kd_loss, mlm_loss, prepare
 
 
 @pytest.fixture
@@ -57,14 +57,28 @@ def test_mlm_equals_hugging_face_on_masked_positions(family, request, batch) -> 
     hugging_face = student.model(
         input_ids=masked["input_ids"], attention_mask=masked["attention_mask"], labels=masked["labels"]
     ).loss
-    ours = Losses("mlm", student)(masked)
+    ours = Losses("mlm", student)(prepare(masked))
     torch.testing.assert_close(ours["loss"], hugging_face)
     assert torch.equal(ours["mlm"], ours["loss"])
 
 
 def test_mlm_of_no_masked_token_is_zero(tiny_bert, batch) -> None:
     student = load_masked_language_model(str(tiny_bert))
-    assert mlm_loss(student, torch.zeros(4, 12, 32), torch.full((4, 12), IGNORED)).item() == 0
+    plain = prepare({**batch, "labels": torch.full((4, 12), IGNORED)})
+    assert mlm_loss(student, torch.zeros(4, 12, 32), plain).item() == 0
+
+
+def test_what_is_prepared(batch) -> None:
+    masked = TokenMasking(4, 28)(batch, torch.Generator().manual_seed(0))
+    prepared = prepare(masked)
+    chosen = masked["labels"] != IGNORED
+    assert torch.equal(prepared["labels"], masked["labels"][chosen])
+    assert torch.equal(prepared["positions"], torch.arange(48)[chosen.flatten()])
+    assert (prepared["masked_tokens"], prepared["real_tokens"]) == (chosen.sum(), 48)
+    assert "attention_mask" not in prepared
+    padded = prepare({**batch, "attention_mask": torch.tensor([[1] * 12] * 3 + [[1] * 5 + [0] * 7])})
+    assert padded["real_tokens"] == 41
+    assert "attention_mask" in padded
 
 
 @pytest.mark.parametrize("family", ["tiny_bert", "tiny_roberta"])
@@ -79,7 +93,7 @@ def test_the_decoder_is_dense_and_frozen_while_the_embedding_is_masked(family, r
     decoder = student.model.get_output_embeddings()
     assert id(decoder.weight) not in {id(p) for p in head.values()}
     optimizer = torch.optim.AdamW([*head.values(), *(m.score for m in masked.values())], lr=0.1)
-    Losses("mlm", student)(TokenMasking(4, 28)(batch, torch.Generator().manual_seed(0)))["loss"].backward()
+    Losses("mlm", student)(prepare(TokenMasking(4, 28)(batch, torch.Generator().manual_seed(0))))["loss"].backward()
     optimizer.step()
     tk.update_masks(masked.values())
     assert decoder.weight.grad is None
@@ -99,13 +113,13 @@ def test_the_decoder_stays_dense_when_the_embedding_is_cut_in_place(tiny_bert) -
 def test_kd_is_the_mean_over_layers_and_real_tokens() -> None:
     generator = torch.Generator().manual_seed(0)
     teacher, student = (tuple(torch.randn(2, 3, 8, generator=generator) for _ in range(4)) for _ in range(2))
-    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    batch = prepare({"input_ids": torch.zeros(2, 3), "attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])})
     terms = [
         1 - F.cosine_similarity(teacher[layer][i, j], student[layer][i, j], dim=0)
         for layer in (1, 2, 3)
         for i, j in ((0, 0), (0, 1), (1, 0))
     ]
-    torch.testing.assert_close(kd_loss(teacher, student, mask), torch.stack(terms).mean())
+    torch.testing.assert_close(kd_loss(teacher, student, batch), torch.stack(terms).mean())
 
 
 def test_padding_is_outside_the_kd_mean(tiny_bert, batch) -> None:
@@ -115,8 +129,8 @@ def test_padding_is_outside_the_kd_mean(tiny_bert, batch) -> None:
     wrap(student.encoder, magnitude_masks(prunable_weights(student.encoder), 0.7))
     padded = {name: F.pad(tensor, (0, 6), value=True if name == "special" else 0) for name, tensor in batch.items()}
     losses = Losses("kd", student, teacher)
-    torch.testing.assert_close(losses(padded)["loss"], losses(batch)["loss"])
-    assert losses(batch)["loss"].item() > 0.01
+    torch.testing.assert_close(losses(prepare(padded))["loss"], losses(prepare(batch))["loss"])
+    assert losses(prepare(batch))["loss"].item() > 0.01
 
 
 def test_the_teacher_is_dense_in_eval_mode_and_shares_the_weights(tiny_bert, batch) -> None:
@@ -137,7 +151,7 @@ def test_mlm_and_kd_add_up_on_the_same_masked_tokens(tiny_bert, batch) -> None:
     student.model.eval()
     teacher = dense_twin(student.encoder)
     wrap(student.encoder, magnitude_masks(prunable_weights(student.encoder), 0.7))
-    masked = TokenMasking(4, 28)(batch, torch.Generator().manual_seed(0))
+    masked = prepare(TokenMasking(4, 28)(batch, torch.Generator().manual_seed(0)))
     both = Losses("mlm+kd", student, teacher, kd_weight=3.0)(masked)
     torch.testing.assert_close(both["mlm"], Losses("mlm", student)(masked)["loss"])
     torch.testing.assert_close(both["kd"], Losses("kd", student, teacher)(masked)["loss"])
@@ -149,8 +163,8 @@ def test_sums_and_means_agree(tiny_bert, batch) -> None:
     student.model.eval()
     teacher = dense_twin(student.encoder)
     wrap(student.encoder, magnitude_masks(prunable_weights(student.encoder), 0.7))
-    masked = TokenMasking(4, 28)(batch, torch.Generator().manual_seed(0))
-    tokens = {"mlm": int((masked["labels"] != IGNORED).sum()), "kd": int(masked["attention_mask"].sum())}
+    masked = prepare(TokenMasking(4, 28)(batch, torch.Generator().manual_seed(0)))
+    tokens = {"mlm": int(masked["masked_tokens"]), "kd": int(masked["real_tokens"])}
     for objective, count in tokens.items():
         losses = Losses(objective, student, teacher)
         one = torch.ones(())

@@ -99,10 +99,11 @@ def test_masks_along_the_way(run, tmp_path: Path) -> None:
 
 
 def test_an_interval_of_thresholds_renews_only_then(run, tmp_path: Path) -> None:
-    run("tamt-kd", threshold_every=1000, steps=20, save_at=[20])
+    run("tamt-kd", threshold_every=15, steps=30)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    drifted = [line["sparsity"] for line in lines if line["step"] == 10]
-    assert drifted != [pytest.approx(0.6995, abs=1e-4)]
+    changed = {line["step"]: line["changed"] for line in lines if "changed" in line}
+    assert changed[10] == 0
+    assert 0 < changed[20] < changed[30]
     masks, _ = load_masks(tmp_path / "run" / "mask.safetensors")
     assert all(int(mask.sum()) == keep_of(mask.numel(), 0.7) for mask in masks.values())
 
@@ -236,9 +237,10 @@ def test_imp_keeps_a_mask_for_every_sparsity_on_its_way(run, tmp_path: Path) -> 
 # Interruptions
 
 
-@pytest.mark.parametrize("method", ["tamt-mlm+kd", "imp"])
-def test_a_resumed_run_ends_with_the_same_mask(method, run, tmp_path: Path, monkeypatch) -> None:
-    run(method, "alone", steps=40)
+@pytest.mark.parametrize(("method", "options"), [("tamt-mlm+kd", {}), ("tamt-kd", {"threshold_every": 7}), ("imp", {})])
+def test_a_resumed_run_ends_with_the_same_mask(method, options, run, tmp_path: Path, monkeypatch) -> None:
+    options = {"steps": 40, "save_every": 10, **options}
+    run(method, "alone", **options)
     calls = 0
     loss = Losses.__call__
 
@@ -252,8 +254,8 @@ def test_a_resumed_run_ends_with_the_same_mask(method, run, tmp_path: Path, monk
     with monkeypatch.context() as patch:
         patch.setattr(Losses, "__call__", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(method, "stopped", steps=40, save_every=10)
-    result = run(method, "stopped", steps=40, save_every=10, resume=True)
+            run(method, "stopped", **options)
+    result = run(method, "stopped", **options, resume=True)
     alone, resumed = (load_masks(tmp_path / output / "mask.safetensors")[0] for output in ("alone", "stopped"))
     assert all(torch.equal(alone[name], resumed[name]) for name in alone)
     assert result["step"] > 17 or method == "imp"
@@ -262,20 +264,26 @@ def test_a_resumed_run_ends_with_the_same_mask(method, run, tmp_path: Path, monk
 @pytest.mark.parametrize("method", ["tamt-kd", "imp"])
 def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(method, run, tmp_path, monkeypatch) -> None:
     calls = 0
+    good: dict = {}
     loss = Losses.__call__
 
     def poisoned(self, *arguments, **options):
         nonlocal calls
         calls += self.student.model.training
         parts = loss(self, *arguments, **options)
-        return {name: value * torch.nan for name, value in parts.items()} if calls == 8 else parts
+        if calls != 8:
+            return parts
+        good.update({name: tensor.detach().clone() for name, tensor in self.student.model.named_parameters()})
+        return {name: value * torch.nan for name, value in parts.items()}
 
     monkeypatch.setattr(Losses, "__call__", poisoned)
     with pytest.raises(UserError, match="loss became nan at step 8.*checkpoint is kept.*lower --lr"):
-        run(method, save_every=5)
+        run(method)  # and is told at step 10, where the loss is logged
     checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "step-7.checkpoint")
     assert checkpoint["step"] == 7
-    assert all(bool(tensor.isfinite().all()) for tensor in checkpoint["trained"].values())
+    for name, tensor in checkpoint["trained"].items():
+        of_model = name.replace("score ", "bert.").replace("weight", "score") if "score" in name else name
+        assert torch.equal(tensor, good[of_model])
     assert not (tmp_path / "run" / "results.json").exists()
 
 

@@ -1,0 +1,110 @@
+"""The loop that every training shares: what is not finite is left out, and told where the run waits anyway."""
+
+import threading
+
+import pytest
+import torch
+
+from tamt.data.prefetch import prefetch
+from tamt.training import (
+    FIRST_LOSS_SCALE,
+    GROWTH_INTERVAL,
+    LossScale,
+    NonFiniteError,
+    make_accelerator,
+    make_optimizer,
+    training_steps,
+)
+
+CPU = torch.device("cpu")
+ONE, NAN = torch.ones(()), torch.tensor(torch.nan)
+
+
+def train(losses: list[float], dynamic: bool = False):
+    """Minimise w · each of `losses` in turn; return w, the steps and the loss scale."""
+    accelerator = make_accelerator("fp32", 1, 0)
+    scale = accelerator.scaler = LossScale(CPU, dynamic)
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(model.weight)
+    optimizer, schedule = make_optimizer(model.parameters(), 0.1, 1000)
+    batches = ({"x": torch.tensor([[loss]])} for loss in losses)
+    steps = training_steps(
+        accelerator, model, optimizer, schedule, batches, lambda b: {"loss": model(b["x"]).sum()}, 1, len(losses)
+    )
+    return model.weight, steps, scale
+
+
+def test_after_a_bad_step_nothing_changes_until_it_is_told() -> None:
+    weight, steps, _ = train([1.0, 1.0, torch.inf, 1.0, 1.0])
+    seen, told = [], None
+    for _step, parts in steps:
+        seen.append(weight.item())
+        told = parts
+    assert seen[0] > seen[1]
+    assert seen[1:] == [seen[1]] * 4
+    with pytest.raises(NonFiniteError, match="loss became inf at step 3.*lower --lr") as error:
+        told["loss"]
+    assert error.value.last_good == 2
+
+
+def test_a_bad_gradient_is_told_too() -> None:
+    weight, steps, scale = train([1.0, 1.0])
+    weight.register_hook(lambda grad: grad * torch.inf)
+    for _ in steps:
+        pass
+    assert weight.item() == 1
+    with pytest.raises(NonFiniteError, match="norm of the gradient became inf at step 1"):
+        scale.check()
+
+
+def test_fp16_leaves_a_bad_step_out_and_goes_on() -> None:
+    weight, steps, scale = train([1.0, torch.inf, 1.0], dynamic=True)
+    seen = [weight.item() for _ in steps]
+    assert seen[0] == seen[1] > seen[2]
+    scale.check()
+    assert scale.scale == FIRST_LOSS_SCALE / 2
+
+
+def test_the_loss_scale_changes_no_update() -> None:
+    plain, steps, _ = train([0.5, 0.25])
+    list(steps)
+    scaled, steps, _ = train([0.5, 0.25], dynamic=True)
+    list(steps)
+    assert plain.item() == scaled.item()
+
+
+def test_the_loss_scale_grows_and_gives_up() -> None:
+    scale = LossScale(CPU, dynamic=True)
+    for step in range(GROWTH_INTERVAL):
+        scale.update(step, ONE, ONE)
+    assert scale.scale == 2 * FIRST_LOSS_SCALE
+    other = LossScale(CPU, dynamic=True)
+    other.load_state_dict(scale.state_dict())
+    for step in range(1, 18):
+        other.update(step, ONE, NAN)
+        other.check()
+    assert other.scale == 1
+    other.update(18, ONE, NAN)
+    other.update(19, ONE, ONE)
+    with pytest.raises(NonFiniteError, match="at step 18"):
+        other.check()
+    other.check()  # once
+
+
+def test_prefetch_keeps_the_order_and_ends_its_thread() -> None:
+    endless = ({"x": torch.tensor(i)} for i in range(10**9))
+    ready = prefetch(endless, CPU)
+    assert [int(next(ready)["x"]) for _ in range(10)] == list(range(10))
+    ready.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+def test_an_error_of_prefetched_batches_is_raised_where_its_batch_is_due() -> None:
+    def batches():
+        yield {"x": ONE}
+        raise ValueError("torn")
+
+    ready = prefetch(batches(), CPU)
+    assert next(ready)["x"] == 1
+    with pytest.raises(ValueError, match="torn"):
+        next(ready)
