@@ -1,10 +1,12 @@
 """The mask file: one bit an entry in a safetensors container, and the metadata that says what it is."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +18,16 @@ from torch import Tensor
 import tamt_kernels as tk
 from tamt.errors import UserError
 from tamt.files import write_atomically
-from tamt.masking import Masks, sparsity_of
+from tamt.masking import Masks, keep_of, sparsity_of
+from tamt.untrusted import load_tensors
 
 FORMAT = "tamt-mask"
-VERSION = 1
+VERSION = 2
+FIELDS = {"format", "format_version", "model", "method", "sparsity", "seed", "step", "shapes", "kept", "digest"}
+MAX_HEADER = 1 << 24
+"""Bytes of the header that is read at most; BERT-base's has 20 thousand."""
+MAX_ENTRIES = 1 << 31
+"""Of one matrix, as far as the kernels go."""
 PUBLISHED_PREFIXES = ("module.", "bert.", "roberta.", "distilbert.", "electra.")
 
 
@@ -66,13 +74,31 @@ def pack_masks(masks: Mapping[str, Tensor], info: MaskInfo) -> PackedMasks:
     )
 
 
-def save_masks(path: Path, masks: Mapping[str, Tensor], info: MaskInfo) -> None:
+def save_masks(path: Path, masks: Mapping[str, Tensor], info: MaskInfo, exact: bool = False) -> None:
     """Write masks to `path`, atomically: the file is there whole or not at all.
 
     Each mask is stored as ⌈n/8⌉ bytes, bit i % 8 of byte i // 8 the entry with flat index i; BERT-base's 73 matrices
-    take 13.5 MB. The metadata holds the format, its version, `info`, and the shape of every matrix as JSON.
+    take 13.5 MB. The metadata holds the format, its version, `info`, the shape of every matrix and the number of its
+    ones as JSON, and a SHA-256 over all of this and the bits.
+
+    Args:
+        path: replaced if it exists.
+        masks: bool tensors by name.
+        info: where they come from.
+        exact: write nothing unless every mask has exactly the ones of `info.sparsity`, `keep_of`.
+
+    Raises:
+        UserError: a mask is not `exact`.
+        CannotWriteError: see `write_atomically`.
     """
     packed = pack_masks(masks, info)
+    for name, kept in packed.kept.items():
+        keep = keep_of(masks[name].numel(), info.sparsity)
+        if exact and kept != keep:
+            raise UserError(
+                f"{path} is not written: its mask of {name} keeps {kept} entries where a sparsity of {info.sparsity:g} "
+                f"keeps {keep}, which is a fault of tamt or of this machine; report it, and go on with --resume"
+            )
     metadata = {key: str(value) for key, value in asdict(info).items()}
     metadata |= {
         "format": FORMAT,
@@ -80,6 +106,7 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], info: MaskInfo) -> None:
         "shapes": json.dumps(packed.shapes),
         "kept": json.dumps(packed.kept),
     }
+    metadata["digest"] = _digest(metadata, packed.bits)
     write_atomically(path, save(packed.bits, metadata))
 
 
@@ -89,8 +116,12 @@ def load_masks(path: Path) -> tuple[Masks, MaskInfo]:
     A `.pt` file is a dict of bool tensors under names that end in `.weight` or `.weight_mask`; it is read with
     `weights_only=True`, so nothing in it is executed. Its origin is not recorded: method "published", seed and step 0.
 
+    Nothing is believed: names, sizes, shapes and counts are checked before memory is taken for the masks, which is at
+    most eight times the size of the file.
+
     Raises:
-        UserError: the file is missing, truncated, of another format or version, or holds a mask of the wrong size.
+        UserError: the file is missing, damaged in any bit, of another format or version, or claims what it does not
+            hold.
     """
     packed = load_packed(path)
     bits = {name: torch.from_numpy(array) for name, array in packed.bits.items()}
@@ -104,21 +135,16 @@ def load_packed(path: Path) -> PackedMasks:
     if path.suffix in {".pt", ".bin", ".pth"}:
         return pack_masks(*_load_published(path))
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            bits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"the mask file {path} is damaged or no safetensors file ({error}); write it anew with tamt train"
-        ) from error
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} is a safetensors file but no mask; give the mask.safetensors of a run folder")
-    if metadata.get("format_version") != str(VERSION):
-        raise UserError(
-            f"the mask file {path} has format version {metadata.get('format_version')}, this tamt reads {VERSION}; "
-            "install the tamt that wrote it or write it anew"
-        )
-    try:
+        metadata = _metadata(path)
+        if metadata.get("format") != FORMAT:
+            raise UserError(f"{path} is a safetensors file but no mask; give the mask.safetensors of a run folder")
+        if metadata.get("format_version") != str(VERSION):
+            raise UserError(
+                f"the mask file {path} has format version {str(metadata.get('format_version'))[:20]}, this tamt reads "
+                f"{VERSION}; install the tamt that wrote it or write it anew"
+            )
+        if metadata.keys() != FIELDS:
+            raise ValueError(f"its metadata are not {', '.join(sorted(FIELDS))}")
         info = MaskInfo(
             model=metadata["model"],
             method=metadata["method"],
@@ -126,36 +152,86 @@ def load_packed(path: Path) -> PackedMasks:
             seed=int(metadata["seed"]),
             step=int(metadata["step"]),
         )
-        shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
-        kept: dict[str, int] = json.loads(metadata["kept"])
-        found = {name: _count(bits[name], math.prod(shape)) for name, shape in shapes.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        shapes = {name: _shape(name, shape) for name, shape in _object(metadata["shapes"]).items()}
+        bits = _bits(path, shapes)
+        found = {name: int(np.bitwise_count(array).sum()) for name, array in bits.items()}
+        if found != _object(metadata["kept"]):
+            raise ValueError("the numbers of ones are not those in its metadata")
+        if metadata["digest"] != _digest(metadata, bits):
+            raise ValueError("its digest is wrong")
+    except (SafetensorError, OSError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(
-            f"the mask file {path} is damaged: its metadata do not fit its contents ({error}); "
-            "write it anew with tamt train"
+            f"the mask file {path} is damaged or no safetensors file ({' '.join(str(error).split())[:300]}); write it "
+            "anew with tamt train"
         ) from error
-    wrong = [name for name, count in found.items() if count != kept.get(name)]
-    if wrong or bits.keys() != shapes.keys():
-        name = wrong[0] if wrong else sorted(bits.keys() ^ shapes.keys())[0]
-        raise UserError(
-            f"the mask file {path} is damaged: {name} does not hold the number of entries its metadata names; "
-            "write it anew with tamt train"
-        )
-    return PackedMasks(bits, shapes, kept, info)
+    return PackedMasks(bits, shapes, found, info)
 
 
-def _count(bits: NDArray[np.uint8], entries: int) -> int:
-    """How many of the bits are 1. Raises ValueError if they are not those of so many entries."""
-    if bits.dtype != np.uint8 or bits.shape != (-(-entries // 8),):
-        raise ValueError(f"{entries} entries are not held by {bits.dtype} {list(bits.shape)}")
-    if entries % 8 and bits[-1] >> entries % 8:
-        raise ValueError("there are ones after the last entry")
-    return int(np.bitwise_count(bits).sum())
+def _metadata(path: Path) -> dict[str, str]:
+    """The metadata in the header of a safetensors file. Raises ValueError if it is none, or names anything twice."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(path.stat().st_size - 8, MAX_HEADER):
+            raise ValueError(f"its header claims {length} bytes")
+        metadata = _object(file.read(length)).get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata are no strings by name")
+    return metadata
+
+
+def _object(text: str | bytes) -> dict[str, Any]:
+    """A JSON object that names nothing twice: of two values one reader takes the first, another the last."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("it names something twice")
+        return dict(pairs)
+
+    value = json.loads(text, object_pairs_hook=unique)
+    if not isinstance(value, dict):
+        raise ValueError("it holds no names where it should")
+    return value
+
+
+def _shape(name: str, shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, list) or not shape or not all(type(extent) is int and extent > 0 for extent in shape):
+        raise ValueError(f"{name} has no shape")
+    if math.prod(shape) > MAX_ENTRIES:
+        raise ValueError(f"{name} claims {math.prod(shape)} entries")
+    return tuple(shape)
+
+
+def _bits(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.uint8]]:
+    """The bits of each matrix, once all have been found to be there. Raises ValueError if they are not."""
+    with safe_open(path, framework="np") as file:  # which checks that the file has the bytes that its header claims
+        if set(file.keys()) != shapes.keys():
+            raise ValueError("its matrices are not those in its metadata")
+        for name, shape in shapes.items():
+            stored = file.get_slice(name)
+            size = -(-math.prod(shape) // 8)
+            if stored.get_dtype() != "U8" or stored.get_shape() != [size]:
+                raise ValueError(f"{name} is not held by {size} bytes")
+        bits = {name: file.get_tensor(name) for name in shapes}
+    for name, shape in shapes.items():
+        rest = math.prod(shape) % 8
+        if rest and bits[name][-1] >> rest:
+            raise ValueError(f"{name} has ones after its last entry")
+    return bits
+
+
+def _digest(metadata: Mapping[str, str], bits: Mapping[str, NDArray[np.uint8]]) -> str:
+    """The SHA-256 of everything in a mask file but itself, in hexadecimal digits."""
+    told = {key: value for key, value in metadata.items() if key != "digest"}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name in sorted(bits):
+        digest.update(bits[name].tobytes())
+    return digest.hexdigest()
 
 
 def _load_published(path: Path) -> tuple[Masks, MaskInfo]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            content = load_tensors(file)
     except Exception as error:  # torch.load raises nearly anything on a damaged file
         raise UserError(
             f"the mask file {path} cannot be read as a dict of tensors, and nothing in it is executed to find out more "
@@ -164,17 +240,25 @@ def _load_published(path: Path) -> tuple[Masks, MaskInfo]:
     if not isinstance(content, dict) or not content:
         raise UserError(f"the mask file {path} holds no dict of masks; give a mask.pt of bool tensors by name")
     masks: Masks = {}
-    for name, mask in content.items():
+    for number, (name, mask) in enumerate(content.items()):
         if (
-            not isinstance(mask, Tensor)
+            not isinstance(name, str)
+            or not name.endswith((".weight", ".weight_mask"))
+            or not isinstance(mask, Tensor)
             or mask.dtype != torch.bool
-            or not str(name).endswith((".weight", ".weight_mask"))
         ):
             raise UserError(
-                f"the mask file {path} holds {name!r}, which is no bool tensor named ….weight or ….weight_mask; "
-                "remove it or give another file"
+                f"the mask file {path} holds {str(name)[:100]!r}, which is no bool tensor named ….weight or "
+                "….weight_mask; remove it or give another file"
             )
-        masks[_plain_name(str(name))] = mask
+        masks[_plain_name(name)] = mask
+        # A stride of 0, a storage that is shared or a device without memory makes masks of any size out of one byte.
+        entries = sum(mask.numel() for mask in masks.values())
+        held = mask.layout == torch.strided and mask.device.type == "cpu" and 0 < mask.numel() <= MAX_ENTRIES
+        if not held or entries > path.stat().st_size or len(masks) <= number:
+            raise UserError(
+                f"the mask file {path} does not hold each entry of {name[:100]!r} once; save the masks as plain tensors"
+            )
     return masks, MaskInfo(model="unknown", method="published", sparsity=round(sparsity_of(masks), 6), seed=0, step=0)
 
 

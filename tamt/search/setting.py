@@ -89,7 +89,7 @@ class Search:
             )
             masks = {**masks, **one_shot}
         path = self.folder.path / name
-        save_masks(path, masks, MaskInfo(self.model, self.method, target, self.seed, step))
+        save_masks(path, masks, MaskInfo(self.model, self.method, target, self.seed, step), exact=True)
         return path
 
     def save_head(self, name: str = HEAD_FILE) -> None:

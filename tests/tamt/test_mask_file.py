@@ -1,12 +1,18 @@
 """The mask file: what goes in comes out, and what is broken is refused by name."""
 
+import json
+import tracemalloc
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from transformers import BertConfig, BertForMaskedLM
 
+from tamt import mask_file
 from tamt.errors import UserError
 from tamt.files import CannotWriteError
 from tamt.mask_file import MaskInfo, load_masks, save_masks
@@ -75,10 +81,121 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, masks) -> None:
         load_masks(path)
 
 
+def rewrite(path: Path, **changed: str | None) -> None:
+    """Change metadata of a mask file, None to leave one out, as one would who knows the format; the digest fits."""
+    with safe_open(path, framework="np") as file:
+        metadata = {**file.metadata(), **changed}
+        bits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    metadata = {key: value for key, value in metadata.items() if value is not None}
+    if "digest" not in changed:
+        metadata["digest"] = mask_file._digest(metadata, bits)
+    save_file(bits, path, metadata)
+
+
+SHAPES = {"a.weight": [7, 5], "b.weight": [16, 8], "c.weight": [1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"digest": "0" * 64}, "digest is wrong"),
+        ({"seed": None}, "metadata are not"),
+        ({"colour": "red"}, "metadata are not"),
+        ({"sparsity": "many"}, "many"),
+        ({"step": "9" * 5000}, "damaged"),
+        ({"shapes": "[" * 100_000}, "damaged"),
+        ({"shapes": json.dumps({**SHAPES, "a.weight": [10**6, 10**6]})}, r"claims 1000000000000 entries"),
+        ({"shapes": json.dumps({**SHAPES, "a.weight": [10**4, 10**4]})}, r"not held by 12500000 bytes"),
+        ({"shapes": json.dumps({**SHAPES, "a.weight": [-7, -5]})}, "has no shape"),
+        ({"shapes": json.dumps({**SHAPES, "a.weight": [35.0]})}, "has no shape"),
+        ({"shapes": json.dumps({**SHAPES, "a.weight": []})}, "has no shape"),
+        ({"shapes": json.dumps({**SHAPES, "d.weight": [1]})}, "matrices are not those"),
+        ({"shapes": json.dumps({"a.weight": [7, 5]})}, "matrices are not those"),
+        ({"shapes": json.dumps(SHAPES)[:-1] + ', "c.weight": [1, 1]}'}, "twice"),
+        ({"kept": json.dumps(dict.fromkeys(SHAPES, 1))}, "numbers of ones"),
+        ({"format_version": "1"}, "format version 1, this tamt reads 2"),
+        ({"format_version": "9" * 10**6}, "format version 9"),
+    ],
+)
+def test_metadata_that_do_not_fit_are_refused(tmp_path: Path, masks, changed: dict, message: str) -> None:
+    path = tmp_path / "mask.safetensors"
+    save_masks(path, masks, INFO)
+    rewrite(path)
+    load_masks(path)
+    rewrite(path, **changed)
+    with pytest.raises(UserError, match=message) as raised:
+        load_masks(path)
+    assert len(str(raised.value)) < 1000
+    assert "\n" not in str(raised.value)
+
+
+def test_ones_in_the_padding_are_refused(tmp_path: Path, masks) -> None:
+    path = tmp_path / "mask.safetensors"
+    save_masks(path, masks, INFO)
+    with safe_open(path, framework="np") as file:
+        bits = {name: file.get_tensor(name) for name in masks}
+        metadata = file.metadata()
+    bits["a.weight"][-1] |= 0x80  # of 35 entries
+    save_file(bits, path, {**metadata, "digest": mask_file._digest(metadata, bits)})
+    with pytest.raises(UserError, match=r"a\.weight has ones after its last entry"):
+        load_masks(path)
+
+
+def header(path: Path, text: str) -> None:
+    path.write_bytes(len(text).to_bytes(8, "little") + text.encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"__metadata__": {"format": "tamt-mask", "format": "tamt-mask"}}',
+        '{"__metadata__": {}, "__metadata__": {"format": "tamt-mask"}}',
+        '{"__metadata__": {"format": 1}}',
+        '{"__metadata__": []}',
+        "[]",
+        "[" * 100_000,
+        "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
+    ],
+)
+def test_headers_that_say_two_things_or_nothing_are_refused(tmp_path: Path, text: str) -> None:
+    header(tmp_path / "mask.safetensors", text)
+    with pytest.raises(UserError, match="damaged"):
+        load_masks(tmp_path / "mask.safetensors")
+
+
+@pytest.mark.parametrize("claim", ["header", "tensor"])
+def test_a_header_that_claims_what_is_not_there_takes_no_memory(tmp_path: Path, claim: str) -> None:
+    path = tmp_path / "mask.safetensors"
+    if claim == "header":
+        path.write_bytes((10**12).to_bytes(8, "little") + b"{}")
+    else:
+        fields = {**dict.fromkeys(mask_file.FIELDS, "1"), "format": "tamt-mask", "format_version": "2"}
+        fields |= {"shapes": '{"a.weight": [1000000000]}', "kept": '{"a.weight": 1}'}
+        tensor = {"dtype": "U8", "shape": [125_000_000], "data_offsets": [0, 125_000_000]}
+        header(path, json.dumps({"__metadata__": fields, "a.weight": tensor}))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="damaged"):
+        load_masks(path)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_an_inexact_mask_is_not_saved(tmp_path: Path) -> None:
+    path = tmp_path / "mask.safetensors"
+    masks = {"a.weight": torch.arange(10) < 3, "b.weight": torch.arange(20).view(4, 5) < 7}
+    save_masks(path, masks, INFO)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"mask of b\.weight keeps 7 entries where a sparsity of 0\.7 keeps 6"):
+        save_masks(path, masks, INFO, exact=True)
+    assert path.read_bytes() == before
+    masks["b.weight"][1, 1] = False
+    save_masks(path, masks, INFO, exact=True)
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no mask file"):
         load_masks(tmp_path / "none.safetensors")
-    save_file({"a": torch.zeros(3)}, tmp_path / "model.safetensors")
+    save_file({"a": np.zeros(3)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="no mask"):
         load_masks(tmp_path / "model.safetensors")
 
@@ -110,6 +227,39 @@ def test_nothing_in_a_mask_pt_is_executed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing in it is executed"):
         load_masks(tmp_path / "mask.pt")
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a.weight": torch.ones(1, dtype=torch.bool).expand(10**6, 10**6)},
+        {"a.weight": torch.empty(10**6, 10**6, dtype=torch.bool, device="meta")},
+        {"a.weight": torch.ones(3, 3, dtype=torch.bool).to_sparse()},
+        {"a.weight": torch.ones(0, 3, dtype=torch.bool)},
+        {"a.weight": torch.ones(3, dtype=torch.bool), "bert.a.weight": torch.zeros(3, dtype=torch.bool)},
+        dict.fromkeys([f"{i}.weight" for i in range(1000)], torch.ones(1000, dtype=torch.bool)),
+    ],
+)
+def test_a_mask_pt_that_claims_what_it_does_not_hold_is_refused(tmp_path: Path, content) -> None:
+    torch.save(content, tmp_path / "mask.pt")
+    with pytest.raises(UserError, match="does not hold each entry"):
+        load_masks(tmp_path / "mask.pt")
+
+
+def test_a_mask_pt_of_records_that_grow_or_of_an_old_kind_is_refused(tmp_path: Path) -> None:
+    content = {"a.weight": torch.zeros(10_000, dtype=torch.bool)}
+    torch.save(content, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for name in plain.namelist():
+            small.writestr(name, plain.read(name))
+    torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    load_masks(tmp_path / "plain.pt")
+    for name in ("small.pt", "old.pt"):
+        with pytest.raises(UserError, match="cannot be read as a dict of tensors"):
+            load_masks(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [{}, [1], {"a.weight": torch.ones(3)}, {"a": torch.ones(3, dtype=torch.bool)}])
