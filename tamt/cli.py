@@ -22,6 +22,7 @@ COMMANDS = {
     "finetune": ("tamt.finetune", "fine-tune a subnetwork or the full model on a task"),
     "evaluate": ("tamt.evaluate", "measure the MLM and KD loss of a subnetwork"),
     "compare": ("tamt.compare", "compare masks: similarity and sparsity, per matrix and over all"),
+    "export": ("tamt.export", "write a subnetwork as a plain Hugging Face model"),
     "demo": ("tamt.demo", "find and fine-tune winning tickets of a small real model"),
 }
 USAGE = "usage: tamt COMMAND [options]    tamt COMMAND --help    tamt --version\n\n" + "\n".join(

@@ -161,10 +161,22 @@ def _load_fresh(factory: Any, name: str, **options: Any) -> PreTrainedModel:
     return model
 
 
+def load_encoder(name: str) -> tuple[PreTrainedModel, set[str]]:
+    """The model `name` without a head, fp32, and what of it (its pooler, say) the checkpoint lacks and is random.
+
+    Raises:
+        UserError: the model cannot be had, or has no prunable matrix.
+    """
+    encoder, info = _load_model(AutoModel, name)
+    missing = _check_complete(encoder, info["missing_keys"], name)
+    prunable_modules(encoder)
+    return encoder, missing
+
+
 def load_pooler(name: str) -> Tensor:
     """The weight of the pooler of the model `name`, [width, width]. Raises UserError if it has none."""
-    encoder, info = _load_model(AutoModel, name)
-    if "pooler.dense.weight" in info["missing_keys"]:
+    encoder, missing = load_encoder(name)
+    if f"{POOLER}.weight" in missing:
         raise UserError(f"the checkpoint {name!r} has no trained pooler to prune; leave --prune-pooler out")
     return prunable_modules(encoder, pooler=True)[POOLER].weight.detach()
 

@@ -1,0 +1,66 @@
+"""`tamt export`: a subnetwork before fine-tuning as a plain model that transformers opens without this package."""
+
+import shutil
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tamt.console import say
+from tamt.errors import UserError
+from tamt.files import sync_tree, telling
+from tamt.mask_file import load_masks
+from tamt.masking import apply_masks, sparsity_of
+from tamt.models import load_encoder, load_masked_language_model, load_tokenizer
+
+
+def export(model: str, mask: Path, output: Path) -> dict:
+    """Write the subnetwork m ⊙ θ0 in Hugging Face form: dense, with zeros where the mask prunes.
+
+    With the MLM head where the checkpoint has one; its decoder stays the dense pre-trained embedding, as in mask
+    training, so the weights are not tied.
+
+    Args:
+        model: hub name or folder of the pre-trained model, or "demo".
+        mask: mask file of the subnetwork.
+        output: new folder for the model and its tokenizer.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"the output {output} is not empty and nothing in it is overwritten; give a new --output")
+    masks, info = load_masks(mask)
+    encoder, missing = load_encoder(model)
+    apply_masks(encoder, masks)
+    tokenizer = load_tokenizer(model)
+    trained = {name: tensor for name, tensor in encoder.state_dict().items() if name not in missing}
+    heads = load_masked_language_model(model)
+    with_head = not heads.fresh_head
+    exported, state = _under_head(heads.model, trained) if with_head else (encoder, trained)
+    # Beside the output under another name, and renamed when it is whole.
+    fresh = output.with_name(f".{output.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    with telling(output):
+        exported.save_pretrained(fresh, state_dict=state)
+        tokenizer.save_pretrained(fresh)
+        sync_tree(fresh)
+        fresh.rename(output)
+    say(f"the subnetwork is in {output}; open it with transformers' AutoModel or as the --model of a command")
+    result = {
+        "model": model,
+        "method": info.method,
+        "sparsity": round(sparsity_of(masks), 6),
+        "mask": str(mask),
+        "mlm_head": with_head,
+        "output": str(output),
+    }
+    return {"results": [result]}
+
+
+def _under_head(model: PreTrainedModel, encoder: dict[str, Tensor]) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """The model with its MLM head and the tensors to save: its own, with those of the masked `encoder` in their place.
+
+    The pooler is saved too, which a model with an MLM head lacks but a classifier begins with.
+    """
+    model.config.tie_word_embeddings = False
+    masked = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in encoder.items()}
+    # Cloned: of tensors that share memory, such as the two names of the output bias, only one would be saved.
+    return model, {name: tensor.clone() for name, tensor in (model.state_dict() | masked).items()}
