@@ -7,6 +7,7 @@ import sys
 from argparse import ArgumentError, HelpFormatter
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -21,6 +22,7 @@ COMMANDS = {
     "train": ("tamt.search", "search a winning ticket: find the mask of a subnetwork"),
     "finetune": ("tamt.finetune", "fine-tune a subnetwork or the full model on a task"),
     "evaluate": ("tamt.evaluate", "measure the MLM and KD loss of a subnetwork"),
+    "sweep": ("tamt.sweep", "do all searches and fine-tunings of a study"),
     "compare": ("tamt.compare", "compare masks: similarity and sparsity, per matrix and over all"),
     "export": ("tamt.export", "write a subnetwork as a plain Hugging Face model"),
     "demo": ("tamt.demo", "find and fine-tune winning tickets of a small real model"),
@@ -34,8 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command line, that of the process by default.
 
     Returns:
-        The exit code: 0; 2 where the request or its input is wrong, or a file cannot be written; 130 after an
-        interrupt; 143 after SIGTERM.
+        The exit code: 0; 1 where runs of a sweep failed; 2 where the request or its input is wrong, or a file cannot be
+        written; 130 after an interrupt; 143 after SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["-h"], ["--help"]):
@@ -54,10 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
     except termination.Terminated as error:
         saved = f"step {error.last_good} is saved: the same command with --resume goes on from it"
         general = "what was saved is kept: give the same command again, with --resume if it was a run"
-        print(f"tamt {name}: terminated, and {saved if error.last_good else general}", file=sys.stderr)
+        said = str(error) or f"terminated, and {saved if error.last_good else general}"
+        print(f"tamt {name}: {said}", file=sys.stderr)
         return termination.EXIT_CODE
-    except KeyboardInterrupt:
-        print(f"tamt {name}: interrupted; the last checkpoint is kept, --resume goes on from it", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "interrupted; the last checkpoint is kept, --resume goes on from it"
+        print(f"tamt {name}: {said}", file=sys.stderr)
         return 130
 
 
@@ -78,15 +82,15 @@ def _run(name: str, arguments: list[str]) -> int:
         from tamt.console import show
 
         show(results["results"])
-    return 0
+    return 1 if results.get("failed") else 0
 
 
 def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict[str, Any]:
     """The keyword arguments for `command` from a command line and the YAML file that `--config` names in it.
 
     Options are the parameters, with dashes; their help is the docstring's. `list` parameters take several values,
-    lists of int one value with commas, bool ones none; a list that comes first takes no flag. A parameter without
-    default is required.
+    lists of int one value with commas, bool ones none; a list or a needed path that comes first takes no flag. A
+    parameter without default is required.
 
     Raises:
         UserError: an option or a value is wrong, here or in the YAML file.
@@ -110,6 +114,8 @@ def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict
             parser.add_argument(flag, action="store_true", help=help_text)
         elif number == 0 and get_origin(kind) is list:
             parser.add_argument(key, nargs="+", type=get_args(kind)[0], help=help_text)
+        elif number == 0 and needed and kind is Path:
+            parser.add_argument(key, type=Path, help=help_text)
         else:
             required += [key] * needed
             default = None if needed else parameter.default

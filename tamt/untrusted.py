@@ -14,7 +14,7 @@ MAX_YAML = 1 << 20
 """Bytes of a YAML file. Ours have some hundreds; a study of thousands of runs has less than this."""
 
 
-class _PlainLoader(yaml.SafeLoader):
+class PlainLoader(yaml.SafeLoader):
     """YAML's safe loader without aliases: nine of nine each make a gigabyte out of one line."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -28,7 +28,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_YAML:
             raise yaml.YAMLError(f"it is larger than {MAX_YAML >> 20} MB")
-        content = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)  # a subclass of the safe loader
+        content = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)  # a subclass of the safe loader
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a YAML file") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:

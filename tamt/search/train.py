@@ -96,11 +96,7 @@ def train(
     """
     settings = {name: value for name, value in locals().items() if name != "resume"}
     _check(settings)
-    schedule_steps = steps or SCHEDULE_STEPS
-    if method == "imp":
-        run_steps = steps_to(sparsity, schedule_steps)
-    else:
-        run_steps = steps or min(PAPER_STEPS.items(), key=lambda item: abs(item[0] - sparsity))[1]
+    run_steps = last_step(method, sparsity, steps)
     if late := [step for step in save_at or [] if step > run_steps]:
         raise UserError(f"--save-at {late[0]} lies after the last step, {run_steps}; ask for earlier steps")
     if lr is None and method in LEARNING_RATES:
@@ -138,7 +134,7 @@ def train(
             seed=seed,
             batch_size=batch_size,
             steps=run_steps,
-            schedule_steps=schedule_steps,
+            schedule_steps=steps or SCHEDULE_STEPS,
             lr=lr or 0.0,
             log_every=log_every,
             eval_every=eval_every,
@@ -165,6 +161,13 @@ def train(
         folder.finish({"results": results})
     say(f"the mask is in {results[-1]['mask']}")
     return {"results": results}
+
+
+def last_step(method: Method, sparsity: float, steps: int | None) -> int:
+    """The optimizer step after which a search has its mask, for `steps` of schedule, the paper's if None."""
+    if method == "imp":
+        return steps_to(sparsity, steps or SCHEDULE_STEPS)
+    return steps or min(PAPER_STEPS.items(), key=lambda item: abs(item[0] - sparsity))[1]
 
 
 def _check(settings: dict) -> None:

@@ -1,0 +1,228 @@
+"""`tamt sweep`: from a study file to the folders of all its runs."""
+
+import fcntl
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from tamt.console import console, say
+from tamt.errors import UserError, check_positive
+from tamt.files import write_atomically
+from tamt.sweep.clock import Clock, duration
+from tamt.sweep.engine import Engine, Here, OnRay
+from tamt.sweep.plan import Plan, Run, make_plan
+from tamt.sweep.runs import Found, drop_model, look, move_aside
+from tamt.sweep.study import load_study
+from tamt.sweep.table import TABLE, summary, table, write_table
+from tamt.termination import Terminated
+
+LOCK = ".sweep.lock"
+
+
+def sweep(
+    study: Path,
+    output: Path | None = None,
+    data_dir: Path | None = None,
+    engine: Literal["here", "ray"] = "here",
+    cores: int = 1,
+    dry_run: bool = False,
+    redo: bool = False,
+) -> dict:
+    """Do all searches and fine-tunings of a study, but for those that are done; go on with the interrupted ones.
+
+    Args:
+        study: YAML file of the study; docs/studies.md lists its keys, studies/ has examples.
+        output: folder of the runs and of results.csv, in place of the study's; by default named after it, beside it.
+        data_dir: GLUE's glue_data folder, in place of the study's.
+        engine: here does one run after the other in this process, ray many at a time on a Ray cluster or this machine.
+        cores: CPU cores of a run under ray, where the cluster has no GPUs; with GPUs a run takes one.
+        dry_run: only show the runs, with what is done and how long the others may take.
+        redo: move runs that another version or other settings of the study did to aside/, and do them again.
+    """
+    check_positive(cores=cores)
+    loaded = load_study(study, output, data_dir)
+    plan = make_plan(loaded)
+    folder = loaded.output
+    if dry_run:
+        return {"results": _show(folder, plan, redo)}
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        found = _found(folder, plan)
+        _refuse_others(plan, found, redo)
+        aside = _to_move(plan, found)
+        for run in reversed(plan.runs):  # what was made from a mask before the mask, should this be killed here
+            if run.path in aside:
+                say(f"{run.path} {aside[run.path]}; it is now {move_aside(folder, run)}, and is done again")
+        done = {run.path: found[run.path].rows for run in plan.runs if found[run.path].state == "done"}
+        rows = {path: results for path, results in done.items() if path not in aside}
+        if not loaded.keep_models:
+            for run in plan.runs:
+                if run.kind == "finetune" and run.path in rows:
+                    drop_model(folder, run)
+        chosen: Engine = Here(folder, loaded.keep_models)
+        if engine == "ray":
+            chosen = OnRay(folder, loaded.keep_models, cores)
+        try:
+            with _saved_on_interrupt():
+                failed, not_run = _do_all(folder, plan, rows, chosen)
+        except KeyboardInterrupt as stop:
+            stop.args = (
+                f"stopped with {len(rows)} of {len(plan.runs)} runs done; the same command goes on from there",
+            )
+            raise
+        finally:
+            chosen.close()
+            write_atomically(folder / TABLE, write_table(table(plan, rows)))
+    for path, error in failed.items():
+        say(f"failed: {path}: {error}")
+    for path, need in not_run.items():
+        say(f"not run: {path}, which needs {need}")
+    say(f"{len(rows)} of {len(plan.runs)} runs done; every result is in {folder / TABLE}")
+    results = summary(table(plan, rows))
+    return {"results": results, "failed": [*failed, *not_run], "output": str(folder)}
+
+
+def _do_all(
+    folder: Path, plan: Plan, rows: dict[str, list[dict]], engine: Engine
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Do what is not in `rows` yet, and put it there.
+
+    Returns:
+        The runs that failed with their errors, and those that were not run with the failed one that each needs.
+    """
+    clock = Clock(plan.runs, rows)
+    waiting = [run for run in plan.runs if run.path not in rows]
+    running: set[str] = set()
+    failed: dict[str, str] = {}
+    not_run: dict[str, str] = {}
+    begun = len(rows)
+
+    def next_ready() -> Run | None:
+        for run in waiting:
+            if run.needs is None or run.needs in rows:
+                waiting.remove(run)
+                return run
+        return None
+
+    while waiting or running:
+        while len(running) < engine.workers and (run := next_ready()):
+            begun += 1
+            say(f"run {begun} of {len(plan.runs)}, {clock.told(engine.workers)}: {run.path}")
+            running.add(run.path)
+            engine.start(run)
+        with _quiet_unless_watched():
+            outcome = engine.finished()
+        run = outcome.run
+        running.remove(run.path)
+        if outcome.error is None:
+            rows[run.path] = outcome.rows
+            clock.done(run, outcome.seconds)
+            write_atomically(folder / TABLE, write_table(table(plan, rows)))
+            continue
+        say(f"failed: {run.path}: {outcome.error}")
+        failed[run.path] = outcome.error
+        without = [other for other in waiting if other.needs == run.path]
+        not_run |= {other.path: run.path for other in without}
+        begun += len(without)
+        for gone in (run, *without):
+            clock.gone(gone)
+        waiting = [other for other in waiting if other not in without]
+    return failed, not_run
+
+
+def _found(folder: Path, plan: Plan) -> dict[str, Found]:
+    return {run.path: look(folder, run) for run in plan.runs}
+
+
+def _refuse_others(plan: Plan, found: dict[str, Found], redo: bool) -> None:
+    others = [run for run in plan.runs if found[run.path].state == "other"]
+    if others and not redo:
+        first = others[0]
+        more = f", and {len(others) - 1} others do not fit either" if len(others) > 1 else ""
+        raise UserError(
+            f"{first.path} {found[first.path].why}{more}; go on with what did it, give another "
+            "--output, or --redo moves such runs aside and does them again"
+        )
+
+
+def _to_move(plan: Plan, found: dict[str, Found]) -> dict[str, str]:
+    """The runs that have to go out of the way, with the reason.
+
+    Those that are damaged or other than asked for, and what was made from a mask whose search is not there finished:
+    the search done again may give another mask.
+    """
+    aside = {run.path: found[run.path].why for run in plan.runs if found[run.path].state in {"damaged", "other"}}
+    for run in plan.runs:
+        lost = run.needs is not None and (run.needs in aside or found[run.needs].state != "done")
+        if lost and run.path not in aside and found[run.path].state != "new":
+            aside[run.path] = f"was made from a mask of {run.needs}, which has to be searched again"
+    return aside
+
+
+def _show(folder: Path, plan: Plan, redo: bool) -> list[dict]:
+    """The runs as rows of a table, and on stderr how many there are and how long they may take."""
+    found = _found(folder, plan)
+    aside = _to_move(plan, found)
+    done = {run.path: found[run.path].rows for run in plan.runs if found[run.path].state == "done"}
+    rows = {path: results for path, results in done.items() if path not in aside}
+    clock = Clock(plan.runs, rows)
+    table_rows = []
+    for run in plan.runs:
+        state: str = found[run.path].state
+        if run.path in aside:
+            refused = state == "other" and not redo
+            state = f"{'refused' if refused else 'to redo'}: {aside[run.path]}"
+        seconds = None if state == "done" else clock.estimate(run)
+        shown = "–" if state == "done" else "unknown" if seconds is None else duration(seconds)
+        table_rows.append({"run": run.path, "state": state, "time": shown})
+    say(f"{len(plan.runs)} runs in {folder}, {len(rows)} done; {clock.told(1)}")
+    return table_rows
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second sweep out of the folder. The lock goes with the process, however that ends."""
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another sweep is at work in {folder}; wait for it, or stop it") from error
+        yield
+
+
+@contextmanager
+def _saved_on_interrupt() -> Iterator[None]:
+    """Answer Ctrl-C as SIGTERM is: the training at work ends after its step and saves. A second one ends at once."""
+    answer = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(answer):
+        yield
+        return
+    interrupted = False
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal interrupted
+        interrupted = True
+        answer(number, frame)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    except Terminated:
+        if interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _quiet_unless_watched() -> Iterator[None]:
+    """Let runs show their bars on a terminal; into a file their lines would bury those of the study."""
+    console.quiet = not console.is_terminal
+    try:
+        yield
+    finally:
+        console.quiet = False

@@ -1,0 +1,175 @@
+"""One run of a study: what is there of it, and doing it."""
+
+import gc
+import inspect
+import json
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from tamt import __version__
+from tamt.errors import UserError
+from tamt.evaluate import evaluate
+from tamt.files import write_atomically
+from tamt.finetune import finetune
+from tamt.finetune.loop import MODEL_FOLDER
+from tamt.run_folder import CONFIG, RESULTS, DamagedCheckpointError, finished_results, version_of, write_config
+from tamt.search import train
+from tamt.sweep.plan import Kind, Run
+from tamt.untrusted import read_yaml
+
+COMMANDS: dict[Kind, Callable[..., dict]] = {"search": train, "evaluate": evaluate, "finetune": finetune}
+ASIDE = "aside"
+"""The folder in that of a study to which runs are moved that cannot be used; nothing is deleted."""
+ERRORS = "errors"
+
+State = Literal["done", "to resume", "new", "damaged", "other"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is there of a run: its state, why it is `damaged` or `other` than asked for, its rows if it is `done`."""
+
+    state: State
+    why: str = ""
+    rows: list[dict] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: with rows, or with an error in one sentence; the seconds it took, loading counted."""
+
+    run: Run
+    rows: list[dict] = field(default_factory=list)
+    error: str | None = None
+    seconds: float = 0.0
+
+
+def look(output: Path, run: Run) -> Found:
+    """What the folder of a study holds of a run. Nothing is written.
+
+    Two runs are the same where all settings are, given or by default, but for where the study's folder is, and where
+    the same version of tamt did them. A finished search may have more masks along its way than are asked for.
+    """
+    folder = output / run.path
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return Found("new")
+    try:
+        started = read_yaml(folder / CONFIG)
+    except UserError:
+        return Found("damaged", f"has no {CONFIG} that can be read")
+    finished = (folder / RESULTS).exists()
+    if differing := _difference(output, run, started, finished):
+        return Found("other", f"was started with {differing}")
+    if (version := version_of(folder)) != __version__:
+        return Found("other", f"was started by tamt {version or 'of an unknown version'}, not {__version__}")
+    if not finished:
+        return Found("to resume")
+    try:
+        rows = finished_results(folder, {}) or []
+    except UserError:
+        return Found("damaged", f"has a {RESULTS} that cannot be read")
+    if lacking := [mask for mask in run.masks if not _is_whole(folder / mask)]:
+        return Found("damaged", f"has no {lacking[0]} that can be read")
+    return Found("done", rows=rows)
+
+
+def _is_whole(mask: Path) -> bool:
+    """Whether a mask file is there with all its bytes; what they say is checked when it is used."""
+    try:
+        with safe_open(mask, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def _difference(output: Path, run: Run, started: Mapping[str, Any], finished: bool) -> str | None:
+    """The first setting in which a started run differs from `run`, None if there is none."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(COMMANDS[run.kind]).parameters.items()
+        if name not in {"output", "resume"}
+    }
+    if "output" in started:
+        former = str(Path(started["output"]).parent.parent)
+    else:  # of an evaluation; beside its own folder it names that of a search
+        former = str(started.get("mask")).rpartition("/search/")[0] or str(output)
+    for name, default in defaults.items():
+        asked = run.settings.get(name, default)
+        asked = str(asked) if isinstance(asked, Path) else asked
+        there = started.get(name, default)
+        if isinstance(there, str) and there.startswith(f"{former}/"):  # the study was moved since
+            there = str(output) + there.removeprefix(former)
+        if name == "save_at" and finished and {*(asked or [])} <= {*(there or [])}:
+            continue
+        if asked != there:
+            return f"{name} = {there!r}, not {asked!r}"
+    return None
+
+
+def move_aside(output: Path, run: Run) -> Path:
+    """Move what is there of a run out of the way, to `aside/` in the study's folder; returns where it is now."""
+    number, target = 1, output / ASIDE / run.path
+    while target.exists():
+        number += 1
+        target = output / ASIDE / f"{run.path}.{number}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (output / run.path).rename(target)
+    return target
+
+
+def attempt(output: Path, run: Run, keep_models: bool) -> Outcome:
+    """Do a run, or go on with it. What goes wrong is in the outcome; of what is no mistake of the user's the traceback
+    is written to `errors/`. After a fine-tuning the model is dropped unless `keep_models`."""
+    started = time.monotonic()
+    complaint = output / ERRORS / f"{run.kind}_{run.name}.txt"
+    gc.freeze()  # or each of the collections below would go through all that torch and transformers are made of
+    try:
+        try:
+            rows = _do(output, run)
+        except DamagedCheckpointError:
+            move_aside(output, run)
+            rows = _do(output, run)
+    except UserError as error:
+        return Outcome(run, error=str(error), seconds=time.monotonic() - started)
+    except Exception as error:  # a full disk or too little memory, say: the other runs may do
+        write_atomically(complaint, traceback.format_exc())
+        first = (str(error).strip().splitlines() or [""])[0]
+        text = f"{type(error).__name__}: {first} (traceback in {complaint})"
+        return Outcome(run, error=text, seconds=time.monotonic() - started)
+    finally:
+        gc.collect()  # the model, whose hooks refer to itself
+        gc.unfreeze()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    complaint.unlink(missing_ok=True)
+    if not keep_models:
+        drop_model(output, run)
+    return Outcome(run, rows, seconds=time.monotonic() - started)
+
+
+def _do(output: Path, run: Run) -> list[dict]:
+    folder = output / run.path
+    if run.kind != "evaluate":
+        return COMMANDS[run.kind](**run.settings, output=folder, resume=True)["results"]
+    write_config(folder, run.settings)
+    results = evaluate(**run.settings)
+    write_atomically(folder / RESULTS, json.dumps(results, indent=2) + "\n")
+    return results["results"]
+
+
+def drop_model(output: Path, run: Run) -> None:
+    """Delete the model of a fine-tuning that this study did: 440 MB of BERT-base, whose score is in the results."""
+    model = output / run.path / MODEL_FOLDER
+    dropped = model.with_name(f".{MODEL_FOLDER}.dropped")  # renamed first, so that a folder is never half a model
+    shutil.rmtree(dropped, ignore_errors=True)
+    if model.is_dir():
+        model.rename(dropped)
+        shutil.rmtree(dropped, ignore_errors=True)

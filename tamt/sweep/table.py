@@ -1,0 +1,106 @@
+"""The tables of a study: every result in one CSV file, and means over seeds to look at."""
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tamt.sweep.plan import Plan, Ticket
+
+TABLE = "results.csv"
+SETTINGS = (
+    "model",
+    "method",
+    "sparsity",
+    "initial",
+    "steps",
+    "mask_seed",
+    "step",
+    "task",
+    "train_samples",
+    "seed",
+)
+FIGURES = ("kd_loss", "mlm_loss", "metric", "score", "best_step", "final_score")
+
+Rows = Mapping[str, list[dict]]
+"""The results of the finished runs by the path of the run."""
+
+
+def table(plan: Plan, rows: Rows) -> list[dict[str, Any]]:
+    """One row for each subnetwork that is measured, with its losses, and one for each fine-tuning, with its score.
+
+    Settings are those of the study: `steps` the schedule of the search, empty for the paper's; `step` where the mask
+    was taken, empty for the end; `train_samples` empty for all. Paths are relative to the folder of the study.
+    """
+    found = []
+    for ticket in plan.tickets:
+        path = ticket.evaluation or ticket.search
+        row = _mask_row(ticket, rows)
+        if row is not None:
+            figures = {key: row.get(key) for key in ("kd_loss", "mlm_loss", "seconds")}
+            mask = f"{ticket.search}/{ticket.file}" if ticket.search else None
+            found.append({"kind": "mask", "run": path, **ticket.labels, **figures, "mask": mask})
+    for run in plan.runs:
+        if run.kind == "finetune" and run.path in rows:
+            row = rows[run.path][-1]
+            figures = {key: row.get(key) for key in (*FIGURES, "seconds")}
+            dev = {f"dev_{name}": value for name, value in (row.get("dev") or {}).items()}
+            found.append({"kind": "finetune", "run": run.path, **run.labels, **figures, **dev})
+    return found
+
+
+def write_table(found: list[dict[str, Any]]) -> str:
+    """The rows of `table` as CSV."""
+    dev = sorted({key for row in found for key in row if key.startswith("dev_")})
+    text = io.StringIO()
+    columns = ["kind", "run", *SETTINGS, *FIGURES, *dev, "seconds", "mask"]
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in found)
+    return text.getvalue()
+
+
+def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over the seeds of masks and fine-tunings: a row for each kind of subnetwork, a column for each task.
+
+    Scores stand as mean ± standard deviation (number of runs).
+    """
+    groups: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+    keys = ("model", "method", "sparsity", "initial", "steps", "step")
+    for row in found:
+        figures = groups.setdefault(tuple(row.get(key) for key in keys), {})
+        task = row.get("task")
+        samples = f" n={row['train_samples']}" if row.get("train_samples") else ""
+        measured = {f"{task}{samples}": row["score"]} if task else {k: row.get(k) for k in ("kd_loss", "mlm_loss")}
+        for name, value in measured.items():
+            if value is not None:
+                figures.setdefault(name, []).append(value)
+    names = list(dict.fromkeys(name for figures in groups.values() for name in figures))
+    return [
+        {
+            **dict(zip(keys, group, strict=True)),
+            **{name: _mean(figures.get(name, []), with_spread=not name.endswith("_loss")) for name in names},
+        }
+        for group, figures in groups.items()
+    ]
+
+
+def _mean(values: list[float], with_spread: bool) -> str | float | None:
+    if not values:
+        return None
+    if not with_spread:
+        return round(statistics.mean(values), 6) + 0.0  # the full model's KD loss is -1e-8 by rounding
+    spread = f" ± {statistics.stdev(values):.4f} ({len(values)})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{spread}"
+
+
+def _mask_row(ticket: Ticket, rows: Rows) -> dict | None:
+    """What was measured of a ticket's mask: by its evaluation, or in the row of its search that has its file."""
+    if ticket.evaluation is not None:
+        return rows[ticket.evaluation][-1] if ticket.evaluation in rows else None
+    if ticket.search is None or ticket.search not in rows:
+        return None
+    named = [row for row in rows[ticket.search] if Path(row["mask"]).name == Path(str(ticket.file)).name]
+    return named[-1] if named else None

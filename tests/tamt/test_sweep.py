@@ -1,0 +1,356 @@
+"""The sweep itself: what is done, skipped, redone and refused, with commands that take no time."""
+
+import csv
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tamt.cli import main
+from tamt.errors import UserError
+from tamt.evaluate import evaluate
+from tamt.finetune import finetune
+from tamt.mask_file import MaskInfo, save_masks
+from tamt.run_folder import RunFolder
+from tamt.search import train
+from tamt.sweep import runs
+
+STUDY = {
+    "models": "demo",
+    "methods": ["tamt-kd", "imp", "omp"],
+    "sparsities": [0.5, 0.7],
+    "corpus": "demo",
+    "search": {"save_at": [1000]},
+    "tasks": "demo",
+    "finetune_seeds": [0, 1],
+}
+RUNS = 5 + 2 + 1 + (2 + 2 + 2 + 2 + 1) * 2  # - 1 search, as IMP's serves two sparsities
+
+
+class Commands:
+    """The three commands as fakes that write what the real ones write, and the runs that they were called for."""
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+        self.failing: dict[str, Exception | type[BaseException]] = {}
+
+    def _start(self, output: Path, settings: dict) -> RunFolder:
+        path = f"{output.parent.name}/{output.name}"
+        self.called.append(path)
+        folder = RunFolder.start(output, settings, resume=True)
+        if path in self.failing:
+            raise self.failing[path]
+        return folder
+
+    def train(self, output: Path, resume: bool, **settings) -> dict:
+        with self._start(output, {**settings, "output": output}) as folder:
+            method, sparsity, seed = settings["method"], settings["sparsity"], settings.get("seed", 0)
+            files = {"mask.safetensors": sparsity} | {
+                f"masks/step-{s}.safetensors": sparsity for s in settings.get("save_at", [])
+            }
+            if method == "imp":
+                files = {"masks/sparsity-0.5.safetensors": 0.5} | files
+            rows = []
+            for file, reached in files.items():
+                info = MaskInfo("demo", method, reached, seed, 0)
+                save_masks(output / file, {"w": torch.ones(2, 2, dtype=torch.bool)}, info)
+                rows.append({"kd_loss": reached, "mlm_loss": 2.0, "seconds": 3.0, "mask": str(output / file)})
+            # As the real one does it: mask training tells of its last mask only.
+            results = {"results": rows if method == "imp" else rows[:1]}
+            folder.finish(results)
+        return results
+
+    def finetune(self, output: Path, resume: bool, **settings) -> dict:
+        with self._start(output, {**settings, "output": output}) as folder:
+            (output / "model").mkdir()
+            (output / "model" / "weights").write_text("large")
+            score = 0.5 + settings["seed"] / 10
+            results = {"results": [{"metric": "accuracy", "score": score, "seconds": 2.0, "dev": {"accuracy": score}}]}
+            folder.finish(results)
+        return results
+
+    def evaluate(self, **settings) -> dict:
+        self.called.append("evaluate")
+        return {"results": [{"kd_loss": 0.1, "mlm_loss": None, "seconds": 1.0}]}
+
+
+def as_if(real: Callable[..., dict], fake: Callable[..., dict]) -> Callable[..., dict]:
+    """The fake, with the signature of the real one."""
+
+    @functools.wraps(real)
+    def call(**settings) -> dict:
+        return fake(**settings)
+
+    return call
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    fakes = Commands()
+    for kind, real, fake in (("search", train, fakes.train), ("finetune", finetune, fakes.finetune)):
+        monkeypatch.setitem(runs.COMMANDS, kind, as_if(real, fake))
+    monkeypatch.setattr(runs, "evaluate", as_if(evaluate, fakes.evaluate))
+    return fakes
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, commands: Commands) -> Callable[..., int]:
+    """Run the study, with changes, and give the exit code."""
+
+    def call(*options: str, **changes) -> int:
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
+        commands.called.clear()
+        return main(["sweep", str(tmp_path / "study.yaml"), *options])
+
+    return call
+
+
+def table(tmp_path: Path) -> list[dict[str, str]]:
+    with (tmp_path / "study" / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_all_runs_are_done_once_and_their_results_are_in_one_table(sweep, commands, tmp_path, capsys) -> None:
+    assert sweep("--json") == 0
+    out, err = capsys.readouterr()
+    assert len(commands.called) == RUNS
+    assert f"run {RUNS} of {RUNS}" in err
+    rows = table(tmp_path)
+    masks = [row for row in rows if row["kind"] == "mask"]
+    assert [(row["method"], row["sparsity"], row["step"], row["kd_loss"]) for row in masks] == [
+        ("tamt-kd", "0.5", "", "0.5"),
+        ("tamt-kd", "0.5", "1000", "0.1"),
+        ("tamt-kd", "0.7", "", "0.7"),
+        ("tamt-kd", "0.7", "1000", "0.1"),
+        ("imp", "0.5", "", "0.5"),
+        ("imp", "0.7", "", "0.7"),
+        ("omp", "0.5", "", "0.5"),
+        ("omp", "0.7", "", "0.7"),
+        ("full", "0.0", "", "0.1"),
+    ]
+    assert masks[4]["mask"] == "search/imp_demo_s0.7_seed0/masks/sparsity-0.5.safetensors"
+    assert all((tmp_path / "study" / row["mask"]).is_file() for row in masks[:-1])
+    tuned = [row for row in rows if row["kind"] == "finetune"]
+    assert {(row["task"], row["seed"], row["score"], row["dev_accuracy"]) for row in tuned} == {
+        ("demo", "0", "0.5", "0.5"),
+        ("demo", "1", "0.6", "0.6"),
+    }
+    assert len(tuned) == 18
+    assert not list((tmp_path / "study").glob("finetune/*/model"))
+    printed = json.loads(out)
+    assert printed["failed"] == []
+    assert printed["results"][0]["demo"] == "0.5500 ± 0.0707 (2)"
+    before = (tmp_path / "study" / "results.csv").read_bytes()
+    assert sweep() == 0
+    assert commands.called == []
+    assert (tmp_path / "study" / "results.csv").read_bytes() == before
+
+
+def test_models_are_kept_where_asked_for(sweep, tmp_path) -> None:
+    assert sweep(keep_models=True) == 0
+    assert len(list((tmp_path / "study").glob("finetune/*/model/weights"))) == 18
+
+
+def test_a_larger_study_does_what_is_new(sweep, commands) -> None:
+    assert sweep() == 0
+    assert sweep(methods=["tamt-kd", "imp", "omp", "rand"], finetune_seeds=[0, 1, 2]) == 0
+    assert len(commands.called) == 2 + 2 * 3 + 9
+    assert sweep(search={}) == 0  # the masks along the way are no longer asked for, and do no harm
+    assert commands.called == []
+
+
+def test_a_failing_run_stops_no_other(sweep, commands, tmp_path, capsys) -> None:
+    commands.failing = {
+        "search/omp_demo_s0.7": UserError("the disk is full; empty it"),
+        "finetune/demo_full_demo_seed1": RuntimeError("out of memory\nand more"),
+    }
+    assert sweep() == 1
+    err = capsys.readouterr().err
+    assert "failed: search/omp_demo_s0.7: the disk is full; empty it" in err
+    assert "not run: finetune/demo_omp_demo_s0.7_seed0, which needs search/omp_demo_s0.7" in err
+    assert "failed: finetune/demo_full_demo_seed1: RuntimeError: out of memory (traceback in " in err
+    assert "Traceback" not in err
+    complaint = tmp_path / "study" / "errors" / "finetune_demo_full_demo_seed1.txt"
+    assert "and more" in complaint.read_text()
+    assert f"{RUNS - 4} of {RUNS} runs done" in err
+    commands.failing = {}
+    assert sweep() == 0
+    assert len(commands.called) == 4
+    assert not complaint.exists()
+
+
+def test_dry_run_tells_and_writes_nothing(sweep, commands, tmp_path, capsys) -> None:
+    assert sweep("--dry-run", "--json") == 0
+    assert not (tmp_path / "study").exists()
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert len(rows) == RUNS
+    assert {(row["state"], row["time"]) for row in rows} == {("new", "unknown")}
+    commands.failing = {"finetune/demo_imp_demo_s0.5_mask0_seed0": KeyboardInterrupt}
+    assert sweep() == 130
+    err = capsys.readouterr().err
+    assert "stopped with 16 of 26 runs done" in err.replace("\n", " ")
+    assert "the same command goes on from there" in err
+    assert len([row for row in table(tmp_path) if row["kind"] == "finetune"]) == 8
+    before = sorted((tmp_path / "study").rglob("*"))
+    assert sweep("--dry-run", "--json") == 0
+    out, err = capsys.readouterr()
+    rows = {row["run"]: (row["state"], row["time"]) for row in json.loads(out)["results"]}
+    assert rows["search/imp_demo_s0.7_seed0"] == ("done", "–")
+    assert rows["finetune/demo_imp_demo_s0.5_mask0_seed0"] == ("to resume", "2 s")
+    assert rows["finetune/demo_full_demo_seed0"] == ("new", "2 s")
+    assert "26 runs in" in err
+    assert "16 done" in err
+    assert "20 s left" in err
+    assert sorted((tmp_path / "study").rglob("*")) == before
+    commands.failing = {}
+    assert sweep() == 0
+    assert len(commands.called) == RUNS - 16
+
+
+# What is there already, but cannot be taken as it is
+
+
+def damage_mask(folder: Path) -> None:
+    mask = folder / "masks" / "sparsity-0.5.safetensors"
+    mask.write_bytes(mask.read_bytes()[:-1])
+
+
+def halve_results(folder: Path) -> None:
+    text = (folder / "results.json").read_text()
+    (folder / "results.json").write_text(text[: len(text) // 2])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_mask,
+        halve_results,
+        lambda folder: (folder / "config.yaml").unlink(),
+        lambda folder: (folder / "config.yaml").write_text("a: [\n"),
+        lambda folder: (folder / "mask.safetensors").unlink(),
+    ],
+)
+def test_a_damaged_search_is_moved_aside_and_done_again_with_what_was_made_from_it(
+    damage, sweep, commands, tmp_path, capsys
+) -> None:
+    assert sweep() == 0
+    before = table(tmp_path)
+    folder = tmp_path / "study" / "search" / "imp_demo_s0.7_seed0"
+    damage(folder)
+    left = {path.name for path in folder.iterdir()}
+    assert sweep() == 0
+    err = capsys.readouterr().err
+    assert "search/imp_demo_s0.7_seed0 has " in err
+    assert "was made from a mask of search/imp_demo_s0.7_seed0" in err
+    assert len(commands.called) == 1 + 2 * 2
+    assert all("imp" in path for path in commands.called)
+    assert {path.name for path in (tmp_path / "study/aside/search/imp_demo_s0.7_seed0").iterdir()} == left
+    assert len(list((tmp_path / "study/aside/finetune").iterdir())) == 4
+    assert table(tmp_path) == before
+
+
+def test_what_is_moved_aside_twice_is_there_twice(sweep, tmp_path) -> None:
+    for _ in range(3):
+        assert sweep() == 0
+        halve_results(tmp_path / "study" / "finetune" / "demo_full_demo_seed0")
+    found = sorted(path.name for path in (tmp_path / "study/aside/finetune").iterdir())
+    assert found == ["demo_full_demo_seed0", "demo_full_demo_seed0.2"]
+
+
+def test_a_damaged_checkpoint_is_moved_aside(sweep, commands, tmp_path) -> None:
+    commands.failing = {"finetune/demo_full_demo_seed1": KeyboardInterrupt}
+    assert sweep() == 130
+    folder = tmp_path / "study" / "finetune" / "demo_full_demo_seed1"
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "step-1.checkpoint").write_bytes(b"half")
+    commands.failing = {}
+    assert sweep() == 0
+    assert (tmp_path / "study/aside/finetune/demo_full_demo_seed1/checkpoints/step-1.checkpoint").is_file()
+    assert (folder / "results.json").is_file()
+
+
+def test_runs_with_other_settings_are_refused_or_redone_aside(sweep, commands, tmp_path, capsys) -> None:
+    assert sweep() == 0
+    capsys.readouterr()
+    other = {"search": {"save_at": [1000], "imp": {"lr": 1e-4}}}
+    assert sweep(**other) == 2
+    err = capsys.readouterr().err
+    assert "search/imp_demo_s0.7_seed0 was started with lr = None, not 0.0001; go on with what did it" in err
+    assert err.count("\n") == 1
+    assert commands.called == []
+    assert sweep("--dry-run", "--json", **other) == 0
+    rows = {row["run"]: row["state"] for row in json.loads(capsys.readouterr().out)["results"]}
+    assert rows["search/imp_demo_s0.7_seed0"] == "refused: was started with lr = None, not 0.0001"
+    assert rows["finetune/demo_imp_demo_s0.7_mask0_seed0"].startswith("to redo: was made from a mask of")
+    assert sweep("--redo", **other) == 0
+    assert len(commands.called) == 1 + 2 * 2
+    assert (tmp_path / "study/aside/search/imp_demo_s0.7_seed0/results.json").is_file()
+    assert sweep(finetune={"epochs": 2}, **other) == 2
+    assert "was started with epochs = None, not 2, and 17 others do not fit either" in capsys.readouterr().err
+
+
+def test_runs_of_another_version_are_refused(sweep, commands, tmp_path, capsys) -> None:
+    assert sweep() == 0
+    config = tmp_path / "study" / "finetune" / "demo_full_demo_seed0" / "config.yaml"
+    config.write_text(config.read_text().replace("# written by tamt ", "# written by tamt 9"))
+    assert sweep() == 2
+    assert "finetune/demo_full_demo_seed0 was started by tamt 9" in capsys.readouterr().err
+    assert sweep("--redo") == 0
+    assert commands.called == ["finetune/demo_full_demo_seed0"]
+
+
+def test_what_was_made_from_a_mask_that_is_gone_is_made_again(sweep, commands, tmp_path) -> None:
+    assert sweep() == 0
+    (tmp_path / "study/search/omp_demo_s0.5").rename(tmp_path / "gone")
+    assert sweep() == 0
+    assert commands.called == ["search/omp_demo_s0.5"] + [f"finetune/demo_omp_demo_s0.5_seed{seed}" for seed in (0, 1)]
+
+
+def test_a_study_can_be_moved(sweep, commands, tmp_path) -> None:
+    assert sweep() == 0
+    (tmp_path / "study").rename(tmp_path / "elsewhere")
+    assert sweep("--output", str(tmp_path / "elsewhere")) == 0
+    assert commands.called == []
+
+
+def test_two_sweeps_do_not_share_a_folder(sweep, commands, tmp_path, capsys) -> None:
+    assert sweep() == 0
+    import fcntl
+
+    with (tmp_path / "study" / ".sweep.lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert sweep() == 2
+    assert "another sweep is at work in" in capsys.readouterr().err
+    assert sweep() == 0
+
+
+def test_the_table_is_written_while_the_study_goes_on(sweep, commands, tmp_path) -> None:
+    (tmp_path / "study").mkdir()
+    seen = []
+    tune = commands.finetune
+
+    def looking(*arguments, **settings) -> dict:
+        seen.append(len(table(tmp_path)))
+        return tune(*arguments, **settings)
+
+    runs.COMMANDS["finetune"] = as_if(finetune, looking)
+    assert sweep() == 0
+    assert seen == list(range(9, 27))
+
+
+def test_mistakes_on_the_command_line(sweep, tmp_path, capsys) -> None:
+    assert main(["sweep"]) == 2
+    assert sweep("--engine", "slurm") == 2
+    assert sweep("--cores", "0") == 2
+    assert "--cores 0 must be 1 or more" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert sweep("--output", str(tmp_path / "file")) == 2
+    assert "is a file; give a folder" in capsys.readouterr().err
+    os.chdir(tmp_path)
+    assert main(["sweep", "nothing.yaml"]) == 2
+    assert "there is no study nothing.yaml" in capsys.readouterr().err

@@ -1,0 +1,262 @@
+"""The study file and the runs that follow from it: nothing is run here."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tamt.errors import UserError
+from tamt.sweep.plan import Plan, make_plan, model_names
+from tamt.sweep.study import FINETUNE_OPTIONS, SEARCH_OPTIONS, Study, load_study
+
+BASE = {
+    "models": ["demo"],
+    "methods": ["tamt-kd", "imp", "omp", "rand"],
+    "sparsities": [0.5, 0.7],
+    "corpus": "demo",
+    "tasks": ["demo"],
+}
+
+
+@pytest.fixture
+def load(tmp_path: Path):
+    """Write a study with the changes given (None takes a key out) and load it."""
+
+    def call(**changes) -> Study:
+        content = {key: value for key, value in {**BASE, **changes}.items() if value is not None}
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        return load_study(tmp_path / "study.yaml")
+
+    return call
+
+
+def names(plan: Plan, kind: str) -> list[str]:
+    return [run.name for run in plan.runs if run.kind == kind]
+
+
+# What there is to run
+
+
+def test_runs_are_named_by_their_settings(load) -> None:
+    plan = make_plan(load(mask_seeds=[0, 1], finetune_seeds=[4], methods=["tamt-kd", "omp", "rand"], sparsities=[0.7]))
+    assert names(plan, "search") == [
+        "tamt-kd_demo_s0.7_seed0",
+        "tamt-kd_demo_s0.7_seed1",
+        "omp_demo_s0.7",
+        "rand_demo_s0.7_seed0",
+        "rand_demo_s0.7_seed1",
+    ]
+    assert names(plan, "finetune") == [
+        "demo_tamt-kd_demo_s0.7_mask0_seed4",
+        "demo_tamt-kd_demo_s0.7_mask1_seed4",
+        "demo_omp_demo_s0.7_seed4",
+        "demo_rand_demo_s0.7_mask0_seed4",
+        "demo_rand_demo_s0.7_mask1_seed4",
+        "demo_full_demo_seed4",
+    ]
+    assert names(plan, "evaluate") == ["full_demo"]
+
+
+def test_imp_is_one_run_whose_masks_serve_the_lower_sparsities(load) -> None:
+    plan = make_plan(load(methods=["imp"], sparsities=[0.5, 0.9, 0.75], mask_seeds=[0, 1], full_model=False))
+    # 0.75 is no whole tenth, so the run to 0.9 does not pass it.
+    assert names(plan, "search") == [f"imp_demo_s{s}_seed{seed}" for seed in (0, 1) for s in (0.9, 0.75)]
+    assert plan.runs[0].masks == ("masks/sparsity-0.5.safetensors", "mask.safetensors")
+    masks = {run.name: run.settings["mask"].relative_to(load().output) for run in plan.runs if run.kind == "finetune"}
+    assert masks["demo_imp_demo_s0.5_mask1_seed0"] == Path("search/imp_demo_s0.9_seed1/masks/sparsity-0.5.safetensors")
+    assert masks["demo_imp_demo_s0.75_mask0_seed0"] == Path("search/imp_demo_s0.75_seed0/mask.safetensors")
+
+
+def test_one_search_gives_the_masks_of_all_asked_steps(load) -> None:
+    study = load(search={"steps": 100, "save_at": [20, 60, 100]}, methods=["tamt-mlm", "imp"], sparsities=[0.7])
+    plan = make_plan(study)
+    assert names(plan, "search") == ["tamt-mlm_demo_s0.7_steps100_seed0", "imp_demo_s0.7_steps100_seed0"]
+    search = plan.runs[0]
+    assert search.settings["save_at"] == [20, 60]  # that of step 100 is the mask itself
+    assert "save_at" not in plan.runs[1].settings
+    evaluations = {run.name: run for run in plan.runs if run.kind == "evaluate"}
+    assert list(evaluations) == [
+        "tamt-mlm_demo_s0.7_steps100_mask0_step20",
+        "tamt-mlm_demo_s0.7_steps100_mask0_step60",
+        "full_demo",
+    ]
+    settings = evaluations["tamt-mlm_demo_s0.7_steps100_mask0_step60"].settings
+    assert settings["mask"] == study.output / search.path / "masks/step-60.safetensors"
+    assert settings["head"] == study.output / search.path / "head.safetensors"
+    assert len(names(plan, "finetune")) == 5
+
+
+def test_every_dimension_is_crossed_and_no_name_is_there_twice(load, tmp_path: Path) -> None:
+    plan = make_plan(
+        load(
+            models=["demo", "org/other"],
+            methods=["tamt-kd", "tamt-mlm"],
+            sparsities=[0.5, 0.7],
+            mask_seeds=[0, 1],
+            initial=["omp", "random"],
+            search={"steps": [100, 200]},
+            finetune={"train_samples": [100, "all"]},
+            finetune_seeds=[0, 1, 2],
+        )
+    )
+    assert len(names(plan, "search")) == 2**6
+    assert len(names(plan, "finetune")) == (2**6 + 2) * 2 * 3
+    paths = [run.path for run in plan.runs]
+    assert len(set(paths)) == len(paths)
+    assert "search/tamt-kd_org-other_s0.7_random_steps200_seed1" in paths
+    assert "finetune/demo_tamt-kd_demo_s0.7_mask0_steps200_n100_seed2" not in paths
+    assert "finetune/demo_tamt-kd_demo_s0.7_steps200_mask0_n100_seed2" in paths
+    assert "finetune/demo_full_demo_seed0" in paths
+
+
+def test_parts_add_up_and_share_their_runs(load) -> None:
+    part = {"sparsities": [0.7, 0.9], "search": {"save_at": [1000]}, "finetune": {"train_samples": [100, 200]}}
+    plan = make_plan(load(methods=["tamt-kd", "imp"], also=[part]))
+    assert names(plan, "search") == [
+        "tamt-kd_demo_s0.5_seed0",
+        "tamt-kd_demo_s0.7_seed0",
+        "imp_demo_s0.9_seed0",
+        "tamt-kd_demo_s0.9_seed0",
+    ]
+    runs = {run.path: run for run in plan.runs}
+    assert runs["search/tamt-kd_demo_s0.7_seed0"].settings["save_at"] == [1000]
+    assert runs["search/tamt-kd_demo_s0.7_seed0"].masks == ("mask.safetensors", "masks/step-1000.safetensors")
+    assert "save_at" not in runs["search/tamt-kd_demo_s0.5_seed0"].settings
+    assert "finetune/demo_tamt-kd_demo_s0.5_mask0_seed0" in runs
+    assert "finetune/demo_tamt-kd_demo_s0.5_mask0_n100_seed0" not in runs
+    assert "finetune/demo_imp_demo_s0.9_mask0_n100_seed0" in runs
+
+
+def test_parts_that_contradict_each_other_are_refused(load) -> None:
+    study = load(search={"lr": 1e-4}, also=[{"search": {"lr": 2e-4}}])
+    with pytest.raises(UserError, match=r"two parts ask for search/tamt-kd_demo_s0.5_seed0, with lr = 0.0001 and 0.00"):
+        make_plan(study)
+
+
+def test_options_of_methods_and_tasks(load, tmp_path: Path) -> None:
+    (tmp_path / "glue").mkdir()
+    search = {"batch_size": 8, "steps": 50, "kd_weight": 2, "imp": {"steps": 100, "lr": "5e-5"}}
+    tasks = {"demo": {"epochs": 1}, "sst2": {"lr": 1e-5}}
+    plan = make_plan(load(search=search, tasks=tasks, data_dir="glue", finetune={"epochs": 2, "precision": "bf16"}))
+    settings = {run.name: run.settings for run in plan.runs}
+    kd, imp, omp = (
+        settings[name] for name in ("tamt-kd_demo_s0.7_steps50_seed0", "imp_demo_s0.7_steps100_seed0", "omp_demo_s0.7")
+    )
+    assert (kd["batch_size"], kd["steps"], kd["kd_weight"]) == (8, 50, 2.0)
+    assert (imp["batch_size"], imp["steps"], imp["lr"]) == (8, 100, 5e-5)
+    assert "kd_weight" not in imp
+    assert (omp["batch_size"], "steps" in omp) == (8, False)
+    demo, sst2 = settings["demo_omp_demo_s0.7_seed0"], settings["sst2_omp_demo_s0.7_seed0"]
+    assert (demo["epochs"], demo["precision"], "data_dir" in demo) == (1, "bf16", False)
+    assert (sst2["epochs"], sst2["lr"], sst2["data_dir"]) == (2, 1e-5, tmp_path / "glue")
+
+
+def test_names_of_models_stay_in_the_folder_and_apart(tmp_path: Path) -> None:
+    models = ["../../evil", "org/model", "/a/checkpoint", "/b/Checkpoint", "…"]
+    found = model_names(models)
+    assert len({name.casefold() for name in found.values()}) == len(models)
+    assert found["../../evil"] == "evil"
+    assert found["org/model"] == "org-model"
+    assert found["/a/checkpoint"].startswith("checkpoint-")
+    assert not any("/" in name or name.startswith(".") for name in found.values())
+
+
+def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "model").mkdir()
+    for name in ("text.txt", "dev.txt"):
+        (tmp_path / name).write_text("a\n")
+    monkeypatch.chdir("/")
+    study = load(models="model", corpus="text.txt", dev_corpus=["dev.txt"])
+    assert study.parts[0].models == [str(tmp_path / "model")]
+    assert study.parts[0].corpus == [str(tmp_path / "text.txt")]
+    assert study.output == tmp_path / "study"
+    assert load(output="runs").output == tmp_path / "runs"
+    assert load_study(tmp_path / "study.yaml", output=Path("/elsewhere")).output == Path("/elsewhere")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sparsites": [0.5]}, r"study.yaml, line 14: there is no key 'sparsites'; did you mean sparsities$"),
+        ({"search": {"zzz": 1}}, "line 15: there is no key 'zzz' in search; the keys are "),
+        ({"search": {"batchsize": 1}}, "did you mean batch_size"),
+        ({"search": {"imp": {"stpes": 100}}}, "line 16: there is no key 'stpes' in search.imp; did you mean steps"),
+        ({"tasks": {"demo": {"epoch": 1}}}, "line 14: there is no key 'epoch' in tasks.demo; did you mean epochs"),
+        ({"also": [{"method": ["imp"]}]}, r"line 15: there is no key 'method' in also\[0\]; did you mean methods"),
+        ({"methods": ["omp", "imp-kd"]}, r"line 5: methods\[1\] is 'imp-kd', not one of .*; IMP trains .* on MLM"),
+        ({"methods": ["tamt_kd"]}, "did you mean tamt-kd"),
+        ({"search": {"imp": {"save_at": [5]}}}, "line 16: save_at is not for imp.*IMP saves a mask at every pruning"),
+        ({"search": {"rand": {"steps": 5}}}, "steps is not for rand"),
+        ({"search": {"save_at": [5]}, "methods": ["imp"]}, "save_at is for mask training"),
+        ({"search": {"imp": {"steps": 5}}}, "line 16: IMP has 10 prunings in its steps"),
+        ({"initial": "random", "methods": ["imp"]}, "line 11: initial is for mask training"),
+        ({"sparsities": [0.5, 70]}, "line 10: the sparsity 70 is not between 0 and 1"),
+        ({"sparsities": ["half"]}, r"line 9: sparsities\[0\] is 'half', not a number"),
+        ({"sparsities": [0.5, 0.5]}, "line 10: sparsities lists 0.5 twice"),
+        ({"sparsities": []}, "sparsities is an empty list"),
+        ({"mask_seeds": [-1]}, r"mask_seeds\[0\] is -1, not a whole number"),
+        ({"mask_seeds": [True]}, "is True, not a whole number"),
+        ({"search": {"batch_size": 0}}, "line 15: search.batch_size is 0, not a whole number of 1 or more"),
+        ({"search": {"lr": "fast"}}, "search.lr is 'fast', not a number"),
+        ({"search": {"precision": "fp8"}}, "search.precision is 'fp8', not one of fp32, bf16, fp16"),
+        ({"search": [1]}, "search is .*, not keys and values"),
+        ({"keep_models": "yes please"}, "keep_models is 'yes please', not true or false"),
+        ({"models": None}, "there is no models; a study needs"),
+        ({"corpus": None}, "tamt-kd needs text to train on; add a corpus"),
+        ({"corpus": "missing.txt", "dev_corpus": "demo"}, "line 11: there is no text file .*missing.txt"),
+        ({"data_dir": "missing"}, "there is no folder .*missing"),
+        ({"tasks": ["sst3"]}, "line 13: there is no task 'sst3'"),
+        ({"tasks": ["classification"]}, "classification reads files of your own; add its train_file"),
+        ({"tasks": {"demo": {"train_file": "a.csv"}}}, "train_file is for the task classification"),
+        ({"finetune": {"train_samples": ["some"]}}, r"finetune.train_samples\[0\] is 'some', not a whole number"),
+        ({"also": [{"sparsities": [2]}]}, "line 16: the sparsity 2 is not"),
+    ],
+)
+def test_mistakes_are_named_with_their_line(load, changes, message) -> None:
+    with pytest.raises(UserError, match=message):
+        load(**changes)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no keys"),
+        ("- a\n", "holds no keys"),
+        ("models: [\n", "line 2: no YAML that can be read"),
+        ("models: [a]\nmodels: [b]\n", "line 2: no YAML that can be read .the key models is there twice"),
+        ("a: !!python/object/apply:os.system [touch here]\n", "no YAML that can be read"),
+        ("models: &a [*a]\nmethods: omp\nsparsities: 0.5\n", "it holds an alias"),
+        ("\xff", "not UTF-8"),
+    ],
+)
+def test_what_is_no_study_is_refused(tmp_path: Path, content, message, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.yaml").write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=message):
+        load_study(tmp_path / "study.yaml")
+    assert not (tmp_path / "here").exists()
+    with pytest.raises(UserError, match="there is no study"):
+        load_study(tmp_path / "other.yaml")
+
+
+def test_text_files_need_dev_text(load, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a\n")
+    with pytest.raises(UserError, match="text files have no dev text of their own"):
+        load(corpus="text.txt")
+
+
+def test_the_options_are_those_of_the_commands() -> None:
+    assert {"steps", "save_at", "lr", "eval_blocks", "precision", "head"} <= SEARCH_OPTIONS.keys()
+    assert {"epochs", "train_samples", "lr", "data_dir", "precision"} <= FINETUNE_OPTIONS.keys()
+    assert not {"seed", "output", "resume", "mask", "model"} & (SEARCH_OPTIONS.keys() | FINETUNE_OPTIONS.keys())
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "studies").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_the_studies_that_ship_are_sound(file: Path) -> None:
+    plan = make_plan(load_study(file))
+    assert {run.kind for run in plan.runs} == {"search", "evaluate", "finetune"}
