@@ -14,11 +14,6 @@ namespace tamt {
 // Entries that make a thread worth its while, as in torch's elementwise operations.
 constexpr int64_t kGrain = 32768;
 
-// From this size on a result is written past the cache.
-constexpr int64_t kPastCache = 1 << 21;
-
-inline bool past_cache(const at::Tensor& out) { return static_cast<int64_t>(out.nbytes()) >= kPastCache; }
-
 inline Type type_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case at::kFloat:

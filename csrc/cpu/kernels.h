@@ -9,11 +9,10 @@
 
 namespace tamt {
 
-// Entries from `begin` to `end`. An entry is kept where score > value, or score = value and index < cut. Where
-// `past_cache` is set the result is written past the cache.
+// Entries from `begin` to `end`. An entry is kept where score > value, or score = value and index < cut.
 void mask_weight_kernel(
     const void* weight, Type weight_type, const float* score, float value, int64_t cut, bool absolute, void* out,
-    Type out_type, int64_t begin, int64_t end, bool past_cache);
+    Type out_type, int64_t begin, int64_t end);
 
 void binarize_kernel(
     const float* score, float value, int64_t cut, bool absolute, bool* mask, int64_t begin, int64_t end);
@@ -21,7 +20,6 @@ void binarize_kernel(
 struct SteOptions {
   bool add = false;     // the product to what `out` holds
   bool square = false;  // and sum, in place of returning 0
-  bool past_cache = false;
 };
 
 // Returns the sum of the squares of the entries of `out`.

@@ -15,7 +15,7 @@ at::Tensor mask_weight_cpu(
   at::parallel_for(0, w.numel(), kGrain, [&](int64_t begin, int64_t end) {
     mask_weight_kernel(
         w.const_data_ptr(), type_of(w), s.const_data_ptr<float>(), threshold, tie_cut, absolute, out.data_ptr(),
-        type_of(out), begin, end, past_cache(out));
+        type_of(out), begin, end);
   });
   return out;
 }

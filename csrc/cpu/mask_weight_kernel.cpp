@@ -4,7 +4,6 @@
 #include "convert.h"
 #include "instruction_set.h"
 #include "kernels.h"
-#include "streaming.h"
 
 namespace tamt {
 namespace {
@@ -20,21 +19,20 @@ TAMT_INLINE inline BFloat16 keep_if(bool kept, BFloat16 value) {
 template <typename Weight, typename Out, bool absolute>
 void mask_weight(
     const Weight* __restrict__ weight, const float* __restrict__ score, float value, int64_t cut,
-    Out* __restrict__ out, int64_t begin, int64_t end, bool past_cache) {
+    Out* __restrict__ out, int64_t begin, int64_t end) {
+  // Ties are kept before the cut and pruned behind it: two loops with one comparison each. The weight is read whether kept
+  // or not: a branch around it is mispredicted at every third entry, which made this 4 times slower than a copy. Stores
+  // past the cache would save a fifth here, and lose it where the result is read, which is at once.
+  const int64_t middle = std::clamp(cut, begin, end);
   vectorised([=]() TAMT_INLINE {
-    write(out, begin, end, past_cache, [=](Out* __restrict__ to, int64_t first, int64_t last) TAMT_INLINE {
-      // Ties are kept before the cut and pruned behind it: two loops with one comparison each. The weight is read whether
-      // kept or not: a branch around it is mispredicted at every third entry, which made this 4 times slower than a copy.
-      const int64_t middle = std::clamp(cut, first, last);
-      for (int64_t i = first; i < middle; ++i) {
-        const float rank = absolute ? std::fabs(score[i]) : score[i];
-        to[i - first] = keep_if(rank >= value, convert<Out>(weight[i]));
-      }
-      for (int64_t i = middle; i < last; ++i) {
-        const float rank = absolute ? std::fabs(score[i]) : score[i];
-        to[i - first] = keep_if(rank > value, convert<Out>(weight[i]));
-      }
-    });
+    for (int64_t i = begin; i < middle; ++i) {
+      const float rank = absolute ? std::fabs(score[i]) : score[i];
+      out[i] = keep_if(rank >= value, convert<Out>(weight[i]));
+    }
+    for (int64_t i = middle; i < end; ++i) {
+      const float rank = absolute ? std::fabs(score[i]) : score[i];
+      out[i] = keep_if(rank > value, convert<Out>(weight[i]));
+    }
   });
 }
 
@@ -42,13 +40,13 @@ void mask_weight(
 
 void mask_weight_kernel(
     const void* weight, Type weight_type, const float* score, float value, int64_t cut, bool absolute, void* out,
-    Type out_type, int64_t begin, int64_t end, bool past_cache) {
+    Type out_type, int64_t begin, int64_t end) {
   with_type(weight_type, [=](auto weight_element) {
     with_type(out_type, [=](auto out_element) {
       using Weight = decltype(weight_element);
       using Out = decltype(out_element);
       auto* kernel = absolute ? &mask_weight<Weight, Out, true> : &mask_weight<Weight, Out, false>;
-      kernel(static_cast<const Weight*>(weight), score, value, cut, static_cast<Out*>(out), begin, end, past_cache);
+      kernel(static_cast<const Weight*>(weight), score, value, cut, static_cast<Out*>(out), begin, end);
     });
   });
 }

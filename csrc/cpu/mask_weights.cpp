@@ -50,7 +50,7 @@ std::tuple<at::Tensor, at::Tensor> mask_weights_cpu(
       char* of_matrix = out + offsets[m] * masked.element_size();
       mask_weight_kernel(
           w[m].const_data_ptr(), type_of(w[m]), score, threshold, tie_cut, absolute, of_matrix, type_of(masked), begin,
-          end, past_cache(masked));
+          end);
       std::memset(of_matrix + end * masked.element_size(), 0, padding * masked.element_size());
       if (!pack) continue;
       uint8_t* of_mask = packed + offsets[m] / 8;

@@ -42,7 +42,7 @@ at::Tensor masked_embedding_cpu(
     for (int64_t i = first; i < last; ++i) {
       mask_weight_kernel(
           row_of(w, row[i]), type_of(w), reinterpret_cast<const float*>(row_of(s, gathered ? i : row[i])), threshold,
-          tie_cut - row[i] * columns, absolute, const_cast<char*>(row_of(out, i)), type_of(out), 0, columns, false);
+          tie_cut - row[i] * columns, absolute, const_cast<char*>(row_of(out, i)), type_of(out), 0, columns);
     }
   });
   std::vector<int64_t> shape = ids.sizes().vec();

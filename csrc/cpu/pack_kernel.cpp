@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 
 #if defined(__SSE2__)
@@ -46,12 +47,27 @@ void pack_mask_kernel(const bool* mask, int64_t size, uint8_t* packed, int64_t b
 
 void pack_kept_kernel(
     const float* score, float value, int64_t cut, bool absolute, uint8_t* packed, int64_t begin, int64_t end) {
-  constexpr int64_t kTile = 2048;
-  bool mask[kTile];
-  for (int64_t first = begin; first < end; first += kTile) {
-    const int64_t size = std::min(kTile, end - first);
-    binarize_kernel(score + first, value, cut - first, absolute, mask, 0, size);
-    pack_mask_kernel(mask, size, packed + first / 8, 0, (size + 7) / 8);
+  const auto kept = [=](int64_t index) {
+    const float rank = absolute ? std::fabs(score[index]) : score[index];
+    return rank > value || (rank == value && index < cut);
+  };
+  int64_t i = begin;
+#if defined(__SSE2__)
+  const __m128 sign = _mm_set1_ps(absolute ? -0.0f : 0.0f), threshold = _mm_set1_ps(value);
+  for (; i + 8 <= end; i += 8) {
+    const __m128 low = _mm_andnot_ps(sign, _mm_loadu_ps(score + i));
+    const __m128 high = _mm_andnot_ps(sign, _mm_loadu_ps(score + i + 4));
+    const int above =
+        _mm_movemask_ps(_mm_cmpgt_ps(low, threshold)) | _mm_movemask_ps(_mm_cmpgt_ps(high, threshold)) << 4;
+    const int ties =
+        _mm_movemask_ps(_mm_cmpeq_ps(low, threshold)) | _mm_movemask_ps(_mm_cmpeq_ps(high, threshold)) << 4;
+    const int before_cut = (1 << std::clamp<int64_t>(cut - i, 0, 8)) - 1;
+    packed[i / 8] = static_cast<uint8_t>(above | (ties & before_cut));
+  }
+#endif
+  for (; i < end; i += 8) {
+    packed[i / 8] = 0;
+    for (int64_t j = i; j < std::min(i + 8, end); ++j) packed[i / 8] |= static_cast<uint8_t>(kept(j) << (j % 8));
   }
 }
 

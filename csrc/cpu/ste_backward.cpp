@@ -33,16 +33,14 @@ at::Tensor ste_backward_cpu(
     const at::Tensor& grad_masked_weight, const at::Tensor& weight, std::optional<at::ScalarType> dtype) {
   const at::ScalarType promoted = at::promoteTypes(grad_masked_weight.scalar_type(), weight.scalar_type());
   at::Tensor out = weight.new_empty(weight.sizes(), dtype.value_or(promoted));
-  multiply(grad_masked_weight, weight, out, {.past_cache = past_cache(out)});
+  multiply(grad_masked_weight, weight, out, {});
   return out;
 }
 
 at::Tensor ste_backward_into_cpu(
     at::Tensor& grad_score, const at::Tensor& grad_masked_weight, const at::Tensor& weight, bool add, bool square) {
   at::Tensor out = grad_score.contiguous();
-  // What is read is in the cache already.
-  const SteOptions options{.add = add, .square = square, .past_cache = !add && past_cache(out)};
-  const double squares = multiply(grad_masked_weight, weight, out, options);
+  const double squares = multiply(grad_masked_weight, weight, out, {add, square});
   if (!out.is_same(grad_score)) grad_score.copy_(out);
   at::Tensor sum = weight.new_empty(square ? at::IntArrayRef{} : at::IntArrayRef{0}, at::kFloat);
   if (square) sum.fill_(squares);

@@ -31,7 +31,7 @@ def problem(n):
     return score, thresholds.values[0], thresholds.cuts[0]
 
 
-# Of less than a vector; of many tiles; so large that it is written past the cache.
+# Of less than a vector; of many tiles; of many threads.
 @pytest.mark.parametrize("n", [1, 37, 70_001, 1_200_005])
 def test_masks_and_masked_weights(n):
     score, value, cut = problem(n)
