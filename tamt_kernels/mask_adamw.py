@@ -27,6 +27,7 @@ def _over_operators(*arguments: Any) -> None:
 gradient_norm = define(
     "gradient_norm(Tensor[] grads, Tensor[] weights) -> Tensor",
     eager=reference.gradient_norm,
+    triton="mask_adamw",
     fake=_fake_norm,
 )
 mask_adamw = define(
@@ -35,4 +36,5 @@ mask_adamw = define(
     "float eps, bool renew=True, bool absolute=False) -> ()",
     eager=_over_operators,
     fake=_fake,
+    triton="mask_adamw",
 )

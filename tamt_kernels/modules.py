@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tamt_kernels import checks
 from tamt_kernels.binarize import binarize
 from tamt_kernels.mask_weight import mask_weight
+from tamt_kernels.mask_weights import mask_weights
 from tamt_kernels.masked_embedding import masked_embedding
 from tamt_kernels.masked_linear import masked_linear
 from tamt_kernels.reference import Thresholds
@@ -53,7 +54,7 @@ class _MaskedWeight(nn.Module):
         self.ranking: checks.Ranking = ranking
         self.weight = weight
         self.weight.requires_grad_(False)
-        self.score = nn.Parameter(mask.to(torch.float32) * (INITIAL_SCALE * INITIAL_THRESHOLD))
+        self.score = nn.Parameter(mask.to(torch.float32).contiguous() * (INITIAL_SCALE * INITIAL_THRESHOLD))
         values, cuts = topk_threshold([self.score], [keep], ranking=ranking)
         self.register_buffer("value", values[0].clone())
         self.register_buffer("cut", cuts[0].clone())
@@ -198,9 +199,9 @@ def update_masks(modules: nn.Module | Iterable[nn.Module]) -> None:
     """Renew every mask: after it each has exactly ``keep`` ones (section 3.4.2).
 
     To be called after every step of an optimizer other than ``MaskAdamW``, and after scores were changed or
-    loaded. One ``topk_threshold`` over all scores (one per device and ranking, where they differ); the thresholds
-    are copied into the modules' buffers in place. Waits for no GPU: there a matrix with a NaN score gets a mask of
-    zeros.
+    loaded. One ``topk_threshold`` over all scores (one per device, ranking and type of masked weights, where they
+    differ); the thresholds, and the masked weights of ``MaskAdamW``, are renewed in place. Waits for no GPU: there
+    a matrix with a NaN score gets a mask of zeros.
 
     Args:
         modules: a model, or modules of which those with a mask are taken.
@@ -208,20 +209,18 @@ def update_masks(modules: nn.Module | Iterable[nn.Module]) -> None:
     Raises:
         ValueError: a score on a CPU has NaN entries.
     """
-    groups: dict[tuple[torch.device, checks.Ranking], list[MaskedLinear | MaskedEmbedding]] = {}
+    groups: dict[tuple[Any, ...], list[MaskedLinear | MaskedEmbedding]] = {}
     for module in masked_modules(modules):
-        groups.setdefault((module.score.device, module.ranking), []).append(module)
-    for (_device, ranking), group in groups.items():
-        values, cuts = [module.value for module in group], [module.cut for module in group]
-        found = topk_threshold(
-            [module.score for module in group],
-            [module.keep for module in group],
-            ranking=ranking,
-            last=Thresholds(torch.stack(values), torch.stack(cuts)),
-            check_nan=False,
-        )
+        made_dtype = None if module.made is None else module.made.dtype
+        groups.setdefault((module.score.device, module.ranking, made_dtype), []).append(module)
+    for (_device, ranking, made_dtype), group in groups.items():
+        scores, values, cuts = zip(*((module.score, module.value, module.cut) for module in group), strict=True)
+        last = Thresholds(torch.stack(values), torch.stack(cuts))
+        keep = [module.keep for module in group]
+        found = topk_threshold(scores, keep, ranking=ranking, last=last, check_nan=False)
         torch._foreach_copy_(values, list(found.values.unbind()))
         torch._foreach_copy_(cuts, list(found.cuts.unbind()))
-        for module in group:
-            if module.made is not None:
-                module.made.copy_(module.masked_weight(module.made.dtype))
+        if made_dtype is not None:
+            weights = [module.weight for module in group]
+            masked, _ = mask_weights(weights, scores, found, made_dtype, ranking=ranking)
+            torch._foreach_copy_([module.made for module in group if module.made is not None], masked)

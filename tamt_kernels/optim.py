@@ -25,12 +25,14 @@ class MaskAdamW(Optimizer):
 
     AdamW is torch's (decoupled weight decay, bias correction), with the state ``step``, ``exp_avg`` and
     ``exp_avg_sq`` of each score; learning rate schedules and ``state_dict`` work as with any optimizer. A step with
-    a gradient that is not finite changes nothing, and is not counted. Nothing waits for a GPU.
+    a gradient that is not finite changes nothing, and is not counted. Nothing waits for a GPU, so a step can be
+    captured in a CUDA graph, after one that was not.
 
     Args:
         modules: a model, or modules of which those with a mask are taken; all on one device, of one ranking.
         others: further parameters to train, such as a head; in the second of the two ``param_groups``.
-        lr: learning rate.
+        lr: learning rate; a 0-dim tensor on the device where a CUDA graph is to follow a schedule, as a graph holds
+            a number as it was when captured.
         betas, eps, weight_decay: AdamW's; the paper's are the defaults.
         max_norm: the norm of the gradients of all scores and ``others`` together is clipped at this; None for no
             clipping.
@@ -47,7 +49,7 @@ class MaskAdamW(Optimizer):
         modules: nn.Module | Iterable[nn.Module],
         others: Iterable[Tensor] = (),
         *,
-        lr: float = 5e-5,
+        lr: float | Tensor = 5e-5,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -67,8 +69,6 @@ class MaskAdamW(Optimizer):
         offsets, total = group_offsets([weight.numel() for weight in self._weights])
         masked = torch.empty(total, dtype=dtype or first.weight.dtype, device=first.weight.device)
         with torch.no_grad():
-            self._values = torch.stack([module.value for module in self.modules])
-            self._cuts = torch.stack([module.cut for module in self.modules])
             for module, weight, offset in zip(self.modules, self._weights, offsets, strict=True):
                 made = masked[offset : offset + weight.numel()].view(weight.shape)
                 made.copy_(module.masked_weight(made.dtype))
@@ -117,14 +117,17 @@ class MaskAdamW(Optimizer):
                 torch.ones_like(count) - scores["lr"] * scores["weight_decay"],
             ]
         ).float()
+        # Those of the modules, as update_masks may have renewed them.
+        thresholds = [module.value for module in self.modules], [module.cut for module in self.modules]
+        values, cuts = torch.stack(thresholds[0]), torch.stack(thresholds[1])
         mask_adamw(
-            grads, self._weights, scores["params"], means, squares, made,
-            self._values, self._cuts, [module.keep for module in self.modules], rates, beta1, beta2, scores["eps"],
+            grads, self._weights, scores["params"], means, squares, made, values, cuts,
+            [module.keep for module in self.modules], rates, beta1, beta2, scores["eps"],
             renew, self.modules[0].ranking == "abs",
         )  # fmt: skip
         if renew:
-            torch._foreach_copy_([module.value for module in self.modules], list(self._values.unbind()))
-            torch._foreach_copy_([module.cut for module in self.modules], list(self._cuts.unbind()))
+            torch._foreach_copy_(thresholds[0], list(values.unbind()))
+            torch._foreach_copy_(thresholds[1], list(cuts.unbind()))
         if others and trained:
             self._step_others(others, trained, clip, finite)
         return norm
@@ -139,7 +142,15 @@ class MaskAdamW(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state that ``state_dict`` gave; scores are loaded apart, and ``update_masks`` called then."""
         super().load_state_dict(state_dict)
-        self._share_step()
+        # torch leaves counts, and learning rates that are tensors, on the device on which they were saved.
+        for parameter, state in self.state.items():
+            state["step"] = state["step"].to(parameter.device, torch.float32)
+        scores = self.param_groups[0]["params"]
+        for score in scores if self.state else ():
+            self.state[score]["step"] = self.state[scores[0]]["step"]
+        for group in self.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"] = group["lr"].to(scores[0].device)
 
     def _made_and_gradients(self) -> tuple[list[Tensor], list[Tensor]]:
         """W ⊙ m and d(W ⊙ m) of every matrix; zeros where no gradient arrived, of a layer that was left out."""
@@ -161,13 +172,6 @@ class MaskAdamW(Optimizer):
             for score, state in zip(group["params"], states, strict=True):
                 state.update(step=step, exp_avg=torch.zeros_like(score), exp_avg_sq=torch.zeros_like(score))
         return [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states], states[0]["step"]
-
-    def _share_step(self) -> None:
-        scores = self.param_groups[0]["params"]
-        if self.state[scores[0]]:
-            step = self.state[scores[0]]["step"].to(scores[0].device, torch.float32)
-            for score in scores:
-                self.state[score]["step"] = step
 
     def _step_others(self, group: dict[str, Any], trained: list[Tensor], clip: Tensor, finite: Tensor) -> None:
         for parameter in trained:
@@ -198,7 +202,12 @@ class MaskAdamW(Optimizer):
 
 
 def _check(
-    modules: list[Any], lr: float, betas: tuple[float, float], eps: float, weight_decay: float, max_norm: float | None
+    modules: list[Any],
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    max_norm: float | None,
 ) -> None:
     if not modules:
         raise ValueError("MaskAdamW: modules has no MaskedLinear or MaskedEmbedding but must have one or more")
@@ -210,7 +219,7 @@ def _check(
                 "as masked module 0 has"
             )
     for name, value, fits in (
-        ("lr", lr, lr >= 0),
+        ("lr", lr, getattr(lr, "ndim", 0) == 0 and lr >= 0),
         ("betas[0]", betas[0], 0 <= betas[0] < 1),
         ("betas[1]", betas[1], 0 <= betas[1] < 1),
         ("eps", eps, eps >= 0),

@@ -1,4 +1,4 @@
-"""What the kernels share: exact conversions, the mask's condition, and tables of matrices."""
+"""What the kernels share: exact conversions, the mask's condition, and the addresses of many matrices."""
 # mypy: allow-untyped-defs, allow-incomplete-defs
 # A kernel's arguments are of Triton's own language, which no annotation tells.
 
@@ -17,10 +17,14 @@ TILE = 4096
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
+# A product and a sum are rounded one after the other, as in the definitions, unless a kernel says fma.
+COMPILER = {"enable_fp_fusion": False}
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Start a kernel. Every launch goes through here, so that tests see what is compiled for it."""
     if all(grid):
-        kernel[grid](*arguments, **options)
+        kernel[grid](*arguments, **options, **COMPILER)
 
 
 @triton.jit
@@ -51,6 +55,15 @@ def keeps(score, index, value, cut, ABSOLUTE: tl.constexpr):
     return (rank > value) | ((rank == value) & (index < cut))
 
 
+@triton.jit
+def goes(factor):
+    """Whether a step is taken: there is none, or its gradient, and so the factor that clips it, is finite."""
+    going = tl.full((), 1, tl.int1)
+    if factor is not None:
+        going = tl.abs(tl.load(factor)) < float("inf")
+    return going
+
+
 class Table:
     """What one launch over many matrices looks up: which matrix a tile belongs to, and where that lies.
 
@@ -59,9 +72,15 @@ class Table:
     """
 
     def __init__(self, rows: Sequence[Sequence[int]], tiles: Sequence[int], device: torch.device) -> None:
-        self.rows = torch.tensor(rows, dtype=torch.int64).to(device)
         repeats = torch.tensor(tiles, dtype=torch.int64)
-        self.tile_matrix = torch.arange(len(tiles), dtype=torch.int32).repeat_interleave(repeats).to(device)
+        tile_matrix = torch.arange(len(tiles), dtype=torch.int32).repeat_interleave(repeats)
+        self.rows = _without_waiting(torch.tensor(rows, dtype=torch.int64), device)
+        self.tile_matrix = _without_waiting(tile_matrix, device)
+
+
+def _without_waiting(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device. From pageable memory the host would wait until all before it is done."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 # A table is made once for the same matrices at the same addresses, that is once in a training run: its copy to the
@@ -73,12 +92,40 @@ _MOST_TABLES = 64
 
 def table(key: tuple[Any, ...], make: Callable[[], Table]) -> Table:
     """The table for a key that holds all that it is made of."""
-    found = _TABLES.pop(key, None) or make()
+    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    found = _TABLES.pop(key, None)
+    if found is None:
+        if capturing:
+            raise RuntimeError(f"tamt_kernels: {key[0]} must run once for the same tensors before a graph captures it")
+        found = make()
     _TABLES[key] = found  # the last used comes last
     if len(_TABLES) > _MOST_TABLES:
         del _TABLES[next(iter(_TABLES))]
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing() and found not in _CAPTURED:
+    if capturing and found not in _CAPTURED:
         _CAPTURED.append(found)
+    return found
+
+
+# Pointers that one launch takes, in less than the 4 KB of arguments that every GPU has room for.
+ADDRESSES_AT_ONCE = 256
+
+
+@triton.jit
+def addresses_kernel(tensors, addresses):
+    for i in tl.static_range(len(tensors)):
+        tl.store(addresses + i, tensors[i].to(tl.int64))
+
+
+def addresses(tensors: Sequence[Tensor]) -> Tensor:
+    """The addresses of tensors that are new in every step, as gradients are, int64 [M], on their device.
+
+    They travel as arguments of a launch: no copy from the host, whose memory would have to be left alone until the
+    device has read it, and a CUDA graph holds those that its own memory had while it was captured.
+    """
+    found = torch.empty(len(tensors), dtype=torch.int64, device=tensors[0].device)
+    for first in range(0, len(tensors), ADDRESSES_AT_ONCE):
+        some = tuple(tensors[first : first + ADDRESSES_AT_ONCE])
+        launch(addresses_kernel, (1,), some, found[first:], num_warps=1)
     return found
 
 

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tamt_kernels.triton_kernels.common import TILE, TYPES, Table, aligned, alike, launch, table, tiles_of, widen
+from tamt_kernels.triton_kernels.common import TILE, TYPES, Table, aligned, alike, goes, launch, table, tiles_of, widen
 
 WARPS = 8
 BINS = 2048
@@ -45,7 +45,7 @@ IN_SCORES, IN_WINDOW, IN_DIGIT = (tl.constexpr(i) for i in range(3))
 
 
 @triton.jit
-def _key(score, ABSOLUTE: tl.constexpr):
+def score_key(score, ABSOLUTE: tl.constexpr):
     """Integers in the order of the scores, and their magnitudes, above INFINITY where the score is NaN."""
     bits = widen(score).to(tl.int32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
@@ -66,7 +66,7 @@ def _load_keys(row, start, size, S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, A
         loaded = tl.load(score + start + lane)
     else:
         loaded = tl.load(score + start + lane, mask=lane < size - start, other=0.0)
-    return _key(loaded, ABSOLUTE)
+    return score_key(loaded, ABSOLUTE)
 
 
 @triton.jit
@@ -82,19 +82,13 @@ def _compact(inside, key, start, room, first, count_pointer, keys, indices, TILE
 
 
 @triton.jit
-def window_kernel(
-    tile_matrix, rows, state, last, keys, indices, last_ties,
-    S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+def count_window(
+    key, magnitude, tile, start, size, row, search, last, keys, indices, last_ties,
+    ABSOLUTE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Count what lies above the window and at the last threshold, compact what else lies inside."""
-    tile = tl.program_id(0)
-    matrix = tl.load(tile_matrix + tile)
-    row, search = rows + matrix * COLUMNS, state + matrix * STATE
-    size = tl.load(row + SIZE)
-    start = (tile - tl.load(row + FIRST_TILE)) * TILE
-    key, magnitude = _load_keys(row, start, size, S_TYPE, ABSOLUTE, ALIGNED, TILE)
     valid = tl.arange(0, TILE) < size - start
-    middle, _ = _key(tl.load(last + matrix), ABSOLUTE)
+    middle, _ = score_key(tl.load(last), ABSOLUTE)
     middle = tl.minimum(tl.maximum(middle, -INFINITY), INFINITY)  # it may be NaN: any window will do
     at_last = tl.sum((valid & (key == middle)).to(tl.int32))
     above = tl.sum((valid & (key > middle + REACH)).to(tl.int32))
@@ -105,8 +99,25 @@ def window_kernel(
     tl.store(search + LAST, middle.to(tl.int64))
     room, first = tl.load(row + ROOM), tl.load(row + FIRST_CANDIDATE)
     _compact(inside, key, start, room, first, search + CANDIDATES, keys, indices, TILE)
-    if tl.max(magnitude, axis=0) > INFINITY:
+    if tl.max(tl.where(valid, magnitude, 0), axis=0) > INFINITY:
         tl.store(search + IS_NAN, tl.full((), 1, tl.int64))
+
+
+@triton.jit
+def window_kernel(
+    tile_matrix, rows, state, last, keys, indices, last_ties,
+    S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """A tile's part in the count of the window around the last threshold."""
+    tile = tl.program_id(0)
+    matrix = tl.load(tile_matrix + tile)
+    row, search = rows + matrix * COLUMNS, state + matrix * STATE
+    size = tl.load(row + SIZE)
+    start = (tile - tl.load(row + FIRST_TILE)) * TILE
+    key, magnitude = _load_keys(row, start, size, S_TYPE, ABSOLUTE, ALIGNED, TILE)
+    count_window(
+        key, magnitude, tile, start, size, row, search, last + matrix, keys, indices, last_ties, ABSOLUTE, TILE
+    )
 
 
 @triton.jit
@@ -246,7 +257,7 @@ def ties_kernel(
 
 @triton.jit
 def locate_kernel(
-    rows, state, ties, last_ties, values, cuts, has_nan,
+    rows, state, ties, last_ties, values, cuts, has_nan, factor,
     S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Find the last tie that is kept: first its tile, by the ties in those before, then the entry."""
@@ -280,9 +291,70 @@ def locate_kernel(
     nothing = tl.load(row + KEEP) == 0
     is_nan = tl.load(search + IS_NAN) != 0
     value = tl.where(is_nan, float("nan"), tl.where(nothing, float("inf"), value))
-    tl.store(values + matrix, value)
-    tl.store(cuts + matrix, tl.where(is_nan | nothing, 0, cut))
-    tl.store(has_nan + matrix, is_nan.to(tl.uint8))
+    going = goes(factor)
+    tl.store(values + matrix, value, mask=going)
+    tl.store(cuts + matrix, tl.where(is_nan | nothing, 0, cut), mask=going)
+    if has_nan is not None:
+        tl.store(has_nan + matrix, is_nan.to(tl.uint8))
+
+
+class Search:
+    """The memory of one search, and its launches: ``count`` for a warm one, then ``finish``.
+
+    Another kernel may do what ``count`` does, for scores that it has in registers; ``counted`` are its arguments.
+    """
+
+    def __init__(self, scores: list[Tensor], keep: list[int], absolute: bool) -> None:
+        device, count = scores[0].device, len(scores)
+        sizes = [score.numel() for score in scores]
+        rooms = [min(size, max(size // COMPACTED, LEAST_ROOM)) for size in sizes]
+
+        def make() -> Table:
+            tiles = [tiles_of(size, TILE) for size in sizes]
+            rows = [
+                (score.data_ptr(), size, sum(tiles[:i]), tiles[i], sum(rooms[:i]), rooms[i], keep[i])
+                for i, (score, size) in enumerate(zip(scores, sizes, strict=True))
+            ]
+            return Table(rows, tiles, device)
+
+        addresses = [each.data_ptr() for each in scores]
+        matrices = table(("topk_threshold", device, TILE, COMPACTED, LEAST_ROOM, *addresses, *sizes, *keep), make)
+        self.tile_matrix, self.rows = matrices.tile_matrix, matrices.rows
+        self.matrices, self.tiles = (count,), (self.tile_matrix.numel(),)  # the grids of launches
+        self.state = torch.zeros(count, STATE.value, dtype=torch.int64, device=device)
+        self.histograms = torch.zeros(3, count, BINS, dtype=torch.int64, device=device)
+        self.ties, self.last_ties = torch.zeros(2, *self.tiles, dtype=torch.int32, device=device)
+        self.keys, self.indices = torch.empty(2, sum(rooms), dtype=torch.int32, device=device)
+        self.how = {"S_TYPE": TYPES[scores[0].dtype], "ABSOLUTE": absolute, "ALIGNED": aligned(scores), "TILE": TILE}
+
+    def counted(self, last: Tensor) -> tuple[Tensor, ...]:
+        return self.tile_matrix, self.rows, self.state, last, self.keys, self.indices, self.last_ties
+
+    def count(self, last: Tensor) -> None:
+        launch(window_kernel, self.tiles, *self.counted(last), **self.how, num_warps=WARPS)
+
+    def finish(
+        self, warm: bool, values: Tensor, cuts: Tensor, has_nan: Tensor | None, factor: Tensor | None = None
+    ) -> None:
+        """Write the thresholds, unless ``factor`` says that no step is taken."""
+        matrices, tiles = self.matrices, self.tiles
+        rows, state, found = self.rows, self.state, (self.keys, self.indices)
+        if warm:
+            launch(decide_kernel, matrices, rows, state, num_warps=1)
+        for digit in (1, 2, 3):
+            histogram = self.histograms[digit - 1]
+            launch(
+                histogram_kernel, tiles, self.tile_matrix, rows, state, self.keys, histogram,
+                DIGIT=digit, **self.how, BINS=BINS, num_warps=WARPS,
+            )  # fmt: skip
+            launch(select_kernel, matrices, rows, state, histogram, DIGIT=digit, BINS=BINS, num_warps=WARPS)
+            if digit == 1:
+                launch(compact_kernel, tiles, self.tile_matrix, rows, state, *found, **self.how, num_warps=WARPS)
+        launch(ties_kernel, tiles, self.tile_matrix, rows, state, *found, self.ties, **self.how, num_warps=WARPS)
+        launch(
+            locate_kernel, matrices, rows, state, self.ties, self.last_ties, values, cuts, has_nan, factor,
+            **self.how, BLOCK=TILES_AT_ONCE, num_warps=WARPS,
+        )  # fmt: skip
 
 
 def topk_threshold_unchecked(
@@ -296,47 +368,10 @@ def topk_threshold_unchecked(
     cuts = torch.empty(count, dtype=torch.int64, device=device)
     has_nan = torch.empty(count, dtype=torch.bool, device=device)
     scores = alike(scores)
-    sizes = [score.numel() for score in scores]
-    rooms = [min(size, max(size // COMPACTED, LEAST_ROOM)) for size in sizes]
-
-    def make() -> Table:
-        tiles = [tiles_of(size, TILE) for size in sizes]
-        rows = [
-            (score.data_ptr(), size, sum(tiles[:i]), tiles[i], sum(rooms[:i]), rooms[i], keep[i])
-            for i, (score, size) in enumerate(zip(scores, sizes, strict=True))
-        ]
-        return Table(rows, tiles, device)
-
-    key = ("topk_threshold", device, TILE, COMPACTED, LEAST_ROOM, *(each.data_ptr() for each in scores), *sizes, *keep)
-    matrices = table(key, make)
-    tile_matrix, rows = matrices.tile_matrix, matrices.rows
-    tiles = tile_matrix.numel()
-    state = torch.zeros(count, STATE.value, dtype=torch.int64, device=device)
-    histograms = torch.zeros(3, count, BINS, dtype=torch.int64, device=device)
-    ties, last_ties = torch.zeros(2, tiles, dtype=torch.int32, device=device)
-    keys, indices = torch.empty(2, sum(rooms), dtype=torch.int32, device=device)
-    how = {"S_TYPE": TYPES[scores[0].dtype], "ABSOLUTE": absolute, "ALIGNED": aligned(scores), "TILE": TILE}
-
+    search = Search(scores, keep, absolute)
     if last is not None:
-        launch(
-            window_kernel, (tiles,), tile_matrix, rows, state, last.contiguous(), keys, indices, last_ties,
-            **how, num_warps=WARPS,
-        )  # fmt: skip
-        launch(decide_kernel, (count,), rows, state, num_warps=1)
-    for digit in (1, 2, 3):
-        histogram = histograms[digit - 1]
-        launch(
-            histogram_kernel, (tiles,), tile_matrix, rows, state, keys, histogram,
-            DIGIT=digit, **how, BINS=BINS, num_warps=WARPS,
-        )  # fmt: skip
-        launch(select_kernel, (count,), rows, state, histogram, DIGIT=digit, BINS=BINS, num_warps=WARPS)
-        if digit == 1:
-            launch(compact_kernel, (tiles,), tile_matrix, rows, state, keys, indices, **how, num_warps=WARPS)
-    launch(ties_kernel, (tiles,), tile_matrix, rows, state, keys, indices, ties, **how, num_warps=WARPS)
-    launch(
-        locate_kernel, (count,), rows, state, ties, last_ties, values, cuts, has_nan.view(torch.uint8),
-        **how, BLOCK=TILES_AT_ONCE, num_warps=WARPS,
-    )  # fmt: skip
+        search.count(last.contiguous())
+    search.finish(last is not None, values, cuts, has_nan.view(torch.uint8))
     return values, cuts, has_nan
 
 

@@ -4,12 +4,15 @@ Not collected by itself: ``test_triton.py`` runs it in a process of its own, as 
 of the compiler for a whole process.
 """
 
+import copy
+
 import pytest
 import torch
+from triton._C import libtriton
 
 import tamt_kernels as tk
 from tamt_kernels import dispatch, reference
-from tamt_kernels.triton_kernels import mask_weights, masked_embedding, masked_matmul, threshold
+from tamt_kernels.triton_kernels import common, mask_adamw, mask_weights, masked_embedding, masked_matmul, threshold
 
 from .scores import DISTRIBUTIONS, gaussian, same_bits, trained
 from .test_masked_layers import IDS
@@ -25,6 +28,7 @@ def small_and_poisoned(monkeypatch):
     assert dispatch.interpreted()
     monkeypatch.setattr(mask_weights, "TILE", 256)
     monkeypatch.setattr(threshold, "TILE", 256)
+    monkeypatch.setattr(mask_adamw, "TILE", 256)
     monkeypatch.setattr(threshold, "LEAST_ROOM", 16)
     torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
     yield
@@ -40,7 +44,7 @@ def test_triton_runs():
     found = tk.backends()
     assert {name for name, each in found.items() if each["cpu"] == "triton"} >= {
         "topk_threshold", "topk_threshold_unchecked", "binarize", "pack_mask", "mask_weight", "mask_weights",
-        "masked_embedding", "masked_embedding_backward",
+        "masked_embedding", "masked_embedding_backward", "gradient_norm", "mask_adamw",
         "masked_matmul", "masked_matmul_backward_x", "masked_matmul_backward_score",
     }  # fmt: skip
 
@@ -281,3 +285,131 @@ def test_masked_linear_under_autocast_and_compiled():
         assert same_bits(compiled(x, weight, score, value, cut), y)
     assert y.dtype == torch.bfloat16
     close(y, reference.masked_matmul(x.bfloat16(), weight, score, value, cut), torch.bfloat16)
+
+
+STEP_SHAPES = [(33, 10), (), (0, 4), (256,), (7, 37)]
+
+
+def a_step(grad_dtype, weight_dtype, result, seed=0):
+    """The arguments of a step from scores as they are trained, up to the cuts, and ``keep``."""
+    made = torch.Generator().manual_seed(seed)
+    scores = [trained(torch.Size(shape).numel()).reshape(shape).clone() for shape in STEP_SHAPES]
+    weights = [awkward_weight(shape, weight_dtype).nan_to_num(0.5, 2.0, -2.0) for shape in STEP_SHAPES]
+    means = [torch.randn(shape, generator=made) * 1e-3 for shape in STEP_SHAPES]
+    squares = [torch.rand(shape, generator=made) * 1e-5 for shape in STEP_SHAPES]
+    offsets, total = reference.group_offsets([each.numel() for each in scores])
+    flat = torch.empty(total, dtype=result)
+    masked = [flat[at : at + each.numel()].view(each.shape) for each, at in zip(scores, offsets, strict=True)]
+    keep = [each.numel() // 3 for each in scores]
+    values, cuts = reference.topk_threshold(scores, keep)
+    return [gradients(grad_dtype, seed), weights, scores, means, squares, masked, values, cuts, keep]
+
+
+def gradients(dtype, seed):
+    made = torch.Generator().manual_seed(seed + 100)
+    return [torch.randn(shape, generator=made).to(dtype) for shape in STEP_SHAPES]
+
+
+def check_step(found, rates, betas=(0.9, 0.999), eps=1e-8, renew=True, absolute=False):
+    """One step by Triton and by the definition, from the same tensors; all that a step writes has the same bits."""
+    expected = copy.deepcopy(found)
+    rates = torch.tensor(rates)
+    operators.mask_adamw(*found, rates, *betas, eps, renew, absolute)
+    reference.mask_adamw(*expected, rates, *betas, eps, renew, absolute)
+    for position in range(2, 6):
+        for mine, other in zip(found[position], expected[position], strict=True):
+            assert same_bits(mine, other)
+    assert same_bits(found[6], expected[6])
+    assert torch.equal(found[7], expected[7])
+
+
+@pytest.fixture
+def exact_roots(monkeypatch):
+    """The definition's square roots, which MKL rounds wrong now and then on a CPU, as rounded right as a GPU's are."""
+    root = torch.Tensor.sqrt
+    monkeypatch.setattr(torch.Tensor, "sqrt", lambda tensor: root(tensor.double()).to(tensor.dtype))
+
+
+# Older interpreters multiply, round and add; a GPU rounds a fused multiply-add once.
+fma_is_exact = hasattr(libtriton.interpreter, "fma_fp32")
+
+
+@pytest.mark.skipif(not fma_is_exact, reason="this Triton's interpreter rounds a fused multiply-add twice")
+@pytest.mark.usefixtures("exact_roots")
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("types", [(DTYPES[i], DTYPES[i - 2], DTYPES[i - 1]) for i in range(3)])
+def test_mask_adamw_over_several_steps(types, absolute):
+    found = a_step(*types)
+    for step in range(1, 4):
+        found[0] = gradients(types[0], step)
+        rates = [0.8, 0.003 / (1 - 0.9**step), (1 - 0.999**step) ** 0.5, 0.9]
+        check_step(found, rates, renew=step != 2, absolute=absolute)
+
+
+@pytest.mark.skipif(not fma_is_exact, reason="this Triton's interpreter rounds a fused multiply-add twice")
+@pytest.mark.usefixtures("exact_roots")
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.3, 0.0)])
+def test_mask_adamw_wherever_the_thresholds_go(betas):
+    for values in (0.02, 3.0, torch.nan):
+        found = a_step(torch.float32, torch.float32, torch.bfloat16)
+        found[6].fill_(values)
+        check_step(found, [1.0, 0.01, 0.3, 1.0], betas)
+    found = a_step(torch.float32, torch.float32, torch.float32)
+    for i in (3, 4, 0):  # nothing moves: all ties stay
+        for each in found[i]:
+            each.zero_()
+    check_step(found, [1.0, 0.01, 0.3, 1.0], betas)
+    check_step(found, [1.0, 0.01, 0.3, 1.0], betas, eps=0.0)  # 0 / 0
+
+
+@pytest.mark.parametrize("factor", [torch.nan, torch.inf, -torch.inf])
+def test_a_step_that_is_not_finite_writes_nothing(factor):
+    for renew in (True, False):
+        check_step(a_step(torch.float32, torch.float32, torch.float16), [factor, 0.01, 0.3, 1.0], renew=renew)
+
+
+@pytest.mark.skipif(not fma_is_exact, reason="this Triton's interpreter rounds a fused multiply-add twice")
+@pytest.mark.usefixtures("exact_roots")
+def test_mask_adamw_of_mixed_types_and_places():
+    found = a_step(torch.float32, torch.float32, torch.float16)
+    found[0][0], found[1][3] = found[0][0].bfloat16(), found[1][3].half()
+    found[0][4], found[1][4] = found[0][4].t().contiguous().t(), found[1][4].t().contiguous().t()
+    found[2][3], found[5] = torch.cat([found[2][3], torch.zeros(1)])[1:], [each.clone() for each in found[5]]
+    check_step(found, [1.0, 0.01, 0.3, 1.0])
+    found[3][4] = found[3][4].t().contiguous().t()
+    with pytest.raises(ValueError, match=r"means\[4\] has strides \(1, 7\) but must be contiguous"):
+        check_step(found, [1.0, 0.01, 0.3, 1.0])
+
+
+def test_gradient_norm():
+    for grad_type in DTYPES:
+        for weight_type in DTYPES:
+            grads, weights = a_step(grad_type, weight_type, torch.float32)[:2]
+            found = operators.gradient_norm(grads, weights)
+            torch.testing.assert_close(found, reference.gradient_norm(grads, weights), rtol=1e-7, atol=0)
+            assert same_bits(found, operators.gradient_norm(grads, weights))
+    assert operators.gradient_norm([torch.tensor([3e30, 4e30])], [torch.tensor([1e5, 1e5])]) == pytest.approx(5e35)
+    assert operators.gradient_norm([torch.tensor([torch.inf, 1.0])], [torch.tensor([0.0, 1.0])]).isnan()
+    assert operators.gradient_norm([torch.zeros(0)], [torch.zeros(0)]) == 0
+
+
+def test_the_launches_of_a_step_do_not_grow_with_the_matrices(monkeypatch):
+    started = []
+    for module in (common, mask_adamw, mask_weights, threshold):
+        real = module.launch
+        record = lambda kernel, *rest, real=real, **options: (started.append(kernel), real(kernel, *rest, **options))  # noqa: E731
+        monkeypatch.setattr(module, "launch", record)
+    found = a_step(torch.float32, torch.float32, torch.float32)
+    several = []
+    for some in (found, [each[3:4] for each in found]):
+        started.clear()
+        operators.gradient_norm(*some[:2])
+        operators.mask_adamw(*some, torch.tensor([1.0, 0.01, 0.3, 1.0]), 0.9, 0.999, 1e-8)
+        several.append(len(started))
+    assert several[0] == several[1]
+
+
+def test_addresses_of_many_tensors(monkeypatch):
+    monkeypatch.setattr(common, "ADDRESSES_AT_ONCE", 2)
+    tensors = [torch.zeros(3, dtype=dtype) for dtype in (*DTYPES, *DTYPES)][:5]
+    assert common.addresses(tensors).tolist() == [each.data_ptr() for each in tensors]

@@ -149,6 +149,40 @@ def test_a_step_that_is_not_finite_changes_nothing(bad):
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
+def test_a_step_that_is_not_finite_leaves_masks_that_were_renewed_apart():
+    model = make()
+    optimizer = tk.MaskAdamW(model, lr=LR)
+    for ids in IDS[:3]:
+        optimizer.zero_grad()
+        backward(model, ids)
+        optimizer.step(renew=False)
+    tk.update_masks(model)
+    before = copy.deepcopy(model.state_dict())
+    backward(model, IDS[3], torch.nan)
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+
+
+def test_a_learning_rate_may_be_a_tensor():
+    ours, theirs = make(), make()
+    lr = torch.tensor(LR)
+    optimizer = tk.MaskAdamW(ours, ours[4].parameters(), lr=lr, weight_decay=0.1)
+    other = tk.MaskAdamW(theirs, theirs[4].parameters(), lr=LR, weight_decay=0.1)
+    schedules = [torch.optim.lr_scheduler.LinearLR(each, 1.0, 0.1, 20) for each in (optimizer, other)]
+    for ids in IDS[:10]:
+        for model, each in ((ours, optimizer), (theirs, other)):
+            each.zero_grad()
+            backward(model, ids)
+            each.step()
+        for schedule in schedules:
+            schedule.step()
+    assert lr < LR  # the very tensor follows the schedule, as a captured step needs
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="MaskAdamW: lr"):
+        tk.MaskAdamW(make(), lr=torch.tensor([LR]))
+
+
 def test_the_scale_of_the_loss_is_taken_out():
     ours, theirs = make(), make()
     optimizer = tk.MaskAdamW(ours, ours[4].parameters(), lr=LR)
@@ -184,6 +218,21 @@ def test_a_resumed_optimizer_goes_on_bit_for_bit():
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
     )
+
+
+def test_counts_of_another_type_are_taken_over():
+    """As torch.optim.AdamW and other versions may have saved them; the scores share one count again."""
+    model = make()
+    optimizer = tk.MaskAdamW(model, model[4].parameters(), lr=LR)
+    backward(model, IDS[0])
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    for each in state["state"].values():
+        each["step"] = each["step"].double()
+    optimizer.load_state_dict(state)
+    backward(model, IDS[1])
+    optimizer.step()
+    assert [(float(each["step"]), each["step"].dtype) for each in optimizer.state.values()] == [(2, torch.float32)] * 5
 
 
 def test_the_state_is_that_of_adamw():

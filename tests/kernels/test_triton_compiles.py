@@ -19,11 +19,19 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from tamt_kernels import dispatch  # noqa: E402
-from tamt_kernels.triton_kernels import mask_weights, masked_embedding, masked_matmul, threshold  # noqa: E402
+from tamt_kernels.triton_kernels import (  # noqa: E402
+    common,
+    mask_adamw,
+    mask_weights,
+    masked_embedding,
+    masked_matmul,
+    threshold,
+)
 
-MODULES = (mask_weights, masked_embedding, masked_matmul, threshold)
+MODULES = (common, mask_adamw, mask_weights, masked_embedding, masked_matmul, threshold)
 GPUS = (70, 75, 80, 90, 100)
 POINTERS = {
+    torch.float64: "*fp64",
     torch.float32: "*fp32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -31,6 +39,7 @@ POINTERS = {
     torch.int32: "*i32",
     torch.uint8: "*u8",
 }
+KINDS = {int: "i32", float: "fp32"}
 
 
 class Launch(NamedTuple):
@@ -76,6 +85,23 @@ def launches(gpu=GPUS[-1]):
         mask_weights.binarize(score, values[0], cuts[0])
         mask_weights.pack_mask(half > 0)
         threshold.topk_threshold_unchecked([score] * 2, [5, 6], values)
+        # A step with gradients in float32, in a half type, and without new masks. The search's own kernels are above;
+        # two of them ask here whether the step is taken.
+        rates, masked = torch.ones(4), list(torch.zeros(2, 96, 128))
+        own = {"norm_kernel", "adamw_kernel"}
+        for grad, renew, kernels in (
+            (score, True, own | {"addresses_kernel", "locate_kernel", "group_kernel"}),
+            (half, True, own),
+            (half, False, {"adamw_kernel"}),
+        ):
+            label = f"in a step, {str(grad.dtype).removeprefix('torch.')}{'' if renew else ', masks kept'}"
+            before = len(recorded)
+            mask_adamw.gradient_norm([grad] * 2, [score] * 2)
+            lists = [[tensor] * 2 for tensor in (grad, score, score, score, score)]
+            mask_adamw.mask_adamw(*lists, masked, values, cuts, [5, 6], rates, 0.9, 0.999, 1e-8, renew)
+            some = {each.name: each for each in recorded[before:] if each.kernel.__name__ in kernels}
+            recorded[before:] = some.values()
+        label = ""
         # The forward reads W along its rows, the backward across them: BERT-base's FFN, of one token and of 64.
         products = gpu >= 10 * dispatch.OLDEST_GPU_FOR_PRODUCTS[0]
         for dtype in (torch.float32, torch.float16, torch.bfloat16) if products else ():
@@ -101,16 +127,21 @@ def source(launch):
     """The kernel with the types and alignments of these very arguments, as Triton would specialise it."""
     options = dict(launch.options)
     compiler = {name: options.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in options}
+    compiler |= common.COMPILER
     signature, attributes = {}, {}
     constants = dict(options)
     for position, (name, value) in enumerate(zip(launch.kernel.arg_names, launch.arguments, strict=False)):
         if value is None:
             constants[name] = None
             continue
-        is_tensor = isinstance(value, torch.Tensor)
-        signature[name] = POINTERS[value.dtype] if is_tensor else "i32"
-        if (value.data_ptr() if is_tensor else value) % 16 == 0:
-            attributes[(position,)] = [["tt.divisibility", 16]]
+        parts = value if isinstance(value, tuple) else (value,)
+        paths = [(position, i) for i in range(len(parts))] if isinstance(value, tuple) else [(position,)]
+        types = tuple(KINDS[type(part)] if type(part) in KINDS else POINTERS[part.dtype] for part in parts)
+        signature[name] = types if isinstance(value, tuple) else types[0]
+        for path, part in zip(paths, parts, strict=True):
+            address = part.data_ptr() if isinstance(part, torch.Tensor) else part
+            if isinstance(address, int) and address % 16 == 0:
+                attributes[path] = [["tt.divisibility", 16]]
     signature = {name: signature.get(name, "constexpr") for name in launch.kernel.arg_names}
     return ASTSource(launch.kernel, signature, constants, attributes), compiler
 
@@ -163,6 +194,17 @@ def test_a_spill_would_be_seen():
 def test_whole_tiles_are_read_16_bytes_at_a_time():
     launch = next(each for each in launches() if each.name == "group_kernel to float16")
     assert compiled(launch, 90).ptx.count("ld.global.v4.b32") >= 8
+
+
+def test_the_step_rounds_as_the_definition():
+    """Two fused multiply-adds an entry, in the code for whole tiles and for the rest, and nothing approximate."""
+    launch = next(each for each in launches() if each.name == "adamw_kernel in a step, float32")
+    ptx = compiled(launch, 90).ptx
+    entries = launch.options["TILE"] // (32 * launch.options["num_warps"])
+    assert ptx.count("fma.rn.f32") == 2 * 2 * entries
+    assert ptx.count("sqrt.rn.f32") == 2 * entries
+    assert ptx.count("div.rn.f32") == 2 * 2 * entries
+    assert not re.findall(r"(?:sqrt|div|rcp)\.(?:approx|full)", ptx)
 
 
 def table():
