@@ -38,6 +38,8 @@ from tamt_kernels.triton_kernels.threshold import (
 )
 
 WARPS = 8
+# Five tensors and the count of the window are much for a thread: with 16 entries each, those of 8 warps spill on sm_70.
+STEP_WARPS = 16
 
 
 @triton.jit
@@ -94,7 +96,7 @@ def _update(
 ):  # fmt: skip
     """AdamW in the order, and with the roundings, of the definition; returns the new score.
 
-    The square root is rounded right, which torch's on a CPU, MKL's, is not in some of a hundred entries.
+    The square root is rounded right, which torch's on a CPU, MKL's, is not for seven entries in a thousand.
     """
     gradient = _read(grad, inside, WHOLE) * _read(weight, inside, WHOLE) * factor
     m, v = _read(mean, inside, WHOLE), _read(square, inside, WHOLE)
@@ -202,7 +204,7 @@ def mask_adamw(
         adamw_kernel, search.tiles, *search.counted(values), table(key, make).rows, addresses(grads), rates,
         1 - beta1, beta2, 1 - beta2, eps,
         G_TYPE=TYPES[grads[0].dtype], W_TYPE=TYPES[weights[0].dtype], RENEW=renew, ABSOLUTE=absolute,
-        ALIGNED=aligned((*grads, *weights, *scores, *written)), TILE=search.how["TILE"], num_warps=WARPS,
+        ALIGNED=aligned((*grads, *weights, *scores, *written)), TILE=search.how["TILE"], num_warps=STEP_WARPS,
     )  # fmt: skip
     if not renew:
         return
