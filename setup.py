@@ -66,7 +66,7 @@ def extension() -> dict[str, Any]:
     sources = ["csrc/module.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
     macros = [("TAMT_TORCH_VERSION", f'"{torch.__version__.partition("+")[0]}"')]
     if with_cuda:
-        sources += sorted(glob("csrc/cuda/*.c*"))
+        sources += sorted([*glob("csrc/cuda/*.cpp"), *glob("csrc/cuda/*.cu")])
         macros.append(("TAMT_WITH_CUDA", "1"))
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures(torch.version.cuda))
     # Without it at::parallel_for is a plain loop on one thread. Compiled with, not linked with: the OpenMP library that
