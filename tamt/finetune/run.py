@@ -206,6 +206,10 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
             say(f"{task.metrics[0]} {UNDEFINED}: so in every evaluation; the score is null")
         draw_predictions(task, output)
         folder.finish({"results": [result]})
+    found = ", ".join(
+        f"{name} {'undefined' if value is None else f'{value:.4f}'}" for name, value in result["dev"].items()
+    )
+    say(f"best at step {outcome.best_step} of {outcome.final_step}: {found}")
     say(f"the best model is in {output / MODEL_FOLDER}, its predictions are in {output / predictions_file('')}")
     return result
 

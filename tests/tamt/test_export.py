@@ -51,6 +51,7 @@ def test_the_export_has_exact_zeros_and_its_mlm_head(
     exported, info = AutoModelForMaskedLM.from_pretrained(out, output_loading_info=True)
     original = AutoModelForMaskedLM.from_pretrained(model)
     assert not info["missing_keys"]
+    assert exported.config.tie_word_embeddings is False
     check_masked(exported, original, masks)
     assert torch.equal(exported.get_output_embeddings().weight, original.get_output_embeddings().weight), "dense"
     encoder = {id(parameter) for parameter in exported.base_model.parameters()}

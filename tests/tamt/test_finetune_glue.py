@@ -67,12 +67,16 @@ METRICS = {
 
 
 @pytest.mark.parametrize("task", LAYOUTS)
-def test_overfits_32_rows_of_each_task(task: str, tiny_bert: Path, tmp_path: Path) -> None:
+def test_overfits_32_rows_of_each_task(
+    task: str, tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, data = tmp_path / "run", write(tmp_path / "glue", task)
     options = SETTINGS | ({"epochs": 40, "lr": 5e-3} if task == "stsb" else {})  # its output has further to go
     (result,) = finetune(task=task, model=str(tiny_bert), output=folder, data_dir=data, **options)["results"]
     assert result["final_score"] >= 0.99
     assert result["dev"].keys() == METRICS[task]
+    said = capsys.readouterr().err
+    assert all(f"{metric} {score:.4f}" in said for metric, score in result["dev"].items())
     assert result["dev"][result["metric"]] == result["score"]
     files = ["predictions.jsonl", *(["predictions_mismatched.jsonl"] if task == "mnli" else [])]
     for file in files:
