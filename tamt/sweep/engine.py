@@ -47,7 +47,7 @@ class Here:
 
 
 class OnRay:
-    """Runs on a Ray cluster: the one that RAY_ADDRESS or `ray start` names, else this machine.
+    """Runs on a Ray cluster: the one that this process or RAY_ADDRESS or `ray start` names, else this machine.
 
     A run takes one GPU where the cluster has GPUs, else `cores` cores. Every machine must see the study's folder, the
     models and the texts under the same paths.
@@ -64,13 +64,15 @@ class OnRay:
         self._ray: Any = ray
         self._cores = cores
         self._running: dict[Any, Run] = {}
+        self._started = not ray.is_initialized()
         try:
-            ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+            if self._started:
+                ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
         except Exception as error:  # ray raises nearly anything where it cannot start or connect
             raise UserError(f"Ray cannot be started or reached ({error}); see RAY_ADDRESS and ray status") from error
         if self.workers == 0:
             cpus = ray.cluster_resources().get("CPU", 0)
-            ray.shutdown()
+            self.close()
             raise UserError(f"--cores {cores} is more than the {cpus:g} cores of the Ray cluster; lower it")
         needs = {"num_gpus": 1} if self._gpus() else {"num_cpus": cores}
 
@@ -103,4 +105,7 @@ class OnRay:
             return Outcome(run, error=f"its Ray worker failed: {type(error).__name__}: {first}")
 
     def close(self) -> None:
-        self._ray.shutdown()
+        for work in self._running:
+            self._ray.cancel(work, force=True)
+        if self._started:
+            self._ray.shutdown()

@@ -194,7 +194,7 @@ def _search_options(
                 text += "; IMP saves a mask at every pruning without being asked"
             raise document.error((*place, method, key), text)
         options[method] = {k: v for k, v in {**shared, **chosen}.items() if k not in foreign}
-        if method == "imp" and any(steps < STAGES for steps in options[method].get("steps", [])):
+        if method == "imp" and "imp" in methods and any(steps < STAGES for steps in options[method].get("steps", [])):
             at = (*place, method, "steps") if "steps" in chosen else (*place, "steps")
             raise document.error(at, f"IMP has {STAGES} prunings in its steps; give at least {STAGES}")
     return options

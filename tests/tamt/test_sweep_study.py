@@ -242,6 +242,10 @@ def test_what_is_no_study_is_refused(tmp_path: Path, content, message, monkeypat
         load_study(tmp_path / "other.yaml")
 
 
+def test_few_steps_are_no_mistake_where_there_is_no_imp(load) -> None:
+    assert load(search={"steps": 5}, methods=["tamt-kd"]).parts[0].search["tamt-kd"]["steps"] == [5]
+
+
 def test_text_files_need_dev_text(load, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a\n")
     with pytest.raises(UserError, match="text files have no dev text of their own"):
