@@ -1,5 +1,6 @@
 """The study file and the runs that follow from it: nothing is run here."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import yaml
 
 from tamt.errors import UserError
 from tamt.sweep.plan import Plan, make_plan, model_names
-from tamt.sweep.study import FINETUNE_OPTIONS, SEARCH_OPTIONS, Study, load_study
+from tamt.sweep.study import FINETUNE_OPTIONS, KEYS, SEARCH_OPTIONS, WHOLE_STUDY, Study, load_study
 
 BASE = {
     "models": ["demo"],
@@ -264,3 +265,12 @@ def test_the_options_are_those_of_the_commands() -> None:
 def test_the_studies_that_ship_are_sound(file: Path) -> None:
     plan = make_plan(load_study(file))
     assert {run.kind for run in plan.runs} == {"search", "evaluate", "finetune"}
+
+
+def test_the_example_of_the_documentation_is_sound(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
+    (tmp_path / "study.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
+    plan = make_plan(load_study(tmp_path / "study.yaml"))
+    assert "finetune/sst2_imp_my-bert_s0.7_mask0_n1000_seed0" in [run.path for run in plan.runs]
+    keys = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert set(keys) == KEYS.keys() | WHOLE_STUDY.keys()
