@@ -9,7 +9,7 @@ STAMP := $(VENV)/.set-up
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 SOURCES := pyproject.toml setup.py _build_backend.py $(shell find csrc -type f)
 
-.PHONY: setup demo test lint types gpu-suite clean
+.PHONY: setup demo test soak lint types gpu-suite clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,10 @@ demo: setup
 
 test: setup lint types
 	$(BIN)/python -m pytest
+
+# The faults and the broken files of the tests at many more moments and mutations.
+soak: setup
+	TAMT_SOAK=1 $(BIN)/python -m pytest tests/tamt/test_resume.py tests/tamt/test_fuzz.py
 
 lint: setup
 	$(BIN)/ruff check .

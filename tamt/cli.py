@@ -53,6 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"tamt {name}: error: {error}".replace("tamt : ", "tamt: "), file=sys.stderr)
         return 2
+    except OSError as error:
+        reason = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        print(
+            f"tamt {name}: error: a file cannot be read or written ({reason}); mend that and try again", file=sys.stderr
+        )
+        return 2
     except termination.Terminated as error:
         saved = f"step {error.last_good} is saved: the same command with --resume goes on from it"
         general = "what was saved is kept: give the same command again, with --resume if it was a run"

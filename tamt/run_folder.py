@@ -82,7 +82,7 @@ class RunFolder:
             if (path / RESULTS).is_file():
                 raise UserError(f"the run in {path} is finished; give a new --output for another")
             return cls(path, keep, resume)
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and not all(left.match(f".{CONFIG}.*.tmp") for left in path.iterdir()):
             raise UserError(
                 f"the output folder {path} is not empty and nothing in it is overwritten; "
                 "give a new --output, or --resume to go on with an interrupted run"

@@ -36,7 +36,7 @@ def train_masks(
     """Train all masks of a model together towards a pre-training objective.
 
     Every weight is frozen; the scores train, and with MLM the MLM head. After every `threshold_every` steps, and
-    before anything is saved, each mask is renewed to exactly its `keep` ones; in between the masks stay as they are.
+    before a mask is saved, each mask is renewed to exactly its `keep` ones; in between the masks stay as they are.
 
     Args:
         search: see `Search`; its teacher must be the dense twin of the student.
@@ -69,35 +69,40 @@ def train_masks(
     # make at every step.
     decoder = student.model.get_output_embeddings()
     decoder.weight = torch.nn.Parameter(encoder.get_input_embeddings().weight.to(dtype), requires_grad=False)
+    renew = threshold_every == 1
+    masks = first_masks
     trained = {**{f"score {name}": score for name, score in scores.items()}, **head}
 
     def state() -> dict[str, Any]:
         return {
             "trained": {name: tensor.detach() for name, tensor in trained.items()},
+            "masks": {} if renew else masks,
             **training_state(search.accelerator, optimizer, schedule),
         }
 
     def restore(checkpoint: Mapping[str, Any]) -> None:
+        nonlocal masks
         with torch.no_grad():
             for name, tensor in trained.items():
                 tensor.copy_(checkpoint["trained"][name])
         tk.update_masks(masked.values())
         restore_training(checkpoint, search.accelerator, optimizer, schedule)
+        masks = checkpoint["masks"] or masks_of(masked)
+        for name, module in masked.items():  # where thresholds are not renewed at each step, the scores have moved on
+            assert module.made is not None
+            module.made.detach().copy_(module.weight).masked_fill_(~masks[name].to(module.weight.device), 0)
 
     done = search.folder.resume(restore)
     losses = Losses(objective, student, search.teacher, kd_weight)
     batches = search.batches(done + 1, search.masking if "mlm" in objective else None)
-    renew = threshold_every == 1
     steps = training_steps(
         search.accelerator, student.model, optimizer, schedule, batches, losses, done + 1, search.steps, renew=renew
     )
-    masks = first_masks if done == 0 else masks_of(masked)
     with Progress(search.method, search.steps, done) as progress, termination.deferred():
         try:
             for step, parts in steps:
                 last = step == search.steps
-                saves = step % search.save_every == 0
-                if not renew and (step % threshold_every == 0 or last or saves or step in search.save_at):
+                if not renew and (step % threshold_every == 0 or last or step in search.save_at):
                     tk.update_masks(masked.values())
                     masks = masks_of(masked)
                 if step % search.log_every == 0 or last:
@@ -111,7 +116,7 @@ def train_masks(
                 if search.evaluation_due(step):
                     dev = search.dev_losses()
                     search.folder.log(step, **{f"dev_{name}": value for name, value in dev.items()})
-                if saves and not last:
+                if step % search.save_every == 0 and not last:
                     search.folder.save_checkpoint(step, state())
         except (NonFiniteError, termination.Terminated) as error:
             search.folder.save_checkpoint(error.last_good, state())
