@@ -20,6 +20,9 @@ namespace {
 void register_kernels() {
   static torch::Library cpu = MAKE_TORCH_LIBRARY_IMPL(tamt_kernels, CPU);
   cpu.impl("topk_threshold", &topk_threshold_cpu);
+  cpu.impl("topk_threshold_unchecked", &topk_threshold_unchecked_cpu);
+  cpu.impl("gradient_norm", &gradient_norm_cpu);
+  cpu.impl("mask_adamw", &mask_adamw_cpu);
   cpu.impl("binarize", &binarize_cpu);
   cpu.impl("pack_mask", &pack_mask_cpu);
   cpu.impl("unpack_mask", &unpack_mask_cpu);

@@ -29,6 +29,15 @@ inline Type type_of(const at::Tensor& tensor) {
 
 std::tuple<at::Tensor, at::Tensor> topk_threshold_cpu(
     const std::vector<at::Tensor>& scores, at::IntArrayRef keep, bool absolute);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_threshold_unchecked_cpu(
+    const std::vector<at::Tensor>& scores, at::IntArrayRef keep, const std::optional<at::Tensor>& last, bool absolute);
+at::Tensor gradient_norm_cpu(const std::vector<at::Tensor>& grads, const std::vector<at::Tensor>& weights);
+void mask_adamw_cpu(
+    const std::vector<at::Tensor>& grads, const std::vector<at::Tensor>& weights,
+    const std::vector<at::Tensor>& scores, const std::vector<at::Tensor>& means,
+    const std::vector<at::Tensor>& squares, const std::vector<at::Tensor>& masked, const at::Tensor& values,
+    const at::Tensor& cuts, at::IntArrayRef keep, const at::Tensor& rates, double beta1, double beta2, double eps,
+    bool renew, bool absolute);
 at::Tensor binarize_cpu(const at::Tensor& score, const at::Tensor& value, const at::Tensor& cut, bool absolute);
 at::Tensor pack_mask_cpu(const at::Tensor& mask);
 at::Tensor unpack_mask_cpu(const at::Tensor& packed, at::IntArrayRef shape);

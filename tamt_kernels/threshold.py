@@ -70,7 +70,7 @@ def topk_threshold(
         ranking: "signed" ranks by the score itself, as eq. 3 and the authors' code do; "abs" by its absolute
             value, as the paper's text says.
         last: thresholds of the same matrices that may be near, as those of one optimizer step before. They
-            never change the result; on a GPU they make it come sooner, where they are near.
+            never change the result; they make it come sooner, where they are near.
         check_nan: whether to wait for a GPU to say that no score is NaN, all that is ever waited for. Without,
             a score with NaN entries gets value NaN and cut 0, a mask of zeros; a CPU raises all the same.
 
@@ -105,7 +105,8 @@ def topk_threshold(
             if scores:
                 checks.device("topk_threshold", f"last.{name}", each, scores[0].device, "scores[0]")
     detached = [score.detach() for score in scores]
-    if not scores or not scores[0].is_cuda or (last is None and check_nan):
+    check_nan = check_nan or not scores or not scores[0].is_cuda
+    if last is None and check_nan:
         values, cuts = _operator(detached, keep, absolute)
         return Thresholds(values, cuts)
     values, cuts, has_nan = unchecked(detached, keep, last.values if last is not None else None, absolute)

@@ -44,10 +44,11 @@ struct ScoreMatrix {
   const float* score;
   int64_t size;
   int64_t keep;
+  float last;  // a threshold that may be near, or NaN
 };
 
 struct Threshold {
-  float value = 0;
+  float value = 0;  // NaN of a matrix with NaN entries
   int64_t cut = 0;
   bool has_nan = false;
 };
@@ -57,5 +58,39 @@ using Parallel = std::function<void(int64_t count, const std::function<void(int6
 
 void topk_threshold_kernel(
     const ScoreMatrix* matrices, int64_t count, bool absolute, Threshold* thresholds, const Parallel& parallel);
+
+// A gradient and the weight that it is multiplied by.
+struct GradientMatrix {
+  const void* grad;
+  Type grad_type;
+  const void* weight;
+  Type weight_type;
+  int64_t size;
+};
+
+// The norm of grad ⊙ weight over all matrices, the same at any number of threads.
+float gradient_norm_kernel(const GradientMatrix* matrices, int64_t count, const Parallel& parallel);
+
+struct AdamWMatrix {
+  GradientMatrix gradient;
+  float *score, *mean, *square;
+  void* masked;
+  Type masked_type;
+  int64_t keep;
+};
+
+struct AdamWRates {
+  float factor, step_size, root, left;
+  double beta1, beta2, eps;
+};
+
+// Replaces numbers by their square roots, as torch takes them: with MKL, whose AVX-512 code rounds one root in 150
+// otherwise than the processor's instruction does.
+using TakeRoots = std::function<void(float* numbers, int64_t size)>;
+
+// A step for all scores; with `renew`, `thresholds` are replaced by the new ones, and the masked weights with them.
+void mask_adamw_kernel(
+    const AdamWMatrix* matrices, int64_t count, const AdamWRates& rates, bool renew, bool absolute,
+    Threshold* thresholds, const TakeRoots& take_roots, const Parallel& parallel);
 
 }  // namespace tamt

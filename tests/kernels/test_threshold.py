@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tamt_kernels as tk
-from tamt_kernels import reference
+from tamt_kernels import reference, threshold
 
 from .scores import DISTRIBUTIONS, gaussian, same_bits, trained
 
@@ -73,6 +73,21 @@ def test_a_sample_that_misleads_entirely(seen):
     assert torch.equal(found.cuts, expected.cuts)
 
 
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("ranking", ["signed", "abs"])
+@pytest.mark.parametrize("n", [9, 40_001, 300_001])
+def test_thresholds_that_may_be_near_change_no_result(distribution, ranking, n):
+    score = distribution(n)
+    counts = keeps(n)
+    expected = reference.topk_threshold([score] * len(counts), counts, ranking == "abs")
+    near = expected.values.nan_to_num()
+    for last in (near, near + 1e-3, near * -1e6, near.fill_(torch.nan), near.fill_(torch.inf)):
+        thresholds = tk.Thresholds(last, torch.zeros(len(counts), dtype=torch.int64))
+        found = tk.topk_threshold([score] * len(counts), counts, ranking=ranking, last=thresholds)
+        assert same_bits(found.values, expected.values)
+        assert torch.equal(found.cuts, expected.cuts)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_scores_are_compared_exactly(dtype):
     score = gaussian(20_000).to(dtype)
@@ -108,6 +123,12 @@ def test_nan_is_an_error_that_names_the_matrix(position, sign, keep):
     for ranking in ("signed", "abs"):
         with pytest.raises(ValueError, match=r"scores\[1\] has NaN"):
             tk.topk_threshold([gaussian(100_000), score], [5, keep], ranking=ranking)
+        last = tk.Thresholds(torch.tensor([1.0, 2.0]), torch.tensor([1, 1]))
+        with pytest.raises(ValueError, match=r"scores\[1\] has NaN"):
+            tk.topk_threshold([gaussian(100_000), score], [5, keep], ranking=ranking, last=last, check_nan=False)
+        found = threshold.unchecked([gaussian(100_000), score], [5, keep], last.values, ranking == "abs")
+        expected = reference.topk_threshold_unchecked([gaussian(100_000), score], [5, keep], None, ranking == "abs")
+        assert all(same_bits(a.float(), b.float()) for a, b in zip(found, expected, strict=True))
 
 
 def test_gradients_do_not_flow():

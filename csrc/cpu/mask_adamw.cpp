@@ -1,0 +1,85 @@
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/sqrt_cpu_dispatch.h>
+
+#include <cmath>
+#include <deque>
+#include <utility>
+#include <vector>
+
+#include "../operations.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace tamt {
+namespace {
+
+// Tensors as the kernel takes them: what is strided is copied, and copied back if it is written.
+class Contiguous {
+ public:
+  const at::Tensor& read(const at::Tensor& tensor) { return taken_.emplace_back(tensor.contiguous(), at::Tensor()).first; }
+
+  const at::Tensor& write(const at::Tensor& tensor) { return taken_.emplace_back(tensor.contiguous(), tensor).first; }
+
+  float* write_floats(const at::Tensor& tensor, const char* name) {
+    TORCH_CHECK_TYPE(
+        tensor.scalar_type() == at::kFloat, "mask_adamw: ", name, " has dtype ", tensor.scalar_type(),
+        " but must be float32");
+    return write(tensor).mutable_data_ptr<float>();
+  }
+
+  void copy_back() const {
+    for (const auto& [copy, tensor] : taken_) {
+      if (tensor.defined() && !copy.is_same(tensor)) tensor.copy_(copy);
+    }
+  }
+
+ private:
+  std::deque<std::pair<at::Tensor, at::Tensor>> taken_;
+};
+
+void take_roots(float* numbers, int64_t size) {
+  at::Tensor tensor = at::from_blob(numbers, {size}, at::kFloat);
+  at::cpu::sqrt_out(tensor, tensor);
+}
+
+}  // namespace
+
+void mask_adamw_cpu(
+    const std::vector<at::Tensor>& grads, const std::vector<at::Tensor>& weights,
+    const std::vector<at::Tensor>& scores, const std::vector<at::Tensor>& means,
+    const std::vector<at::Tensor>& squares, const std::vector<at::Tensor>& masked, const at::Tensor& values,
+    const at::Tensor& cuts, at::IntArrayRef keep, const at::Tensor& rates, double beta1, double beta2, double eps,
+    bool renew, bool absolute) {
+  Contiguous contiguous;
+  const float* rate = contiguous.read(rates).const_data_ptr<float>();
+  if (!std::isfinite(rate[0])) return;
+  float* value = contiguous.write_floats(values, "values");
+  int64_t* cut = contiguous.write(cuts).mutable_data_ptr<int64_t>();
+  std::vector<AdamWMatrix> matrices;
+  std::vector<Threshold> thresholds;
+  for (size_t m = 0; m < scores.size(); ++m) {
+    const at::Tensor &grad = contiguous.read(grads[m]), &weight = contiguous.read(weights[m]);
+    const at::Tensor& made = contiguous.write(masked[m]);
+    matrices.push_back({
+        {grad.const_data_ptr(), type_of(grad), weight.const_data_ptr(), type_of(weight), weight.numel()},
+        contiguous.write_floats(scores[m], "scores"),
+        contiguous.write_floats(means[m], "means"),
+        contiguous.write_floats(squares[m], "squares"),
+        made.mutable_data_ptr(),
+        type_of(made),
+        keep[m],
+    });
+    thresholds.push_back({value[m], cut[m], false});
+  }
+  mask_adamw_kernel(
+      matrices.data(), static_cast<int64_t>(matrices.size()),
+      {rate[0], rate[1], rate[2], rate[3], beta1, beta2, eps}, renew, absolute, thresholds.data(), take_roots,
+      parallel);
+  for (size_t m = 0; renew && m < thresholds.size(); ++m) {
+    value[m] = thresholds[m].value;
+    cut[m] = thresholds[m].cut;
+  }
+  contiguous.copy_back();
+}
+
+}  // namespace tamt

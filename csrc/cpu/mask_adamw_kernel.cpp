@@ -1,0 +1,237 @@
+// AdamW, the count of the threshold's window and the masked weights in one pass over memory.
+//
+// A block of the scores is ranked, and its weights masked by the last threshold, while it is in the cache. The new threshold
+// is then selected from what the window collected, and the masked weights between the two thresholds are put right by
+// their positions, a few in ten thousand.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "convert.h"
+#include "instruction_set.h"
+#include "kernels.h"
+#include "selection.h"
+
+namespace tamt {
+namespace {
+
+struct Coefficients {
+  float factor, mean_rate, beta2, square_rate, left, step, root, eps;
+  bool lerp_from_mean;
+
+  Coefficients(const AdamWRates& rates)
+      : factor(rates.factor),
+        mean_rate(static_cast<float>(1 - rates.beta1)),
+        beta2(static_cast<float>(rates.beta2)),
+        square_rate(static_cast<float>(1 - rates.beta2)),
+        left(rates.left),
+        step(-rates.step_size),
+        root(rates.root),
+        eps(static_cast<float>(rates.eps)),
+        lerp_from_mean(mean_rate < 0.5f) {
+    if (!lerp_from_mean) mean_rate -= 1;  // torch interpolates from the nearer end
+  }
+};
+
+// As torch's AdamW rounds on a CPU: its fused multiply-adds are fused here, and the build contracts no others.
+template <typename Grad, typename Weight>
+TAMT_INLINE inline void update_moments(
+    const Grad* __restrict__ grad, const Weight* __restrict__ weight, float* __restrict__ mean,
+    float* __restrict__ square, float* __restrict__ root, int64_t size, const Coefficients c) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < size; ++i) {
+    const float gradient = to_float(grad[i]) * to_float(weight[i]) * c.factor;
+    mean[i] = __builtin_fmaf(c.mean_rate, gradient - mean[i], c.lerp_from_mean ? mean[i] : gradient);
+    root[i] = square[i] = __builtin_fmaf(c.square_rate * gradient, gradient, c.beta2 * square[i]);
+  }
+}
+
+#if TAMT_HAS_AVX2
+template <typename Loop>
+__attribute__((target("avx2,fma,bmi,bmi2,popcnt"))) void run_fma(const Loop& loop) {
+  loop();
+}
+#endif
+
+// As `vectorised`, for a loop with fused multiply-adds, which all machines with AVX-512 have, and most with AVX2.
+template <typename Loop>
+void vectorised_fused(const Loop& loop) {
+#if TAMT_HAS_AVX2
+  if (instruction_set == InstructionSet::kAvx512) return run_avx512(loop);
+  if (instruction_set == InstructionSet::kAvx2 && __builtin_cpu_supports("fma")) return run_fma(loop);
+#endif
+  loop();
+}
+
+void update_scores(
+    float* __restrict__ score, const float* __restrict__ mean, const float* __restrict__ root, int64_t size,
+    const Coefficients& coefficients) {
+  vectorised([=, c = coefficients]() TAMT_INLINE {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < size; ++i) score[i] = score[i] * c.left + c.step * mean[i] / (root[i] / c.root + c.eps);
+  });
+}
+
+int64_t size_of(Type type) { return type == Type::kFloat ? 4 : 2; }
+
+// What is stored of a line that did not change must be read and written all the same: few lines change in a step.
+constexpr int64_t kLine = 64;
+
+void store_changed(const char* made, char* masked, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += kLine) {
+    const int64_t length = std::min(kLine, bytes - i);
+    if (std::memcmp(made + i, masked + i, length) != 0) std::memcpy(masked + i, made + i, length);
+  }
+}
+
+// Entries whose roots are taken at once, in the L2 cache with all that belongs to them, and those whose scores are moved,
+// ranked and masked at once, in the L1 cache.
+constexpr int64_t kChunk = 16384, kBlock = 1024;
+
+template <Source source>
+class Step {
+ public:
+  Step(
+      const AdamWMatrix* matrices, int64_t count, const AdamWRates& rates, bool renew, Threshold* thresholds,
+      const TakeRoots& take_roots)
+      : matrices_(matrices),
+        last_(last_of(matrices, count, thresholds)),
+        scores_(scores_of(matrices, count, last_)),
+        thresholds_(thresholds),
+        coefficients_(rates),
+        renew_(renew),
+        take_roots_(take_roots),
+        selection_(scores_.data(), count, thresholds) {}
+
+  void run(const Parallel& parallel) {
+    const auto pieces = static_cast<int64_t>(selection_.pieces().size());
+    if (renew_) selection_.choose_windows(parallel);
+    parallel(pieces, [&](int64_t p) { step(selection_.pieces()[p]); });
+    if (!renew_) return;
+    selection_.finish(parallel);
+    parallel(pieces, [&](int64_t p) { correct(selection_.pieces()[p]); });
+  }
+
+ private:
+  // By which `step` masks. Nothing is kept by NaN, in place of what is no threshold.
+  static std::vector<Threshold> last_of(const AdamWMatrix* matrices, int64_t count, const Threshold* thresholds) {
+    std::vector<Threshold> last(thresholds, thresholds + count);
+    for (int64_t m = 0; m < count; ++m) {
+      if (matrices[m].keep == 0) last[m] = {INFINITY, 0, false};
+      if (source == Source::kAbsolute && last[m].value < 0) last[m].value = NAN;
+    }
+    return last;
+  }
+
+  static std::vector<ScoreMatrix> scores_of(
+      const AdamWMatrix* matrices, int64_t count, const std::vector<Threshold>& last) {
+    std::vector<ScoreMatrix> scores;
+    for (int64_t m = 0; m < count; ++m) {
+      scores.push_back({matrices[m].score, matrices[m].gradient.size, matrices[m].keep, last[m].value});
+    }
+    return scores;
+  }
+
+  void step(Piece& piece) const {
+    const AdamWMatrix& matrix = matrices_[piece.matrix];
+    thread_local std::vector<float> root(kChunk);
+    thread_local std::vector<int32_t> inside(kPieceSize + kSlack), positions(kPieceSize + kSlack);
+    piece.counts = {};
+    for (int64_t begin = piece.begin; begin < piece.end; begin += kChunk) {
+      const int64_t end = std::min(begin + kChunk, piece.end);
+      update_moments(matrix, begin, end, root.data());
+      take_roots_(root.data(), end - begin);
+      for (int64_t block = begin; block < end; block += kBlock) {
+        const int64_t block_end = std::min(block + kBlock, end);
+        tamt::update_scores(
+            matrix.score + block, matrix.mean + block, root.data() + (block - begin), block_end - block,
+            coefficients_);
+        if (!renew_) continue;
+        const int64_t found = piece.counts.inside;
+        piece.counts.add(scan<source, true>(
+            reinterpret_cast<const int32_t*>(matrix.score + block), block_end - block,
+            selection_.window(piece.matrix), inside.data() + found, positions.data() + found,
+            static_cast<int32_t>(block - piece.begin)));
+        mask(matrix, last_[piece.matrix], block, block_end);
+      }
+    }
+    piece.inside.assign(inside.begin(), inside.begin() + piece.counts.inside);
+    piece.positions.assign(positions.begin(), positions.begin() + piece.counts.inside);
+  }
+
+  void update_moments(const AdamWMatrix& matrix, int64_t begin, int64_t end, float* root) const {
+    with_type(matrix.gradient.grad_type, [&](auto grad_element) {
+      with_type(matrix.gradient.weight_type, [&](auto weight_element) {
+        const auto* grad = static_cast<const decltype(grad_element)*>(matrix.gradient.grad) + begin;
+        const auto* weight = static_cast<const decltype(weight_element)*>(matrix.gradient.weight) + begin;
+        float *mean = matrix.mean + begin, *square = matrix.square + begin;
+        vectorised_fused([=, c = coefficients_]() TAMT_INLINE {
+          tamt::update_moments(grad, weight, mean, square, root, end - begin, c);
+        });
+      });
+    });
+  }
+
+  static void mask(const AdamWMatrix& matrix, const Threshold& threshold, int64_t begin, int64_t end) {
+    alignas(kLine) char made[kBlock * sizeof(float)];
+    const int64_t weight_size = size_of(matrix.gradient.weight_type), masked_size = size_of(matrix.masked_type);
+    for (; begin < end; begin += kBlock) {
+      const int64_t size = std::min(kBlock, end - begin);
+      mask_weight_kernel(
+          static_cast<const char*>(matrix.gradient.weight) + begin * weight_size, matrix.gradient.weight_type,
+          matrix.score + begin, threshold.value, threshold.cut - begin, source == Source::kAbsolute, made,
+          matrix.masked_type, 0, size);
+      store_changed(made, static_cast<char*>(matrix.masked) + begin * masked_size, size * masked_size);
+    }
+  }
+
+  // Masks by the new threshold what `step` masked by the last.
+  void correct(const Piece& piece) const {
+    const AdamWMatrix& matrix = matrices_[piece.matrix];
+    const Threshold &last = last_[piece.matrix], &threshold = thresholds_[piece.matrix];
+    if (selection_.missed(piece.matrix) || threshold.has_nan || last.value != last.value) {
+      return mask(matrix, threshold, piece.begin, piece.end);
+    }
+    // Only entries from one threshold to the other can be wrong, both included for their ties.
+    const int32_t key = key_of<source>(static_cast<int32_t>(bits_of(threshold.value)));
+    const int32_t last_key = key_of<source>(static_cast<int32_t>(bits_of(last.value)));
+    if (key == last_key && threshold.cut == last.cut) return;
+    const int32_t low = std::min(key, last_key), high = std::max(key, last_key);
+    const Window window = selection_.window(piece.matrix);
+    // The ties at an end of the window were counted, not collected.
+    const bool low_matters = low <= window.low && window.low <= high, high_matters = low <= window.high && window.high <= high;
+    if ((low_matters && piece.counts.at_low > 0) || (high_matters && piece.counts.at_high > 0)) {
+      return mask(matrix, threshold, piece.begin, piece.end);
+    }
+    for (size_t i = 0; i < piece.inside.size(); ++i) {
+      if (low <= piece.inside[i] && piece.inside[i] <= high) {
+        const int64_t position = piece.begin + piece.positions[i];
+        mask(matrix, threshold, position, position + 1);
+      }
+    }
+  }
+
+  const AdamWMatrix* matrices_;
+  const std::vector<Threshold> last_;
+  const std::vector<ScoreMatrix> scores_;
+  Threshold* thresholds_;
+  const Coefficients coefficients_;
+  const bool renew_;
+  const TakeRoots& take_roots_;
+  Selection<source> selection_;
+};
+
+}  // namespace
+
+void mask_adamw_kernel(
+    const AdamWMatrix* matrices, int64_t count, const AdamWRates& rates, bool renew, bool absolute,
+    Threshold* thresholds, const TakeRoots& take_roots, const Parallel& parallel) {
+  if (absolute) {
+    Step<Source::kAbsolute>(matrices, count, rates, renew, thresholds, take_roots).run(parallel);
+  } else {
+    Step<Source::kSigned>(matrices, count, rates, renew, thresholds, take_roots).run(parallel);
+  }
+}
+
+}  // namespace tamt

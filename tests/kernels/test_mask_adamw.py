@@ -1,0 +1,183 @@
+"""The operators of MaskAdamW against their definition: the same bits in scores, moments, thresholds, masked weights."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+import tamt_kernels as tk
+from tamt_kernels import reference
+from tamt_kernels.mask_adamw import gradient_norm, mask_adamw
+
+from .scores import generator, same_bits
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# More than a piece, the embedding of which few rows are looked up; a vector; nothing kept of one, and an empty one.
+SHAPES = [(600, 80), (70, 101), (37,), (9, 3), (0, 4)]
+KEEP = [14_000, 2_100, 11, 0, 0]
+
+
+class Problem:
+    """Matrices in training, with their state of AdamW and their masks."""
+
+    def __init__(self, keep=KEEP, weight=torch.float32, masked=torch.float32, absolute=False, spread=0.0, seed=0):
+        drawn = generator(seed)
+        self.keep, self.absolute = keep, absolute
+        self.weights = [(torch.randn(shape, generator=drawn) * 0.04).to(weight) for shape in SHAPES]
+        self.scores = [(torch.rand(shape, generator=drawn) < 0.3).float() * 0.02 for shape in SHAPES]
+        for score in self.scores:
+            score.add_(torch.randn(score.shape, generator=drawn), alpha=spread)
+        self.means, self.squares = ([torch.zeros_like(score) for score in self.scores] for _ in range(2))
+        self.values, self.cuts = reference.topk_threshold(self.scores, keep, absolute)
+        thresholds = zip(self.values, self.cuts, strict=True)
+        self.masked = [
+            reference.mask_weight(*each, *threshold, masked, absolute)
+            for each, threshold in zip(zip(self.weights, self.scores, strict=True), thresholds, strict=True)
+        ]
+
+    def state(self):
+        return [*self.scores, *self.means, *self.squares, *self.masked, self.values, self.cuts.double()]
+
+    def step(self, kernel, grads, count, lr=5e-5, betas=(0.9, 0.999), factor=1.0, renew=True, decay=0.0):
+        rates = [factor, lr / (1 - betas[0] ** count), math.sqrt(1 - betas[1] ** count), 1 - lr * decay]
+        kernel(
+            grads, self.weights, self.scores, self.means, self.squares, self.masked, self.values, self.cuts, self.keep,
+            torch.tensor(rates), *betas, 1e-8, renew, self.absolute,
+        )  # fmt: skip
+
+
+def gradients(count, dtype=torch.float32):
+    """Noise on a drift; of the embedding, rows that are never looked up get none."""
+    drift = [0.1 * torch.randn(shape, generator=generator(1)) for shape in SHAPES]
+    noise = generator(count + 2)
+    grads = [(each + torch.randn(each.shape, generator=noise)).to(dtype) for each in drift]
+    grads[0][100:] = 0
+    return grads
+
+
+def assert_same(ours, theirs):
+    for mine, other in zip(ours.state(), theirs.state(), strict=True):
+        if mine.dtype == torch.float64:
+            assert torch.equal(mine, other)
+        else:
+            assert same_bits(mine, other)
+
+
+def assert_alike(steps, grad=torch.float32, options=lambda count: {}, **problem):
+    ours, theirs = Problem(**problem), Problem(**problem)
+    for count in range(1, steps + 1):
+        grads = gradients(count, grad)
+        ours.step(mask_adamw, grads, count, **options(count))
+        theirs.step(reference.mask_adamw, grads, count, **options(count))
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize(("absolute", "spread", "lr"), [(False, 0.0, 5e-5), (True, 0.0, 5e-5), (False, 0.01, 1e-2)])
+def test_200_steps(absolute, spread, lr):
+    assert_alike(200, options=lambda count: {"lr": lr}, absolute=absolute, spread=spread)
+
+
+@pytest.mark.parametrize(("weight", "grad", "masked"), list(itertools.product(DTYPES, DTYPES, DTYPES)))
+def test_types(weight, grad, masked):
+    assert_alike(4, grad, weight=weight, masked=masked, absolute=grad == masked)
+
+
+@pytest.mark.parametrize("keep", [[0, 0, 0, 0, 0], [48_000, 7_070, 37, 27, 0], [1, 1, 1, 1, 0]])
+def test_all_and_nothing_kept(keep):
+    assert_alike(5, keep=keep)
+
+
+def test_masks_renewed_now_and_then():
+    assert_alike(12, options=lambda count: {"renew": count % 4 == 0, "lr": 1e-3})
+
+
+@pytest.mark.parametrize("betas", [(0.4, 0.3), (0.5, 0.5), (0.0, 0.9)])
+def test_other_betas_and_weight_decay(betas):
+    assert_alike(6, options=lambda count: {"betas": betas, "decay": 0.1, "factor": 0.7})
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_factor_that_is_not_finite_changes_nothing(factor):
+    ours = Problem()
+    before = [each.clone() for each in ours.state()]
+    ours.step(mask_adamw, gradients(1), 1, factor=factor)
+    assert all(same_bits(a.float(), b.float()) for a, b in zip(before, ours.state(), strict=True))
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("last", [-3.0, -0.0, 1e-30, 0.02, 7.0, math.inf, math.nan])
+def test_no_threshold_before_and_no_masked_weight_changes_the_result(last, absolute):
+    ours, theirs = Problem(absolute=absolute), Problem(absolute=absolute)
+    for problem in (ours, theirs):
+        problem.values.fill_(last)
+        problem.cuts.fill_(20_000)
+        for masked in problem.masked:
+            masked.fill_(math.nan)
+    ours.step(mask_adamw, gradients(1), 1)
+    theirs.step(reference.mask_adamw, gradients(1), 1)
+    assert_same(ours, theirs)
+
+
+def test_a_score_that_is_no_number_leaves_a_mask_of_zeros():
+    ours, theirs = Problem(), Problem()
+    for problem in (ours, theirs):
+        problem.scores[1][3, 4] = math.nan
+        problem.step(mask_adamw if problem is ours else reference.mask_adamw, gradients(1), 1)
+    assert ours.values.isnan().tolist() == [False, True, False, False, False]
+    assert not ours.masked[1].any()
+    assert_same(ours, theirs)
+
+
+def test_strided_matrices():
+    ours, theirs = Problem(), Problem()
+    lists = ("weights", "scores", "means", "squares", "masked")
+    for name in lists:
+        getattr(ours, name)[1] = getattr(ours, name)[1].t().contiguous().t()
+    grads = gradients(1)
+    strided = [grads[0], grads[1].t().contiguous().t(), *grads[2:]]
+    ours.step(mask_adamw, strided, 1)
+    theirs.step(reference.mask_adamw, grads, 1)
+    assert_same(ours, theirs)
+    assert gradient_norm(strided, ours.weights) == gradient_norm(grads, theirs.weights)
+
+
+@pytest.mark.parametrize(("weight", "grad"), list(itertools.product(DTYPES, DTYPES)))
+def test_gradient_norm(weight, grad):
+    weights = Problem(weight=weight).weights
+    found, expected = gradient_norm(gradients(1, grad), weights), reference.gradient_norm(gradients(1, grad), weights)
+    torch.testing.assert_close(found, expected, rtol=2e-7, atol=0)
+    bad = gradients(1, grad)
+    bad[1][2, 3] = math.inf
+    assert not gradient_norm(bad, weights).isfinite()
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            problem = Problem()
+            norm = gradient_norm(gradients(1), problem.weights)
+            problem.step(mask_adamw, gradients(1), 1)
+            results.append([norm, *problem.state()])
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+
+
+@pytest.mark.parametrize("instructions", ["generic", "avx2", "avx512"])
+def test_each_instruction_set(instructions):
+    extension = pytest.importorskip("tamt_kernels._C")
+    if tk.backends()["mask_adamw"]["cpu"] != "cpp" or instructions not in extension.instruction_sets():
+        pytest.skip(f"the C++ kernels do not run, or the machine has no {instructions}")
+    best = extension.instruction_set()
+    extension.use_instruction_set(instructions)
+    try:
+        norm = gradient_norm(gradients(1), Problem().weights)
+        assert_alike(5)
+        assert_alike(3, torch.bfloat16, masked=torch.float16, absolute=True)
+    finally:
+        extension.use_instruction_set(best)
+    assert norm == gradient_norm(gradients(1), Problem().weights)
