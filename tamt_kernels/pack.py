@@ -18,7 +18,12 @@ def _fake_unpack(packed: Tensor, shape: list[int]) -> Tensor:
 
 
 operator = define("pack_mask(Tensor mask) -> Tensor", eager=reference.pack_mask, fake=_fake_pack, triton="mask_weights")
-_unpack = define("unpack_mask(Tensor packed, SymInt[] shape) -> Tensor", eager=reference.unpack_mask, fake=_fake_unpack)
+_unpack = define(
+    "unpack_mask(Tensor packed, SymInt[] shape) -> Tensor",
+    eager=reference.unpack_mask,
+    fake=_fake_unpack,
+    triton="mask_weights",
+)
 
 
 def pack_mask(mask: Tensor) -> Tensor:

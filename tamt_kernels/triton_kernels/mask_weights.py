@@ -1,4 +1,4 @@
-"""Binarize, mask, cast and pack in one pass: of one matrix, or of all of them in one launch."""
+"""Binarize, mask, cast and pack in one pass: of one matrix, or of all of them in one launch; and unpack."""
 # mypy: allow-untyped-defs, allow-incomplete-defs
 # A kernel's arguments are of Triton's own language, which no annotation tells.
 
@@ -116,6 +116,15 @@ def pack_kernel(mask, bits, size, TILE: tl.constexpr):
     _write_bits(tl.load(mask + start + lane, mask=lane < size - start, other=0), bits, start, size, TILE)
 
 
+@triton.jit
+def unpack_kernel(bits, mask, size, TILE: tl.constexpr):
+    start = tl.program_id(0).to(tl.int64) * TILE
+    lane = tl.arange(0, TILE)
+    inside = lane < size - start
+    byte = tl.load(bits + start // 8 + lane // 8, mask=inside, other=0).to(tl.int32)
+    tl.store(mask + start + lane, ((byte >> (lane % 8)) & 1).to(tl.uint8), mask=inside)
+
+
 def binarize(score: Tensor, value: Tensor, cut: Tensor, absolute: bool = False) -> Tensor:
     mask = torch.empty(score.shape, dtype=torch.bool, device=score.device)
     score, size = score.contiguous(), score.numel()
@@ -208,3 +217,10 @@ def pack_mask(mask: Tensor) -> Tensor:
     flat = mask.contiguous().view(torch.uint8)
     launch(pack_kernel, (tiles_of(size, TILE),), flat, bits, size, TILE=TILE, num_warps=WARPS)
     return bits
+
+
+def unpack_mask(packed: Tensor, shape: list[int]) -> Tensor:
+    mask = torch.empty(shape, dtype=torch.bool, device=packed.device)
+    grid = (tiles_of(mask.numel(), TILE),)
+    launch(unpack_kernel, grid, packed.contiguous(), mask.view(torch.uint8), mask.numel(), TILE=TILE, num_warps=WARPS)
+    return mask

@@ -4,8 +4,6 @@ Not collected by itself: ``test_triton.py`` runs it in a process of its own, as 
 of the compiler for a whole process.
 """
 
-import copy
-
 import pytest
 import torch
 from triton._C import libtriton
@@ -15,6 +13,7 @@ from tamt_kernels import dispatch, reference
 from tamt_kernels.triton_kernels import common, mask_adamw, mask_weights, masked_embedding, masked_matmul, threshold
 
 from .scores import DISTRIBUTIONS, gaussian, same_bits, trained
+from .steps import a_step, check_step, gradients, rates_of
 from .test_masked_layers import IDS
 from .test_masks import DTYPES, awkward_weight
 
@@ -43,7 +42,8 @@ def test_outputs_are_poisoned():
 def test_triton_runs():
     found = tk.backends()
     assert {name for name, each in found.items() if each["cpu"] == "triton"} >= {
-        "topk_threshold", "topk_threshold_unchecked", "binarize", "pack_mask", "mask_weight", "mask_weights",
+        "topk_threshold", "topk_threshold_unchecked", "binarize", "pack_mask", "unpack_mask",
+        "mask_weight", "mask_weights",
         "masked_embedding", "masked_embedding_backward", "gradient_norm", "mask_adamw",
         "masked_matmul", "masked_matmul_backward_x", "masked_matmul_backward_score",
     }  # fmt: skip
@@ -63,6 +63,7 @@ def test_binarize_and_pack(dtype, absolute):
         mask = operators.binarize(score, value, cut, absolute)
         assert torch.equal(mask, reference.binarize(score, value, cut, absolute))
         assert torch.equal(tk.pack_mask(mask), reference.pack_mask(mask))
+        assert torch.equal(tk.unpack_mask(reference.pack_mask(mask), shape), mask)
     strided = score.t()[::2]
     assert torch.equal(tk.binarize(strided, value, cut), reference.binarize(strided, value, cut))
     assert torch.equal(tk.pack_mask(mask.t()[::2]), reference.pack_mask(mask.t()[::2]))
@@ -287,67 +288,21 @@ def test_masked_linear_under_autocast_and_compiled():
     close(y, reference.masked_matmul(x.bfloat16(), weight, score, value, cut), torch.bfloat16)
 
 
-STEP_SHAPES = [(33, 10), (), (0, 4), (256,), (7, 37)]
-
-
-def a_step(grad_dtype, weight_dtype, result, seed=0):
-    """The arguments of a step from scores as they are trained, up to the cuts, and ``keep``."""
-    made = torch.Generator().manual_seed(seed)
-    scores = [trained(torch.Size(shape).numel()).reshape(shape).clone() for shape in STEP_SHAPES]
-    weights = [awkward_weight(shape, weight_dtype).nan_to_num(0.5, 2.0, -2.0) for shape in STEP_SHAPES]
-    means = [torch.randn(shape, generator=made) * 1e-3 for shape in STEP_SHAPES]
-    squares = [torch.rand(shape, generator=made) * 1e-5 for shape in STEP_SHAPES]
-    offsets, total = reference.group_offsets([each.numel() for each in scores])
-    flat = torch.empty(total, dtype=result)
-    masked = [flat[at : at + each.numel()].view(each.shape) for each, at in zip(scores, offsets, strict=True)]
-    keep = [each.numel() // 3 for each in scores]
-    values, cuts = reference.topk_threshold(scores, keep)
-    return [gradients(grad_dtype, seed), weights, scores, means, squares, masked, values, cuts, keep]
-
-
-def gradients(dtype, seed):
-    made = torch.Generator().manual_seed(seed + 100)
-    return [torch.randn(shape, generator=made).to(dtype) for shape in STEP_SHAPES]
-
-
-def check_step(found, rates, betas=(0.9, 0.999), eps=1e-8, renew=True, absolute=False):
-    """One step by Triton and by the definition, from the same tensors; all that a step writes has the same bits."""
-    expected = copy.deepcopy(found)
-    rates = torch.tensor(rates)
-    operators.mask_adamw(*found, rates, *betas, eps, renew, absolute)
-    reference.mask_adamw(*expected, rates, *betas, eps, renew, absolute)
-    for position in range(2, 6):
-        for mine, other in zip(found[position], expected[position], strict=True):
-            assert same_bits(mine, other)
-    assert same_bits(found[6], expected[6])
-    assert torch.equal(found[7], expected[7])
-
-
-@pytest.fixture
-def exact_roots(monkeypatch):
-    """The definition's square roots, which MKL rounds wrong now and then on a CPU, as rounded right as a GPU's are."""
-    root = torch.Tensor.sqrt
-    monkeypatch.setattr(torch.Tensor, "sqrt", lambda tensor: root(tensor.double()).to(tensor.dtype))
-
-
 # Older interpreters multiply, round and add; a GPU rounds a fused multiply-add once.
 fma_is_exact = hasattr(libtriton.interpreter, "fma_fp32")
 
 
 @pytest.mark.skipif(not fma_is_exact, reason="this Triton's interpreter rounds a fused multiply-add twice")
-@pytest.mark.usefixtures("exact_roots")
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("types", [(DTYPES[i], DTYPES[i - 2], DTYPES[i - 1]) for i in range(3)])
 def test_mask_adamw_over_several_steps(types, absolute):
     found = a_step(*types)
     for step in range(1, 4):
         found[0] = gradients(types[0], step)
-        rates = [0.8, 0.003 / (1 - 0.9**step), (1 - 0.999**step) ** 0.5, 0.9]
-        check_step(found, rates, renew=step != 2, absolute=absolute)
+        check_step(found, rates_of(step), renew=step != 2, absolute=absolute)
 
 
 @pytest.mark.skipif(not fma_is_exact, reason="this Triton's interpreter rounds a fused multiply-add twice")
-@pytest.mark.usefixtures("exact_roots")
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.3, 0.0)])
 def test_mask_adamw_wherever_the_thresholds_go(betas):
     for values in (0.02, 3.0, torch.nan):
@@ -369,7 +324,6 @@ def test_a_step_that_is_not_finite_writes_nothing(factor):
 
 
 @pytest.mark.skipif(not fma_is_exact, reason="this Triton's interpreter rounds a fused multiply-add twice")
-@pytest.mark.usefixtures("exact_roots")
 def test_mask_adamw_of_mixed_types_and_places():
     found = a_step(torch.float32, torch.float32, torch.float16)
     found[0][0], found[1][3] = found[0][0].bfloat16(), found[1][3].half()
