@@ -1,7 +1,8 @@
 """The command line.
 
 A command is a module of this package: ``configure(parser)`` names its options, ``run(options)`` runs it. Nothing here
-needs more than torch, Triton, transformers and numpy, so that it runs on a bare machine with a GPU.
+nor in ``kernels`` needs more than torch, Triton, transformers and numpy, so that they run on a bare machine with a GPU;
+the other commands need what tamt needs.
 """
 
 import argparse
@@ -13,6 +14,8 @@ from tamt.errors import UserError
 
 COMMANDS = {
     "kernels": "each operation of tamt_kernels, forward and backward, against its alternatives",
+    "step": "a whole step of a search, its time and its memory, against its alternatives",
+    "search": "the time to a mask of IMP, TAMT-MLM and TAMT-KD, beside the paper's",
     "compare": "tamt compare of 20 BERT-base masks, and one pair of them in three ways",
 }
 
@@ -35,6 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
                 modules[name] = import_module(f"benchmarks.{name}")
             except RuntimeError as error:  # TAMT_KERNELS asks for what is not there
                 raise UserError(str(error)) from error
+            except ModuleNotFoundError as error:
+                if name in (arguments or sys.argv[1:])[:1]:
+                    raise UserError(f"{name} needs {error.name}, which is not installed; install tamt") from error
+                continue
             modules[name].configure(commands.add_parser(name, help=summary, description=summary))
         options = parser.parse_args(arguments)
         modules[options.command].run(options)

@@ -52,10 +52,16 @@ def parts(folder: Path, capability: tuple[int, int]) -> list[Part]:
     parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
     architecture = {"TAMT_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": f"{capability[0]}.{capability[1]}"}
     kernels = ["-m", "benchmarks", "kernels", "--device", "cuda", "--seconds", "0.5", "--output", str(folder)]
+    step = ["-m", "benchmarks", "step", "--device", "cuda", "--seconds", "3", "--no-memory"]
+    step += ["--output", str(folder)]
+    needed = ("accelerate", "datasets", "safetensors", "torchmetrics", "tensorboard", "rich", "yaml")
+    lacking = [name for name in needed if not importlib.util.find_spec(name)]
+    unavailable = f"tamt needs {', '.join(lacking)}" if lacking else ""
     return [
         Part("build", [*python, "setup.py", "build_ext", "--inplace"], 150, architecture),
         Part("GPU tests", [*pytest, "tests/gpu"], 120),
         Part("kernel benchmarks", [*python, *kernels], 180),
+        Part("step benchmarks", [*python, *step], 180, unavailable=unavailable),
         Part("kernel tests", [*pytest, *parallel, *without, "tests/kernels"], 150),
         *(sanitizer(tool) for tool in ("memcheck", "racecheck")),
     ]

@@ -7,6 +7,8 @@ from typing import TextIO
 
 Row = dict[str, str | int | float | None]
 
+TICKS = (0.1, 1.0, 10.0, 100.0, 1000.0)
+
 
 class Csv:
     """A CSV file whose every row is on the disk as soon as it is written, should the run be cut short."""
@@ -36,7 +38,9 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-def bars(path: Path, title: str, panels: dict[str, dict[str, float]], ours: str) -> str | None:
+def bars(
+    path: Path, title: str, panels: dict[str, dict[str, float]], ours: str, ticks: tuple[float, ...] = TICKS
+) -> str | None:
     """Draw each comparison's times in milliseconds, as multiples of ours; say why where that cannot be."""
     try:
         import matplotlib as mpl
@@ -56,8 +60,9 @@ def bars(path: Path, title: str, panels: dict[str, dict[str, float]], ours: str)
         for line, (ratio, time) in enumerate(zip(ratios, times.values(), strict=True)):
             axis.text(max(ratio, 1), line, f" {time:.3g} ms", va="center", fontsize=7)
         axis.set_xscale("log")
-        axis.set_xlim(0.05, 2000)
-        axis.set_xticks([0.1, 1, 10, 100, 1000], ["0.1", "1", "10", "100", "1000 ×"])
+        axis.set_xlim(ticks[0] / 2, ticks[-1] * 2)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks[:-1]] + [f"{ticks[-1]:g} ×"])
+        axis.minorticks_off()
         axis.invert_yaxis()
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=8)

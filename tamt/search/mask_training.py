@@ -5,12 +5,23 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_linear_schedule_with_warmup
 
 import tamt_kernels as tk
 from tamt import termination
 from tamt.console import Progress
-from tamt.masking import Masks, Ranking, magnitude_masks, masks_of, prunable_weights, random_masks, sparsity_of, wrap
+from tamt.masking import (
+    MaskedModule,
+    Masks,
+    Ranking,
+    magnitude_masks,
+    masks_of,
+    prunable_weights,
+    random_masks,
+    sparsity_of,
+    wrap,
+)
 from tamt.objectives import Losses, Objective
 from tamt.search.setting import MASK_FILE, Search
 from tamt.training import (
@@ -50,28 +61,17 @@ def train_masks(
         NonFiniteError, Terminated: after a checkpoint of the last good state was saved.
     """
     started = time.monotonic() - search.folder.seconds
-    student, encoder = search.student, search.student.encoder
-    student.model.requires_grad_(False)
-    head = student.head_parameters() if "mlm" in objective else {}
-    for parameter in head.values():
-        parameter.requires_grad_(True)
-    weights = prunable_weights(encoder)
+    student = search.student
+    weights = prunable_weights(student.encoder)
     if initial == "omp":
         first_masks = magnitude_masks(weights, search.sparsity)
     else:
         first_masks = random_masks(weights, search.sparsity, search.seed)
-    masked = wrap(encoder, first_masks, ranking)
-    scores = {name: module.score for name, module in masked.items()}
-    dtype = compute_dtype(search.accelerator)
-    optimizer = tk.MaskAdamW(masked.values(), head.values(), lr=search.lr, max_norm=MAX_GRADIENT_NORM, dtype=dtype)
-    schedule = get_linear_schedule_with_warmup(optimizer, 0, search.schedule_steps)
-    # Frozen like the embedding, the decoder needs no copy of it now, but in half precision one that autocast would
-    # make at every step.
-    decoder = student.model.get_output_embeddings()
-    decoder.weight = torch.nn.Parameter(encoder.get_input_embeddings().weight.to(dtype), requires_grad=False)
+    head = student.head_parameters() if "mlm" in objective else {}
+    masked, optimizer, schedule = start(search, first_masks, head, ranking)
     renew = threshold_every == 1
     masks = first_masks
-    trained = {**{f"score {name}": score for name, score in scores.items()}, **head}
+    trained = {**{f"score {name}": module.score for name, module in masked.items()}, **head}
 
     def state() -> dict[str, Any]:
         return {
@@ -129,6 +129,28 @@ def train_masks(
     dev = search.dev_losses()
     search.folder.log(search.steps, **{f"dev_{name}": value for name, value in dev.items()})
     return [{**search.result(masks, search.steps, seconds, dev), "changed": _changed(first_masks, masks)}]
+
+
+def start(
+    search: Search, first_masks: Masks, head: Mapping[str, torch.nn.Parameter], ranking: Ranking = "signed"
+) -> tuple[dict[str, MaskedModule], tk.MaskAdamW, LRScheduler]:
+    """Put masks on the student, and set all but their scores and the parameters of `head` aside.
+
+    Returns:
+        The masked modules, see `wrap`; their optimizer, and the schedule of its learning rate.
+    """
+    model, encoder = search.student.model, search.student.encoder
+    model.requires_grad_(False)
+    for parameter in head.values():
+        parameter.requires_grad_(True)
+    masked = wrap(encoder, first_masks, ranking)
+    dtype = compute_dtype(search.accelerator)
+    optimizer = tk.MaskAdamW(masked.values(), head.values(), lr=search.lr, max_norm=MAX_GRADIENT_NORM, dtype=dtype)
+    # Frozen like the embedding, the decoder needs no copy of it now, but in half precision one that autocast would
+    # make at every step.
+    weight = encoder.get_input_embeddings().weight.to(dtype)
+    model.get_output_embeddings().weight = torch.nn.Parameter(weight, requires_grad=False)
+    return masked, optimizer, get_linear_schedule_with_warmup(optimizer, 0, search.schedule_steps)
 
 
 def _changed(before: Masks, now: Masks) -> float:

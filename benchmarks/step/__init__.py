@@ -1,0 +1,151 @@
+"""``python -m benchmarks step``: a whole step of a search, by turns with what could take its place."""
+
+import argparse
+from pathlib import Path
+
+from benchmarks import clocks, machine, report
+from benchmarks.measure import Measurement, measure
+from benchmarks.step import memory, profile
+from benchmarks.step.contenders import COMPILED, CONTENDERS, MODELS, OURS, Setting
+from benchmarks.step.targets import verdicts
+from tamt.errors import UserError
+
+DEFAULT_BATCH = {"cpu": "4x128", "cuda": "16x512"}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    add_options(parser, DEFAULT_BATCH)
+    parser.add_argument("--objective", choices=CONTENDERS, action="append", help="one of several; all by default")
+    parser.add_argument("--seconds", type=float, default=30.0, help="for each comparison, after warm-up (default: 30)")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the memory, which takes a process each")
+
+
+def add_options(parser: argparse.ArgumentParser, batches: dict[str, str]) -> None:
+    """The options of every command that takes whole steps."""
+    default = ", ".join(f"{batch} on {device}" for device, batch in batches.items())
+    parser.add_argument("--device", choices=("cpu", "cuda"), required=True, help="where to run")
+    parser.add_argument("--model", choices=list(MODELS), default="bert-base", help="the shape; weights are random")
+    parser.add_argument("--batch", help=f"blocks x tokens of a step (default: {default})")
+    parser.add_argument("--accumulation", type=int, default=1, help="parts that a step's batch comes in (default: 1)")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, no torch.compile: a check, no figures")
+    parser.add_argument("--output", type=Path, help="folder (default: benchmarks/results/DEVICE-DATE)")
+
+
+def setting_of(options: argparse.Namespace, batches: dict[str, str]) -> Setting:
+    """What the options ask for.
+
+    Raises:
+        UserError: there is no such device, or the batch is none.
+    """
+    device = machine.device(options.device)
+    text = "2x16" if options.quick else options.batch or batches[device.type]
+    blocks, _, length = text.replace("×", "x").partition("x")
+    if not (blocks.isdecimal() and length.isdecimal() and int(blocks) >= 1 and int(length) >= 4):
+        raise UserError(f"--batch {text} is not blocks x tokens; give 4x128 for 4 blocks of 128 tokens, say")
+    if options.accumulation < 1 or int(blocks) % options.accumulation:
+        raise UserError(f"--accumulation {options.accumulation} does not divide the {blocks} blocks of the batch")
+    model = "tiny" if options.quick else options.model
+    return Setting(device, model, int(blocks), int(length), options.accumulation)
+
+
+def results_in(options: argparse.Namespace, setting: Setting, name: str) -> tuple[Path, report.Csv]:
+    """The output folder, made, and the CSV file in it.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    folder = options.output or machine.results_folder(setting.device)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder, report.Csv(folder / f"{name}.csv")
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be written to: {error.strerror}") from error
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, and leave ``step.csv``, ``step.md`` and ``step.png`` in the output folder.
+
+    Raises:
+        UserError: see `setting_of` and `results_in`; the seconds are negative.
+    """
+    setting = setting_of(options, DEFAULT_BATCH)
+    if not options.seconds >= 0:
+        raise UserError(f"--seconds is {options.seconds} but must be at least 0")
+    folder, results = results_in(options, setting, "step")
+    described = machine.describe(setting.device)
+    case = f"{setting.model}, {setting.batch} × {setting.length} tokens"
+    heading = ", ".join([case, *(f"{name} {value}" for name, value in described.items())])
+    print(heading, flush=True)
+    clock = clocks.clock(setting.device)
+    sections: list[str] = []
+    medians: dict[tuple[str, str], float] = {}
+    peaks: dict[tuple[str, str], int | None] = {}
+    bookkeeping: float | None = None
+    for objective in options.objective or CONTENDERS:
+        makers = CONTENDERS[objective]
+        steps = {name: make(setting) for name, make in makers.items() if not (options.quick and name == COMPILED)}
+        measured = measure(steps, clock, options.seconds)
+        profiled = profile.of_step(steps[OURS], setting.device) if objective in ("mlm", "kd") else None
+        del steps
+        for name, each in measured.items():
+            medians[objective, name] = each.median_ms
+            left_out = options.quick or options.no_memory
+            peaks[objective, name] = None if left_out else memory.peak(setting, objective, name)
+        results.write(
+            {
+                "model": setting.model,
+                "batch": setting.batch,
+                "length": setting.length,
+                "objective": objective,
+                "contender": name,
+                **each._asdict(),
+                "tokens_per_s": setting.tokens / each.median_ms * 1e3,
+                "peak_memory": peaks[objective, name],
+                **described,
+            }
+            for name, each in measured.items()
+        )
+        sections.append(summary(objective, measured, setting, peaks))
+        print("\n" + sections[-1], flush=True)
+        if profiled:
+            bookkeeping = profiled.bookkeeping if objective == "mlm" else bookkeeping
+            sections.append(f"Where the time of {OURS}, {objective} goes:\n\n{profiled.table}")
+            print("\n" + sections[-1], flush=True)
+        judged = "A quick run: no figures." if options.quick else verdicts(setting, medians, peaks, bookkeeping)
+        content = "\n\n".join([heading, judged, *sections])
+        (folder / "step.md").write_text(content + "\n", encoding="utf-8")
+    results.close()
+    print("\n" + judged)
+    panels: dict[str, dict[str, float]] = {}
+    for (objective, name), median in medians.items():
+        panels.setdefault(objective, {})[name] = median
+    title = ", ".join([case, *(described[name] for name in ("device", "cpu", "commit"))])
+    if problem := report.bars(folder / "step.png", title, panels, OURS, (0.5, 1, 2, 5)):
+        print(problem)
+    print(f"\nresults: {folder}")
+
+
+def summary(
+    objective: str,
+    measured: dict[str, Measurement],
+    setting: Setting,
+    peaks: dict[tuple[str, str], int | None],
+) -> str:
+    """The contenders of one objective as a table."""
+    ours = measured[OURS].median_ms
+    lines = [(f"step, {objective}", "median ms", "20 %", "80 %", "tokens/s", "peak MB", "ours / this")]
+    for name, each in measured.items():
+        peak = peaks[objective, name]
+        lines.append(
+            (
+                name,
+                f"{each.median_ms:.4g}",
+                f"{each.p20_ms:.4g}",
+                f"{each.p80_ms:.4g}",
+                f"{setting.tokens / each.median_ms * 1e3:.4g}",
+                "–" if peak is None else f"{peak / 1e6:.0f}",
+                f"{ours / each.median_ms:.3g}",
+            )
+        )
+    return report.table(lines)

@@ -1,0 +1,309 @@
+"""Whole steps of a search, and of what it is held against: each contender is one function that takes a step."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+)
+
+from benchmarks.kernels.eager import float_mask_weight
+from benchmarks.kernels.threshold import by_kthvalue
+from tamt.data.corpora import Blocks, train_batches
+from tamt.finetune.loop import keep_zeros
+from tamt.masking import apply_masks, keep_of, magnitude_masks, prunable_modules, prunable_weights
+from tamt.models import MaskedLanguageModel, dense_twin
+from tamt.objectives import Losses, Objective, TokenMasking, encode
+from tamt.search.mask_training import start
+from tamt.search.setting import Search
+from tamt.training import compute_dtype, make_accelerator, make_optimizer, training_steps
+
+Step = Callable[[], object]
+
+SPARSITY = 0.7
+LEARNING_RATE = 5e-5
+STEPS = 10**6  # of the schedule: more than are ever taken
+MAX_NORM = 1.0
+
+BERT, ROBERTA = (BertForMaskedLM, BertForSequenceClassification), (RobertaForMaskedLM, RobertaForSequenceClassification)
+SMALL = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 300}
+MODELS: dict[str, tuple[tuple[Any, Any], Callable[[], PreTrainedConfig]]] = {
+    "bert-base": (BERT, BertConfig),
+    "roberta-base": (ROBERTA, partial(RobertaConfig, max_position_embeddings=514, type_vocab_size=1)),
+    "demo": (BERT, partial(BertConfig, **SMALL)),
+    "tiny": (BERT, partial(BertConfig, **TINY)),
+}
+"""Random weights of the right shapes: speed does not look at the values."""
+
+
+class Setting(NamedTuple):
+    """``batch`` blocks of ``length`` tokens a step, in ``accumulation`` parts."""
+
+    device: torch.device
+    model: str
+    batch: int
+    length: int
+    accumulation: int = 1
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.length
+
+    def accelerator(self) -> Accelerator:
+        """In the type that a training step computes in: bfloat16 on a GPU, float16 where it has none."""
+        if self.device.type == "cpu":
+            return make_accelerator("fp32", self.accumulation, 0)
+        return make_accelerator("bf16" if torch.cuda.is_bf16_supported(False) else "fp16", self.accumulation, 0)
+
+    def masked_language_model(self) -> PreTrainedModel:
+        return self._model(0)
+
+    def classifier(self) -> PreTrainedModel:
+        return self._model(1)
+
+    def _model(self, head: int) -> PreTrainedModel:
+        heads, config = MODELS[self.model]
+        torch.manual_seed(0)
+        return heads[head](config()).to(self.device)
+
+    def blocks(self, vocabulary: int) -> Blocks:
+        """Random text."""
+        tokens = torch.randint(5, vocabulary, (64 * self.length,), generator=torch.Generator().manual_seed(0))
+        return Blocks(tokens.int(), self.length, [2], [3], 0)
+
+    def search(self, teacher: bool) -> Search:
+        """A search as `tamt train` sets it up, but for its folder."""
+        model = self.masked_language_model()
+        decoder = model.get_output_embeddings()
+        decoder.weight = nn.Parameter(decoder.weight.detach().clone(), requires_grad=False)
+        accelerator, vocabulary = self.accelerator(), model.config.vocab_size
+        return Search(
+            folder=cast(Any, None),
+            accelerator=accelerator,
+            student=MaskedLanguageModel(model, fresh_head=False),
+            masking=TokenMasking(4, vocabulary),
+            model=self.model,
+            method="",
+            sparsity=SPARSITY,
+            seed=0,
+            batch_size=self.batch // self.accumulation,
+            steps=STEPS,
+            schedule_steps=STEPS,
+            lr=LEARNING_RATE,
+            log_every=STEPS,
+            eval_every=None,
+            save_every=STEPS,
+            save_at=[],
+            teacher=dense_twin(model.base_model, compute_dtype(accelerator)) if teacher else None,
+            train_blocks=self.blocks(vocabulary),
+        )
+
+
+def tamt(setting: Setting, objective: Objective) -> Step:
+    """Mask training as `tamt train` does it."""
+    search = setting.search(teacher="kd" in objective)
+    return _mask_training(search, objective, Losses(objective, search.student, search.teacher))
+
+
+def encoder_and_inference(setting: Setting) -> Step:
+    """What KD cannot do without: the step of the masked encoder, and one forward of the dense one."""
+    search = setting.search(teacher=True)
+    teacher = search.teacher
+    assert teacher is not None
+
+    def loss(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.inference_mode():
+            encode(teacher, batch, hidden_states=False)
+        return {"loss": encode(search.student.encoder, batch, hidden_states=False)[0].float().square().mean()}
+
+    return _mask_training(search, "kd", loss)
+
+
+def _mask_training(search: Search, objective: Objective, loss: Callable[[Any], Mapping[str, Tensor]]) -> Step:
+    mlm = "mlm" in objective
+    first_masks = magnitude_masks(prunable_weights(search.student.encoder), search.sparsity)
+    _, optimizer, schedule = start(search, first_masks, search.student.head_parameters() if mlm else {})
+    batches = search.batches(1, search.masking if mlm else None)
+    model = search.student.model
+    return partial(next, training_steps(search.accelerator, model, optimizer, schedule, batches, loss, 1, STEPS))
+
+
+def imp(setting: Setting) -> Step:
+    """A step of IMP between two prunings: all weights train, and the pruned ones are set to zero again."""
+    search = setting.search(teacher=False)
+    model = search.student.model
+    model.requires_grad_(True)
+    model.get_output_embeddings().weight.requires_grad_(False)
+    masks = magnitude_masks(prunable_weights(model), SPARSITY)
+    optimizer, schedule = make_optimizer([p for p in model.parameters() if p.requires_grad], LEARNING_RATE, STEPS)
+    losses, batches = Losses("mlm", search.student), search.batches(1, search.masking)
+    steps = training_steps(search.accelerator, model, optimizer, schedule, batches, losses, 1, STEPS)
+
+    def step() -> None:
+        next(steps)
+        apply_masks(model, masks)
+
+    return step
+
+
+def ordinary(setting: Setting, objective: Objective, compiled: bool = False) -> Step:
+    """Mask training as it is commonly written: a mask of floats at every forward, torch's AdamW, kthvalue matrix by
+    matrix after every step, logits of all positions, a teacher of its own."""
+    model = setting.masked_language_model()
+    teacher = copy.deepcopy(model.base_model).eval() if "kd" in objective else None
+    decoder = model.get_output_embeddings()
+    decoder.weight = nn.Parameter(decoder.weight.detach().clone(), requires_grad=False)
+    model.requires_grad_(False)
+    head = [p for name, p in model.named_parameters() if not name.startswith(model.base_model_prefix)]
+    head = [p for p in head if p is not decoder.weight] if "mlm" in objective else []
+    layers = []
+    for name, module in prunable_modules(model).items():
+        layers.append(_FloatMasked(cast("nn.Linear | nn.Embedding", module)))
+        model.base_model.set_submodule(name, layers[-1])
+    trained = [layer.score for layer in layers] + [parameter.requires_grad_() for parameter in head]
+    asked = model if "mlm" in objective else model.base_model
+    forward = torch.compile(asked) if compiled else asked
+
+    def loss(batch: Mapping[str, Tensor]) -> Tensor:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        labels = {"labels": batch["labels"]} if "mlm" in objective else {}
+        output = forward(**inputs, **labels, output_hidden_states=teacher is not None)
+        total = output.loss if labels else torch.zeros((), device=setting.device)
+        if teacher is None:
+            return total
+        with torch.no_grad():
+            target = teacher(**inputs, output_hidden_states=True).hidden_states
+        real = batch["attention_mask"].float()
+        for t, s in zip(target[1:], output.hidden_states[1:], strict=True):
+            distance = (1 - F.cosine_similarity(t.float(), s.float(), dim=-1)) * real
+            total = total + distance.sum() / real.sum() / (len(target) - 1)
+        return total
+
+    def after() -> None:
+        for layer in layers:
+            layer.renew()
+
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
+    return _plain_training(setting, model, optimizer, loss, "mlm" in objective, after)
+
+
+def hugging_face(setting: Setting) -> Step:
+    """Dense MLM training of the same model: labels given to AutoModelForMaskedLM's class, fused AdamW, clipping."""
+    model = setting.masked_language_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+
+    def loss(batch: Mapping[str, Tensor]) -> Tensor:
+        return model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
+
+    return _plain_training(setting, model, optimizer, loss, mlm=True)
+
+
+def _plain_training(
+    setting: Setting,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[Mapping[str, Tensor]], Tensor],
+    mlm: bool,
+    after: Callable[[], None] = lambda: None,
+) -> Step:
+    accelerator = setting.accelerator()
+    vocabulary = model.config.vocab_size
+    masking = TokenMasking(4, vocabulary) if mlm else None
+    size = setting.batch // setting.accumulation
+    batches = train_batches(setting.blocks(vocabulary), size, 0, 0, masking)
+    model.train()
+
+    def step() -> None:
+        for _ in range(setting.accumulation):
+            batch = {name: tensor.to(setting.device) for name, tensor in next(batches).items()}
+            with accelerator.autocast():
+                part = loss(batch) / setting.accumulation
+            part.backward()
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], MAX_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        after()
+
+    return step
+
+
+class _FloatMasked(nn.Module):
+    """A frozen layer over weight * mask, where the mask is made of floats at every forward."""
+
+    def __init__(self, layer: nn.Linear | nn.Embedding) -> None:
+        super().__init__()
+        self.layer = layer
+        self.score = nn.Parameter(layer.weight.detach().abs())
+        self.keep = keep_of(layer.weight.numel(), SPARSITY)
+        self.threshold = torch.zeros((), device=layer.weight.device)
+        self.renew()
+
+    @property
+    def weight(self) -> Tensor:
+        return self.layer.weight
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        self.threshold.copy_(by_kthvalue(self.score.flatten(), self.keep))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = float_mask_weight(self.layer.weight, self.score, self.threshold, self.layer.weight.dtype)
+        if isinstance(self.layer, nn.Embedding):
+            return F.embedding(x, weight, self.layer.padding_idx)
+        return F.linear(x, weight, self.layer.bias)
+
+
+def fine_tuning(setting: Setting, pruned: bool) -> Step:
+    """Fine-tuning as `tamt finetune` does it, of a subnetwork or of the full model."""
+    model, accelerator = setting.classifier(), setting.accelerator()
+    if pruned:
+        masks = magnitude_masks(prunable_weights(model), SPARSITY)
+        apply_masks(model, masks)
+        keep_zeros(model, masks)
+    optimizer, schedule = make_optimizer(model.parameters(), LEARNING_RATE, STEPS)
+    size = setting.batch // setting.accumulation
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        for batch in train_batches(setting.blocks(model.config.vocab_size), size, 0, 0):
+            yield {"input_ids": batch["input_ids"], "labels": batch["input_ids"][:, 1] % 2}
+
+    def loss(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(model(batch["input_ids"]).logits.float(), batch["labels"])}
+
+    return partial(next, training_steps(accelerator, model, optimizer, schedule, batches(), loss, 1, STEPS))
+
+
+OURS, ORDINARY, COMPILED = "tamt", "ordinary", "ordinary, torch.compile"
+HUGGING_FACE, IMP, NEEDED, DENSE = "HF dense MLM", "IMP", "encoder step + inference", "dense"
+FINE_TUNING = "fine-tuning"
+
+CONTENDERS: dict[str, dict[str, Callable[[Setting], Step]]] = {
+    "mlm": {
+        OURS: partial(tamt, objective="mlm"),
+        ORDINARY: partial(ordinary, objective="mlm"),
+        COMPILED: partial(ordinary, objective="mlm", compiled=True),
+        HUGGING_FACE: hugging_face,
+        IMP: imp,
+    },
+    "kd": {
+        OURS: partial(tamt, objective="kd"),
+        ORDINARY: partial(ordinary, objective="kd"),
+        NEEDED: encoder_and_inference,
+    },
+    "mlm+kd": {OURS: partial(tamt, objective="mlm+kd"), ORDINARY: partial(ordinary, objective="mlm+kd")},
+    FINE_TUNING: {OURS: partial(fine_tuning, pruned=True), DENSE: partial(fine_tuning, pruned=False)},
+}

@@ -1,0 +1,53 @@
+"""What a step is held to: at most so many times what another contender takes in the same run."""
+
+from typing import NamedTuple
+
+from benchmarks import report
+from benchmarks.step.contenders import DENSE, FINE_TUNING, HUGGING_FACE, NEEDED, ORDINARY, OURS, Setting
+
+Key = tuple[str, str]  # objective, contender
+
+
+class Target(NamedTuple):
+    """``most`` bounds ours over ``against`` of one objective, by device."""
+
+    objective: str
+    against: str
+    most: dict[str, float]
+
+
+TIMES = [
+    Target("mlm", HUGGING_FACE, {"cpu": 0.90, "cuda": 0.85}),
+    Target("mlm", ORDINARY, {"cpu": 0.60, "cuda": 0.50}),
+    Target("kd", NEEDED, {"cpu": 1.05, "cuda": 1.05}),
+    Target(FINE_TUNING, DENSE, {"cpu": 1.03, "cuda": 1.03}),
+]
+PEAKS = [Target("mlm", ORDINARY, {"cpu": 0.75, "cuda": 0.60}), Target("kd", ORDINARY, {"cpu": 0.75, "cuda": 0.60})]
+BOOKKEEPING = {"cpu": 0.10, "cuda": 0.12}
+SEARCH_STEPS, SEARCH_MINUTES = 22_000, 10.0  # on one H100, where the paper's V100 takes 3 h 55
+
+
+def verdicts(
+    setting: Setting, medians: dict[Key, float], peaks: dict[Key, int | None], bookkeeping: float | None
+) -> str:
+    """The targets as a table, met or not. They are for BERT-base, 4 × 128 tokens on a CPU and 16 × 512 on a GPU."""
+    device = setting.device.type
+    lines: list[tuple[str, ...]] = [("target", "against", "at most", "measured", "met")]
+    for what, targets, figures in (("time", TIMES, medians), ("peak memory", PEAKS, peaks)):
+        for target in targets:
+            ours, other = (figures.get((target.objective, name)) for name in (OURS, target.against))
+            ratio = ours / other if ours and other else None
+            lines.append(_line(f"{what}, {target.objective}", target.against, target.most[device], ratio, " ×"))
+    share = None if bookkeeping is None else 100 * bookkeeping
+    lines.append(_line("MaskAdamW.step, mlm", "the whole step", 100 * BOOKKEEPING[device], share, " %"))
+    if device == "cuda":
+        median = medians.get(("mlm", OURS))
+        minutes = None if median is None else median * SEARCH_STEPS / 60e3
+        lines.append(_line("22 k steps, mlm, extrapolated", "–", SEARCH_MINUTES, minutes, " min"))
+    return report.table(lines)
+
+
+def _line(what: str, against: str, most: float, measured: float | None, unit: str) -> tuple[str, ...]:
+    if measured is None:
+        return what, against, f"{most:.3g}{unit}", "not measured", "–"
+    return what, against, f"{most:.3g}{unit}", f"{measured:.3g}{unit}", "yes" if measured <= most else "no"

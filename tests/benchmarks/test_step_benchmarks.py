@@ -1,0 +1,80 @@
+"""The benchmarks of whole steps run, and their contenders do the same work; how fast anything is, is not asserted."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from benchmarks.__main__ import main
+from benchmarks.step import memory, targets
+from benchmarks.step.contenders import COMPILED, CONTENDERS, DENSE, ORDINARY, OURS, Setting
+
+TINY = Setting(torch.device("cpu"), "tiny", 2, 16)
+
+
+def test_a_quick_run(tmp_path, capsys):
+    arguments = ["step", "--device", "cpu", "--quick", "--seconds", "0", "--output", str(tmp_path)]
+    assert main([*arguments, "--objective", "mlm"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"step.csv", "step.md", "step.png"}
+    with (tmp_path / "step.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["contender"] for row in rows} == set(CONTENDERS["mlm"]) - {COMPILED}
+    for row in rows:
+        assert 0 < float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"])
+        assert float(row["tokens_per_s"]) == pytest.approx(32e3 / float(row["median_ms"]))
+    shown = capsys.readouterr().out
+    assert "all of MaskAdamW.step" in shown
+
+
+@pytest.mark.parametrize("objective", [name for name in CONTENDERS if name != "mlm"])  # which the quick run takes
+def test_every_contender_takes_steps(objective):
+    for make in CONTENDERS[objective].values():
+        step = make(TINY._replace(accumulation=2))
+        step()
+        step()
+
+
+def test_the_memory_of_a_contender(capsys):
+    memory.main(json.dumps(["cpu", *TINY[1:], "kd", OURS]))
+    assert json.loads(capsys.readouterr().out) > 0
+
+
+def test_the_search_table(tmp_path, capsys):
+    assert main(["search", "--device", "cpu", "--quick", "--output", str(tmp_path)]) == 0
+    table = (tmp_path / "search.md").read_text(encoding="utf-8")
+    assert all(f"| {method} " in table for method in ("IMP", "TAMT-MLM", "TAMT-KD"))
+    assert "extrapolated" in table
+
+
+def test_targets_name_what_is_measured():
+    for target in targets.TIMES + targets.PEAKS:
+        assert {OURS, target.against} <= set(CONTENDERS[target.objective])
+
+
+def test_verdicts():
+    medians = {("mlm", OURS): 5.0, ("mlm", ORDINARY): 10.0, ("fine-tuning", OURS): 2.0, ("fine-tuning", DENSE): 1.0}
+    lines = targets.verdicts(TINY, medians, {("mlm", OURS): 8, ("mlm", ORDINARY): 10}, 0.2).splitlines()
+    told = {tuple(cell.strip() for cell in line.split("|")[1:3]): line.split("|")[-2].strip() for line in lines}
+    assert told["time, mlm", ORDINARY] == "yes"
+    assert told["time, fine-tuning", DENSE] == "no"
+    assert told["peak memory, mlm", ORDINARY] == "no"
+    assert told["MaskAdamW.step, mlm", "the whole step"] == "no"
+    assert told["time, kd", targets.TIMES[2].against] == "–"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch", "4"], "--batch 4 is not blocks x tokens"),
+        (["--batch", "0x128"], "--batch 0x128 is not blocks x tokens"),
+        (["--batch", "4x128", "--accumulation", "3"], "--accumulation 3 does not divide the 4 blocks"),
+        (["--seconds", "-1"], "--seconds is -1.0"),
+        (["--model", "gpt"], "invalid choice: 'gpt'"),
+    ],
+)
+def test_a_bad_request_is_one_sentence(capsys, arguments, message):
+    assert main(["step", "--device", "cpu", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
