@@ -7,6 +7,7 @@ import sys
 from argparse import ArgumentError, HelpFormatter
 from collections.abc import Callable
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -133,6 +134,10 @@ def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict
             if default is not None:
                 help_text += f" Default: {default}."
             parser.add_argument(flag, default=default, help=help_text + " Required." * needed, **options)
+    for file in _config_files(arguments):
+        from tamt.untrusted import read_yaml
+
+        read_yaml(file)  # for its errors: jsonargparse follows aliases, nine of nine each into a gigabyte
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object on stdout")
     try:
         chosen = vars(parser.parse_args(arguments))
@@ -142,6 +147,12 @@ def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict
         if chosen[key] is None:
             raise UserError(f"--{key.replace('_', '-')} is missing; tamt {name} --help lists the options")
     return {key: value for key, value in chosen.items() if key != "config"}
+
+
+def _config_files(arguments: list[str]) -> list[Path]:
+    following = [after for word, after in pairwise(arguments) if word == "--config"]
+    joined = [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
+    return [Path(file) for file in following + joined]
 
 
 def _without_none(annotation: Any) -> Any:

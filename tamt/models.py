@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -217,6 +218,11 @@ def _load(factory: Any, name: str, what: str, **options: Any) -> Any:
     source = resolve(name)
     try:
         return factory.from_pretrained(source, trust_remote_code=False, **options)
+    except UnpicklingError as error:
+        raise UserError(
+            f"the {what} {name!r} has a pytorch_model.bin that holds more than tensors, and nothing in it is executed; "
+            "give it as model.safetensors"
+        ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if "Unrecognized configuration class" in str(error):
             kind = re.search(r"configuration class <class '.*?(\w+)Config'>", str(error))

@@ -92,7 +92,7 @@ def _load_demo(task: Task) -> dict[str, Rows]:
 def _load_own(task: Task, train_file: Path, dev_file: Path) -> tuple[Task, dict[str, Rows]]:
     train, dev = read_file(train_file, task), read_file(dev_file, task)
     names = {row[task.label_column] for _, row in train}
-    numbers = all(name.removeprefix("-").isdecimal() for name in names)
+    numbers = all(name.removeprefix("-").isdecimal() and len(name) < 20 for name in names)
     task = replace(task, label_names=tuple(sorted(names, key=int if numbers else None)))
     if len(names) < 2:
         raise UserError(

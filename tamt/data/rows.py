@@ -120,12 +120,23 @@ def read_file(file: Path, task: Task) -> list[Numbered]:
                     else "name the columns with --text-column and --label-column"
                 )
                 raise UserError(f"{file}, line {line}: there is no column {column!r} among {', '.join(row)}; {remedy}")
+            if is_half(row[column]):
+                raise UserError(f"{file}, line {line}: {column!r} holds half a character; correct its \\u escapes")
         if not row[task.label_column]:
             raise UserError(f"{file}, line {line}: the label is empty; label the row or leave it out")
         rows.append((line, row))
     if not rows:
         raise UserError(f"{file} has no rows; give a file with labelled rows")
     return rows
+
+
+def is_half(text: str) -> bool:
+    """Whether a text holds a half of one of the characters that JSON writes as two, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def read_text(file: Path) -> str:
@@ -173,7 +184,7 @@ def _read_jsonl(file: Path, text: str, _: Sequence[str] | None) -> Iterator[Numb
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file}, line {number}: no JSON ({error}); write one object a line") from error
         if not isinstance(row, dict):
             raise UserError(f"{file}, line {number}: no JSON object; write one object a line")

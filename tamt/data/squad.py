@@ -7,7 +7,7 @@ from typing import Any
 
 from tamt.console import say
 from tamt.data.glue import fetch, hub_split, report_counts
-from tamt.data.rows import read_text
+from tamt.data.rows import is_half, read_text
 from tamt.data.tasks import Task
 from tamt.errors import UserError
 
@@ -81,6 +81,8 @@ def _read(file: Path) -> list[Question]:
         content = json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}, line {error.lineno}: no JSON ({error.msg}); {REMEDY}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: no JSON ({error}); {REMEDY}") from error
     questions = []
     for i, article in enumerate(_get(file, "the file", content, "data", list)):
         for j, paragraph in enumerate(_get(file, f"data[{i}]", article, "paragraphs", list)):
@@ -107,6 +109,8 @@ def _get(file: Path, at: str, value: Any, key: str, kind: type) -> Any:
     if not isinstance(found, kind):
         name = {list: "list", str: "text", int: "number"}[kind]
         raise UserError(f"{file}, {at}: there is no {name} {key!r}; {REMEDY}")
+    if isinstance(found, str) and is_half(found):
+        raise UserError(f"{file}, {at}: {key!r} holds half a character; correct its \\u escapes")
     return found
 
 
