@@ -102,8 +102,8 @@ class MaskAdamW(Optimizer):
         norm = norm * unscale
         # As torch.nn.utils.clip_grad_norm_ clips; what is not finite stays so, and stops the kernel.
         clip = unscale if self.max_norm is None else unscale * (self.max_norm / (norm + 1e-6)).clamp(max=1.0)
-        factor = torch.where(norm.isfinite(), clip, torch.nan)
         finite = norm.isfinite()
+        factor = clip.masked_fill(~finite, torch.nan)
 
         means, squares, step = self._score_state(scores)
         step += finite
@@ -146,7 +146,7 @@ class MaskAdamW(Optimizer):
         for parameter, state in self.state.items():
             state["step"] = state["step"].to(parameter.device, torch.float32)
         scores = self.param_groups[0]["params"]
-        for score in scores if self.state else ():
+        for score in scores if scores[0] in self.state else ():
             self.state[score]["step"] = self.state[scores[0]]["step"]
         for group in self.param_groups:
             if isinstance(group["lr"], Tensor):

@@ -229,6 +229,10 @@ def test_counts_of_another_type_are_taken_over():
     state = copy.deepcopy(optimizer.state_dict())
     for each in state["state"].values():
         each["step"] = each["step"].double()
+    optimizer.load_state_dict(
+        tk.MaskAdamW(make()[:4]).state_dict() | {"param_groups": state["param_groups"]}
+    )  # none yet
+    assert not optimizer.state
     optimizer.load_state_dict(state)
     backward(model, IDS[1])
     optimizer.step()
