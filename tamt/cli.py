@@ -24,6 +24,7 @@ COMMANDS = {
     "finetune": ("tamt.finetune", "fine-tune a subnetwork or the full model on a task"),
     "evaluate": ("tamt.evaluate", "measure the MLM and KD loss of a subnetwork"),
     "sweep": ("tamt.sweep", "do all searches and fine-tunings of a study"),
+    "report": ("tamt.report", "draw the paper's figures and tables for your own runs, and a page of them"),
     "compare": ("tamt.compare", "compare masks: similarity and sparsity, per matrix and over all"),
     "export": ("tamt.export", "write a subnetwork as a plain Hugging Face model"),
     "demo": ("tamt.demo", "find and fine-tune winning tickets of a small real model"),

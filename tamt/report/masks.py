@@ -1,0 +1,241 @@
+"""What the mask files of a study show: how alike the masks are, where they differ from OMP, what they keep."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from tamt.compare import similarity
+from tamt.errors import UserError
+from tamt.mask_file import PackedMasks, load_packed
+from tamt.report.figures import (
+    Chart,
+    Figure,
+    HeatMap,
+    Missing,
+    Point,
+    Scores,
+    Series,
+    label_of,
+    main_tickets,
+    scatter,
+    slug,
+)
+from tamt.report.runs import Study, Ticket
+from tamt.report.statistics import summarise
+
+MOST_MASKS = 24
+"""In one heat map of similarities; BERT-base's take 14 MB each, and more cells cannot be read."""
+KINDS = {
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
+    "attention.output.dense": "attention out",
+    "intermediate.dense": "FFN in",
+    "output.dense": "FFN out",
+}
+EMBEDDING = "embedding"
+
+
+@dataclass
+class MaskGroup:
+    """The masks of a model and a sparsity, compared.
+
+    Attributes:
+        labels: of the masks that searches were for, with seeds.
+        similarities: [mask][mask], over all matrices.
+        distances: from OMP, of every mask, those along the way too; empty without OMP.
+        differences: from OMP, for each method the mean distance per matrix over its masks.
+        kept: for each matrix its shape, and the fewest and the most entries that a mask keeps of it.
+    """
+
+    model: str
+    sparsity: float
+    labels: list[str] = field(default_factory=list)
+    similarities: list[list[float]] = field(default_factory=list)
+    distances: list[tuple[Ticket, float]] = field(default_factory=list)
+    differences: dict[tuple[str, str | None], dict[str, float]] = field(default_factory=dict)
+    kept: dict[str, tuple[tuple[int, ...], int, int]] = field(default_factory=dict)
+
+
+def compare_masks(study: Study) -> list[MaskGroup]:
+    """Read every mask of a study, one model and sparsity at a time. A damaged one is skipped, and the study says so."""
+    groups = []
+    for model in study.models:
+        for sparsity in sorted({t.sparsity for t in study.tickets if t.model == model}):
+            group = _compare(study, model, sparsity)
+            if group.kept:
+                groups.append(group)
+    return groups
+
+
+def _compare(study: Study, model: str, sparsity: float) -> MaskGroup:
+    group = MaskGroup(model, sparsity)
+    main = {key: tickets.get(sparsity, []) for key, tickets in main_tickets(study, model).items()}
+    chosen = [ticket for tickets in main.values() for ticket in sorted(tickets, key=lambda t: t.seed or 0)]
+    loaded = list(_readable(study, chosen))
+    omp = next((mask for ticket, mask in loaded if ticket.method == "omp"), None)
+    if len(loaded) > MOST_MASKS:
+        study.skip(
+            f"the heat map of {model} at {sparsity:.0%}",
+            f"shows {MOST_MASKS} of {len(loaded)} masks, which it has room for",
+        )
+    shown = loaded[:MOST_MASKS]
+    for ticket, _ in shown:
+        name = label_of(ticket.method, ticket.initial)
+        group.labels.append(name if ticket.seed is None else f"{name} {ticket.seed}")
+    size = len(shown)
+    table = [[1.0] * size for _ in range(size)]
+    for i in range(size):
+        for j in range(i):
+            table[i][j] = table[j][i] = similarity(shown[i][1], shown[j][1])[0]
+    group.similarities = table
+    gathered: dict[tuple[str, str | None], list[dict[str, float]]] = {}
+    for ticket, mask in loaded:
+        for name, kept in mask.kept.items():
+            shape, least, most = group.kept.get(name, (mask.shapes[name], kept, kept))
+            group.kept[name] = (shape, min(least, kept), max(most, kept))
+        if omp is not None and ticket.method != "omp":
+            overall, per_matrix = similarity(mask, omp)
+            group.distances.append((ticket, 1 - overall))
+            distances = {name: 1 - value for name, value in per_matrix.items()}
+            gathered.setdefault((ticket.method, ticket.initial), []).append(distances)
+    group.differences = {
+        key: {name: sum(d[name] for d in masks) / len(masks) for name in masks[0]} for key, masks in gathered.items()
+    }
+    if omp is not None:
+        own = next(ticket for ticket, _ in loaded if ticket.method == "omp")
+        group.distances.append((own, 0.0))
+        others = [t for t in study.tickets if t.model == model and t.sparsity == sparsity and t not in chosen]
+        for ticket, mask in _readable(study, others, omp):
+            group.distances.append((ticket, 1 - similarity(mask, omp)[0]))
+    return group
+
+
+def _readable(
+    study: Study, tickets: Iterable[Ticket], like: PackedMasks | None = None
+) -> Iterator[tuple[Ticket, PackedMasks]]:
+    """The masks that can be read and are for the same matrices, those of `like` or of the first."""
+    for ticket in tickets:
+        if ticket.mask is None:
+            continue
+        try:
+            mask = load_packed(ticket.mask)
+        except UserError as error:
+            study.skip(f"{ticket.run}/{ticket.mask.name}", f"cannot be read: {error}")
+            continue
+        like = like or mask
+        if mask.shapes != like.shapes:
+            study.skip(f"{ticket.run}/{ticket.mask.name}", "is for other matrices than the first mask of the model")
+            continue
+        yield ticket, mask
+
+
+def mask_figures(study: Study, groups: list[MaskGroup]) -> list[Figure | Missing]:
+    """Fig. 8 and 17, and the views by layer."""
+    found: list[Figure | Missing] = []
+    for model in study.models:
+        own = [group for group in groups if group.model == model]
+        suffix = f" ({model})" if len(study.models) > 1 else ""
+        stem = f"-{slug(model)}" if len(study.models) > 1 else ""
+        found.append(_distance_figure(study, model, own, suffix, stem))
+        found += _layer_figures(own, suffix, stem)
+    return found
+
+
+def _distance_figure(study: Study, model: str, groups: list[MaskGroup], suffix: str, stem: str) -> Figure | Missing:
+    paper, title = "Fig. 8, 17", f"Distance from OMP, and how alike the masks are{suffix}"
+    scores = Scores(study, model)
+    panels: list[Chart | HeatMap] = []
+    for group in groups:
+        if len(group.labels) > 1:
+            lowest = min(value for row in group.similarities for value in row)
+            panels.append(
+                HeatMap(
+                    title=f"{group.sparsity:.0%} sparsity",
+                    rows=tuple(group.labels),
+                    columns=tuple(group.labels),
+                    values=tuple(map(tuple, group.similarities)),
+                    label="Jaccard similarity",
+                    low=lowest,
+                    high=1.0,
+                )
+            )
+    for task in scores.panels:
+        for group in groups:
+            series = scatter(group.distances, scores, task)
+            if len(series) > 1:
+                name = f"{task}, {group.sparsity:.0%} sparsity"
+                panels.append(Chart(name, "distance from OMP", scores.label(task), series, scores.full(task)))
+    if not panels:
+        return Missing(title, paper, "searches of two or more methods at one sparsity, OMP among them")
+    caption = (
+        "Similarity is |A ∩ B| / |A ∪ B| over all matrices, distance 1 − similarity; numbers after a method are mask "
+        "seeds. Marks are masks, those along a search among them."
+    )
+    return Figure(f"fig-08-mask-distance{stem}", title, paper, caption, tuple(panels))
+
+
+def _layer_figures(groups: list[MaskGroup], suffix: str, stem: str) -> list[Figure | Missing]:
+    titles = (f"Mask similarity by layer{suffix}", f"Where masks differ from OMP{suffix}")
+    charts: list[Chart] = []
+    maps: list[HeatMap] = []
+    for group in groups:
+        if not group.differences:
+            continue
+        series = []
+        for key, distances in group.differences.items():
+            layers: dict[int, list[float]] = {}
+            for name, distance in distances.items():
+                layer, _ = place_of(name)
+                if layer is not None:
+                    layers.setdefault(layer, []).append(1 - distance)
+            points = tuple(
+                Point(layer + 1, s.mean, s.std, s.runs, "matrices of the layer")
+                for layer, values in sorted(layers.items())
+                for s in [summarise(values)]
+            )
+            series.append(Series(label_of(*key), key[0], points, dashed=key[1] == "random"))
+        charts.append(Chart(f"{group.sparsity:.0%} sparsity", "layer", "Jaccard similarity to OMP", tuple(series)))
+        highest = max(d for distances in group.differences.values() for d in distances.values())
+        for key, distances in group.differences.items():
+            maps.append(_map_of(f"{label_of(*key)}, {group.sparsity:.0%} sparsity", distances, highest))
+    if not charts:
+        needs = "an OMP search (--method omp) beside others of the same model and sparsity"
+        return [Missing(title, "of its own", needs) for title in titles]
+    return [
+        Figure(
+            f"layers-similarity{stem}",
+            titles[0],
+            "not in the paper",
+            "Means over the matrices of a layer and over mask seeds; bands: one standard deviation over the matrices.",
+            tuple(charts),
+        ),
+        Figure(
+            f"layers-difference{stem}",
+            titles[1],
+            "not in the paper",
+            "Jaccard distance from the OMP mask, matrix by matrix, the mean over mask seeds; one scale a sparsity.",
+            tuple(maps),
+        ),
+    ]
+
+
+def _map_of(title: str, distances: dict[str, float], highest: float) -> HeatMap:
+    places = {place_of(name): distance for name, distance in distances.items()}
+    layers = sorted({layer for layer, _ in places if layer is not None})
+    kinds = list(dict.fromkeys(kind for _, kind in places))
+    values = tuple(
+        tuple(places.get((layer, kind), places.get((None, kind)) if layer == layers[0] else None) for layer in layers)
+        for kind in kinds
+    )
+    columns = tuple(str(layer + 1) for layer in layers)
+    return HeatMap(title, tuple(kinds), columns, values, "distance from OMP", 0.0, highest or 1.0)
+
+
+def place_of(matrix: str) -> tuple[int | None, str]:
+    """The layer, from 0, and the kind of a matrix; no layer for the word embedding and the pooler."""
+    name = matrix.removesuffix(".weight")
+    found = re.search(r"\blayers?\.(\d+)\.(.*)", name)
+    if found:
+        return int(found[1]), KINDS.get(found[2], found[2])
+    return None, EMBEDDING if "embedding" in name else name

@@ -1,0 +1,155 @@
+"""What the paper says (Liu et al., NAACL 2022), beside what the runs of a study say."""
+
+from tamt.report.figures import Chart, Figure, Scores, label_of, main_tickets
+from tamt.report.masks import MaskGroup
+from tamt.report.runs import Study
+from tamt.report.statistics import summarise
+from tamt.report.tables import Cell, Table
+
+SPEED_UP = {"search steps": "8.4", "search time (min)": "8.7"}
+"""By how much TAMT is faster to IMP's best score at 70 % (4.2.3)."""
+IMP_STEPS = {20: 2790, 30: 5580, 40: 8380, 50: 11170, 60: 13960, 70: 16750, 80: 19540, 90: 22340}
+TAMT_STEPS = {20: 3000, 30: 6000, 40: 8000, 50: 11000, 60: 14000, 70: 17000, 80: 20000, 90: 22000}
+"""Steps of the masks, by sparsity in percent (Table 2)."""
+SECONDS = {
+    "bert-base": {"imp": 14786, "tamt-mlm": 14098, "tamt-kd": 17206},
+    "roberta-base": {"imp": 16389, "tamt-mlm": 15435, "tamt-kd": 17515},
+}
+"""Of 22.34 K steps of IMP and 22 K of TAMT, batches of 16 × 512, on one V100 (Table 3)."""
+SIMILARITY = {60: "0.75", 80: "less than 0.6"}
+"""Between masks of TAMT-MLM and IMP, by sparsity in percent (A.5)."""
+OF_SEARCHES = {"batch_size": "16", "max_length": "512", "lr": "5e-5, 2e-5 for TAMT-KD", "corpus": "wikitext-103"}
+OF_TASKS = {
+    "epochs": "3, 2 for squad",
+    "batch_size": "32, 16 for squad",
+    "max_length": "128, 384 for squad",
+    "lr": "2e-5, 3e-5 for squad",
+    "eval_every": "50, 500 for mnli, 1000 for squad",
+}
+"""Table 1."""
+
+
+def paper_table(study: Study, groups: list[MaskGroup], figures: list[Figure]) -> Table:
+    """The paper's claims that the study has the runs to look at."""
+    rows: list[tuple[Cell, ...]] = []
+    for figure in figures:
+        if figure.paper.startswith("Fig. 6"):
+            for panel in figure.panels:
+                if isinstance(panel, Chart):
+                    rows += _speed_ups(panel, study.models if len(study.models) == 1 else [figure.title])
+    for model in study.models:
+        rows += _shares_of_full(study, model)
+        rows += _costs(study, model)
+        rows += _starts(study, model)
+    for group in groups:
+        rows += _similarities(group)
+    note = (
+        "Figures of Liu et al., NAACL 2022, beside those of these runs. They compare where model, text, steps and "
+        "tasks are the paper's; elsewhere they show only whether the same happens on a smaller scale."
+    )
+    return Table(
+        "paper", "The paper's figures beside these", note, ("model", "what", "in the paper", "here", "source"), rows
+    )
+
+
+def _speed_ups(chart: Chart, models: list[str]) -> list[tuple[Cell, ...]]:
+    """How much sooner mask training reaches IMP's best score of a chart."""
+    imp = next((series for series in chart.series if series.style == "imp"), None)
+    if imp is None:
+        return []
+    best = max(imp.points, key=lambda point: point.y)
+    rows: list[tuple[Cell, ...]] = []
+    for series in chart.series:
+        if series.style.startswith("tamt") and not series.dashed:
+            first = min((point.x for point in series.points if point.y >= best.y), default=None)
+            here = "not reached"
+            if first is not None and first > 0:
+                here = f"{best.x / first:.1f} ({best.x:,.4g} against {first:,.4g})"
+            what = f"{chart.x_label} of IMP's best over those of {series.label} to reach it, {chart.title}"
+            paper = SPEED_UP[chart.x_label] if "70%" in chart.title and "average" in chart.title else "—"
+            rows.append((models[0], what, paper, here, "4.2.3, Fig. 6"))
+    return rows
+
+
+def _shares_of_full(study: Study, model: str) -> list[tuple[Cell, ...]]:
+    scores = Scores(study, model)
+    if not scores.panels or (full := scores.full(scores.panels[0])) is None or full[1].mean <= 0:
+        return []
+    bound = 30 if "roberta" in model.lower() else 50
+    rows: list[tuple[Cell, ...]] = []
+    for key, by_sparsity in main_tickets(study, model).items():
+        for sparsity, tickets in by_sparsity.items():
+            percent = round(100 * sparsity)
+            found = scores.of(tickets, scores.panels[0])
+            if found is None or percent not in (bound, 90):
+                continue
+            paper = "about half" if percent == 90 else "below 90 %" if key[0] == "rand" else "90 % or more"
+            what = f"{label_of(*key)}'s score at {percent} % sparsity, as a share of the full model's"
+            rows.append((model, what, paper, f"{found.mean / full[1].mean:.0%}", "4.2.1"))
+    return rows
+
+
+def _costs(study: Study, model: str) -> list[tuple[Cell, ...]]:
+    rows: list[tuple[Cell, ...]] = []
+    published = next((times for name, times in SECONDS.items() if name in model.lower()), {})
+    for (method, initial), by_sparsity in main_tickets(study, model).items():
+        if method in ("omp", "rand") or initial == "random":
+            continue
+        rates = [t.seconds / t.step for tickets in by_sparsity.values() for t in tickets if t.seconds and t.step]
+        if rates:
+            paper = (
+                f"{published[method] / (22340 if method == 'imp' else 22000):.2f} (V100)"
+                if method in published
+                else "—"
+            )
+            what = f"seconds a step of {label_of(method, initial)}"
+            rows.append((model, what, paper, f"{summarise(rates).mean:.3g}", "Table 3"))
+        steps = IMP_STEPS if method == "imp" else TAMT_STEPS
+        for sparsity, tickets in by_sparsity.items():
+            found = sorted({t.step for t in tickets})
+            if (percent := round(100 * sparsity)) in steps and tickets[0].steps:
+                what = f"step of {label_of(method, initial)}'s mask at {percent} % sparsity"
+                rows.append((model, what, f"{steps[percent]:,}", " and ".join(f"{n:,}" for n in found), "Table 2"))
+    return rows
+
+
+def _starts(study: Study, model: str) -> list[tuple[Cell, ...]]:
+    scores = Scores(study, model)
+    found = main_tickets(study, model)
+    rows: list[tuple[Cell, ...]] = []
+    for (method, initial), by_sparsity in found.items():
+        if initial != "random" or not scores.panels:
+            continue
+        for sparsity, tickets in by_sparsity.items():
+            random = scores.of(tickets, scores.panels[0])
+            omp = scores.of(found.get((method, "omp"), {}).get(sparsity, []), scores.panels[0])
+            if random and omp:
+                what = f"{label_of(method)} from OMP minus from a random start, {sparsity:.0%} sparsity, score × 100"
+                rows.append((model, what, "clearly above 0", f"{omp.mean - random.mean:.1f}", "4.2.4, Fig. 7"))
+    return rows
+
+
+def _similarities(group: MaskGroup) -> list[tuple[Cell, ...]]:
+    names = [label.split(" ")[0] if "random" not in label else "" for label in group.labels]
+    values = [
+        group.similarities[i][j]
+        for i, first in enumerate(names)
+        for j, second in enumerate(names)
+        if (first, second) == ("TAMT-MLM", "IMP")
+    ]
+    if not values:
+        return []
+    paper = SIMILARITY.get(round(100 * group.sparsity), "—")
+    what = f"Jaccard similarity of TAMT-MLM and IMP at {group.sparsity:.0%} sparsity"
+    return [(group.model, what, paper, f"{summarise(values).mean:.2f}", "A.5, Fig. 17")]
+
+
+def settings_table(study: Study) -> Table:
+    """What the runs were done with, beside the paper's Table 1; what is left at its default is not named."""
+    rows: list[tuple[Cell, ...]] = []
+    for model, name, key, value in study.settings:
+        searching = name in ("omp", "rand", "imp") or name.startswith("tamt")
+        paper = (OF_SEARCHES if searching else OF_TASKS).get(key, "—")
+        rows.append((model, label_of(name) if searching else name, key, value, paper))
+    note = "Settings that the runs were given; what they left at its default is the paper's."
+    return Table("settings", "Settings", note, ("model", "method or task", "setting", "here", "in the paper"), rows)

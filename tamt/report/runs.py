@@ -1,0 +1,550 @@
+"""What the run folders below a folder hold: subnetworks, their losses, their fine-tunings, and what cannot be used."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tamt.errors import UserError
+from tamt.run_folder import CONFIG, METRICS, RESULTS, WRITTEN_BY
+from tamt.search.train import SCHEDULE_STEPS
+
+ASIDE = "aside"
+"""Where a sweep moves runs that it cannot use."""
+ONE_SHOT = ("omp", "rand")
+NO_START = (*ONE_SHOT, "imp", "full", "published")
+"""Methods for which it makes no difference which mask a search starts from."""
+UNKNOWN = "unknown"
+
+SEARCH_SETTINGS = [
+    "corpus",
+    "batch_size",
+    "accumulation",
+    "max_length",
+    "lr",
+    "precision",
+    "ranking",
+    "kd_weight",
+    "threshold_every",
+    "prune_pooler",
+    "head_warmup_steps",
+]
+"""What searches of one method must share to be averaged, beside what the figures tell apart."""
+ONE_SHOT_SETTINGS = ("prune_pooler",)
+FINETUNE_SETTINGS = [
+    "epochs",
+    "batch_size",
+    "max_length",
+    "lr",
+    "weight_decay",
+    "eval_every",
+    "early_stop",
+    "stride",
+    "n_best",
+    "max_answer_length",
+    "precision",
+    "data_dir",
+    "dev_file",
+    "text_column",
+    "label_column",
+]
+"""What fine-tunings on one task must share to be averaged."""
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A subnetwork: a mask that a search found, or passed on its way.
+
+    Attributes:
+        initial: what mask training started from: omp, random, unknown; None for the other methods.
+        seed: of the search; None for OMP, which has none.
+        steps: optimizer steps of the learning rate's decay, the length of the search; 0 for the one-shot methods.
+        step: after which the mask was taken.
+        final: whether the search was for this mask, or passed it.
+        mlm_loss: on the dev text, before fine-tuning; kd_loss likewise.
+        seconds: of the search up to this mask; None where the search was interrupted, so that no clock ran through.
+        mask: its file; None if it is not among the folders that were read.
+        run: the folder of the search, relative to that of the study.
+    """
+
+    model: str
+    method: str
+    initial: str | None
+    sparsity: float
+    seed: int | None
+    steps: int
+    step: int
+    final: bool
+    mlm_loss: float | None = None
+    kd_loss: float | None = None
+    seconds: float | None = None
+    mask: Path | None = None
+    run: str = ""
+
+    @property
+    def identity(self) -> tuple:
+        """What two tickets share if they are the same subnetwork."""
+        return (self.model, self.method, self.initial, self.sparsity, self.seed, self.steps, self.step)
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """One fine-tuning of a subnetwork, or of the full model, whose ticket is None. The score lies between −1 and 1."""
+
+    model: str
+    ticket: Ticket | None
+    task: str
+    metric: str
+    seed: int
+    train_samples: int
+    score: float
+    seconds: float | None
+    run: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The dev losses of one search along its way: step, seconds (None after an interruption), and what was measured."""
+
+    ticket: Ticket
+    points: tuple[tuple[int, float | None, dict[str, float]], ...]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A run, or a file of one, that is not in the report, and why."""
+
+    run: str
+    why: str
+
+
+@dataclass
+class Study:
+    """All that was read below `folder`. `version` is the tamt that wrote the runs, None where they do not say."""
+
+    folder: Path
+    version: str | None = None
+    tickets: list[Ticket] = field(default_factory=list)
+    fine_tunings: list[FineTuning] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    full_losses: dict[str, dict[str, float]] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+    settings: list[tuple[str, str, str, Any]] = field(default_factory=list)
+    """What the runs were done with: model, method or task, setting, value."""
+
+    @property
+    def models(self) -> list[str]:
+        """The models, in the order of the alphabet."""
+        return sorted({ticket.model for ticket in self.tickets} | {item.model for item in self.fine_tunings})
+
+    def skip(self, run: str, why: str) -> None:
+        """Leave a run out, and say so."""
+        self.skipped.append(Skipped(run, why))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A finished run as it lies on the disk."""
+
+    name: str
+    path: Path
+    version: str | None
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+def read_study(folder: Path) -> Study:
+    """Read every run folder below `folder`; what is damaged, unfinished or does not go with the rest is in `skipped`.
+
+    Raises:
+        UserError: there is no such folder, or no finished run in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; give the folder of a study, or one with run folders in it")
+    study = Study(folder)
+    runs = list(_finished_runs(study))
+    if not runs:
+        why = f" ({study.skipped[0].run}: {study.skipped[0].why})" if study.skipped else ""
+        raise UserError(
+            f"no finished run was found in {folder}{why}; give the folder of a study, or run tamt train and tamt "
+            "finetune with an --output in it"
+        )
+    runs = _keep_most_common(
+        study, runs, lambda run: None, lambda run: run.version, lambda v: f"was written by tamt {v or '(unknown)'}"
+    )
+    study.version = runs[0].version
+    searches = _alike(study, [r for r in runs if "method" in r.config], "method")
+    fine_tunings = _alike(study, [r for r in runs if "task" in r.config], "task")
+    evaluations = [run for run in runs if "method" not in run.config and "task" not in run.config]
+    _read_searches(study, searches)
+    _read_evaluations(study, evaluations)
+    _read_fine_tunings(study, fine_tunings, {run.name for run in runs if "method" in run.config})
+    if not study.tickets and not study.fine_tunings:
+        first = study.skipped[0]
+        raise UserError(f"no run in {folder} can be used: {first.run} {first.why}; mend it or give another folder")
+    return study
+
+
+def _finished_runs(study: Study) -> Iterator[_Run]:
+    paths = sorted({path.parent for name in (CONFIG, RESULTS) for path in study.folder.rglob(name)})
+    for path in paths:
+        name = str(path.relative_to(study.folder))
+        if ASIDE in path.relative_to(study.folder).parts:
+            study.skip(name, "was set aside by tamt sweep")
+            continue
+        text = _text(path / CONFIG)
+        if text is None:
+            continue  # several runs summed up, which are read themselves
+        try:
+            config = yaml.load(text, Loader=LOADER)
+        except yaml.YAMLError:
+            config = None
+        if not isinstance(config, dict):
+            study.skip(name, f"has a damaged {CONFIG}")
+            continue
+        results = _text(path / RESULTS)
+        if results is None:
+            study.skip(name, f"is not finished: it has no {RESULTS}")
+            continue
+        try:
+            rows = json.loads(results)["results"]
+            if not (isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)):
+                raise ValueError
+        except (ValueError, KeyError, TypeError):
+            study.skip(name, f"has a damaged {RESULTS}")
+            continue
+        first = text.split("\n", 1)[0]
+        version = first.removeprefix(WRITTEN_BY).strip() if first.startswith(WRITTEN_BY) else None
+        yield _Run(name, path, version, config, rows)
+
+
+def _text(path: Path) -> str | None:
+    """The text of a file, with replacement characters where it is none, None if it is not there."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _keep_most_common(
+    study: Study,
+    runs: list[_Run],
+    group: Callable[[_Run], Any],
+    value: Callable[[_Run], Any],
+    why: Callable[[Any], str],
+) -> list[_Run]:
+    """Those runs of each group that have the value which most of the group have; the others are skipped by name."""
+    kept = []
+    groups: dict[Any, list[_Run]] = {}
+    for run in runs:
+        groups.setdefault(group(run), []).append(run)
+    for members in groups.values():
+        common = Counter(map(value, members)).most_common(1)[0][0]
+        for run in members:
+            if value(run) == common:
+                kept.append(run)
+            else:
+                study.skip(run.name, f"{why(value(run))}, most others {why(common)}")
+    return kept
+
+
+def _alike(study: Study, runs: list[_Run], kind: str) -> list[_Run]:
+    """The runs of each model and method, or model and task, that share their settings with most of them."""
+
+    def keys(run: _Run) -> Iterable[str]:
+        if kind == "task":
+            return FINETUNE_SETTINGS
+        return ONE_SHOT_SETTINGS if run.config["method"] in ONE_SHOT else SEARCH_SETTINGS
+
+    def settings(run: _Run) -> tuple:
+        return tuple((key, _hashable(run.config.get(key))) for key in keys(run))
+
+    def said(values: tuple) -> str:
+        return "has " + ", ".join(f"{key} {_plain(value)}" for key, value in values)
+
+    groups: dict[tuple, list[_Run]] = {}
+    for run in runs:
+        groups.setdefault((_model(run), _task(run) if kind == "task" else run.config["method"]), []).append(run)
+    kept = []
+    for (model, name), members in groups.items():
+        counted = Counter(map(settings, members))
+        common = counted.most_common(1)[0][0]
+        for run in members:
+            own = settings(run)
+            if own == common:
+                kept.append(run)
+                continue
+            mine = tuple(pair for pair, other in zip(own, common, strict=True) if pair != other)
+            theirs = tuple(other for pair, other in zip(own, common, strict=True) if pair != other)
+            study.skip(run.name, f"{said(mine)} where most runs of {name} {said(theirs)}; they are not averaged")
+        study.settings += [(model, name, key, _plain(value)) for key, value in common if value is not None]
+    return kept
+
+
+def _model(run: _Run) -> str:
+    model = str(run.config.get("model"))
+    return Path(model).name if model.startswith((".", "/", "~")) else model
+
+
+def _task(run: _Run) -> str:
+    task, train_file = str(run.config["task"]), run.config.get("train_file")
+    return f"{task} of {Path(str(train_file)).stem}" if train_file else task
+
+
+def _read_searches(study: Study, runs: list[_Run]) -> None:
+    texts: dict[str, Counter] = {}
+    found: list[tuple[Ticket, Any]] = []
+    for run in runs:
+        method, config = str(run.config["method"]), run.config
+        lines, interrupted = _metrics(study, run)
+        text = _dev_text(config)
+        try:
+            steps = 0 if method in ONE_SHOT else int(config.get("steps") or SCHEDULE_STEPS)
+            tickets = [
+                Ticket(
+                    model=_model(run),
+                    method=method,
+                    initial=None if method in NO_START else str(config.get("initial", "omp")),
+                    sparsity=round(_number(row, "sparsity"), 3),
+                    seed=None if method == "omp" else int(row["seed"]),
+                    steps=steps,
+                    step=int(row["step"]),
+                    final=True,
+                    mlm_loss=_optional(row, "mlm_loss"),
+                    kd_loss=_optional(row, "kd_loss"),
+                    seconds=None if interrupted else _optional(row, "seconds"),
+                    mask=_mask_of(run, row),
+                    run=run.name,
+                )
+                for row in run.rows
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            study.skip(run.name, f"has a row in {RESULTS} that is none of a search ({error})")
+            continue
+        last = tickets[-1]
+        for file in sorted(run.path.glob("masks/step-*.safetensors")):
+            number = file.stem.removeprefix("step-")
+            if number.isdecimal() and int(number) != last.step:
+                line = lines.get(int(number), {})
+                tickets.append(
+                    replace(
+                        last,
+                        step=int(number),
+                        final=False,
+                        mask=file,
+                        mlm_loss=_optional(line, "dev_mlm_loss"),
+                        kd_loss=_optional(line, "dev_kd_loss"),
+                        seconds=None if interrupted else _seconds_at(lines, int(number)),
+                    )
+                )
+        points = tuple(
+            (step, None if interrupted else _seconds_at(lines, step), values)
+            for step, line in sorted(lines.items())
+            if (
+                values := {
+                    key: float(value)
+                    for key, value in line.items()
+                    if key in ("dev_mlm_loss", "dev_kd_loss", "changed") and isinstance(value, int | float)
+                }
+            )
+        )
+        if method not in ONE_SHOT and points:
+            study.curves.append(Curve(last, points))
+        for ticket in tickets:
+            found.append((ticket, text))
+            texts.setdefault(ticket.model, Counter())[text] += ticket.kd_loss is not None
+    known: dict[tuple, Ticket] = {}
+    for ticket, text in found:
+        common = texts[ticket.model].most_common(1)[0][0]
+        if ticket.kd_loss is not None and text != common:
+            study.skip(
+                ticket.run,
+                f"was measured on other dev text ({_plain(text)}) than most ({_plain(common)}): no loss shown",
+            )
+            ticket = replace(ticket, mlm_loss=None, kd_loss=None)
+        if other := known.get(ticket.identity):
+            if ticket.final:
+                study.skip(ticket.run, f"found the same mask as {other.run}; only that is counted")
+            continue
+        known[ticket.identity] = ticket
+        study.tickets.append(ticket)
+    study.full_losses = {model: {} for model in texts}
+
+
+def _dev_text(config: Mapping[str, Any]) -> tuple:
+    """What dev losses were measured on, so that only those on the same text are compared."""
+    dev, corpus = config.get("dev_corpus"), config.get("corpus")
+    own = dev or corpus
+    part = "" if dev or own in (["demo"], ["wikitext-103"]) or not own else "the last 5 % of"
+    return (part, _hashable(own), config.get("max_length"), config.get("eval_blocks"))
+
+
+def _metrics(study: Study, run: _Run) -> tuple[dict[int, dict[str, Any]], bool]:
+    """The lines of metrics.jsonl by step, those of a step together; and whether the run was interrupted."""
+    lines: dict[int, dict[str, Any]] = {}
+    interrupted, last_seconds, damaged = False, 0.0, 0
+    for text in (_text(run.path / METRICS) or "").splitlines():
+        try:
+            line = json.loads(text)
+            step = int(line["step"])
+        except (ValueError, KeyError, TypeError):
+            damaged += 1
+            continue
+        seconds = line.get("seconds")
+        if isinstance(seconds, int | float):
+            interrupted |= seconds < last_seconds
+            last_seconds = seconds
+        if "head_warmup" not in line:
+            lines.setdefault(step, {}).update(line)
+    if damaged:
+        study.skip(f"{run.name}/{METRICS}", f"has {damaged} damaged lines, which are left out")
+    if interrupted:
+        study.skip(run.name, "was interrupted and resumed, so its search time is not known; its masks are used")
+    return lines, interrupted
+
+
+def _seconds_at(lines: Mapping[int, Mapping[str, Any]], step: int) -> float | None:
+    """The seconds logged at the step, or at the first after it."""
+    later = sorted(number for number, line in lines.items() if number >= step and "seconds" in line)
+    return float(lines[later[0]]["seconds"]) if later else None
+
+
+def _mask_of(run: _Run, row: Mapping[str, Any]) -> Path | None:
+    """The mask of a row, in its run's folder wherever that was moved to."""
+    parts = Path(str(row.get("mask"))).parts
+    path = run.path.joinpath(*parts[-2:] if parts[-2:-1] == ("masks",) else parts[-1:])
+    return path if path.is_file() else None
+
+
+def _read_evaluations(study: Study, runs: list[_Run]) -> None:
+    """Put the losses of evaluated masks, and of the full model, where they belong."""
+    for run in runs:
+        row = run.rows[0]
+        losses = {key: value for key in ("mlm_loss", "kd_loss") if (value := _optional(row, key)) is not None}
+        if not losses:
+            study.skip(run.name, "is no run of tamt train, finetune or evaluate that this tamt knows")
+            continue
+        if not row.get("mask"):
+            study.full_losses.setdefault(_model(run), {}).update(losses)
+            continue
+        ticket = _ticket_of(study, run, row, row.get("mask_seed"), row.get("mask_step"))
+        if ticket is None:
+            study.skip(run.name, "evaluates a mask whose search is not in the folder")
+        elif ticket.kd_loss is None:
+            study.tickets[study.tickets.index(ticket)] = replace(
+                ticket, mlm_loss=losses.get("mlm_loss"), kd_loss=losses.get("kd_loss")
+            )
+
+
+def _read_fine_tunings(study: Study, runs: list[_Run], searches: set[str]) -> None:
+    known: dict[tuple, str] = {}
+    lonely: dict[tuple, Ticket] = {}
+    for run in runs:
+        row = run.rows[0]
+        try:
+            if row.get("score") is None:
+                study.skip(run.name, "has no score: its metric is undefined")
+                continue
+            mask = row.get("mask") or run.config.get("mask")
+            ticket = None
+            if mask:
+                row = {**row, "mask": mask}
+                ticket = _ticket_of(study, run, row, row.get("mask_seed"), row.get("mask_step"))
+                if ticket is None:
+                    folder = _mask_key(str(mask))[0]
+                    if any(Path(name).name == folder for name in searches):
+                        study.skip(run.name, f"fine-tunes a mask of {folder}, which is left out or holds another mask")
+                        continue
+                    ticket = _lonely(run, row)
+                    ticket = lonely.setdefault(ticket.identity, ticket)
+            fine_tuning = FineTuning(
+                model=_model(run),
+                ticket=ticket,
+                task=_task(run),
+                metric=str(row.get("metric", "score")),
+                seed=int(row["seed"]),
+                train_samples=int(row["train_samples"]),
+                score=_number(row, "score"),
+                seconds=_optional(row, "seconds"),
+                run=run.name,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            study.skip(run.name, f"has a row in {RESULTS} that is none of a fine-tuning ({error})")
+            continue
+        whose = ticket.identity if ticket else ()
+        key = (fine_tuning.model, whose, fine_tuning.task, fine_tuning.seed, fine_tuning.train_samples)
+        if key in known:
+            study.skip(run.name, f"is the same fine-tuning as {known[key]}; only that is counted")
+            continue
+        known[key] = run.name
+        study.fine_tunings.append(fine_tuning)
+    study.tickets += lonely.values()
+
+
+def _lonely(run: _Run, row: Mapping[str, Any]) -> Ticket:
+    """The ticket of a mask whose search is not among the folders: only what the fine-tuning says is known."""
+    method = str(row["method"])
+    return Ticket(
+        model=_model(run),
+        method=method,
+        initial=None if method in NO_START else UNKNOWN,
+        sparsity=round(_number(row, "sparsity"), 3),
+        seed=None if method == "omp" else row.get("mask_seed"),
+        steps=0,
+        step=int(row.get("mask_step") or 0),
+        final=True,
+        run=str(row["mask"]),
+    )
+
+
+def _ticket_of(study: Study, run: _Run, row: Mapping[str, Any], seed: int | None, step: int | None) -> Ticket | None:
+    """The ticket with the mask that a row names, which may have been moved with the study; None if there is none."""
+    key = _mask_key(str(row["mask"]))
+    candidates = [
+        ticket
+        for ticket in study.tickets
+        if ticket.mask is not None
+        and _mask_key(str(ticket.mask)) == key
+        and ticket.model == _model(run)
+        and ticket.method == row.get("method")
+        and abs(ticket.sparsity - float(row.get("sparsity", -1))) < 0.002
+        and (seed is None or ticket.seed in (None, seed))
+        and (step is None or ticket.step == step)
+    ]
+    if len(candidates) > 1:  # folders of one name in several places
+        candidates = [t for t in candidates if t.mask and t.mask.resolve() == Path(str(row["mask"])).resolve()]
+    return candidates[0] if candidates else None
+
+
+def _mask_key(mask: str) -> tuple[str, str]:
+    """The name of the search's folder and the mask's place in it."""
+    parts = Path(mask).parts
+    inside = 2 if parts[-2:-1] == ("masks",) else 1
+    return (parts[-inside - 1] if len(parts) > inside else "", "/".join(parts[-inside:]))
+
+
+def _number(row: Mapping[str, Any], key: str) -> float:
+    value = row[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise ValueError(f"{key} is {value!r}")
+    return float(value)
+
+
+def _optional(row: Mapping[str, Any], key: str) -> float | None:
+    return None if row.get(key) is None else _number(row, key)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(_plain(item) for item in value if item not in (None, ""))
+    return str(value)

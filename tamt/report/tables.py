@@ -1,0 +1,290 @@
+"""The tables of a report, as the page shows them and as CSV."""
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from tamt.report.figures import (
+    AVERAGE,
+    LOSSES,
+    Figure,
+    HeatMap,
+    Scores,
+    label_of,
+    main_tickets,
+    order_of,
+)
+from tamt.report.masks import MaskGroup
+from tamt.report.runs import Study, Ticket
+from tamt.report.statistics import (
+    FEWEST_MASKS,
+    FEWEST_PAIRS,
+    Summary,
+    paired_difference,
+    rank_correlation,
+    summarise,
+)
+
+Cell = str | int | float | Summary | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: `name` is that of its file. A column of summaries is three columns of the CSV."""
+
+    name: str
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Cell, ...]] = field(default_factory=list)
+
+    def csv(self) -> str:
+        """The table as CSV; numbers in full."""
+        wide = [any(isinstance(row[i], Summary) for row in self.rows) for i in range(len(self.columns))]
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(
+            heading
+            for name, split in zip(self.columns, wide, strict=True)
+            for heading in ([f"{name} mean", f"{name} std", f"{name} runs"] if split else [name])
+        )
+        for row in self.rows:
+            writer.writerow(
+                part for cell, split in zip(row, wide, strict=True) for part in (_split(cell) if split else [cell])
+            )
+        return buffer.getvalue()
+
+
+def _split(cell: Cell) -> Sequence[Cell]:
+    return (cell.mean, cell.std, cell.runs) if isinstance(cell, Summary) else (cell, None, None)
+
+
+def scores_table(study: Study) -> Table:
+    """Mean and spread of the scores of every method at every sparsity."""
+    tasks = sorted({task for model in study.models for task in Scores(study, model).panels}, key=_average_first)
+    rows: list[tuple[Cell, ...]] = []
+    for model in study.models:
+        scores = Scores(study, model)
+        if (full := [_full(scores, task) for task in tasks]) and any(full):
+            rows.append((model, 0.0, "full model", *full))
+        found = [
+            (sparsity, key, tickets)
+            for key, by_sparsity in main_tickets(study, model).items()
+            for sparsity, tickets in by_sparsity.items()
+        ]
+        for sparsity, key, tickets in sorted(found, key=lambda item: (item[0], order_of(item[1]))):
+            cells = [scores.of(tickets, task) if task in scores.panels else None for task in tasks]
+            if any(cells):
+                rows.append((model, sparsity, label_of(*key), *cells))
+    note = (
+        "Scores × 100, mean ± standard deviation over runs (mask seeds × fine-tuning seeds), the number of runs in "
+        "brackets. An average is taken run by run over all tasks."
+    )
+    return Table("scores", "Scores", note, ("model", "sparsity", "method", *tasks), rows)
+
+
+def _average_first(task: str) -> tuple[bool, str]:
+    return (task != AVERAGE, task)
+
+
+def _full(scores: Scores, task: str) -> Summary | None:
+    line = scores.full(task) if task in scores.panels else None
+    return line[1] if line else None
+
+
+def searches_table(study: Study, groups: list[MaskGroup]) -> Table:
+    """Losses, time and distance from OMP of the masks that searches were for, every length of search."""
+    distances = {ticket.identity: value for group in groups for ticket, value in group.distances}
+    gathered: dict[tuple, list[Ticket]] = {}
+    for ticket in study.tickets:
+        if ticket.final:
+            key = (ticket.model, ticket.sparsity, order_of((ticket.method, ticket.initial)), ticket.steps, ticket.step)
+            gathered.setdefault(key, []).append(ticket)
+    rows: list[tuple[Cell, ...]] = []
+    for (model, sparsity, _, steps, step), tickets in sorted(gathered.items(), key=lambda item: item[0]):
+        first = tickets[0]
+
+        def over(value: Callable[[Ticket], float | None], tickets: list[Ticket] = tickets) -> Summary | None:
+            values = [found for ticket in tickets if (found := value(ticket)) is not None]
+            return summarise(values) if values else None
+
+        rows.append(
+            (
+                model,
+                sparsity,
+                label_of(first.method, first.initial),
+                step if steps else None,
+                steps or None,
+                len(tickets),
+                over(lambda t: t.mlm_loss),
+                over(lambda t: t.kd_loss),
+                over(lambda t: None if t.seconds is None else t.seconds / 60),
+                over(lambda t: distances.get(t.identity)),
+            )
+        )
+    note = "Means over mask seeds. The schedule is the steps over which the learning rate falls to 0."
+    columns = (
+        *("model", "sparsity", "method", "step of the mask", "schedule", "masks"),
+        *("MLM dev loss", "KD dev loss", "search time (min)", "distance from OMP"),
+    )
+    return Table("searches", "Searches", note, columns, rows)
+
+
+def differences_table(study: Study) -> Table:
+    """Paired differences between methods with bootstrap intervals."""
+    rows: list[tuple[Cell, ...]] = []
+    for model in study.models:
+        scores = Scores(study, model)
+        tickets = main_tickets(study, model)
+        sparsities = sorted({sparsity for by_sparsity in tickets.values() for sparsity in by_sparsity})
+        for sparsity in sparsities:
+            for a, b in combinations(tickets, 2):
+                by_task = {
+                    task: _pairs(scores, task, tickets[a].get(sparsity, []), tickets[b].get(sparsity, []))
+                    for task in scores.tasks
+                }
+                pooled = [pair for pairs in by_task.values() for pair in pairs]
+                chosen = {"all tasks": pooled, **by_task} if len(scores.tasks) > 1 else by_task
+                for task, pairs in chosen.items():
+                    if not pairs:
+                        continue
+                    found = paired_difference(pairs)
+                    interval, counts = found.interval or (None, None), (found.pairs, found.masks)
+                    verdict = (
+                        f"too few pairs (of {FEWEST_PAIRS})"
+                        if found.interval is None
+                        else "higher"
+                        if found.interval[0] > 0
+                        else "lower"
+                        if found.interval[1] < 0
+                        else "undecided"
+                    )
+                    rows.append(
+                        (model, sparsity, task, label_of(*a), label_of(*b), found.mean, *interval, *counts, verdict)
+                    )
+    note = (
+        "Scores × 100 of the first method minus those of the second, on the same task with the same mask seed and "
+        "fine-tuning seed (OMP has one mask). The interval is the 95 % percentile bootstrap of masks, then of their "
+        f"runs, 10,000 draws, given from {FEWEST_PAIRS} pairs on; it is not corrected for the number of comparisons, "
+        "and with one or two masks it speaks of those masks, not of the method."
+    )
+    columns = (
+        "model",
+        "sparsity",
+        "task",
+        "method",
+        "minus",
+        "difference",
+        "low",
+        "high",
+        "pairs",
+        "masks",
+        "first is",
+    )
+    return Table("differences", "Paired differences between methods", note, columns, rows)
+
+
+def _pairs(scores: Scores, task: str, first: list[Ticket], second: list[Ticket]) -> list[tuple[int | None, float]]:
+    """Differences of the runs that two methods share, each with the seed of its mask; a mask without seed fits all."""
+    pairs: list[tuple[int | None, float]] = []
+    for a in first:
+        for b in second:
+            if a.seed is not None and b.seed is not None and a.seed != b.seed:
+                continue
+            one, other = scores.runs(a, task), scores.runs(b, task)
+            mask = a.seed if a.seed is not None else b.seed
+            pairs += [(mask, one[seed] - other[seed]) for seed in sorted(one.keys() & other.keys())]
+    return pairs
+
+
+def correlation_table(study: Study) -> Table:
+    """Spearman's correlation of the losses before fine-tuning with the score after it (Fig. 5's claim)."""
+    rows: list[tuple[Cell, ...]] = []
+    for model in study.models:
+        scores = Scores(study, model)
+        for task in scores.panels:
+            for sparsity in sorted({t.sparsity for t in study.tickets if t.model == model}):
+                for loss, label in LOSSES.items():
+                    pairs = [
+                        (getattr(ticket, loss), summary.mean)
+                        for ticket in study.tickets
+                        if ticket.model == model
+                        and ticket.sparsity == sparsity
+                        and getattr(ticket, loss) is not None
+                        and (summary := scores.of([ticket], task))
+                    ]
+                    if len(pairs) < 2:
+                        continue
+                    found = rank_correlation([loss for loss, _ in pairs], [score for _, score in pairs])
+                    said = None
+                    if found.rho is None:
+                        few = found.masks < FEWEST_MASKS
+                        said = f"too few masks (of {FEWEST_MASKS})" if few else "a side is constant"
+                    rows.append((model, task, sparsity, label, found.rho, found.p, found.masks, said))
+    note = (
+        "Spearman's ρ over masks, each with the mean score of its fine-tunings; negative: a lower loss goes with a "
+        f"higher score. p from 10,000 random orders, given from {FEWEST_MASKS} masks on. Masks along one search are "
+        "not independent of each other, so p is too small where they are among them."
+    )
+    columns = ("model", "task", "sparsity", "loss", "ρ", "p", "masks", "why none")
+    return Table("correlation", "Pre-training loss and score", note, columns, rows)
+
+
+def kept_table(groups: list[MaskGroup]) -> Table:
+    """What the masks keep of every matrix."""
+    rows: list[tuple[Cell, ...]] = [
+        (g.model, g.sparsity, name, f"{shape[0]} × {shape[1]}", least, most, least / (shape[0] * shape[1]))
+        for g in groups
+        for name, (shape, least, most) in g.kept.items()
+        if len(shape) == 2
+    ]
+    note = "Fewest and most entries of a matrix that any mask keeps: the same where every mask is exact."
+    columns = ("model", "sparsity", "matrix", "shape", "kept, fewest", "kept, most", "share kept")
+    return Table("kept", "Kept entries by matrix", note, columns, rows)
+
+
+def runs_table(study: Study) -> Table:
+    """Every fine-tuning that the report is made of."""
+    rows: list[tuple[Cell, ...]] = []
+    for item in study.fine_tunings:
+        t = item.ticket
+        of_mask: tuple[Cell, ...] = ("full model", 0.0, None, None, None)
+        if t:
+            of_mask = (label_of(t.method, t.initial), t.sparsity, t.seed, t.step, t.steps or None)
+        own = (item.metric, item.seed, item.train_samples, item.score, item.seconds, item.run)
+        rows.append((item.model, item.task, *of_mask, *own))
+    columns = (
+        *("model", "task", "method", "sparsity", "mask seed", "step of the mask", "schedule"),
+        *("metric", "seed", "training samples", "score", "seconds", "run"),
+    )
+    return Table("runs", "Every fine-tuning", "Nothing else is averaged in this report.", columns, rows)
+
+
+def skipped_table(study: Study) -> Table:
+    """What is not in the report."""
+    rows: list[tuple[Cell, ...]] = [(item.run, item.why) for item in study.skipped]
+    return Table("left-out", "Left out", "Runs and files that are not in the figures, and why.", ("run", "why"), rows)
+
+
+def figure_table(figure: Figure) -> Table:
+    """The numbers behind a figure."""
+    return Table(
+        figure.name, figure.title, "", ("panel", "series", "x axis", "x", "y axis", "y", "about"), [*_values(figure)]
+    )
+
+
+def _values(figure: Figure) -> Iterator[tuple[Cell, ...]]:
+    for panel in figure.panels:
+        if isinstance(panel, HeatMap):
+            for row, values in zip(panel.rows, panel.values, strict=True):
+                for column, value in zip(panel.columns, values, strict=True):
+                    if value is not None:
+                        yield panel.title, row, "", column, panel.label, Summary(value, None, 1), ""
+            continue
+        if panel.reference:
+            yield panel.title, panel.reference[0], panel.x_label, None, panel.y_label, panel.reference[1], ""
+        for series in panel.series:
+            for x, y, spread, runs, about in series.points:
+                yield panel.title, series.label, panel.x_label, x, panel.y_label, Summary(y, spread, runs), about

@@ -1,0 +1,144 @@
+"""The page, opened in a browser; figures and files beside it."""
+
+import csv
+import html
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from example_study import ExampleStudy, write_example
+
+from tamt.report import report
+from tamt.report.figures import Chart, Figure, figures_of
+from tamt.report.runs import read_study
+
+FIGURES = [
+    "fig-01",
+    "fig-03",
+    "fig-05",
+    "fig-06",
+    "fig-07",
+    "fig-08",
+    "fig-09",
+    "fig-11",
+    "search-",
+    "layers-d",
+    "layers-s",
+]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with the runs for every figure, and a run whose name is a script."""
+    folder = tmp_path_factory.mktemp("study")
+    example: ExampleStudy = write_example(folder, sparsities=(0.7,), seeds=2, tasks=("cola", "sst2"))
+    model = "<script>alert(1)</script>"
+    example.weights[model] = example.weights["roberta-base"]
+    row = {"model": model, "task": model, "method": "full", "sparsity": 0.0, "metric": "<b>", "score": 0.5, "seed": 0}
+    config = {"task": model, "model": model}
+    example.write("finetune/<script>alert(2)<", config, [{**row, "train_samples": 9, "mask": None}])
+    example.write("finetune/<img src=x onerror=alert(3)>", config, [{**row, "score": None}])
+    report(folder)
+    return folder
+
+
+def test_every_figure_is_a_picture_and_a_table(study: Path) -> None:
+    names = {path.stem for path in (study / "report").glob("*.png")}
+    for figure in FIGURES:
+        assert any(name.startswith(figure) for name in names), figure
+    for kind in ("pdf", "csv"):
+        assert names <= {path.stem for path in (study / "report").glob(f"*.{kind}")}
+    text = (study / "report" / "report.md").read_text()
+    assert all(f"]({name}.png)" in text for name in names)
+
+
+def test_page_picture_and_table_show_the_same_numbers(study: Path) -> None:
+    read = read_study(study)
+    figure = next(
+        f for f in figures_of(read) if isinstance(f, Figure) and f.name == "fig-03-score-by-sparsity-roberta-base"
+    )
+    points = [p for c in figure.panels if isinstance(c, Chart) for s in c.series for p in s.points]
+    references = [c.reference for c in figure.panels if isinstance(c, Chart) and c.reference]
+    with (study / "report" / f"{figure.name}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(points) + len(references)
+    assert {float(row["y mean"]) for row in rows} >= {point.y for point in points}
+    page = (study / "report" / "report.html").read_text()
+    section = page[page.index(f'id="{figure.name}"') :].split("</section>")[0]
+    titles = re.findall(r'class="v"[^>]*><title>(.*?)</title>', section)
+    assert len(titles) == len(rows)
+    assert all(any(f"{point.y:.1f} ± {point.spread:.1f}" in html.unescape(t) for t in titles) for point in points)
+
+
+def test_what_comes_from_files_is_escaped(study: Path) -> None:
+    page = (study / "report" / "report.html").read_text()
+    assert "&lt;script&gt;alert(1)" in page
+    assert page.count("<script>") == 1  # our own
+    assert "<img" not in page
+    assert "<script>" not in (study / "report" / "report.md").read_text().replace("\\<", "")
+
+
+def test_the_page_is_small_and_names_no_address(study: Path) -> None:
+    page = (study / "report" / "report.html").read_text()
+    assert len(page) < 3_000_000
+    addresses = set(re.findall(r"(?:https?:)?//[\w.]+[^\"'\s)]*", page))
+    assert {address for address in addresses if "w3.org" not in address} == set()  # those name XML's dialects
+
+
+def test_a_report_replaces_the_one_before(study: Path, tmp_path: Path) -> None:
+    target = tmp_path / "study"
+    example = ExampleStudy(target)
+    ticket = example.search("bert-base-uncased", "omp", 0.7)[0]
+    example.finetune("bert-base-uncased", "cola", ticket, 0)
+    before = report(target)["results"][0]
+    example.finetune("bert-base-uncased", "cola", ticket, 1)
+    after = report(target)["results"][0]
+    assert (before["fine_tunings"], after["fine_tunings"]) == (1, 2)
+    assert after["left_out"] == 0
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Headless Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here; apt-get install chromium brings one")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_the_page_in_a_browser(study: Path, browser, width: int, scheme) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    page = context.new_page()
+    complaints: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: requests.append(request.url))
+    address = (study / "report" / "report.html").as_uri()
+    page.goto(address)
+    for name in FIGURES:
+        panels = page.locator(f'section[id^="{name}"] .panels svg')
+        assert panels.count() > 0, name
+        sizes = panels.evaluate_all("all => all.map(svg => svg.getBoundingClientRect().width)")
+        assert min(sizes) > 250, name
+    for summary in page.locator("summary").all():
+        summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    mark = page.locator('section[id^="fig-03"] circle.v').first
+    mark.hover(force=True)  # or one that lies over it
+    assert "± " in page.locator("#tip").inner_text()
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background))) < 200) == (scheme == "dark")
+    ink = page.locator(".panels svg text").first.evaluate("text => getComputedStyle(text).fill")
+    assert (sum(map(int, re.findall(r"\d+", ink))) > 450) == (scheme == "dark")
+    assert complaints == []
+    assert requests == [address]
+    context.close()

@@ -1,0 +1,238 @@
+"""What the report reads: a whole study, and everything that can be wrong with one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from example_study import ExampleStudy
+
+from tamt.cli import main
+from tamt.errors import UserError
+from tamt.report.figures import AVERAGE, Figure, Missing, Scores, figures_of
+from tamt.report.masks import compare_masks
+from tamt.report.runs import Study, read_study
+from tamt.report.tables import differences_table, scores_table
+
+MODEL = "bert-base-uncased"
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> ExampleStudy:
+    """TAMT-KD with two mask seeds, and OMP, fine-tuned on one task with two seeds."""
+    example = ExampleStudy(tmp_path / "study")
+    for ticket in (*example.search(MODEL, "omp", 0.7), *example.search(MODEL, "tamt-kd", 0.7, 0, save_at=(100,))):
+        for seed in (0, 1):
+            example.finetune(MODEL, "cola", ticket, seed)
+    example.search(MODEL, "tamt-kd", 0.7, 1)
+    return example
+
+
+def why(found: Study, run: str) -> str:
+    """Why a run was left out; it must be named once."""
+    (reason,) = [item.why for item in found.skipped if item.run.startswith(run)]
+    return reason
+
+
+def set_score(folder: Path, score: float | None) -> None:
+    content = json.loads((folder / "results.json").read_text())
+    content["results"][0]["score"] = score
+    (folder / "results.json").write_text(json.dumps(content))
+
+
+def test_a_study_is_read_whole(study: ExampleStudy) -> None:
+    found = read_study(study.folder)
+    assert found.skipped == []
+    assert found.version is not None
+    along = [ticket for ticket in found.tickets if not ticket.final]
+    assert [(t.method, t.step, t.steps, t.seed) for t in along] == [("tamt-kd", 100, 200, 0)]
+    assert along[0].kd_loss is not None  # from metrics.jsonl
+    assert along[0].seconds == pytest.approx(60.0)
+    assert len(found.fine_tunings) == 6
+    assert {item.ticket.step for item in found.fine_tunings if item.ticket} == {0, 100, 200}
+
+
+def test_a_study_that_was_moved_is_read_the_same(study: ExampleStudy, tmp_path: Path) -> None:
+    before = read_study(study.folder)
+    study.folder.rename(tmp_path / "elsewhere")
+    after = read_study(tmp_path / "elsewhere")
+    assert after.skipped == []
+    assert [item.score for item in after.fine_tunings] == [item.score for item in before.fine_tunings]
+    assert all(item.ticket and item.ticket.mask and item.ticket.mask.is_file() for item in after.fine_tunings)
+
+
+def test_means_are_those_of_the_runs(study: ExampleStudy) -> None:
+    folders = sorted(study.folder.glob("finetune/*steps200_seed0_mask_n*"))
+    tamt = [folder for folder in folders if "tamt-kd" in folder.name]
+    omp = [folder for folder in folders if "omp" in folder.name]
+    for folder, score in zip((*tamt, *omp), (0.5, 0.7, 0.4, 0.5), strict=True):
+        set_score(folder, score)
+    found = read_study(study.folder)
+    rows = {row[2]: row[3] for row in scores_table(found).rows}
+    assert rows["TAMT-KD"].mean == pytest.approx(60)
+    assert rows["TAMT-KD"].std == pytest.approx(10 * 2**0.5)
+    assert rows["TAMT-KD"].runs == 2
+    (difference,) = differences_table(found).rows
+    assert difference[3:6] == ("TAMT-KD", "OMP", pytest.approx(15))  # (50 − 40 + 70 − 50) / 2
+    assert difference[8:] == (2, 1, "too few pairs (of 5)")
+
+
+def test_an_average_takes_only_runs_with_every_task(study: ExampleStudy) -> None:
+    ticket = study.search(MODEL, "imp", 0.7)[0]
+    for task, seeds in {"cola": (0, 1), "sst2": (1,)}.items():
+        for seed in seeds:
+            set_score(study.finetune(MODEL, task, ticket, seed), 0.5 if task == "cola" else 0.9)
+    found = read_study(study.folder)
+    scores = Scores(found, MODEL)
+    imp = [t for t in found.tickets if t.method == "imp"]
+    assert scores.of(imp, AVERAGE).runs == 1
+    assert scores.of(imp, AVERAGE).mean == pytest.approx(70)
+    assert scores.of([t for t in found.tickets if t.method == "omp"], AVERAGE) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("results.json", "{", "damaged results.json"),
+        ("results.json", '{"results": []}', "damaged results.json"),
+        ("results.json", "\udcff", "damaged results.json"),
+        ("results.json", '{"results": [{"task": "cola"}]}', "none of a fine-tuning"),
+        ("results.json", '{"results": [{"score": null}]}', "no score"),
+        ("results.json", None, "not finished"),
+        ("config.yaml", "a: [", "damaged config.yaml"),
+        ("config.yaml", "text", "damaged config.yaml"),
+    ],
+)
+def test_a_damaged_fine_tuning_is_named_and_left_out(study: ExampleStudy, name, content, reason) -> None:
+    folder = sorted(study.folder.glob("finetune/*"))[0]
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content.encode(errors="surrogateescape"))
+    if content and "task" in content:
+        row = {"task": "cola", "score": 0.5, "method": "omp", "sparsity": 0.7}
+        (folder / name).write_text(json.dumps({"results": [row]}))
+    found = read_study(study.folder)
+    assert reason in why(found, f"finetune/{folder.name}")
+    assert len(found.fine_tunings) == 5
+
+
+def test_a_truncated_mask_is_named_and_the_rest_compared(study: ExampleStudy) -> None:
+    mask = study.folder / "search/tamt-kd_bert-base-uncased_s0.7_steps200_seed1/mask.safetensors"
+    mask.write_bytes(mask.read_bytes()[:-9])
+    found = read_study(study.folder)
+    (group,) = compare_masks(found)
+    assert group.labels == ["TAMT-KD 0", "OMP"]
+    assert "is damaged" in why(found, "search/tamt-kd_bert-base-uncased_s0.7_steps200_seed1")
+
+
+def test_runs_of_another_version_are_not_averaged_in(study: ExampleStudy) -> None:
+    config = sorted(study.folder.glob("finetune/*"))[0] / "config.yaml"
+    config.write_text(config.read_text().replace("# written by tamt ", "# written by tamt 9."))
+    found = read_study(study.folder)
+    assert "was written by tamt 9." in why(found, f"finetune/{config.parent.name}")
+    assert len(found.fine_tunings) == 5
+
+
+@pytest.mark.parametrize("settings", [{"lr": 1e-3}, {"epochs": 9}])
+def test_fine_tunings_with_other_settings_are_not_averaged_in(study: ExampleStudy, settings) -> None:
+    ticket = study.search(MODEL, "imp", 0.7)[0]
+    folder = study.finetune(MODEL, "cola", ticket, 0, **settings)
+    found = read_study(study.folder)
+    (name,) = settings
+    assert f"has {name} {settings[name]}" in why(found, f"finetune/{folder.name}")
+    assert len(found.fine_tunings) == 6
+
+
+def test_searches_with_other_settings_go_with_their_fine_tunings(study: ExampleStudy) -> None:
+    study.search(MODEL, "tamt-kd", 0.7, 2)
+    ticket = study.search(MODEL, "tamt-kd", 0.7, 3, batch_size=4)[0]
+    study.finetune(MODEL, "cola", ticket, 0)
+    found = read_study(study.folder)
+    assert {t.seed for t in found.tickets if t.method == "tamt-kd"} == {0, 1, 2}
+    assert len(found.fine_tunings) == 6
+    assert len(found.skipped) == 2
+
+
+def test_other_lengths_of_search_are_apart(study: ExampleStudy) -> None:
+    short = study.search(MODEL, "tamt-kd", 0.7, 0, steps=20)[0]
+    set_score(study.finetune(MODEL, "cola", short, 0), 0.0)
+    found = read_study(study.folder)
+    assert min(row[3].mean for row in scores_table(found).rows) > 20  # the score of 0 is in no mean
+    figure = next(f for f in figures_of(found) if isinstance(f, Figure) and f.paper == "Fig. 3, 4")
+    assert "TAMT-KD at 70% 200, not 20" in figure.caption
+
+
+def test_a_copy_of_a_run_is_counted_once(study: ExampleStudy) -> None:
+    folder = sorted(study.folder.glob("finetune/*"))[0]
+    shutil.copytree(folder, study.folder / "finetune" / "zz-copy")
+    found = read_study(study.folder)
+    assert "same fine-tuning" in why(found, "finetune/zz-copy")
+    assert len(found.fine_tunings) == 6
+
+
+def test_losses_on_other_dev_text_are_not_shown(study: ExampleStudy) -> None:
+    study.search(MODEL, "imp", 0.7, dev_corpus=["other.txt"])
+    found = read_study(study.folder)
+    assert [t.kd_loss for t in found.tickets if t.method == "imp"] == [None]
+    assert "other dev text" in why(found, "search/imp")
+
+
+def test_the_time_of_a_resumed_search_is_not_known(study: ExampleStudy) -> None:
+    metrics = next(study.folder.glob("search/tamt-kd*seed1")) / "metrics.jsonl"
+    lines = [{"step": 50, "seconds": 40.0}, {"step": 60, "seconds": 3.0}, {"step": 200, "seconds": 90.0}]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2')
+    found = read_study(study.folder)
+    assert [t.seconds for t in found.tickets if t.seed == 1] == [None]
+    assert {item.why.split(",")[0] for item in found.skipped} == {
+        "was interrupted and resumed",
+        "has 1 damaged lines",
+    }
+
+
+def test_masks_along_the_way_are_measured_by_evaluations(study: ExampleStudy) -> None:
+    search = next(study.folder.glob("search/tamt-kd*seed0"))
+    (search / "metrics.jsonl").unlink()
+    mask = str(search / "masks/step-100.safetensors")
+    row = {"model": MODEL, "method": "tamt-kd", "sparsity": 0.7, "mask": mask, "mask_seed": 0, "mask_step": 100}
+    study.write("evaluate/x", {"model": MODEL, "mask": mask}, [{**row, "mlm_loss": 3.5, "kd_loss": 0.25}])
+    found = read_study(study.folder)
+    assert [(t.mlm_loss, t.kd_loss) for t in found.tickets if t.step == 100] == [(3.5, 0.25)]
+    assert found.skipped == []
+
+
+def test_nothing_to_report_is_refused(tmp_path: Path, capsys, study: ExampleStudy) -> None:
+    (tmp_path / "empty").mkdir()
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(study.folder / "search", unfinished)
+    for file in unfinished.rglob("results.json"):
+        file.unlink()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    for words, message in (
+        ([str(tmp_path / "none")], "there is no folder"),
+        ([str(tmp_path / "empty")], "no finished run was found"),
+        ([str(unfinished)], "is not finished"),
+        ([str(study.folder), "--output", str(tmp_path / "mine")], "nothing in it is overwritten"),
+        ([], "folder"),
+    ):
+        assert main(["report", *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_only_unusable_runs_are_refused(study: ExampleStudy) -> None:
+    for file in study.folder.rglob("results.json"):
+        file.write_text('{"results": [{}]}')
+    with pytest.raises(UserError, match="can be used"):
+        read_study(study.folder)
+
+
+def test_figures_without_runs_say_what_they_need(study: ExampleStudy) -> None:
+    missing = {f.paper: f.needs for f in figures_of(read_study(study.folder)) if isinstance(f, Missing)}
+    assert "--initial random" in missing["Fig. 7"]
+    assert "--train-samples" in missing["Fig. 9"]
+    assert "two models" in missing["Fig. 11"]
+    assert "rand" in missing["Fig. 1, 10"]
