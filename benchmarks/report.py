@@ -38,6 +38,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
+def figure(value: float) -> str:
+    """A measured value with three or four digits that mean something, never as a power of ten."""
+    return f"{value:.4g}" if value < 1e4 else f"{value:.0f}"
+
+
 def bars(
     path: Path, title: str, panels: dict[str, dict[str, float]], ours: str, ticks: tuple[float, ...] = TICKS
 ) -> str | None:
@@ -58,7 +63,7 @@ def bars(
         axis.barh(list(times), [ratio - 1 for ratio in ratios], left=1, color=colours)
         axis.axvline(1, color="black", linewidth=0.8)
         for line, (ratio, time) in enumerate(zip(ratios, times.values(), strict=True)):
-            axis.text(max(ratio, 1), line, f" {time:.3g} ms", va="center", fontsize=7)
+            axis.text(max(ratio, 1), line, f" {figure(time)} ms", va="center", fontsize=7)
         axis.set_xscale("log")
         axis.set_xlim(ticks[0] / 2, ticks[-1] * 2)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks[:-1]] + [f"{ticks[-1]:g} ×"])

@@ -42,10 +42,10 @@ def run(options: argparse.Namespace) -> None:
         lines.append(
             (
                 name,
-                f"{each.median_ms:.4g}",
-                f"{each.p20_ms:.4g}",
-                f"{each.p80_ms:.4g}",
-                f"{each.median_ms:.4g}",
+                report.figure(each.median_ms),
+                report.figure(each.p20_ms),
+                report.figure(each.p80_ms),
+                report.figure(each.median_ms),
                 f"{hours} h {minutes:02}",
                 PAPER.get(setting.model, {}).get(name, "–"),
             )

@@ -140,10 +140,10 @@ def summary(
         lines.append(
             (
                 name,
-                f"{each.median_ms:.4g}",
-                f"{each.p20_ms:.4g}",
-                f"{each.p80_ms:.4g}",
-                f"{setting.tokens / each.median_ms * 1e3:.4g}",
+                report.figure(each.median_ms),
+                report.figure(each.p20_ms),
+                report.figure(each.p80_ms),
+                report.figure(setting.tokens / each.median_ms * 1e3),
                 "–" if peak is None else f"{peak / 1e6:.0f}",
                 f"{ours / each.median_ms:.3g}",
             )

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.__main__ import main
 from benchmarks.step import memory, targets
@@ -33,6 +34,31 @@ def test_every_contender_takes_steps(objective):
         step = make(TINY._replace(accumulation=2))
         step()
         step()
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations that wait for a GPU."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen += [name for name in self.NAMES if function.__name__.split(".")[0].strip("_") == name.strip("_")]
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("objective", CONTENDERS)
+def test_no_step_of_ours_waits_for_the_device(objective):
+    step = CONTENDERS[objective][OURS](TINY)
+    step()
+    with Waits() as waits:
+        step()
+        assert not waits.seen
+        torch.ones(()).item()  # is seen
+    assert waits.seen == ["_local_scalar_dense"]
 
 
 def test_the_memory_of_a_contender(capsys):
