@@ -14,7 +14,7 @@ from tamt.files import write_atomically
 from tamt.sweep.clock import Clock, duration
 from tamt.sweep.engine import Engine, Here, OnRay
 from tamt.sweep.plan import Plan, Run, make_plan
-from tamt.sweep.runs import Found, drop_model, look, move_aside
+from tamt.sweep.runs import Found, look, move_aside
 from tamt.sweep.study import load_study
 from tamt.sweep.table import TABLE, summary, table, write_table
 from tamt.termination import Terminated
@@ -58,10 +58,6 @@ def sweep(
                 say(f"{run.path} {aside[run.path]}; it is now {move_aside(folder, run)}, and is done again")
         done = {run.path: found[run.path].rows for run in plan.runs if found[run.path].state == "done"}
         rows = {path: results for path, results in done.items() if path not in aside}
-        if not loaded.keep_models:
-            for run in plan.runs:
-                if run.kind == "finetune" and run.path in rows:
-                    drop_model(folder, run)
         chosen: Engine = Here(folder, loaded.keep_models)
         if engine == "ray":
             chosen = OnRay(folder, loaded.keep_models, cores)

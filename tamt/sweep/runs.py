@@ -29,6 +29,8 @@ COMMANDS: dict[Kind, Callable[..., dict]] = {"search": train, "evaluate": evalua
 ASIDE = "aside"
 """The folder in that of a study to which runs are moved that cannot be used; nothing is deleted."""
 ERRORS = "errors"
+HARMLESS = {"save_every", "log_every", "keep"}
+"""Settings of a finished run that its results do not depend on."""
 
 State = Literal["done", "to resume", "new", "damaged", "other"]
 
@@ -107,6 +109,8 @@ def _difference(output: Path, run: Run, started: Mapping[str, Any], finished: bo
         there = started.get(name, default)
         if isinstance(there, str) and there.startswith(f"{former}/"):  # the study was moved since
             there = str(output) + there.removeprefix(former)
+        if name in HARMLESS and finished:
+            continue
         if name == "save_at" and finished and {*(asked or [])} <= {*(there or [])}:
             continue
         if asked != there:
@@ -127,7 +131,8 @@ def move_aside(output: Path, run: Run) -> Path:
 
 def attempt(output: Path, run: Run, keep_models: bool) -> Outcome:
     """Do a run, or go on with it. What goes wrong is in the outcome; of what is no mistake of the user's the traceback
-    is written to `errors/`. After a fine-tuning the model is dropped unless `keep_models`."""
+    is written to `errors/`. After a fine-tuning the model is deleted unless `keep_models`: its score is in the results,
+    and that of BERT-base takes 440 MB."""
     started = time.monotonic()
     complaint = output / ERRORS / f"{run.kind}_{run.name}.txt"
     gc.freeze()  # or each of the collections below would go through all that torch and transformers are made of
@@ -151,7 +156,7 @@ def attempt(output: Path, run: Run, keep_models: bool) -> Outcome:
             torch.cuda.empty_cache()
     complaint.unlink(missing_ok=True)
     if not keep_models:
-        drop_model(output, run)
+        shutil.rmtree(output / run.path / MODEL_FOLDER, ignore_errors=True)
     return Outcome(run, rows, seconds=time.monotonic() - started)
 
 
@@ -163,13 +168,3 @@ def _do(output: Path, run: Run) -> list[dict]:
     results = evaluate(**run.settings)
     write_atomically(folder / RESULTS, json.dumps(results, indent=2) + "\n")
     return results["results"]
-
-
-def drop_model(output: Path, run: Run) -> None:
-    """Delete the model of a fine-tuning that this study did: 440 MB of BERT-base, whose score is in the results."""
-    model = output / run.path / MODEL_FOLDER
-    dropped = model.with_name(f".{MODEL_FOLDER}.dropped")  # renamed first, so that a folder is never half a model
-    shutil.rmtree(dropped, ignore_errors=True)
-    if model.is_dir():
-        model.rename(dropped)
-        shutil.rmtree(dropped, ignore_errors=True)

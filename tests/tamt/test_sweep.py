@@ -154,13 +154,15 @@ def test_all_runs_are_done_once_and_their_results_are_in_one_table(sweep, comman
 def test_models_are_kept_where_asked_for(sweep, tmp_path) -> None:
     assert sweep(keep_models=True) == 0
     assert len(list((tmp_path / "study").glob("finetune/*/model/weights"))) == 18
+    assert sweep(keep_models=False) == 0  # of what this study does from now on
+    assert len(list((tmp_path / "study").glob("finetune/*/model/weights"))) == 18
 
 
 def test_a_larger_study_does_what_is_new(sweep, commands) -> None:
     assert sweep() == 0
     assert sweep(methods=["tamt-kd", "imp", "omp", "rand"], finetune_seeds=[0, 1, 2]) == 0
     assert len(commands.called) == 2 + 2 * 3 + 9
-    assert sweep(search={}) == 0  # the masks along the way are no longer asked for, and do no harm
+    assert sweep(search={"save_every": 7}) == 0  # the masks along the way are no longer asked for, and do no harm
     assert commands.called == []
 
 
