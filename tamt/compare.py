@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamt.errors import UserError
+from tamt.files import write_atomically
 from tamt.mask_file import MaskInfo, PackedMasks, load_packed, pack_masks
 from tamt.masking import POOLER, magnitude_masks, prunable_weights
 from tamt.models import load_masked_language_model, load_pooler
@@ -38,16 +39,19 @@ def check_same_matrices(masks: Mapping[str, PackedMasks]) -> None:
             raise UserError(f"the masks {first_name} and {name} are for different models; compare masks of one model")
 
 
-def compare(masks: list[Path], model: str | None = None) -> dict:
+def compare(masks: list[Path], model: str | None = None, output: Path | None = None) -> dict:
     """Compare masks: similarity of each pair and sparsity, per matrix and over all, and the distance from OMP.
 
     Args:
         masks: two or more mask files of the same model.
         model: hub name or folder of that model, or "demo", to measure the distance of each mask from its OMP mask of
             the same sparsity; without it an OMP mask among the masks serves.
+        output: new folder for a heat map of the similarities, PNG and PDF, and CSV of them overall and by matrix.
     """
     if len(masks) < 2:
         raise UserError("one mask cannot be compared; give two or more mask files")
+    if output is not None and output.exists() and (output.is_file() or any(output.iterdir())):
+        raise UserError(f"the output {output} is there already and nothing in it is overwritten; give a new folder")
     loaded = {str(path): load_packed(path) for path in masks}
     check_same_matrices(loaded)
     distances = _distances_from_omp(loaded, model)
@@ -74,7 +78,45 @@ def compare(masks: list[Path], model: str | None = None) -> dict:
             for name, value in per_matrix.items()
         }
         results.append(row)
+    if output is not None:
+        _draw([str(path) for path in masks], results, output)
     return {"results": results}
+
+
+def _draw(paths: list[str], results: list[dict], output: Path) -> None:
+    """Write the similarities of all pairs as a heat map, and those of each pair by matrix as a table."""
+    from tamt.report.drawing import write_pictures
+    from tamt.report.figures import Figure, HeatMap
+    from tamt.report.tables import Table, figure_table
+
+    names = [_short(path) for path in paths]
+    if len(set(names)) < len(set(paths)):
+        names = paths
+    size = len(paths)
+    table = [[1.0] * size for _ in range(size)]
+    for (i, j), row in zip(combinations(range(size), 2), results, strict=True):
+        table[i][j] = table[j][i] = row["similarity"]
+    low = min(min(row) for row in table)
+    values = tuple(map(tuple, table))
+    heat_map = HeatMap("all matrices", tuple(names), tuple(names), values, "Jaccard similarity", low, 1.0)
+    figure = Figure("similarity", "How alike the masks are", "Fig. 8", "", (heat_map,))
+    write_pictures(figure, output)
+    write_atomically(output / "similarity.csv", figure_table(figure).csv())
+    columns = ("first", "second", "matrix", "similarity", "first sparsity", "second sparsity")
+    rows: list[tuple] = [
+        (row["first"], row["second"], name, *values.values())
+        for row in results
+        for name, values in row["matrices"].items()
+    ]
+    write_atomically(output / "matrices.csv", Table("matrices", "By matrix", "", columns, rows).csv())
+
+
+def _short(path: str) -> str:
+    """A mask's run, and its name where a run has several."""
+    file = Path(path)
+    if file.stem == "mask":
+        return file.parent.name or file.stem
+    return f"{file.parent.parent.name} {file.stem}" if file.parent.name == "masks" else file.stem
 
 
 def _distances_from_omp(masks: Mapping[str, PackedMasks], model: str | None) -> dict[str, float]:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tamt.errors import UserError
-from tamt.run_folder import CONFIG, METRICS, RESULTS, WRITTEN_BY
+from tamt.run_folder import CONFIG, METRICS, RESULTS, version_of
 from tamt.search.train import SCHEDULE_STEPS
+from tamt.untrusted import read_json, read_yaml
 
 ASIDE = "aside"
 """Where a sweep moves runs that it cannot use."""
@@ -53,8 +52,6 @@ FINETUNE_SETTINGS = [
     "label_column",
 ]
 """What fine-tunings on one task must share to be averaged."""
-
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -198,30 +195,24 @@ def _finished_runs(study: Study) -> Iterator[_Run]:
         if ASIDE in path.relative_to(study.folder).parts:
             study.skip(name, "was set aside by tamt sweep")
             continue
-        text = _text(path / CONFIG)
-        if text is None:
+        if not (path / CONFIG).is_file():
             continue  # several runs summed up, which are read themselves
         try:
-            config = yaml.load(text, Loader=LOADER)
-        except yaml.YAMLError:
-            config = None
-        if not isinstance(config, dict):
+            config = read_yaml(path / CONFIG)
+        except UserError:
             study.skip(name, f"has a damaged {CONFIG}")
             continue
-        results = _text(path / RESULTS)
-        if results is None:
+        if not (path / RESULTS).is_file():
             study.skip(name, f"is not finished: it has no {RESULTS}")
             continue
         try:
-            rows = json.loads(results)["results"]
+            rows = read_json(path / RESULTS)["results"]
             if not (isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)):
                 raise ValueError
-        except (ValueError, KeyError, TypeError):
+        except (UserError, ValueError, KeyError, TypeError):
             study.skip(name, f"has a damaged {RESULTS}")
             continue
-        first = text.split("\n", 1)[0]
-        version = first.removeprefix(WRITTEN_BY).strip() if first.startswith(WRITTEN_BY) else None
-        yield _Run(name, path, version, config, rows)
+        yield _Run(name, path, version_of(path), config, rows)
 
 
 def _text(path: Path) -> str | None:
@@ -393,7 +384,7 @@ def _metrics(study: Study, run: _Run) -> tuple[dict[int, dict[str, Any]], bool]:
         try:
             line = json.loads(text)
             step = int(line["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             damaged += 1
             continue
         seconds = line.get("seconds")

@@ -1,5 +1,6 @@
 """Comparing masks: hand-worked similarities on packed bits, distances from OMP, masks that do not belong together."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -90,3 +91,23 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys, tiny_bert: P
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_pictures_and_tables(tmp_path: Path, capsys) -> None:
+    paths = [write(tmp_path / f"run-{seed}" / "mask.safetensors", seed=seed) for seed in range(3)]
+    assert main(["compare", *paths, "--output", str(tmp_path / "out"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "similarity.png",
+        "similarity.pdf",
+        "similarity.csv",
+        "matrices.csv",
+    }
+    with (tmp_path / "out" / "similarity.csv").open(newline="") as file:
+        cells = {(row["series"], row["x"]): float(row["y mean"]) for row in csv.DictReader(file)}
+    assert cells["run-0", "run-2"] == cells["run-2", "run-0"] == rows[1]["similarity"]
+    assert cells["run-1", "run-1"] == 1
+    with (tmp_path / "out" / "matrices.csv").open(newline="") as file:
+        assert [float(row["similarity"]) for row in csv.DictReader(file)] == [row["similarity"] for row in rows]
+    assert main(["compare", *paths, "--output", str(tmp_path / "out")]) == 2
+    assert "nothing in it is overwritten" in capsys.readouterr().err
