@@ -56,9 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"tamt {name}: error: {error}".replace("tamt : ", "tamt: "), file=sys.stderr)
         return 2
     except OSError as error:
-        reason = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        told = " ".join(str(error).split())
         print(
-            f"tamt {name}: error: a file cannot be read or written ({reason}); mend that and try again", file=sys.stderr
+            f"tamt {name}: error: a file cannot be read or written ({told}); mend that and try again", file=sys.stderr
         )
         return 2
     except termination.Terminated as error:

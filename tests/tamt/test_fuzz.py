@@ -252,6 +252,37 @@ def test_rows_of_a_task(folder: Path, mutations, suffix: str) -> None:
     refused_or_done(read)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": ' + "[" * 100_000, "line 1: no JSON"),
+        ('{"text": "\\ud800", "label": 1}', "line 1: 'text' holds half a character"),
+        ('{"text": "a", "label": ' + "9" * 5000 + "}", "line 1: no JSON"),
+    ],
+    ids=["nested", "half", "long"],
+)
+def test_hostile_rows(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(UserError, match=message):
+        load_rows(replace(find_task("classification"), text_columns=("text",)), train_file=path, dev_file=path)
+
+
+def test_labels_of_thousands_of_digits_are_names(tmp_path: Path) -> None:
+    path = tmp_path / "rows.tsv"
+    path.write_text("text\tlabel\na\t" + "9" * 5000 + "\nb\t1\n")
+    task = replace(find_task("classification"), text_columns=("text",))
+    assert load_rows(task, train_file=path, dev_file=path)[0].label_names == ("1", "9" * 5000)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"data": [{"paragraphs": [{"context": "\\ud800", "qas": []}]}]}'])
+def test_hostile_squad(tmp_path: Path, content: str) -> None:
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}-v1.1.json").write_text(content)
+    with pytest.raises(UserError, match=r"train-v1\.1\.json.*(no JSON|half a character)"):
+        load_questions(find_task("squad"), tmp_path)
+
+
 PARAGRAPH = {"context": "The old dog sees a house.", "qas": []}
 PARAGRAPH["qas"] = [{"id": "1", "question": "Who?", "answers": [{"text": "old dog", "answer_start": 4}]}] * 2  # type: ignore[assignment]
 

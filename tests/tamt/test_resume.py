@@ -5,6 +5,7 @@ With TAMT_SOAK=1 (`make soak`) at thirty times as many moments.
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,8 @@ def test_a_run_ends_as_one_left_alone(name, kind, seed, server, commands, alone,
         elif kind == "terminate":
             assert (code, said[0].startswith("tamt")) == (EXIT_CODE, True)
             assert "--resume" in said[0]
+            if saved := re.search(r"step (\d+) is saved", said[0]):
+                assert (tmp_path / "run" / "checkpoints" / f"step-{saved[1]}.checkpoint").is_file()
         else:
             assert (code, "cannot be written" in said[0]) == (2, True), faulty["stderr"]
     if code != 0:
