@@ -78,8 +78,29 @@ int64_t size_of(Type type) { return type == Type::kFloat ? 4 : 2; }
 // What is stored of a line that did not change must be read and written all the same: few lines change in a step.
 constexpr int64_t kLine = 64;
 
+#if TAMT_HAS_AVX2
+TAMT_AVX2 int64_t store_changed_avx2(const char* made, char* masked, int64_t bytes) {
+  int64_t i = 0;
+  for (; i + kLine <= bytes; i += kLine) {
+    const auto *from = reinterpret_cast<const __m256i*>(made + i);
+    auto* to = reinterpret_cast<__m256i*>(masked + i);
+    const __m256i first = _mm256_loadu_si256(from), second = _mm256_loadu_si256(from + 1);
+    const __m256i changed = _mm256_or_si256(
+        _mm256_xor_si256(first, _mm256_loadu_si256(to)), _mm256_xor_si256(second, _mm256_loadu_si256(to + 1)));
+    if (_mm256_testz_si256(changed, changed)) continue;
+    _mm256_storeu_si256(to, first);
+    _mm256_storeu_si256(to + 1, second);
+  }
+  return i;
+}
+#endif
+
 void store_changed(const char* made, char* masked, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += kLine) {
+  int64_t i = 0;
+#if TAMT_HAS_AVX2
+  if (has_avx2()) i = store_changed_avx2(made, masked, bytes);
+#endif
+  for (; i < bytes; i += kLine) {
     const int64_t length = std::min(kLine, bytes - i);
     if (std::memcmp(made + i, masked + i, length) != 0) std::memcpy(masked + i, made + i, length);
   }

@@ -60,6 +60,10 @@ struct Counts {
 };
 
 #if TAMT_HAS_AVX2
+// How far ahead of the scan entries are fetched: a window of out-of-order execution holds few turns of its loop, and so
+// few loads.
+constexpr int64_t kAhead = 512;
+
 // Row m of the table holds the positions of the bits that are set in m: the lanes to move to the front.
 constexpr auto kCompaction = [] {
   std::array<std::array<int32_t, 8>, 256> table{};
@@ -90,6 +94,7 @@ TAMT_AVX2 int64_t scan_avx2(
   __m256i position = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
   int64_t i = 0;
   for (; i + 8 <= size; i += 8) {
+    _mm_prefetch(reinterpret_cast<const char*>(data + i + kAhead), _MM_HINT_T0);
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data + i));
     const __m256i magnitude = _mm256_and_si256(bits, magnitude_bits);
     __m256i key = bits;
@@ -121,9 +126,55 @@ TAMT_AVX2 int64_t scan_avx2(
   counts.inside += found;
   return i;
 }
+
+// GCC 12 takes the undefined operands in its own header of these instructions for a mistake.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+template <Source source, bool located>
+TAMT_AVX512 int64_t scan_avx512(
+    const int32_t* data, int64_t size, Window window, int32_t* inside, int32_t* positions, int32_t first,
+    Counts& counts) {
+  const __m512i low = _mm512_set1_epi32(window.low), high = _mm512_set1_epi32(window.high);
+  const __m512i magnitude_bits = _mm512_set1_epi32(INT_MAX), zero = _mm512_setzero_si512();
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  __m512i largest = zero, position = _mm512_add_epi32(lanes, _mm512_set1_epi32(first));
+  // Not in `counts`, to which the compiler would store at each turn.
+  int64_t i = 0, above = 0, at_high = 0, at_low = 0, found = 0;
+  for (; i + 16 <= size; i += 16) {
+    _mm_prefetch(reinterpret_cast<const char*>(data + i + kAhead), _MM_HINT_T0);
+    const __m512i bits = _mm512_loadu_si512(data + i);
+    const __m512i magnitude = _mm512_and_si512(bits, magnitude_bits);
+    __m512i key = bits;
+    if (source == Source::kSigned) {
+      key = _mm512_mask_sub_epi32(magnitude, _mm512_movepi32_mask(bits), zero, magnitude);
+    }
+    if (source == Source::kAbsolute) key = magnitude;
+    largest = _mm512_max_epi32(largest, magnitude);
+    above += _mm_popcnt_u32(_mm512_cmpgt_epi32_mask(key, high));
+    at_high += _mm_popcnt_u32(_mm512_cmpeq_epi32_mask(key, high));
+    at_low += _mm_popcnt_u32(_mm512_cmpeq_epi32_mask(key, low));
+    const __mmask16 within = _mm512_mask_cmpgt_epi32_mask(_mm512_cmpgt_epi32_mask(key, low), high, key);
+    // To memory straight away, it takes some processors many times as long.
+    _mm512_storeu_si512(inside + found, _mm512_maskz_compress_epi32(within, key));
+    if (located) {
+      _mm512_storeu_si512(positions + found, _mm512_maskz_compress_epi32(within, position));
+      position = _mm512_add_epi32(position, _mm512_set1_epi32(16));
+    }
+    found += _mm_popcnt_u32(within);
+  }
+  counts.largest_magnitude =
+      std::max(counts.largest_magnitude, static_cast<uint32_t>(_mm512_reduce_max_epi32(largest)));
+  counts.above += above;
+  counts.at_high += at_high;
+  counts.at_low += at_low;
+  counts.inside += found;
+  return i;
+}
+#pragma GCC diagnostic pop
 #endif
 
-constexpr int64_t kSlack = 8;
+constexpr int64_t kSlack = 16;  // a vector
 
 // Counts and collects one piece of at most 2^31 entries. `inside` has room for all of them and kSlack more; so has
 // `positions` where it is wanted, of the first entry `first`.
@@ -134,7 +185,11 @@ Counts scan(
   Counts counts;
   int64_t i = 0;
 #if TAMT_HAS_AVX2
-  if (has_avx2()) i = scan_avx2<source, located>(data, size, window, inside, positions, first, counts);
+  if (instruction_set == InstructionSet::kAvx512) {
+    i = scan_avx512<source, located>(data, size, window, inside, positions, first, counts);
+  } else if (has_avx2()) {
+    i = scan_avx2<source, located>(data, size, window, inside, positions, first, counts);
+  }
 #endif
   for (; i < size; ++i) {
     const int32_t key = key_of<source>(load(data + i));
