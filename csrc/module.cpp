@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -15,29 +16,46 @@
 namespace tamt {
 namespace {
 
-// Called once by tamt_kernels, after it has checked that this was built for the torch that runs. The operators are
-// defined, with their plain-torch kernels, in Python.
-void register_kernels() {
-  static torch::Library cpu = MAKE_TORCH_LIBRARY_IMPL(tamt_kernels, CPU);
-  cpu.impl("topk_threshold", &topk_threshold_cpu);
-  cpu.impl("topk_threshold_unchecked", &topk_threshold_unchecked_cpu);
-  cpu.impl("gradient_norm", &gradient_norm_cpu);
-  cpu.impl("mask_adamw", &mask_adamw_cpu);
-  cpu.impl("binarize", &binarize_cpu);
-  cpu.impl("pack_mask", &pack_mask_cpu);
-  cpu.impl("unpack_mask", &unpack_mask_cpu);
-  cpu.impl("mask_weight", &mask_weight_cpu);
-  cpu.impl("mask_weights", &mask_weights_cpu);
-  cpu.impl("ste_backward", &ste_backward_cpu);
-  cpu.impl("ste_backward_into", &ste_backward_into_cpu);
-  cpu.impl("masked_embedding", &masked_embedding_cpu);
-  cpu.impl("masked_embedding_backward", &masked_embedding_backward_cpu);
+// Of the operators that are in the set, or of those that are not. They are defined, with their plain-torch kernels, in
+// Python.
+void register_cpu_kernels(const std::set<std::string>& operators, bool in_set) {
+  static torch::Library library = MAKE_TORCH_LIBRARY_IMPL(tamt_kernels, CPU);
+  const auto add = [&](const char* name, auto kernel) {
+    if ((operators.count(name) > 0) == in_set) library.impl(name, kernel);
+  };
+  add("topk_threshold", &topk_threshold_cpu);
+  add("topk_threshold_unchecked", &topk_threshold_unchecked_cpu);
+  add("gradient_norm", &gradient_norm_cpu);
+  add("mask_adamw", &mask_adamw_cpu);
+  add("binarize", &binarize_cpu);
+  add("pack_mask", &pack_mask_cpu);
+  add("unpack_mask", &unpack_mask_cpu);
+  add("mask_weight", &mask_weight_cpu);
+  add("mask_weights", &mask_weights_cpu);
+  add("ste_backward", &ste_backward_cpu);
+  add("ste_backward_into", &ste_backward_into_cpu);
+  add("masked_embedding", &masked_embedding_cpu);
+  add("masked_embedding_backward", &masked_embedding_backward_cpu);
+}
+
+std::set<std::string> names_of(const pybind11::args& operators) {
+  std::set<std::string> names;
+  for (const auto& name : operators) names.insert(name.cast<std::string>());
+  return names;
+}
+
+// Called once by tamt_kernels, after it has checked that this was built for the torch that runs, with the operators that
+// run faster on plain torch.
+void register_kernels(const pybind11::args& left_out) {
+  register_cpu_kernels(names_of(left_out), false);
 #ifdef TAMT_WITH_CUDA
-  static torch::Library cuda = MAKE_TORCH_LIBRARY_IMPL(tamt_kernels, CUDA);
-  cuda.impl("ste_backward", &ste_backward_cuda);
-  cuda.impl("ste_backward_into", &ste_backward_into_cuda);
+  static torch::Library library = MAKE_TORCH_LIBRARY_IMPL(tamt_kernels, CUDA);
+  library.impl("ste_backward", &ste_backward_cuda);
+  library.impl("ste_backward_into", &ste_backward_into_cuda);
 #endif
 }
+
+void register_left_out(const pybind11::args& left_out) { register_cpu_kernels(names_of(left_out), true); }
 
 constexpr std::array kInstructionSets{"generic", "avx2", "avx512"};
 
@@ -74,4 +92,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("instruction_sets", &tamt::instruction_sets);
   module.def("use_instruction_set", &tamt::use_instruction_set);
   module.def("register_kernels", &tamt::register_kernels);
+  module.def("register_left_out", &tamt::register_left_out);
 }

@@ -14,14 +14,15 @@ OPERATORS: list[str] = []
 
 
 class TritonKernel(NamedTuple):
-    """Where an operator's Triton launcher is, and what runs on a device that Triton does not serve."""
+    """Where an operator's Triton launcher is."""
 
     module: str
     launcher: str
-    eager: Callable[..., Any]
 
 
 TRITON: dict[str, TritonKernel] = {}
+
+EAGER: dict[str, Callable[..., Any]] = {}  # each operator's plain-torch definition
 
 # What runs an operator whose definition calls another, where it has no kernel of its own: that one's.
 COMPOSED: dict[str, str] = {}
@@ -45,8 +46,9 @@ def define(
     LIBRARY.impl(name, eager, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tamt_kernels::{name}", fake, lib=LIBRARY)
     OPERATORS.append(name)
+    EAGER[name] = eager
     if triton:
-        TRITON[name] = TritonKernel(f"tamt_kernels.triton_kernels.{triton}", name, eager)
+        TRITON[name] = TritonKernel(f"tamt_kernels.triton_kernels.{triton}", name)
     if composed_of:
         COMPOSED[name] = composed_of
     operator: Callable[..., Any] = getattr(torch.ops.tamt_kernels, name).default

@@ -12,9 +12,6 @@ from tamt_kernels.mask_weight import mask_weight
 from tamt_kernels.mask_weight import operator as _mask_weight
 from tamt_kernels.ste_backward import operator as _ste_backward
 
-# Up to this many rows a product waits for W more than for its multiplications, so that masking W as it is read wins.
-FEW_ROWS = 64
-
 
 def _fake(
     x: Tensor,
@@ -97,13 +94,13 @@ differentiate("masked_matmul_backward_x", refuse_double_backward)
 differentiate("masked_matmul_backward_score", refuse_double_backward)
 
 
-def _masks_as_it_goes(device: str) -> bool:
-    return dispatch.serves_product(torch.device(device))
+def _few_rows(device: str, dtype: str) -> int:
+    return dispatch.few_rows(torch.device(device), getattr(torch, dtype.removeprefix("torch.")))
 
 
 # torch.compile may take the answer as constant: a machine's GPU and its kernels stay what they are. This is all that
 # torch.compiler.assume_constant_result does, which would import the compiler, and Triton with it.
-_masks_as_it_goes._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_few_rows._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def masked_linear(
@@ -121,7 +118,8 @@ def masked_linear(
     The gradients are dX = dY (W ⊙ m) and, straight through, dS = (dYᵀ X) ⊙ W (eq. 4).
 
     ``mask_weight`` and torch's matrix product: at 1-4 thousand tokens or more, a product that masks W as it
-    goes is slower than one over a W ⊙ m written once. Up to 64 rows it is faster, and is what runs on a GPU.
+    goes is slower than one over a W ⊙ m written once. Up to 64 rows, or what ``autotune`` measured, it is faster,
+    and is what runs on a GPU.
     Under autocast W ⊙ m is written in autocast's type, without a second pass.
 
     Args:
@@ -156,8 +154,7 @@ def masked_linear(
         dtype = torch.get_autocast_dtype(x.device.type)
     elif x.dtype != dtype:
         raise TypeError(f"masked_linear: x has dtype {x.dtype} but must have {dtype}, that of weight")
-    few = 0 < x.numel() <= FEW_ROWS * x.shape[-1]
-    if few and _masks_as_it_goes(str(x.device)):
+    if 0 < x.numel() <= _few_rows(str(x.device), str(dtype)) * x.shape[-1]:
         absolute = checks.absolute("masked_linear", ranking)
         checks.threshold("masked_linear", value, cut, score.device)
         product: Tensor = _matmul(x.to(dtype), weight, score, value, cut, bias, absolute)

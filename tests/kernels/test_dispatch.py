@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tamt_kernels as tk
-from tamt_kernels import dispatch, library, reference
+from tamt_kernels import dispatch
 
 BUILT = importlib.util.find_spec("tamt_kernels._C") is not None
 ROOT = Path(tk.__file__).parents[1]
@@ -84,9 +84,9 @@ def test_triton_serves_a_gpu_and_is_forced_under_the_interpreter(monkeypatch):
 
 
 def test_a_gpu_that_triton_does_not_serve_is_said_once(monkeypatch, recwarn):
-    monkeypatch.setattr(dispatch, "_triton_problem", lambda device: "the GPU is sm_60 but must be sm_70 or newer")
+    monkeypatch.setattr(dispatch, "triton_problem", lambda device: "the GPU is sm_60 but must be sm_70 or newer")
     dispatch._serves.cache_clear()
-    kernel = dispatch._launching(library.TritonKernel("no.such.module", "binarize", reference.binarize))
+    kernel = dispatch._launching("binarize")
     arguments = torch.tensor([1.0, 3.0]), torch.tensor(2.0), torch.tensor(0)
     assert kernel(*arguments).tolist() == kernel(*arguments).tolist() == [False, True]
     dispatch._serves.cache_clear()
