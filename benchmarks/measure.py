@@ -43,10 +43,8 @@ def measure(contenders: Contenders, clock: Clock, seconds: float) -> dict[str, M
     Each has the same share of the seconds. A slow one leaves when it has used its own up, after three samples at
     the earliest.
     """
-    peaks = {}
-    for name, run in contenders.items():
+    for run in contenders.values():
         run()  # compiles, tunes, loads
-        peaks[name] = clock.peak_memory(run)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     spent = dict.fromkeys(contenders, 0.0)
     share = seconds / len(contenders)
@@ -63,6 +61,8 @@ def measure(contenders: Contenders, clock: Clock, seconds: float) -> dict[str, M
             for name in running
             if len(samples[name]) < FEWEST_SAMPLES or (spent[name] < share and len(samples[name]) < MOST_SAMPLES)
         ]
+    # Only now: a look at the memory returns what is freed to the system, and what then were timed would be page faults.
+    peaks = {name: clock.peak_memory(run) for name, run in contenders.items()}
     return {name: _summary(samples[name], peaks[name]) for name in contenders}
 
 

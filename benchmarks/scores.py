@@ -99,11 +99,21 @@ def travel(steps: int, entries: int = 1 << 15) -> Tensor:
     return score.detach()
 
 
-def seen(rows: int, steps: int, drawn: torch.Generator) -> Tensor:
-    """Which rows of an embedding had a gradient so far: tokens follow Zipf's law, and the first thousand of BERT's
+def frequency(rows: int, device: torch.device) -> Tensor:
+    """How often each row of an embedding is looked up: tokens follow Zipf's law, and the first thousand of BERT's
     30,522 are unused.
     """
-    frequency = 1 / torch.arange(1, rows + 1, device=drawn.device)
+    frequency = 1 / torch.arange(1, rows + 1, device=device)
     frequency[: rows // 30] = 0
-    expected = frequency / frequency.sum() * (steps * TOKENS_PER_STEP)
+    return frequency / frequency.sum()
+
+
+def tokens(count: int, rows: int, device: torch.device) -> Tensor:
+    """Ids as they are in text, the frequent ones many times over."""
+    return frequency(rows, device).multinomial(count, replacement=True, generator=generator(device))
+
+
+def seen(rows: int, steps: int, drawn: torch.Generator) -> Tensor:
+    """Which rows of an embedding had a gradient so far."""
+    expected = frequency(rows, drawn.device) * (steps * TOKENS_PER_STEP)
     return torch.rand(rows, device=drawn.device, generator=drawn) < 1 - torch.exp(-expected)

@@ -17,7 +17,9 @@ OPERATIONS: dict[str, Callable[[Setting], Iterator[Comparison]]] = {
     "mask_weights": elementwise.mask_weights,
     "binarize": elementwise.binarize,
     "pack_mask": elementwise.pack,
+    "unpack_mask": elementwise.unpack,
     "ste_backward": elementwise.ste_backward,
+    "ste_backward_into": elementwise.ste_backward_into,
     "masked_linear": layers.linear,
     "masked_embedding": layers.embedding,
 }

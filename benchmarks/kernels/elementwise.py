@@ -1,21 +1,21 @@
 """The operations that one pass over the bytes can do, on one matrix and on all of the model's, against a copy."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import tamt_kernels as tk
 from benchmarks import scores
 from benchmarks.kernels import eager
-from benchmarks.kernels.setting import COMPILED, COPY, DENSE, EAGER, FLOAT_MASK, OURS, Setting
+from benchmarks.kernels.setting import COMPILED, COPY, DENSE, EAGER, FLOAT_MASK, NEW_COPY, OURS, Setting
 from benchmarks.measure import Comparison, Contenders
 from tamt_kernels import reference
 
-PACKBITS, LOOP = "np.packbits", "mask_weight loop"
+PACKBITS, UNPACKBITS, LOOP = "np.packbits", "np.unpackbits", "mask_weight loop"
 
-Arguments = list[tuple[Tensor, ...]]
+Arguments = list[tuple[Any, ...]]
 
 
 def over(function: Callable[..., object], arguments: Arguments) -> Callable[[], object]:
@@ -34,7 +34,7 @@ def contenders(
     found: Contenders = {OURS: over(ours, arguments), EAGER: over(definition, arguments)}
     if compiled := setting.compiled(definition):
         found[COMPILED] = over(compiled, arguments)
-    return found | {COPY: setting.copy(moved)}
+    return found | {COPY: setting.copy(moved), NEW_COPY: setting.new_copy(moved)}
 
 
 def cases(setting: Setting) -> Iterator[tuple[str, list[scores.Shape]]]:
@@ -87,6 +87,7 @@ def mask_weights(setting: Setting) -> Iterator[Comparison]:
         LOOP: over(lambda weight, score, value, cut: tk.mask_weight(weight, score, value, cut, dtype), arguments),
         DENSE: over(lambda weight, *_: weight.to(dtype, copy=True), arguments),
         COPY: setting.copy(moved),
+        NEW_COPY: setting.new_copy(moved),
     }
     yield Comparison("mask_weights", "forward", f"{len(setting.shapes)} matrices", found, moved)
 
@@ -109,6 +110,17 @@ def pack(setting: Setting) -> Iterator[Comparison]:
         yield Comparison("pack_mask", "forward", case, found, moved)
 
 
+def unpack(setting: Setting) -> Iterator[Comparison]:
+    for case, shapes in cases(setting):
+        masks = [tk.binarize(*each[1:]) for each in masked(setting, shapes)]
+        packed: Arguments = [(tk.pack_mask(mask), list(mask.shape)) for mask in masks]
+        moved = entries(shapes) * 9 // 8
+        found = contenders(setting, packed, moved, tk.unpack_mask, reference.unpack_mask)
+        if setting.device.type == "cpu":
+            found[UNPACKBITS] = over(lambda bits, _: np.unpackbits(bits.numpy(), bitorder="little"), packed)
+        yield Comparison("unpack_mask", "forward", case, found, moved)
+
+
 def ste_backward(setting: Setting) -> Iterator[Comparison]:
     dtype = setting.dtype
     for case, shapes in cases(setting):
@@ -117,3 +129,24 @@ def ste_backward(setting: Setting) -> Iterator[Comparison]:
         moved = entries(shapes) * (dtype.itemsize + 4 + 4)
         found = contenders(setting, arguments, moved, tk.ste_backward, reference.ste_backward)
         yield Comparison("ste_backward", "backward", case, found, moved)
+
+
+def ste_backward_into(setting: Setting) -> Iterator[Comparison]:
+    """Added to a gradient, and with the norm in the same pass."""
+    for case, shapes in cases(setting):
+        weights = [scores.weight(shape, setting.device, number) for number, shape in enumerate(shapes)]
+        arguments: Arguments = [(torch.randn_like(each), each, torch.zeros_like(each)) for each in weights]
+        moved = entries(shapes) * 4 * 4
+        added: Contenders = {
+            OURS: over(lambda grad, weight, total: tk.ste_backward(grad, weight, add_to=total), arguments),
+            "addcmul_": over(lambda grad, weight, total: total.addcmul_(grad, weight), arguments),
+            COPY: setting.copy(moved),
+        }
+        yield Comparison("ste_backward", "backward", f"{case}, added", added, moved)
+        moved = entries(shapes) * 3 * 4
+        with_norm: Contenders = {
+            OURS: over(lambda grad, weight, _: tk.ste_backward(grad, weight, squared_norm=True), arguments),
+            "product, then its norm": over(lambda grad, weight, _: (grad * weight).square().sum(), arguments),
+            COPY: setting.copy(moved),
+        }
+        yield Comparison("ste_backward", "backward", f"{case}, with its norm", with_norm, moved)

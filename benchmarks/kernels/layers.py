@@ -105,12 +105,27 @@ def _linear(
 
 def embedding(setting: Setting) -> Iterator[Comparison]:
     """The word embedding, of which a batch looks up a small part."""
-    rows, columns = setting.shapes[0]
+    rows, _columns = setting.shapes[0]
     weight, mask = masked(setting, setting.shapes[0])
-    score, value, _cut = mask
     trained = weight.clone().requires_grad_()
     count = rows // 15 if setting.quick else IDS
+    compiled = setting.compiled(eager.masked_embedding)
     ids = torch.randint(rows, (count,), device=setting.device, generator=scores.generator(setting.device))
+    yield from _embedding(setting, f"{count} ids of {rows}", ids, weight, mask, trained, compiled)
+    text = scores.tokens(count, rows, setting.device)
+    yield from _embedding(setting, f"{count} tokens of text", text, weight, mask, trained, compiled)
+
+
+def _embedding(
+    setting: Setting,
+    case: str,
+    ids: Tensor,
+    weight: Tensor,
+    mask: Mask,
+    trained: Tensor,
+    compiled: Callable[..., Tensor] | None,
+) -> Iterator[Comparison]:
+    score, value, _cut = mask
     layers = {
         OURS: Layer(lambda: tk.masked_embedding(ids, weight, *mask), [score]),
         EAGER: Layer(lambda: eager.masked_embedding(ids, weight, *mask), [score]),
@@ -120,11 +135,9 @@ def embedding(setting: Setting) -> Iterator[Comparison]:
         WHOLE_MATRIX: Layer(lambda: F.embedding(ids, tk.mask_weight(weight, *mask)), [score]),
         DENSE: Layer(lambda: F.embedding(ids, trained), [trained]),
     }
-    if compiled := setting.compiled(eager.masked_embedding):
+    if compiled:
         layers[COMPILED] = Layer(lambda: compiled(ids, weight, *mask), [score])
-    looked_up = count * columns
+    looked_up = ids.numel() * weight.shape[1]
     forward = looked_up * (4 + 2 * weight.element_size())
     backward = looked_up * 2 * weight.element_size() + 4 * score.numel()
-    yield from directions(
-        "masked_embedding", f"{count} ids of {rows}", layers, {COPY: setting.copy(forward)}, (forward, backward)
-    )
+    yield from directions("masked_embedding", case, layers, {COPY: setting.copy(forward)}, (forward, backward))

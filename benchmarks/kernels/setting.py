@@ -11,6 +11,7 @@ from benchmarks import scores
 
 OURS, EAGER, COMPILED, FLOAT_MASK = "tamt_kernels", "eager", "torch.compile", "float mask"
 DENSE, COPY, READ = "dense", "copy of the same bytes", "one read of S"
+NEW_COPY = "the same into new memory"
 
 
 class Setting(NamedTuple):
@@ -48,6 +49,13 @@ class Setting(NamedTuple):
 
     def copy(self, moved: int) -> Callable[[], Tensor]:
         """Reads and writes that many bytes, and nothing else: no kernel that moves them is faster."""
-        source = torch.ones(moved // 2, dtype=torch.uint8, device=self.device)
+        source = self._half(moved)
         destination = torch.empty_like(source)
         return lambda: destination.copy_(source)
+
+    def new_copy(self, moved: int) -> Callable[[], Tensor]:
+        """The same, into memory that is allocated each time, as that of a result is."""
+        return self._half(moved).clone
+
+    def _half(self, moved: int) -> Tensor:
+        return torch.ones(moved // 2, dtype=torch.uint8, device=self.device)

@@ -22,7 +22,8 @@ void mask_weight(
     Out* __restrict__ out, int64_t begin, int64_t end) {
   // Ties are kept before the cut and pruned behind it: two loops with one comparison each. The weight is read whether kept
   // or not: a branch around it is mispredicted at every third entry, which made this 4 times slower than a copy. Stores
-  // past the cache would save a fifth here, and lose it where the result is read, which is at once.
+  // past the cache, in tiles of 4 KB, did not pay: 768 x 768 entries and their product with one row of x, which reads them
+  // at once, took 1.26 ms in place of 1.12.
   const int64_t middle = std::clamp(cut, begin, end);
   vectorised([=]() TAMT_INLINE {
     for (int64_t i = begin; i < middle; ++i) {
