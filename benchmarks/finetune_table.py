@@ -21,6 +21,7 @@ import yaml
 from benchmarks import machine
 from benchmarks.report import Csv, table
 from tamt.console import say
+from tamt.data.tasks import find_task
 from tamt.files import write_atomically
 from tamt.finetune import finetune
 from tamt.run_folder import finished_results
@@ -110,7 +111,8 @@ def _row(folder: Path) -> dict[str, Any]:
     (result,) = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     described = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
-    chosen = {name: settings[name] for name in ("epochs", "batch_size", "max_length", "lr")}
+    task = find_task(result["task"])
+    chosen = {name: settings[name] or getattr(task, name) for name in ("epochs", "batch_size", "max_length", "lr")}
     kept = {name: value for name, value in result.items() if name not in ("output", "mask", "dev")}
     return {**kept, "dev": json.dumps(result["dev"]), **chosen, **described}
 
