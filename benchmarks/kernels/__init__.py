@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import clocks, machine, report
-from benchmarks.kernels import elementwise, layers, threshold
+from benchmarks.kernels import elementwise, layers, optimizer, threshold
 from benchmarks.kernels.setting import OURS, Setting
 from benchmarks.kernels.targets import TARGETS, Key
 from benchmarks.measure import Comparison, Measurement, measure
@@ -22,6 +22,7 @@ OPERATIONS: dict[str, Callable[[Setting], Iterator[Comparison]]] = {
     "ste_backward_into": elementwise.ste_backward_into,
     "masked_linear": layers.linear,
     "masked_embedding": layers.embedding,
+    "mask_adamw": optimizer.comparisons,
 }
 
 

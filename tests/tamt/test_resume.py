@@ -26,7 +26,7 @@ FAULTS = 4 if SOAK else 2
 """That befall one run, one after the other."""
 KINDS = ["kill", "time", "terminate", "full", "small"]
 RUNS = ["masks", "thresholds", "imp", "finetune"]
-FEW = [*(("masks", kind) for kind in KINDS), ("finetune", "kill"), ("imp", "kill"), ("thresholds", "terminate")]
+FEW = [*(("masks", kind) for kind in KINDS), ("finetune", "kill"), ("imp", "kill"), ("thresholds", "kill")]
 TRIED = [(run, kind) for run in RUNS for kind in KINDS] if SOAK else FEW
 
 
