@@ -26,10 +26,12 @@ def prefetch(batches: Iterator[Batch], device: torch.device) -> Generator[Batch,
         return {name: tensor.pin_memory() if tensor.is_cpu else tensor for name, tensor in batch.items()}
 
     thread = ThreadPoolExecutor(1, "prefetch")
+    waiting = deque(thread.submit(make) for _ in range(AHEAD))
     try:
-        waiting = deque(thread.submit(make) for _ in range(AHEAD))
         while (batch := waiting.popleft().result()) is not None:
             waiting.append(thread.submit(make))
             yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
     finally:
-        thread.shutdown(cancel_futures=True)
+        for future in waiting:
+            future.cancel()
+        thread.shutdown()
