@@ -359,12 +359,12 @@ def along_the_search(study: Study, model: str, _: Scores) -> Figure | Missing:
                     if name in values and not (ticket.method == "imp" and name == "changed"):
                         factor = 100 if name == "changed" else 1
                         gathered.setdefault(key, {}).setdefault(step, []).append(factor * values[name])
-            several = len({steps for *_k, steps in gathered}) > 1
+            drawn = [key[:2] for key, by_step in gathered.items() if len(by_step) > 1]
             series = tuple(
                 _series(
                     key[:2],
                     tuple(_point(step, summarise(values)) for step, values in _thinned(sorted(by_step.items()))),
-                    f", {key[2]:,} steps" if several else "",
+                    f", {key[2]:,} steps" if drawn.count(key[:2]) > 1 else "",
                 )
                 for key, by_step in sorted(gathered.items(), key=lambda item: (order_of(item[0][:2]), item[0][2]))
                 if len(by_step) > 1

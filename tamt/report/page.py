@@ -43,7 +43,7 @@ margin-left:8px;white-space:nowrap}
 .legend span{display:inline-flex;align-items:center;gap:6px}
 .swatch{width:26px;height:12px;flex:none}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:8px 16px}
-.panels.few{grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),460px))}
+.panels.few{grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),380px))}
 .panels svg{display:block;width:100%;height:auto;max-width:520px}
 .v{fill:transparent}
 .v:hover{stroke:var(--ink);stroke-width:1}
