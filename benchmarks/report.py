@@ -56,7 +56,7 @@ def bars(
 
     columns = 3
     lines = (len(panels) + columns - 1) // columns
-    figure, axes = plt.subplots(lines, columns, figsize=(15, 1.8 * lines + 0.8), squeeze=False, layout="constrained")
+    canvas, axes = plt.subplots(lines, columns, figsize=(15, 1.8 * lines + 0.8), squeeze=False, layout="constrained")
     for axis, (name, times) in zip(axes.flat, panels.items(), strict=False):
         ratios = [time / times[ours] for time in times.values()]
         colours = ["tab:orange" if ratio < 1 else "tab:blue" for ratio in ratios]
@@ -73,8 +73,8 @@ def bars(
         axis.tick_params(labelsize=8)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    figure.suptitle(title, fontsize=11)
-    figure.supxlabel(f"time over that of {ours} (orange: faster than it); median", fontsize=9)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    canvas.suptitle(title, fontsize=11)
+    canvas.supxlabel(f"time over that of {ours} (orange: faster than it); median", fontsize=9)
+    canvas.savefig(path, dpi=90)
+    plt.close(canvas)
     return None
