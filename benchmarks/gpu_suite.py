@@ -54,7 +54,7 @@ def parts(folder: Path, capability: tuple[int, int]) -> list[Part]:
     kernels = ["-m", "benchmarks", "kernels", "--device", "cuda", "--seconds", "0.5", "--output", str(folder)]
     step = ["-m", "benchmarks", "step", "--device", "cuda", "--seconds", "3", "--no-memory"]
     step += ["--output", str(folder)]
-    needed = ("accelerate", "datasets", "safetensors", "torchmetrics", "tensorboard", "rich", "yaml")
+    needed = ("accelerate", "datasets", "safetensors", "tensorboard", "rich", "yaml")
     lacking = [name for name in needed if not importlib.util.find_spec(name)]
     unavailable = f"tamt needs {', '.join(lacking)}" if lacking else ""
     return [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tamt.cli import main
-from tamt.data import demo, tasks
+from tamt.data import demo, glue
 from tamt.demo import LABELS, SEARCH
 
 
@@ -20,7 +20,7 @@ def _tiny(tiny_bert: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(demo, "model_folder", lambda: tiny_bert)
     monkeypatch.setattr(demo, "corpus_files", lambda: (corpus, corpus))
     monkeypatch.setattr(demo, "snippets_file", lambda: tmp_path / "snippets.tsv")
-    monkeypatch.setattr(tasks, "DEMO_DEV_ROWS", 20)
+    monkeypatch.setattr(glue, "DEMO_DEV_ROWS", 20)
     monkeypatch.setattr("tamt.demo.SEARCH", {**SEARCH, "max_length": 16})
 
 
