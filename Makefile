@@ -22,7 +22,7 @@ $(STAMP): $(SOURCES)
 demo: setup
 	$(BIN)/tamt demo
 
-# Two workers of one thread each: 8 minutes on 2 cores, where one worker with both takes 13.
+# Two workers of one thread each: 8 minutes on 2 cores.
 test: setup lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
