@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 import sys
-from argparse import ArgumentError, HelpFormatter
+from argparse import ArgumentError, ArgumentTypeError, HelpFormatter
 from collections.abc import Callable
 from importlib import import_module
 from itertools import pairwise
@@ -164,7 +164,10 @@ def _without_none(annotation: Any) -> Any:
 
 def _integers(value: Any) -> list[int]:
     parts = value if isinstance(value, list) else str(value).split(",")
-    return [int(part) for part in parts]
+    try:
+        return [int(part) for part in parts]
+    except ValueError as error:
+        raise ArgumentTypeError(f"{value!r} is no list of whole numbers such as 1,2,3") from error
 
 
 def _sentence(message: str, name: str) -> str:

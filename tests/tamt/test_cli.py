@@ -82,7 +82,7 @@ def test_overview_and_version(capsys) -> None:
         ({"method": "imp", "steps": "9"}, "too few for IMP"),
         ({"method": "imp", "save_at": "3"}, "--save-at is for mask training"),
         ({"method": "tamt-kd", "steps": "5", "save_at": "3,9"}, "--save-at 9 lies after the last step"),
-        ({"method": "tamt-kd", "save_at": "x"}, "--save-at"),
+        ({"method": "tamt-kd", "save_at": "x"}, "--save-at: 'x' is no list of whole numbers such as 1,2,3"),
         ({"corpus": "/no/such/file"}, "no corpus file /no/such/file"),
         ({"model": "/no/such/model"}, "'/no/such/model' is no folder"),
         ({"model": "no-such/model"}, "'no-such/model' is no folder"),
