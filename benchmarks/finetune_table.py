@@ -36,7 +36,7 @@ SUBNETWORKS = {"full": None, "omp-70": 0.7, "tamt-kd-70": 0.7, "omp-50": 0.5, "t
 COMMON: dict[str, Any] = {"model": MODEL, "lr": 1e-4, "save_every": 50}
 TASKS: dict[str, dict[str, Any]] = {
     "stsb": {"folder": "glue", "max_length": 64, "epochs": 3, "eval_every": 180},
-    "sst2": {"folder": "glue", "max_length": 64, "epochs": 1, "eval_every": 125, "train_samples": 8000},
+    "sst2": {"folder": "glue", "max_length": 64, "epochs": 2, "eval_every": 125, "train_samples": 8000},
     "rte": {"folder": "glue", "max_length": 96, "epochs": 3, "eval_every": 78},
     "cola": {"folder": "glue", "max_length": 64, "epochs": 3, "eval_every": 268},
     "squad": {"folder": "squad", "max_length": 192, "epochs": 3, "eval_every": 1000, "batch_size": 8},
