@@ -28,7 +28,7 @@ test: setup lint types
 
 # The faults and the broken files of the tests at many more moments and mutations.
 soak: setup
-	TAMT_SOAK=1 $(BIN)/python -m pytest tests/tamt/test_resume.py tests/tamt/test_fuzz.py
+	TAMT_SOAK=1 $(BIN)/python -m pytest tests/tamt/test_resume.py tests/tamt/test_fuzz.py tests/tamt/test_processes.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser
 
 # What imports torch is imported when its command runs, so that help and mistakes are answered at once.
-from tamt import __version__, termination
+from tamt import __version__, processes, termination
 from tamt.errors import UserError
 
 COMMANDS = {
@@ -29,6 +29,8 @@ COMMANDS = {
     "export": ("tamt.export", "write a subnetwork as a plain Hugging Face model"),
     "demo": ("tamt.demo", "find and fine-tune winning tickets of a small real model"),
 }
+SHARED = ("train", "finetune", "evaluate")
+"""Commands that several processes can share."""
 USAGE = "usage: tamt COMMAND [options]    tamt COMMAND --help    tamt --version\n\n" + "\n".join(
     f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items()
 )
@@ -53,30 +55,39 @@ def main(arguments: list[str] | None = None) -> int:
         with termination.handled():
             return _run(name, arguments[1:])
     except UserError as error:
-        print(f"tamt {name}: error: {error}".replace("tamt : ", "tamt: "), file=sys.stderr)
+        _tell(f"tamt {name}: error: {error}".replace("tamt : ", "tamt: "))
         return 2
     except OSError as error:
         told = " ".join(str(error).split())
-        print(
-            f"tamt {name}: error: a file cannot be read or written ({told}); mend that and try again", file=sys.stderr
-        )
+        _tell(f"tamt {name}: error: a file cannot be read or written ({told}); mend that and try again")
         return 2
     except termination.Terminated as error:
         saved = f"step {error.last_good} is saved: the same command with --resume goes on from it"
         general = "what was saved is kept: give the same command again, with --resume if it was a run"
         said = str(error) or f"terminated, and {saved if error.last_good else general}"
-        print(f"tamt {name}: {said}", file=sys.stderr)
+        _tell(f"tamt {name}: {said}")
         return termination.EXIT_CODE
     except KeyboardInterrupt as stop:
         said = str(stop) or "interrupted; the last checkpoint is kept, --resume goes on from it"
-        print(f"tamt {name}: {said}", file=sys.stderr)
+        _tell(f"tamt {name}: {said}")
         return 130
+
+
+def _tell(sentence: str) -> None:
+    """Say why the command ended; of several processes that share it the first to end does."""
+    if processes.first_to_tell():
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def _run(name: str, arguments: list[str]) -> int:
     if name not in COMMANDS:
         what = f"there is no command {name!r}" if name else "no command is given"
         raise UserError(f"{what}; the commands are {', '.join(COMMANDS)}")
+    if processes.count() > 1 and name not in SHARED:
+        raise UserError(
+            f"tamt {name} runs in one process, and {processes.count()} were started; give the command by itself "
+            f"({', '.join(SHARED)} can be shared)"
+        )
     try:
         command: Callable[..., dict] = getattr(import_module(COMMANDS[name][0]), name)
     except RuntimeError as error:  # TAMT_KERNELS asks for what is not there
@@ -84,6 +95,8 @@ def _run(name: str, arguments: list[str]) -> int:
     options = parse(name, command, arguments)
     as_json = options.pop("json")
     results = command(**options)
+    if not processes.first():
+        return 0
     if as_json:
         print(json.dumps(results))
     else:

@@ -1,4 +1,7 @@
-"""What the commands say while they run: everything on stderr, so that stdout is free for `--json`."""
+"""What the commands say while they run: everything on stderr, so that stdout is free for `--json`.
+
+Of several processes that share a run the first one speaks.
+"""
 
 import time
 from typing import Any
@@ -9,7 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-console = Console(stderr=True, highlight=False)
+from tamt import processes
+
+console = Console(stderr=True, highlight=False, quiet=not processes.first())
 
 
 def say(text: str) -> None:

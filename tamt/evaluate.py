@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from tamt import processes
 from tamt.console import say
 from tamt.data.corpora import Blocks, dev_batches, load_dev_corpus
 from tamt.errors import UserError, check_positive
@@ -41,6 +42,8 @@ def dev_losses(
 ) -> dict[str, float]:
     """The dev losses of a subnetwork with dropout off, over all blocks.
 
+    Several processes each take their share of the batches, and all get the result, the same as one process to the bit.
+
     Args:
         accelerator: gives the device and the precision.
         student: the subnetwork; its MLM loss is left out while its head is fresh.
@@ -55,21 +58,23 @@ def dev_losses(
     """
     student.model.eval()
     teacher.eval()
-    sums = {"kd": 0.0, "mlm": 0.0}
-    tokens = {"kd": 0, "mlm": 0}
+    means = {}
     one = torch.ones((), device=accelerator.device)  # the losses as sums, to be divided once at the end
     objectives = {"kd": Losses("kd", student, teacher)}
     if not student.fresh_head:
         objectives["mlm"] = Losses("mlm", student)
     for name, losses in objectives.items():
         count = COUNTS[name]
-        for plain in dev_batches(blocks, batch_size, seed, masking if name == "mlm" else None):
+        found = []
+        for plain in dev_batches(blocks, batch_size, seed, masking if name == "mlm" else None, processes.dealt()):
             batch = prepare(plain)
-            tokens[name] += int(batch[count])
+            tokens = int(batch[count])
             batch = {key: value.to(accelerator.device) for key, value in batch.items()}
             with accelerator.autocast():
-                sums[name] += losses({**batch, count: one})["loss"].item()
-    return {f"{name}_loss": sums[name] / max(1, tokens[name]) for name in objectives}
+                found.append((losses({**batch, count: one})["loss"].item(), tokens))
+        found = processes.collect(found)
+        means[f"{name}_loss"] = sum(loss for loss, _ in found) / max(1, sum(tokens for _, tokens in found))
+    return means
 
 
 def evaluate(
@@ -101,13 +106,14 @@ def evaluate(
     check_positive(max_length=max_length, batch_size=batch_size, blocks=blocks)
     started = time.monotonic()
     accelerator = make_accelerator(precision, 1, seed)
-    student = load_masked_language_model(model)
-    if head is not None:
-        student.load_head(read_head(head), head)
-    if student.fresh_head:
-        say(f"{model} has no trained MLM head, so only the KD loss is measured (--head gives a head from a run)")
-    tokenizer = load_tokenizer(model)
-    text = load_dev_corpus(corpus, tokenizer, block_length(max_length, student.model))
+    with processes.one_first():
+        student = load_masked_language_model(model)
+        if head is not None:
+            student.load_head(read_head(head), head)
+        if student.fresh_head:
+            say(f"{model} has no trained MLM head, so only the KD loss is measured (--head gives a head from a run)")
+        tokenizer = load_tokenizer(model)
+        text = load_dev_corpus(corpus, tokenizer, block_length(max_length, student.model))
     if blocks is not None:
         text, _ = text.split(blocks)
     student.model.to(accelerator.device)

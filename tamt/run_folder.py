@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from tamt import __version__
+from tamt import __version__, processes
 from tamt.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
 from tamt.console import say
 from tamt.errors import UserError
@@ -31,7 +31,8 @@ KEEP = 2
 class RunFolder:
     """A folder that holds one run: `config.yaml`, `metrics.jsonl`, TensorBoard events, checkpoints, `results.json`.
 
-    Use `RunFolder.start`. As a context manager it closes its files.
+    Use `RunFolder.start`. As a context manager it closes its files. Of several processes that share the run the first
+    one writes, and all read the checkpoint.
 
     Attributes:
         path: the folder.
@@ -46,6 +47,15 @@ class RunFolder:
         self.resumed: int = self._checkpoint["step"] if self._checkpoint else 0
         self.seconds: float = self._checkpoint["seconds"] if self._checkpoint else 0.0
         self._saved, self._opened = self.resumed, time.monotonic()
+        steps = processes.gather(self.resumed)
+        if self.resumed != steps[0] or len(set(steps)) > 1:
+            number = next(i for i, step in enumerate(steps) if step != steps[0])
+            raise UserError(
+                f"process {number} finds the checkpoint of step {steps[number]} in {path} and process 0 that of step "
+                f"{steps[0]}; give an --output on a file system that all machines share"
+            )
+        if not processes.first():
+            return
         remove_temporary(path)
         metrics = path / METRICS
         with telling(metrics):
@@ -74,26 +84,14 @@ class RunFolder:
             UserError: the folder holds something already, or on `resume` another run or a finished one.
             DamagedCheckpointError: there are checkpoints, and none of them can be read.
         """
-        config = path / CONFIG
-        if path.exists() and not path.is_dir():
-            raise UserError(f"the output {path} is a file; give a new folder")
-        if config.is_file() and resume:
-            _check_same(path, settings)
-            if (path / RESULTS).is_file():
-                raise UserError(f"the run in {path} is finished; give a new --output for another")
-            return cls(path, keep, resume)
-        if path.exists() and not all(left.match(f".{CONFIG}.*.tmp") for left in path.iterdir()):
-            raise UserError(
-                f"the output folder {path} is not empty and nothing in it is overwritten; "
-                "give a new --output, or --resume to go on with an interrupted run"
-            )
-        write_config(path, settings)
-        return cls(path, keep, resume=False)
+        return cls(path, keep, processes.by_first(lambda: _prepare(path, settings, resume)))
 
     def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not processes.first():
+            return
         self._metrics.close()
         with telling(self.path / "tensorboard"):
             self._events.close()
@@ -104,6 +102,8 @@ class RunFolder:
         Raises:
             CannotWriteError: the disk is full, say.
         """
+        if not processes.first():
+            return
         line = (json.dumps({"step": step, **values}) + "\n").encode()
         with telling(self.path / METRICS):
             while line:
@@ -124,12 +124,17 @@ class RunFolder:
         """
         if step == self._saved:
             return
+        if processes.first():
+            self._save_checkpoint(step, state)
+        self._saved = step
+        processes.wait()
+
+    def _save_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
         with telling(self.path / METRICS):
             os.fsync(self._metrics.fileno())  # the checkpoint counts on the lines before it
         seconds = self.seconds + time.monotonic() - self._opened
         own = {"step": step, "seconds": seconds, "metrics_bytes": self._metrics.tell()}
         write_checkpoint(self.path / CHECKPOINTS / f"step-{step}.checkpoint", {**own, **state})
-        self._saved = step
         # One of a later step is damaged, as the run went on from an earlier one.
         kept = [path for path in self._checkpoints() if _step_of(path) <= step][: self._keep]
         for path in self._checkpoints():
@@ -160,6 +165,9 @@ class RunFolder:
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write `results.json`, which says that the run is finished, and drop the checkpoints."""
+        processes.wait()  # as others may still read
+        if not processes.first():
+            return
         write_atomically(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
 
@@ -186,6 +194,40 @@ class RunFolder:
                 f"{' and '.join(map(str, damaged))}; restore one from a copy, or start the run anew in another folder"
             )
         return None
+
+
+def _prepare(path: Path, settings: Mapping[str, Any], resume: bool) -> bool:
+    """Make the folder of a run, or check that of one to resume; whether there is one to resume."""
+    config = path / CONFIG
+    if path.exists() and not path.is_dir():
+        raise UserError(f"the output {path} is a file; give a new folder")
+    if config.is_file() and resume:
+        _check_same(path, settings)
+        if (path / RESULTS).is_file():
+            raise UserError(f"the run in {path} is finished; give a new --output for another")
+        return True
+    if path.exists() and not all(left.match(f".{CONFIG}.*.tmp") for left in path.iterdir()):
+        raise UserError(
+            f"the output folder {path} is not empty and nothing in it is overwritten; "
+            "give a new --output, or --resume to go on with an interrupted run"
+        )
+    write_config(path, settings)
+    return False
+
+
+def processes_of_run(path: Path, asked: int | None, resume: bool) -> int | None:
+    """Of how many processes a step of the run in `path` takes the batches; None for one.
+
+    Args:
+        path: folder of the run.
+        asked: what the command asks for.
+        resume: whether to keep to what an earlier run there began with.
+    """
+    if asked is None and resume and (path / CONFIG).is_file():
+        started = read_yaml(path / CONFIG).get("processes_of_step")
+        return started if isinstance(started, int) and started > 1 else None
+    wanted = asked or processes.count()
+    return wanted if wanted > 1 else None
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -55,6 +55,11 @@ def deferred() -> Iterator[None]:
         _Requests.deferred = False
 
 
+def asked() -> bool:
+    """Whether the process was asked to end."""
+    return _Requests.asked
+
+
 def check(step: int) -> None:
     """Raise Terminated if the process was asked to end after `step`."""
     if _Requests.asked:

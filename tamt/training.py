@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_linear_schedule_with_warmup
 
 import tamt_kernels as tk
-from tamt import termination
+from tamt import processes, termination
 from tamt.data.prefetch import prefetch
 from tamt.errors import UserError
 
@@ -33,6 +33,8 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_GRADIENT_NORM = 1.0
 FIRST_LOSS_SCALE = 2.0**16
 GROWTH_INTERVAL = 2000
+CHECK_EVERY = 100
+"""Steps between two checks that several processes hold the same; each reads all that trains once."""
 
 
 class NonFiniteError(UserError):
@@ -134,17 +136,27 @@ def make_accelerator(precision: Precision, accumulation: int, seed: int) -> Acce
     """An Accelerator for this machine's device, after seeding every generator with `seed`.
 
     Raises:
-        UserError: fp16 is asked for on a machine without a GPU, or bf16 on a GPU that has none.
+        UserError: fp16 is asked for on a machine without a GPU, or bf16 on a GPU that has none; see also
+            `processes.join`.
     """
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("fp16 needs a GPU and there is none; use --precision bf16 or fp32")
     if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
         raise UserError("this GPU has no bf16 arithmetic; use --precision fp16 or fp32")
+    processes.join()
     set_seed(seed)
     # Accelerate keeps the precision of the process's first Accelerator; a second command may want another.
     AcceleratorState._reset_state()
     mixed_precision = "no" if precision == "fp32" else precision
-    accelerator = Accelerator(mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation)
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=accumulation,
+        cpu=processes.count() > 1 and not torch.cuda.is_available(),  # without it accelerate takes no CPUs together
+    )
+    if accelerator.num_processes != processes.count():
+        raise UserError(
+            f"{accelerator.num_processes} processes were started, but not by torchrun or accelerate launch; use these"
+        )
     accelerator.scaler = LossScale(accelerator.device, precision == "fp16")
     if accelerator.device.type == "cpu":
         _keep_freed_memory()
@@ -177,14 +189,18 @@ def make_optimizer(
 def training_state(accelerator: Accelerator, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any]:
     """What a checkpoint needs to go on exactly, beside what trains: moments, schedule, generators, loss scale.
 
+    The generators are those of all processes, which all must call this.
+
     Raises:
         NonFiniteError: a step before was bad; the second call then gives the state of the last good one.
+        DifferError: what trains is not the same in all processes.
     """
     accelerator.scaler.check()
+    processes.check_trained(schedule.last_epoch, trained_by(optimizer))
     return {
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
-        "generators": generator_states(),
+        "generators": processes.gather(generator_states()),
         "loss_scale": accelerator.scaler.state_dict(),
     }
 
@@ -192,14 +208,39 @@ def training_state(accelerator: Accelerator, optimizer: Optimizer, schedule: LRS
 def restore_training(
     checkpoint: Mapping[str, Any], accelerator: Accelerator, optimizer: Optimizer, schedule: LRScheduler
 ) -> None:
-    """Put back what `training_state` saved, and the schedule to the checkpoint's `step`."""
+    """Put back what `training_state` saved, and the schedule to the checkpoint's `step`.
+
+    In as many processes as saved it, each goes on with its own generators; else with new ones that follow from those of
+    process 0.
+    """
     optimizer.load_state_dict(checkpoint["optimizer"])
     schedule.load_state_dict(checkpoint["schedule"])
     # A bad step is told later, and until then the schedule has moved on.
     schedule.last_epoch = checkpoint["step"] - 1
     schedule.step()
-    restore_generators(checkpoint["generators"])
+    generators = checkpoint["generators"]
+    if len(generators) == processes.count():
+        restore_generators(generators[processes.rank()])
+    else:
+        restore_generators(generators[0])
+        processes.own_dropout()
     accelerator.scaler.load_state_dict(checkpoint["loss_scale"])
+
+
+def trained_by(optimizer: Optimizer) -> list[Tensor]:
+    """All tensors that an optimizer trains, and the thresholds that follow from scores; 32 bits an entry."""
+    tensors = [p for group in optimizer.param_groups for p in group["params"]]
+    if isinstance(optimizer, tk.MaskAdamW):
+        tensors += [threshold for module in optimizer.modules for threshold in (module.value, module.cut)]
+    return tensors
+
+
+def gradients_of(optimizer: Optimizer) -> list[Tensor]:
+    """The gradients that a backward pass left for an optimizer: of the masked weights, not the scores."""
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    if isinstance(optimizer, tk.MaskAdamW):
+        trained = [module.made for module in optimizer.modules if module.made is not None] + trained
+    return [tensor.grad for tensor in trained if tensor.grad is not None]
 
 
 def generator_states() -> dict[str, Any]:
@@ -232,6 +273,7 @@ def training_steps(
     loss: Callable[[Any], Mapping[str, Tensor]],
     first: int,
     last: int,
+    check_every: int = CHECK_EVERY,
     **options: Any,
 ) -> Iterator[tuple[int, Figures]]:
     """Train from optimizer step `first` to `last`, both counted, and yield after each one.
@@ -239,6 +281,9 @@ def training_steps(
     A step takes `accelerator.gradient_accumulation_steps` batches, clips the gradient norm at 1.0, updates, and moves
     the schedule on. What belongs to a method (thresholds, pruning, logging, evaluation, saving) is done by the caller
     between two steps; leaving the loop early is allowed.
+
+    Several processes each take their own batches of a step, and gradients and losses are added up over them, so that
+    all know the same and update alike.
 
     A step whose loss or gradient is not finite changes nothing, nor do any after it (in fp16 not before the loss scale
     has fallen below 1, see `LossScale`). NonFiniteError tells of it where a loss is read, by `training_state`, and by
@@ -255,17 +300,22 @@ def training_steps(
             of the batches of a step are added up.
         first: number of the first step, from 1.
         last: number of the last step.
+        check_every: steps between two checks that all processes hold the same.
         options: of the optimizer's step.
 
     Yields:
         The step's number and each part of the loss, which is waited for where it is read.
+
+    Raises:
+        LostProcessError, DifferError: see `tamt.processes`.
     """
     accumulation = accelerator.gradient_accumulation_steps
     scaler = accelerator.scaler
-    with closing(prefetch(islice(batches, (last + 1 - first) * accumulation), accelerator.device)) as ready:
+    count = (last + 1 - first) * accumulation
+    with closing(prefetch(islice(batches, count), accelerator.device)) as ready, processes.stepping():
         for step in range(first, last + 1):
             try:
-                termination.check(step - 1)
+                processes.check_termination(step - 1)
             except termination.Terminated:
                 scaler.check()
                 raise
@@ -277,8 +327,20 @@ def training_steps(
                 for name, value in parts.items():
                     sums[name] = sums[name] + value.detach() if name in sums else value.detach()
                 (parts["loss"] * scaler.scale).backward()
+            if processes.count() > 1:
+                _add_up(optimizer, sums)
             norm = optimizer.step(scale=scaler.of_step(sums["loss"]), **options)
             scaler.update(step, sums["loss"], norm)
             optimizer.zero_grad()
             schedule.step()
+            if step % check_every == 0:
+                processes.check_trained(step, trained_by(optimizer))
             yield step, Figures(sums, scaler.check)
+
+
+def _add_up(optimizer: Optimizer, losses: dict[str, Tensor]) -> None:
+    """Add gradients and losses up over the processes, in place, once all batches of a step are through."""
+    names = list(losses)
+    figures = torch.stack([losses[name].float() for name in names])
+    processes.add_up([*gradients_of(optimizer), figures])
+    losses.update(zip(names, figures.unbind(), strict=True))

@@ -101,6 +101,8 @@ class Setting(NamedTuple):
             sparsity=SPARSITY,
             seed=0,
             batch_size=self.batch // self.accumulation,
+            step_blocks=self.batch // self.accumulation * self.accumulation,
+            check_every=STEPS,
             steps=STEPS,
             schedule_steps=STEPS,
             lr=LEARNING_RATE,

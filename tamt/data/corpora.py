@@ -205,11 +205,14 @@ def train_batches(
 
 
 def dev_batches(
-    blocks: Blocks, batch_size: int, seed: int, masking: TokenMasking | None = None
+    blocks: Blocks, batch_size: int, seed: int, masking: TokenMasking | None = None, chosen: slice = slice(None)
 ) -> Iterator[dict[str, Tensor]]:
-    """Every block once, in order. Each block's masking depends on `seed` and its number alone, not on the batch size,
-    so that two masks are compared on the same tokens."""
-    for start in range(0, len(blocks), batch_size):
+    """Every block once, in order; of the batches those that are `chosen`.
+
+    Each block's masking depends on `seed` and its number alone, not on the batch size, so that two masks are compared
+    on the same tokens.
+    """
+    for start in range(0, len(blocks), batch_size)[chosen]:
         indices = range(start, min(start + batch_size, len(blocks)))
         batch = blocks.batch(indices)
         yield _masked(batch, masking, [_generator(seed, 2, index) for index in indices]) if masking else batch

@@ -3,6 +3,10 @@
 from collections.abc import Iterator
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from tamt import processes
 
 WINDOW = 50
 """Batches within which rows are sorted by length: 5 % of SST-2's tokens are then padding, of shuffled rows 67 %."""
@@ -21,6 +25,20 @@ def training_batches(lengths: np.ndarray, batch_size: int, seed: int, first: int
     while True:
         yield from bucketed(lengths, batch_size, np.random.default_rng((seed, epoch)))[start:]
         epoch, start = epoch + 1, 0
+
+
+def shared_batches(
+    lengths: np.ndarray, step_rows: int, parts: int, seed: int, first: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """This process's batches of each step, `parts` of them, with their share in the rows of the step, 0-dim.
+
+    A batch that is left without rows, at the end of an epoch, holds the first one of the step with a share of 0: its
+    gradient is 0, and there.
+    """
+    for rows in training_batches(lengths, step_rows, seed, first):
+        for part in processes.share(len(rows), parts):
+            own = [rows[i] for i in part]
+            yield own or rows[:1], torch.tensor(len(own) / len(rows))
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:

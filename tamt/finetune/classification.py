@@ -10,10 +10,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tamt import processes
 from tamt.data.rows import Rows
 from tamt.data.tasks import Task
 from tamt.errors import UserError
-from tamt.finetune.batches import steps_per_epoch, training_batches
+from tamt.finetune.batches import shared_batches, steps_per_epoch
 from tamt.finetune.metrics import METRICS
 
 
@@ -53,6 +54,8 @@ class Classification:
     """A task made ready for a model: what `train_subnetwork` trains on and measures by.
 
     Attributes:
+        batch_size: rows that go through the model at once, at most; twice as many where it is measured.
+        step_rows: rows of a training step, over all processes.
         dev: the dev sets by name; the score is that of the first, whose name is "".
     """
 
@@ -63,6 +66,7 @@ class Classification:
     train: Encoded
     dev: dict[str, Encoded]
     batch_size: int
+    step_rows: int
     seed: int
     _outputs: dict[str, np.ndarray] = field(default_factory=dict)
     """Logits of the last evaluation, [rows, labels], or [rows] of a regression."""
@@ -75,19 +79,20 @@ class Classification:
     @property
     def steps_per_epoch(self) -> int:
         """Batches of an epoch; the last one may be smaller."""
-        return steps_per_epoch(len(self.train), self.batch_size)
+        return steps_per_epoch(len(self.train), self.step_rows)
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
-        """Training batches without end from step `first` (from 1) on; see `training_batches`."""
-        for indices in training_batches(self.train.lengths(), self.batch_size, self.seed, first):
-            yield self._collate(self.train, indices)
+        """This process's training batches without end from step `first` (from 1) on; see `shared_batches`."""
+        parts = self.accelerator.gradient_accumulation_steps
+        for indices, share in shared_batches(self.train.lengths(), self.step_rows, parts, self.seed, first):
+            yield {**self._collate(self.train, indices), "share": share}
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Cross-entropy, or the squared error of a regression; mean over the batch."""
+        """Cross-entropy, or the squared error of a regression; the batch's share in the mean over the step."""
         logits = self._logits(batch).float()
         if self.task.kind == "regression":
-            return {"loss": F.mse_loss(logits, batch["labels"])}
-        return {"loss": F.cross_entropy(logits, batch["labels"])}
+            return {"loss": F.mse_loss(logits, batch["labels"]) * batch["share"]}
+        return {"loss": F.cross_entropy(logits, batch["labels"]) * batch["share"]}
 
     def evaluate(self) -> dict[str, float | None]:
         """The task's metrics on each dev set; those of a further set end in `_` and its name."""
@@ -135,17 +140,19 @@ class Classification:
         order = np.argsort(rows.lengths(), kind="stable")
         size = 2 * self.batch_size  # nothing is kept for a backward pass
         outputs = []
-        for start in range(0, len(order), size):
+        for start in range(0, len(order), size)[processes.dealt()]:
             batch = self._collate(rows, order[start : start + size].tolist())
             with self.accelerator.autocast():
                 outputs.append(self._logits(batch).double().cpu().numpy())
-        found = np.concatenate(outputs)
+        found = np.concatenate(processes.collect(outputs))
         in_order = np.empty_like(found)
         in_order[order] = found
         return in_order
 
     def _logits(self, batch: dict[str, Tensor]) -> Tensor:
-        logits = self.model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+        logits = self.model(
+            **{name: tensor for name, tensor in batch.items() if name not in ("labels", "share")}
+        ).logits
         return logits.squeeze(-1) if self.task.kind == "regression" else logits
 
     def _collate(self, rows: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:

@@ -12,14 +12,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tamt import termination
+from tamt import processes, termination
 from tamt.console import Progress, say
 from tamt.data.tasks import Task
 from tamt.files import sync_folder, sync_tree, telling, write_atomically
 from tamt.finetune.metrics import UNDEFINED
 from tamt.masking import POOLER, Masks, prunable_weights
 from tamt.run_folder import RunFolder
-from tamt.training import NonFiniteError, make_optimizer, restore_training, training_state, training_steps
+from tamt.training import NonFiniteError, make_optimizer, restore_training, trained_by, training_state, training_steps
 
 MODEL_FOLDER = "model"
 FORMER_MODEL = ".model.old"
@@ -80,6 +80,7 @@ def train_subnetwork(
     early_stop: int | None,
     log_every: int,
     save_every: int,
+    check_every: int,
 ) -> Outcome:
     """Train all remaining weights, evaluate every `eval_every` steps and at the end, save the best model.
 
@@ -96,6 +97,7 @@ def train_subnetwork(
         early_stop: end after so many evaluations in a row with no better score; None: never.
         log_every: steps between two lines of metrics.
         save_every: steps between two checkpoints.
+        check_every: steps between two checks that all processes hold the same weights.
 
     Raises:
         NonFiniteError, Terminated: after a checkpoint of the last good state was saved.
@@ -119,13 +121,15 @@ def train_subnetwork(
         restore_training(checkpoint, job.accelerator, optimizer, schedule)
         best = checkpoint["best"]
 
-    finish_save(folder)
+    if processes.first():
+        finish_save(folder)
     done = folder.resume(restore)
     step, score, last = done, None, False
     with Progress(job.task.name, steps, done) as progress, termination.deferred():
         try:
+            batches = job.batches(done + 1)
             for step, parts in training_steps(
-                job.accelerator, model, optimizer, schedule, job.batches(done + 1), job.loss, done + 1, steps
+                job.accelerator, model, optimizer, schedule, batches, job.loss, done + 1, steps, check_every
             ):
                 last = step == steps
                 if step % log_every == 0 or last:
@@ -133,6 +137,7 @@ def train_subnetwork(
                     progress.update(step, f"loss {parts['loss']:.4f}{_shown(metric, best)}")
                 if step % eval_every == 0 or last:
                     job.accelerator.scaler.check()
+                    processes.check_trained(step, trained_by(optimizer))
                     scores = job.evaluate()
                     score = scores[metric]
                     folder.log(step, **{f"dev_{name}": value for name, value in scores.items() if value is not None})
@@ -140,7 +145,9 @@ def train_subnetwork(
                         if score is None and not best:
                             say(f"{metric} {UNDEFINED}: so at step {step}; it is reported as null")
                         best = {"score": score, "step": step, "metrics": scores, "waited": 0}
-                        save_model(job, folder)
+                        if processes.first():
+                            save_model(job, folder)
+                        processes.wait()
                     else:
                         best["waited"] += 1
                     if best["waited"] == early_stop and not last:

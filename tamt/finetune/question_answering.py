@@ -10,10 +10,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tamt import processes
 from tamt.data.squad import Question
 from tamt.data.tasks import Task
 from tamt.errors import UserError
-from tamt.finetune.batches import steps_per_epoch, training_batches
+from tamt.finetune.batches import shared_batches, steps_per_epoch
 from tamt.finetune.metrics import answer_exact_match, answer_f1
 
 LONGEST_QUESTION = 64
@@ -172,7 +173,12 @@ def best_answer(
 
 @dataclass
 class QuestionAnswering:
-    """SQuAD made ready for a model: what `train_subnetwork` trains on and measures by."""
+    """SQuAD made ready for a model: what `train_subnetwork` trains on and measures by.
+
+    Attributes:
+        batch_size: windows that go through the model at once, at most; twice as many where it is measured.
+        step_rows: windows of a training step, over all processes.
+    """
 
     task: Task
     model: PreTrainedModel
@@ -182,6 +188,7 @@ class QuestionAnswering:
     dev: list[Window]
     questions: list[Question]
     batch_size: int
+    step_rows: int
     seed: int
     n_best: int
     max_answer_length: int
@@ -196,21 +203,22 @@ class QuestionAnswering:
     @property
     def steps_per_epoch(self) -> int:
         """Batches of windows of an epoch; the last one may be smaller."""
-        return steps_per_epoch(len(self.train), self.batch_size)
+        return steps_per_epoch(len(self.train), self.step_rows)
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
-        """Training batches without end from step `first` (from 1) on; see `training_batches`."""
-        for indices in training_batches(_lengths(self.train), self.batch_size, self.seed, first):
+        """This process's training batches without end from step `first` (from 1) on; see `shared_batches`."""
+        parts = self.accelerator.gradient_accumulation_steps
+        for indices, share in shared_batches(_lengths(self.train), self.step_rows, parts, self.seed, first):
             windows = [self.train[i] for i in indices]
             batch = self._collate(windows)
             answers = torch.tensor([window.answer for window in windows]).to(self.accelerator.device)
-            yield batch | {"starts": answers[:, 0], "ends": answers[:, 1]}
+            yield batch | {"starts": answers[:, 0], "ends": answers[:, 1], "share": share}
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Mean of the cross-entropies of the start and the end, each over the tokens of a window."""
-        start, end = self._logits({name: batch[name] for name in batch if name not in ("starts", "ends")})
+        """Mean of the cross-entropies of the start and the end, each over the tokens of a window; the batch's share."""
+        start, end = self._logits({name: batch[name] for name in batch if name not in ("starts", "ends", "share")})
         loss = F.cross_entropy(start.float(), batch["starts"]) + F.cross_entropy(end.float(), batch["ends"])
-        return {"loss": loss / 2}
+        return {"loss": loss / 2 * batch["share"]}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float | None]:
@@ -218,12 +226,14 @@ class QuestionAnswering:
         self.model.eval()
         order = np.argsort(_lengths(self.dev), kind="stable").tolist()
         size = 2 * self.batch_size  # nothing is kept for a backward pass
-        outputs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for begin in range(0, len(order), size):
+        found: list[list[tuple[int, tuple[np.ndarray, np.ndarray]]]] = []
+        for begin in range(0, len(order), size)[processes.dealt()]:
             numbers = order[begin : begin + size]
             with self.accelerator.autocast():
                 logits = self._logits(self._collate([self.dev[i] for i in numbers]))
-            outputs |= zip(numbers, zip(*(part.float().cpu().numpy() for part in logits), strict=True), strict=True)
+            pairs = zip(*(part.float().cpu().numpy() for part in logits), strict=True)
+            found.append(list(zip(numbers, pairs, strict=True)))
+        outputs = {number: pair for batch in processes.collect(found) for number, pair in batch}
         windows: list[list[int]] = [[] for _ in self.questions]
         for number, window in enumerate(self.dev):
             windows[window.question].append(number)

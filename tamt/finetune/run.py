@@ -10,6 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tamt import processes
 from tamt.console import say
 from tamt.data.glue import load_rows
 from tamt.data.rows import Rows, subset
@@ -25,8 +26,8 @@ from tamt.finetune.question_answering import QuestionAnswering, make_windows
 from tamt.mask_file import MaskInfo, load_masks
 from tamt.masking import Masks, apply_masks, sparsity_of
 from tamt.models import load_classifier, load_question_answerer, load_tokenizer, longest_input
-from tamt.run_folder import CONFIG, KEEP, RESULTS, RunFolder, finished_results
-from tamt.training import Precision, make_accelerator
+from tamt.run_folder import CONFIG, KEEP, RESULTS, RunFolder, finished_results, processes_of_run
+from tamt.training import CHECK_EVERY, Precision, make_accelerator
 
 N_BEST = 20
 MAX_ANSWER_LENGTH = 30
@@ -62,6 +63,8 @@ def finetune(
     log_every: int = 10,
     save_every: int = 500,
     keep: int = KEEP,
+    processes_of_step: int | None = None,
+    check_every: int = CHECK_EVERY,
     resume: bool = False,
 ) -> dict:
     """Fine-tune a subnetwork, or the full model, on a task; what the mask prunes stays exactly zero.
@@ -81,7 +84,7 @@ def finetune(
         label_column: the column with the label; label by default.
         train_samples: train on a seeded random subset of so many rows, stratified by label where there are labels.
         epochs: passes over the train rows; by default the paper's, 3 (2 for squad).
-        batch_size: rows a batch; by default the paper's, 32 (16 for squad and demo).
+        batch_size: rows a batch, in each process; by default the paper's, 32 (16 for squad and demo).
         max_length: tokens of a row, more are cut off, or make another window for squad; by default the paper's, 128
             (384 for squad, 64 for demo), or the model's positions if fewer.
         lr: peak learning rate, which falls linearly to 0; by default the paper's, 2e-5 (3e-5 for squad, 1e-4 for demo).
@@ -100,17 +103,24 @@ def finetune(
         log_every: steps between two lines of metrics.
         save_every: steps between two checkpoints.
         keep: checkpoints to keep, the newest ones; should one be damaged, --resume falls back on the one before it.
+        processes_of_step: a training step takes the batches of so many processes, however many share them; by default
+            of those that were started, and on --resume of those that the run began with.
+        check_every: steps between two checks that all processes hold the same weights.
         resume: go on with the interrupted run, or runs, in the output folder; what is finished is not done again.
     """
     settings = {name: value for name, value in locals().items() if name != "resume"}
     chosen = _with_options(find_task(task), settings)
     _check(settings)
+    processes.join()
     seeds = settings.pop("seeds")
     make_job: MakeJob
     if chosen.kind == "question-answering":
-        make_job = partial(_question_answering, chosen, load_questions(chosen, data_dir))
+        with processes.one_first():
+            questions = load_questions(chosen, data_dir)
+        make_job = partial(_question_answering, chosen, questions)
     else:
-        chosen, rows = load_rows(chosen, data_dir, train_file, dev_file)
+        with processes.one_first():
+            chosen, rows = load_rows(chosen, data_dir, train_file, dev_file)
         make_job = partial(_classification, chosen, rows)
     if seeds is None:
         return {"results": [_run(chosen, make_job, settings, resume)]}
@@ -120,7 +130,9 @@ def finetune(
 def _run_seeds(task: Task, make_job: MakeJob, settings: dict, seeds: list[int], resume: bool) -> dict:
     """Run the seeds one after the other, each in a folder of its own, and write their mean and spread."""
     output: Path = settings["output"]
-    if (output / CONFIG).is_file() or (not resume and output.exists() and any(output.iterdir())):
+    if processes.by_first(
+        lambda: (output / CONFIG).is_file() or (not resume and output.exists() and any(output.iterdir()))
+    ):
         raise UserError(
             f"the output folder {output} is not empty and nothing in it is overwritten; "
             "give a new --output, or --resume to go on with interrupted --seeds"
@@ -128,7 +140,7 @@ def _run_seeds(task: Task, make_job: MakeJob, settings: dict, seeds: list[int], 
     runs = []
     for seed in seeds:
         own = {**settings, "seed": seed, "output": output / f"seed-{seed}"}
-        done = finished_results(own["output"], own)
+        done = processes.by_first(partial(_finished, own))
         say(f"seed {seed}" + " is finished" * bool(done))
         runs += done or [_run(task, make_job, own, resume)]
     result = {**runs[0], "seed": None, "seeds": seeds, "output": str(output)}
@@ -139,9 +151,16 @@ def _run_seeds(task: Task, make_job: MakeJob, settings: dict, seeds: list[int], 
     result["best_step"] = result["final_step"] = None
     result["dev"] = {name: _mean_and_std([run["dev"][name] for run in runs])[0] for name in runs[0]["dev"]}
     result["seconds"] = round(sum(run["seconds"] for run in runs), 1)
-    write_atomically(output / RESULTS, json.dumps({"results": [result]}, indent=2) + "\n")
+    if processes.first():
+        write_atomically(output / RESULTS, json.dumps({"results": [result]}, indent=2) + "\n")
     say(f"{result['metric']} of the seeds {', '.join(map(str, seeds))}: {_summary(result)}")
     return {"results": [result]}
+
+
+def _finished(settings: dict) -> list[dict] | None:
+    output, asked = settings["output"], settings["processes_of_step"]
+    own = {**settings, "processes_of_step": processes_of_run(output, asked, resume=True)}
+    return finished_results(output, {name: value for name, value in own.items() if name != "check_every"})
 
 
 def _summary(result: dict) -> str:
@@ -164,13 +183,22 @@ def _mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float |
 def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
     """One fine-tuning; its result is also in its folder."""
     mask, output = settings["mask"], settings["output"]
-    job = make_job(settings, make_accelerator(settings["precision"], 1, settings["seed"]))
+    check_every = settings["check_every"]
+    settings = {name: value for name, value in settings.items() if name != "check_every"}
+    settings["processes_of_step"] = processes.by_first(
+        partial(processes_of_run, output, settings["processes_of_step"], resume)
+    )
+    step_rows = task.batch_size * (settings["processes_of_step"] or 1)
+    parts = processes.parts_of_step(step_rows, task.batch_size)
+    accelerator = make_accelerator(settings["precision"], parts, settings["seed"])
+    job = make_job(settings, accelerator)
     masks: Masks = {}
     info: MaskInfo | None = None
     if mask is not None:
         masks, info = load_masks(mask)
         apply_masks(job.model, masks)
     with RunFolder.start(output, settings, resume, settings["keep"]) as folder:
+        processes.own_dropout()
         outcome = train_subnetwork(
             job,
             folder,
@@ -182,6 +210,7 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
             early_stop=settings["early_stop"],
             log_every=settings["log_every"],
             save_every=settings["save_every"],
+            check_every=check_every,
         )
         result = {
             "task": settings["task"],
@@ -204,7 +233,8 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
         }
         if outcome.best_score is None:
             say(f"{task.metrics[0]} {UNDEFINED}: so in every evaluation; the score is null")
-        draw_predictions(task, output)
+        if processes.first():
+            draw_predictions(task, output)
         folder.finish({"results": [result]})
     found = ", ".join(
         f"{name} {'undefined' if value is None else f'{value:.4f}'}" for name, value in result["dev"].items()
@@ -215,7 +245,8 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
 
 
 def _classification(task: Task, rows: dict[str, Rows], settings: dict, accelerator: Accelerator) -> Classification:
-    model = load_classifier(settings["model"], task.label_names)
+    with processes.one_first():
+        model = load_classifier(settings["model"], task.label_names)
     tokenizer, length = _tokenizer_and_length(task, model, settings)
     train = rows["train"]
     if samples := settings["train_samples"]:
@@ -231,6 +262,7 @@ def _classification(task: Task, rows: dict[str, Rows], settings: dict, accelerat
         train=encode(train, tokenizer, model, length),
         dev={name: encode(rows[split], tokenizer, model, length) for split, name in names.items()},
         batch_size=task.batch_size,
+        step_rows=task.batch_size * (settings["processes_of_step"] or 1),
         seed=settings["seed"],
     )
 
@@ -238,7 +270,8 @@ def _classification(task: Task, rows: dict[str, Rows], settings: dict, accelerat
 def _question_answering(
     task: Task, questions: dict[str, list[Question]], settings: dict, accelerator: Accelerator
 ) -> QuestionAnswering:
-    model = load_question_answerer(settings["model"])
+    with processes.one_first():
+        model = load_question_answerer(settings["model"])
     tokenizer, length = _tokenizer_and_length(task, model, settings)
     train, dev = questions["train"], questions["dev"]
     if samples := settings["train_samples"]:
@@ -253,6 +286,7 @@ def _question_answering(
         dev=make_windows(dev, tokenizer, model, length, stride),
         questions=dev,
         batch_size=task.batch_size,
+        step_rows=task.batch_size * (settings["processes_of_step"] or 1),
         seed=settings["seed"],
         n_best=settings["n_best"] or N_BEST,
         max_answer_length=settings["max_answer_length"] or MAX_ANSWER_LENGTH,
@@ -290,7 +324,7 @@ def _with_options(task: Task, settings: dict) -> Task:
 def _check(settings: dict) -> None:
     """Refuse what cannot work, before anything is loaded."""
     positive = ["train_samples", "epochs", "batch_size", "max_length", "eval_every", "log_every", "save_every"]
-    positive.append("keep")
+    positive += ["keep", "processes_of_step", "check_every"]
     positive += ["early_stop", "n_best", "max_answer_length"]
     check_positive(**{name: settings[name] for name in positive})
     if settings["task"] != "squad":

@@ -33,7 +33,7 @@ def warm_up_head(search: Search, steps: int) -> None:
     batches = search.batches(1, search.masking)
     with Progress("head warm-up", steps) as progress:
         for step, parts in training_steps(
-            search.accelerator, student.model, optimizer, schedule, batches, loss, 1, steps
+            search.accelerator, student.model, optimizer, schedule, batches, loss, 1, steps, search.check_every
         ):
             if step % search.log_every == 0 or step == steps:
                 search.folder.log(step, head_warmup=parts["loss"])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tamt import termination
+from tamt import processes, termination
 from tamt.console import Progress
 from tamt.masking import Masks, apply_masks, prunable_weights, sparsity_of, top_masks
 from tamt.objectives import Losses
@@ -62,6 +62,7 @@ def iterative_pruning(search: Search) -> list[dict]:
     def prune(step: int) -> None:
         nonlocal masks
         search.accelerator.scaler.check()
+        processes.check_trained(step, parameters.values())
         sparsity = min(search.sparsity, (step // interval + 1) / STAGES)
         masks = prune_and_reset(weights, parameters, initial, masks, sparsity)
         optimizer.state.clear()
@@ -84,6 +85,7 @@ def iterative_pruning(search: Search) -> list[dict]:
         losses,
         done + 1,
         search.steps,
+        search.check_every,
     )
     with Progress(search.method, search.steps, done) as progress, termination.deferred():
         try:

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_linear_schedule_with_warmup
 
 import tamt_kernels as tk
-from tamt import termination
+from tamt import processes, termination
 from tamt.console import Progress
 from tamt.masking import (
     MaskedModule,
@@ -29,6 +29,7 @@ from tamt.training import (
     NonFiniteError,
     compute_dtype,
     restore_training,
+    trained_by,
     training_state,
     training_steps,
 )
@@ -96,7 +97,16 @@ def train_masks(
     losses = Losses(objective, student, search.teacher, kd_weight)
     batches = search.batches(done + 1, search.masking if "mlm" in objective else None)
     steps = training_steps(
-        search.accelerator, student.model, optimizer, schedule, batches, losses, done + 1, search.steps, renew=renew
+        search.accelerator,
+        student.model,
+        optimizer,
+        schedule,
+        batches,
+        losses,
+        done + 1,
+        search.steps,
+        search.check_every,
+        renew=renew,
     )
     with Progress(search.method, search.steps, done) as progress, termination.deferred():
         try:
@@ -121,6 +131,7 @@ def train_masks(
         except (NonFiniteError, termination.Terminated) as error:
             search.folder.save_checkpoint(error.last_good, state())
             raise
+    processes.check_trained(search.steps, trained_by(optimizer))
     masks = masks_of(masked)
     seconds = time.monotonic() - started
     search.save(masks, search.steps, MASK_FILE)

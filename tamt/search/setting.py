@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tamt import processes
 from tamt.data.corpora import Blocks, train_batches
 from tamt.evaluate import dev_losses
 from tamt.files import write_atomically
@@ -37,6 +36,10 @@ class Search:
     sparsity: float
     seed: int
     batch_size: int
+    """Blocks that go through the model at once, at most."""
+    step_blocks: int
+    """Blocks of an optimizer step, over all processes."""
+    check_every: int
     steps: int
     """Optimizer steps to take."""
     schedule_steps: int
@@ -55,17 +58,19 @@ class Search:
     results: list[dict] = field(default_factory=list)
 
     def batches(self, first: int, masking: TokenMasking | None) -> Iterator[dict[str, Tensor]]:
-        """Training batches from optimizer step `first` (from 1) on, prepared, on the CPU.
+        """This process's training batches from optimizer step `first` (from 1) on, prepared, on the CPU.
 
-        Those of one step know the tokens of all of them, so that their losses add up to that of one large batch.
+        Those of one step know the tokens of all of them, the other processes' too, so that their losses add up to that
+        of one large batch. Every process masks all blocks of a step, which spares it a message.
         """
         assert self.train_blocks is not None
-        count = self.accelerator.gradient_accumulation_steps
-        source = train_batches(self.train_blocks, self.batch_size, self.seed, (first - 1) * count, masking)
-        while step := [prepare(batch) for batch in islice(source, count)]:
-            counts = ("real_tokens", "masked_tokens") if masking else ("real_tokens",)
-            totals = {name: torch.stack([batch[name] for batch in step]).sum() for name in counts}
-            yield from ({**batch, **totals} for batch in step)
+        parts = processes.share(self.step_blocks, self.accelerator.gradient_accumulation_steps)
+        for step in train_batches(self.train_blocks, self.step_blocks, self.seed, first - 1, masking):
+            whole = prepare(step)
+            totals = {name: tensor for name, tensor in whole.items() if name.endswith("_tokens")}
+            for part in parts:
+                batch = {name: tensor[part.start : part.stop] for name, tensor in step.items()}
+                yield {**prepare(batch), **totals}
 
     def dev_losses(self) -> dict[str, float]:
         """The student's losses on the dev text, none if there is no dev text. The generators are left as they were."""
@@ -89,14 +94,16 @@ class Search:
             )
             masks = {**masks, **one_shot}
         path = self.folder.path / name
-        save_masks(path, masks, MaskInfo(self.model, self.method, target, self.seed, step), exact=True)
+        if processes.first():
+            save_masks(path, masks, MaskInfo(self.model, self.method, target, self.seed, step), exact=True)
         return path
 
     def save_head(self, name: str = HEAD_FILE) -> None:
         """Write the MLM head, which trained, into the run folder."""
         head = {name: p.detach().cpu() for name, p in self.student.head_parameters().items()}
         content = save(head, {"format": "tamt-head", "model": self.model})
-        write_atomically(self.folder.path / name, content)
+        if processes.first():
+            write_atomically(self.folder.path / name, content)
 
     def result(self, masks: Masks, step: int, seconds: float, losses: Mapping[str, float]) -> dict:
         """The row of results for a mask."""

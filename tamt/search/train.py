@@ -1,9 +1,11 @@
 """`tamt train`: from a model and a text to a mask file."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from tamt import processes
 from tamt.console import say
 from tamt.data.corpora import load_corpus, load_dev_corpus
 from tamt.errors import UserError, check_positive
@@ -11,13 +13,13 @@ from tamt.evaluate import block_length, read_head
 from tamt.masking import Ranking
 from tamt.models import dense_twin, load_masked_language_model, load_pooler, load_tokenizer
 from tamt.objectives import Objective, TokenMasking
-from tamt.run_folder import CHECKPOINTS, KEEP, RunFolder
+from tamt.run_folder import CHECKPOINTS, KEEP, RunFolder, processes_of_run
 from tamt.search.head import warm_up_head
 from tamt.search.imp import STAGES, iterative_pruning, steps_to
 from tamt.search.mask_training import Initial, train_masks
 from tamt.search.oneshot import oneshot
 from tamt.search.setting import HEAD_FILE, Search
-from tamt.training import Precision, compute_dtype, make_accelerator
+from tamt.training import CHECK_EVERY, Precision, compute_dtype, make_accelerator
 
 Method = Literal["tamt-mlm", "tamt-kd", "tamt-mlm+kd", "imp", "omp", "rand"]
 
@@ -60,6 +62,8 @@ def train(
     eval_blocks: int | None = None,
     save_every: int = 500,
     keep: int = KEEP,
+    processes_of_step: int | None = None,
+    check_every: int = CHECK_EVERY,
     resume: bool = False,
 ) -> dict:
     """Search a winning ticket: find the mask of a subnetwork of a pre-trained model.
@@ -74,7 +78,7 @@ def train(
         steps: optimizer steps of the linear decay; by default the paper's 27,920, of which TAMT takes those of its
             Table 2 and IMP those up to the last pruning.
         seed: of the order of the text, the masked tokens, dropout, and the random mask.
-        batch_size: blocks of text a batch.
+        batch_size: blocks of text a batch, in each process.
         accumulation: batches an optimizer step.
         max_length: tokens of a block; 512, or the model's positions if fewer.
         lr: peak learning rate; by default the paper's, raised for short runs to 0.045 / steps (scores only).
@@ -92,10 +96,16 @@ def train(
         eval_blocks: measure the dev losses on the first so many blocks only.
         save_every: steps between two checkpoints.
         keep: checkpoints to keep, the newest ones; should one be damaged, --resume falls back on the one before it.
+        processes_of_step: an optimizer step takes the batches of so many processes, however many share them; by default
+            of those that were started, and on --resume of those that the run began with.
+        check_every: steps between two checks that all processes hold the same scores.
         resume: go on with the interrupted run in the output folder.
     """
-    settings = {name: value for name, value in locals().items() if name != "resume"}
-    _check(settings)
+    settings = {name: value for name, value in locals().items() if name not in {"resume", "check_every"}}
+    _check({**settings, "check_every": check_every})
+    processes.join()
+    settings["processes_of_step"] = processes.by_first(partial(processes_of_run, output, processes_of_step, resume))
+    step_blocks = batch_size * accumulation * (settings["processes_of_step"] or 1)
     run_steps = last_step(method, sparsity, steps)
     if late := [step for step in save_at or [] if step > run_steps]:
         raise UserError(f"--save-at {late[0]} lies after the last step, {run_steps}; ask for earlier steps")
@@ -104,18 +114,19 @@ def train(
         if method in OBJECTIVES:
             lr = max(lr, SCORE_TRAVEL / run_steps)
 
-    accelerator = make_accelerator(precision, accumulation, seed)
-    student = load_masked_language_model(model)
-    if head is not None:
-        student.load_head(read_head(head), head)
-    pooler = load_pooler(model) if prune_pooler else None
-    tokenizer = load_tokenizer(model)
-    length = block_length(max_length, student.model)
-    train_blocks = dev_blocks = None
-    if corpus and method not in {"omp", "rand"}:
-        train_blocks, dev_blocks = load_corpus(corpus, dev_corpus, tokenizer, length)
-    elif text := dev_corpus or corpus:
-        dev_blocks = load_dev_corpus(text, tokenizer, length)
+    accelerator = make_accelerator(precision, processes.parts_of_step(step_blocks, batch_size), seed)
+    with processes.one_first():
+        student = load_masked_language_model(model)
+        if head is not None:
+            student.load_head(read_head(head), head)
+        pooler = load_pooler(model) if prune_pooler else None
+        tokenizer = load_tokenizer(model)
+        length = block_length(max_length, student.model)
+        train_blocks = dev_blocks = None
+        if corpus and method not in {"omp", "rand"}:
+            train_blocks, dev_blocks = load_corpus(corpus, dev_corpus, tokenizer, length)
+        elif text := dev_corpus or corpus:
+            dev_blocks = load_dev_corpus(text, tokenizer, length)
     if dev_blocks is not None and eval_blocks is not None:
         dev_blocks, _ = dev_blocks.split(eval_blocks)
     student.model.to(accelerator.device)
@@ -133,6 +144,8 @@ def train(
             sparsity=sparsity,
             seed=seed,
             batch_size=batch_size,
+            step_blocks=step_blocks,
+            check_every=check_every,
             steps=run_steps,
             schedule_steps=steps or SCHEDULE_STEPS,
             lr=lr or 0.0,
@@ -152,6 +165,7 @@ def train(
             else:
                 warm_up_head(search, head_warmup_steps)
                 search.save_head(warmed_up)
+        processes.own_dropout()
         if method in OBJECTIVES:
             results = train_masks(search, OBJECTIVES[method], kd_weight, initial, ranking, threshold_every)
         elif method == "imp":
@@ -176,7 +190,7 @@ def _check(settings: dict) -> None:
     if not 0 < settings["sparsity"] < 1:
         raise UserError(f"--sparsity {settings['sparsity']:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
     positive = ["steps", "batch_size", "accumulation", "max_length", "threshold_every", "head_warmup_steps"]
-    positive += ["log_every", "eval_every", "eval_blocks", "save_every", "keep"]
+    positive += ["log_every", "eval_every", "eval_blocks", "save_every", "keep", "processes_of_step", "check_every"]
     check_positive(**{name: settings[name] for name in positive})
     if settings["lr"] is not None and not settings["lr"] > 0:
         raise UserError(f"--lr {settings['lr']:g} must be more than 0; raise it or leave it out")
