@@ -51,32 +51,33 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"tamt {__version__}")
         return 0
     name = arguments[0] if arguments else ""
-    try:
-        with termination.handled():
+    with termination.handled():
+        try:
             return _run(name, arguments[1:])
-    except UserError as error:
-        _tell(f"tamt {name}: error: {error}".replace("tamt : ", "tamt: "))
-        return 2
-    except OSError as error:
-        told = " ".join(str(error).split())
-        _tell(f"tamt {name}: error: a file cannot be read or written ({told}); mend that and try again")
-        return 2
-    except termination.Terminated as error:
-        saved = f"step {error.last_good} is saved: the same command with --resume goes on from it"
-        general = "what was saved is kept: give the same command again, with --resume if it was a run"
-        said = str(error) or f"terminated, and {saved if error.last_good else general}"
-        _tell(f"tamt {name}: {said}")
-        return termination.EXIT_CODE
-    except KeyboardInterrupt as stop:
-        said = str(stop) or "interrupted; the last checkpoint is kept, --resume goes on from it"
-        _tell(f"tamt {name}: {said}")
-        return 130
+        except UserError as error:
+            _tell(f"tamt {name}: error: {error}".replace("tamt : ", "tamt: "))
+            return 2
+        except OSError as error:
+            told = " ".join(str(error).split())
+            _tell(f"tamt {name}: error: a file cannot be read or written ({told}); mend that and try again")
+            return 2
+        except termination.Terminated as error:
+            saved = f"step {error.last_good} is saved: the same command with --resume goes on from it"
+            general = "what was saved is kept: give the same command again, with --resume if it was a run"
+            said = str(error) or f"terminated, and {saved if error.last_good else general}"
+            _tell(f"tamt {name}: {said}")
+            return termination.EXIT_CODE
+        except KeyboardInterrupt as stop:
+            said = str(stop) or "interrupted; the last checkpoint is kept, --resume goes on from it"
+            _tell(f"tamt {name}: {said}")
+            return 130
 
 
 def _tell(sentence: str) -> None:
     """Say why the command ended; of several processes that share it the first to end does."""
-    if processes.first_to_tell():
-        print(sentence, file=sys.stderr, flush=True)
+    with termination.deferred():  # a launcher terminates the others at once when one process has ended
+        if processes.first_to_tell():
+            print(sentence, file=sys.stderr, flush=True)
 
 
 def _run(name: str, arguments: list[str]) -> int:

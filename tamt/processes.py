@@ -93,7 +93,9 @@ def _telling() -> Iterator[None]:
         yield
     except RuntimeError as error:  # of which torch's DistError is one
         if termination.asked():  # the others were asked too, and may be gone already
-            raise termination.Terminated from error
+            stop = termination.Terminated()
+            stop.args = ("terminated, and another process of this run has ended; --resume goes on from what was saved",)
+            raise stop from error
         reason = " ".join(str(error).split())[:120]
         raise LostProcessError(
             f"another process of this run ended or does not answer, as process {rank()} of {count()} found ({reason}); "

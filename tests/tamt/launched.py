@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 import tamt.training as training
-from tamt import processes
+from tamt import processes, termination
 from tamt.cli import main
 
 
 def befall(fault: dict[str, Any]) -> None:
-    """Before the step of number `step` in process `rank`: `kill` it, `terminate` its launcher, or change a score."""
+    """Before the step of number `step` in process `rank`: `kill` it, `terminate` its launcher, `ask` it
+    alone to end, or `change` a score."""
     check = processes.check_termination
 
     def watched(step: int) -> None:
@@ -28,6 +29,8 @@ def befall(fault: dict[str, Any]) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             if fault["kind"] == "terminate":
                 os.kill(os.getppid(), signal.SIGTERM)
+            if fault["kind"] == "ask":
+                termination._Requests.asked = True
             if fault["kind"] == "change":
                 add_up = training._add_up
 
@@ -47,7 +50,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     requests = Path(sys.argv[1])
     codes = []
-    for request in json.loads(requests.read_text()):
+    for number, request in enumerate(json.loads(requests.read_text())):
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # each command tells once why it ended
         unharmed = processes.check_termination
         if request.get("fault"):
             befall(request["fault"])

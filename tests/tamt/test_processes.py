@@ -85,10 +85,13 @@ SEARCHES = {
     "imp": "--method imp --steps 20 --sparsity 0.2 --eval-blocks 13",
     "rand": "--method rand --eval-blocks 13",
 }
+DROPOUT = "--method tamt-mlm+kd --batch-size 4 --steps 8 --save-every 3 --eval-blocks 13"
 
 
 @pytest.fixture(scope="module")
-def shared(still: Path, corpus: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+def shared(
+    still: Path, tiny_bert: Path, corpus: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Outcome]:
     """Every kind of run by two processes of batch 4, in one launch."""
     folder = tmp_path_factory.mktemp("shared")
     requests = [
@@ -101,13 +104,17 @@ def shared(still: Path, corpus: Path, rows: Path, tmp_path_factory: pytest.TempP
     change = {"kind": "change", "step": 4, "rank": 1}
     changed = train_words(still, corpus, "changed", f"{SEARCHES['mlm+kd']} --batch-size 4 --check-every 1")
     requests.append({"words": changed, "fault": change})
+    alone, broken, killed = (train_words(tiny_bert, corpus, name, DROPOUT) for name in ("alone", "broken", "killed"))
+    requests += [{"words": alone}, {"words": broken, "fault": {"kind": "ask", "step": 4, "rank": 1}}]
+    requests.append({"words": [*broken, "--resume"]})
+    requests.append({"words": killed, "fault": {"kind": "kill", "step": 5, "rank": 1}})
     return folder, launch(folder, requests)
 
 
 def test_two_processes_are_one_of_the_larger_batch(shared, still: Path, corpus: Path, rows: Path, monkeypatch) -> None:
     folder, (_, stderr, codes) = shared
     monkeypatch.chdir(folder)
-    assert codes == [[0, 0, 0, 0, 2, 2, 2]] * 2, stderr
+    assert [own[:10] for own in codes] == [[0, 0, 0, 0, 2, 2, 2, 0, 143, 0]] * 2, stderr
     for name, options in SEARCHES.items():
         words = train_words(still, corpus, f"one-{name}", f"{options} --batch-size 8")
         assert main(words) == 0
@@ -130,18 +137,54 @@ def test_two_processes_are_one_of_the_larger_batch(shared, still: Path, corpus: 
     assert all(torch.allclose(tensor, weights[1][name], atol=1e-4) for name, tensor in compared.items())
 
 
-def test_mistakes_and_a_score_that_differs_are_told_once(shared) -> None:
+def test_two_processes_resume_bit_for_bit(shared) -> None:
+    folder, _ = shared
+    for name in ("loss", "changed", "dev_mlm_loss", "dev_kd_loss"):
+        assert logged(folder / "alone", name) == logged(folder / "broken", name)
+    heads = [load_file(folder / run / "head.safetensors") for run in ("alone", "broken")]
+    assert all(torch.equal(tensor, heads[1][name]) for name, tensor in heads[0].items())
+    masks = [load_masks(folder / run / "mask.safetensors")[0] for run in ("alone", "broken")]
+    assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
+
+
+def test_one_process_takes_the_steps_of_two(shared, still: Path, corpus: Path, monkeypatch) -> None:
+    folder, _ = shared
+    monkeypatch.chdir(folder)
+    options = f"{SEARCHES['mlm+kd']} --batch-size 4 --processes-of-step 2"
+    assert main(train_words(still, corpus, "as-two", options)) == 0
+    assert logged(folder / "as-two", "loss") == pytest.approx(logged(folder / "two-mlm+kd", "loss"), rel=1e-5)
+
+
+def test_why_a_command_ended_is_told_once(shared) -> None:
     folder, (_, stderr, _) = shared
-    sentences = told(stderr)
-    assert len(sentences) == 1, "one a launch: of the commands after it nothing is told again"
-    assert "tamt report runs in one process, and 2 were started" in sentences[0]
+    said = told(stderr)
+    expected = [
+        "tamt report: error: tamt report runs in one process, and 2 were started",
+        "tamt train: error: --model is missing",
+        "tamt train: error: after step 5 process 1 of 2 has another digest of what trains than the others",
+        "tamt train: terminated, and step",
+        "tamt train: ",
+    ]
+    assert [line.startswith(start) for line, start in zip(said, expected, strict=True)] == [True] * 5, said
+    assert "another process of this run" in said[-1]
     assert "tamt/cli.py" not in stderr, "the only traceback is torchrun's own"
-    assert not (folder / "changed" / "mask.safetensors").exists()
     kept = sorted(path.name for path in (folder / "changed" / "checkpoints").iterdir())
-    assert kept == ["step-3.checkpoint"], "where all were the same"
+    assert kept == ["step-3.checkpoint"], "where both were the same"
 
 
-@pytest.mark.parametrize("kind", ["kill", "terminate"] if "TAMT_SOAK" in os.environ else ["kill"])
+def test_what_is_left_of_a_killed_process_goes_on_in_one(shared, tiny_bert: Path, corpus: Path, monkeypatch) -> None:
+    folder, (code, _, _) = shared
+    assert code != 0
+    monkeypatch.chdir(folder)
+    words = train_words(tiny_bert, corpus, "killed", DROPOUT)
+    assert [read_checkpoint(path)["step"] for path in Path("killed/checkpoints").glob("step-*.checkpoint")] == [3]
+    assert main([*words, "--resume"]) == 0
+    assert len(logged(folder / "killed", "loss")) == 8
+    assert "processes_of_step: 2" in Path("killed/config.yaml").read_text()
+
+
+@pytest.mark.skipif("TAMT_SOAK" not in os.environ, reason="a minute of two launches")
+@pytest.mark.parametrize("kind", ["kill", "terminate"])
 def test_a_run_that_ends_early_goes_on_with_another_number_of_processes(
     kind, tiny_bert: Path, corpus: Path, tmp_path: Path, monkeypatch
 ) -> None:
