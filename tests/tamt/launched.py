@@ -16,6 +16,7 @@ import torch
 import tamt.training as training
 from tamt import processes, termination
 from tamt.cli import main
+from tamt.files import write_atomically
 
 
 def befall(fault: dict[str, Any]) -> None:
@@ -57,5 +58,6 @@ if __name__ == "__main__":
             befall(request["fault"])
         codes.append(main(request["words"]))
         processes.check_termination = unharmed
-        (requests.parent / f"codes-{os.environ['RANK']}.json").write_text(json.dumps(codes))
+        # Whole or not at all: the launcher terminates what is left when a process was killed.
+        write_atomically(requests.parent / f"codes-{os.environ['RANK']}.json", json.dumps(codes))
     sys.exit(max(codes))
