@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from tamt.data import demo
+from tamt.dropout import use_fast_dropout
 from tamt.errors import UserError
 from tamt.masking import POOLER, prunable_modules
 
@@ -108,6 +109,7 @@ def load_masked_language_model(name: str) -> MaskedLanguageModel:
         )
     missing = _check_complete(model, info["missing_keys"], name)
     prunable_modules(model)
+    use_fast_dropout(model)
     decoder = model.get_output_embeddings()
     decoder.weight = nn.Parameter(model.get_input_embeddings().weight.detach().clone(), requires_grad=False)
     heads = MaskedLanguageModel(model, fresh_head=False)
@@ -149,6 +151,7 @@ def _load_fresh(factory: Any, name: str, **options: Any) -> PreTrainedModel:
     model, info = _load_model(factory, name, ignore_mismatched_sizes=True, **options)
     _check_complete(model, info["missing_keys"], name)
     prunable_modules(model)
+    use_fast_dropout(model)
     inside = set(model.base_model.modules())
     for module in model.modules():
         if module in inside:

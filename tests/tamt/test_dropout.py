@@ -1,0 +1,116 @@
+"""Dropout is that of torch but for the numbers that are drawn."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from tamt.dropout import ATTENTION, Dropout, attention, drop, use_fast_dropout
+
+
+@pytest.mark.parametrize(("p", "dtype"), [(0.1, torch.float32), (0.5, torch.bfloat16), (0.37, torch.float64)])
+def test_drops_the_share_that_is_asked_for_and_keeps_the_mean(p, dtype):
+    torch.manual_seed(0)
+    x = torch.full((999, 101), 2.0, dtype=dtype, requires_grad=True)
+    dropped = drop(x, p)
+    share = (dropped == 0).double().mean().item()
+    assert abs(share - p) < 4 * (p * (1 - p) / x.numel()) ** 0.5
+    kept = dropped[dropped != 0].double()
+    torch.testing.assert_close(
+        kept, torch.full_like(kept, 2 / (1 - p)), rtol=0.005 if dtype == torch.bfloat16 else 1e-4, atol=0
+    )
+    (dropped * 3).sum().backward()
+    assert torch.equal(x.grad == 0, dropped == 0)
+    torch.testing.assert_close(x.grad, dropped.detach() * 1.5)
+
+
+def test_neighbours_and_calls_are_drawn_apart():
+    torch.manual_seed(0)
+    first, second = (drop(torch.ones(4, 50_000), 0.5).flatten() == 0 for _ in range(2))
+    for distance in (1, 2, 3, 4, 8):
+        agree = (first[distance:] == first[:-distance]).double().mean().item()
+        assert abs(agree - 0.5) < 0.005
+    assert abs((first == second).double().mean().item() - 0.5) < 0.005
+
+
+def test_seeded():
+    x = torch.ones(7, 9)
+    torch.manual_seed(3)
+    first, other = drop(x, 0.5), drop(x, 0.5)
+    torch.manual_seed(3)
+    assert torch.equal(drop(x, 0.5), first)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("x", [torch.ones(0, 3), torch.ones(()), torch.ones(3, 5).t()])
+def test_any_shape(x):
+    assert drop(x, 0.5).shape == x.shape
+
+
+def test_nothing_and_all():
+    x = torch.ones(1000)
+    assert torch.equal(drop(x, 0.0), x)
+    assert not drop(x, 1.0).any()
+    assert drop(x, 1e-9).sum() > 990
+
+
+def test_does_nothing_in_evaluation():
+    x = torch.ones(100)
+    assert Dropout(0.5).eval()(x) is x
+    assert (Dropout(0.5)(x) == 0).any()
+
+
+def model(**config):
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    return BertModel(BertConfig(vocab_size=50, **small, **config))
+
+
+@pytest.fixture
+def padded():
+    ids = torch.arange(24).view(2, 12) + 3
+    attention_mask = torch.ones_like(ids)
+    attention_mask[1, 7:] = 0
+    return {"input_ids": ids, "attention_mask": attention_mask}
+
+
+def test_attention_is_that_of_torch(padded):
+    """With a dropout that zeroes one of 2^16 entries, and so none of these 1,152, in the seed's draws."""
+    usual = model(attention_probs_dropout_prob=1e-9, hidden_dropout_prob=0.0)
+    fast = model(attention_probs_dropout_prob=1e-9, hidden_dropout_prob=0.0)
+    use_fast_dropout(fast)
+    found = []
+    for each in (usual.train(), fast.train()):
+        torch.manual_seed(1)
+        output = each(**padded).last_hidden_state
+        real = output * padded["attention_mask"].unsqueeze(-1)
+        real.square().sum().backward()
+        found.append((real, [p.grad for p in each.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
+
+
+def test_attention_drops_weights_in_training_alone(padded):
+    fast = model(attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0)
+    use_fast_dropout(fast)
+    first, second = (fast.train()(**padded).last_hidden_state for _ in range(2))
+    assert not torch.allclose(first, second, atol=1e-2)
+    usual = model(attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0).eval()
+    torch.testing.assert_close(fast.eval()(**padded).last_hidden_state, usual(**padded).last_hidden_state)
+
+
+def test_padding_gets_no_attention():
+    query, key, value = torch.randn(3, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(5) < 3).expand(1, 1, 5, 5)
+    torch.manual_seed(0)
+    output, _ = attention(nn.Module(), query, key, value, mask, dropout=0.25)
+    torch.manual_seed(0)
+    value[:, :, 3:] += 100
+    assert torch.equal(attention(nn.Module(), query, key, value, mask, dropout=0.25)[0], output)
+
+
+def test_a_saved_model_knows_nothing_of_it(tmp_path):
+    fast = model()
+    use_fast_dropout(fast)
+    fast.save_pretrained(tmp_path)
+    assert ATTENTION not in (tmp_path / "config.json").read_text()
+    assert BertModel.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
