@@ -30,6 +30,7 @@ void register_cpu_kernels(const std::set<std::string>& operators, bool in_set) {
   add("binarize", &binarize_cpu);
   add("pack_mask", &pack_mask_cpu);
   add("unpack_mask", &unpack_mask_cpu);
+  add("prune_", &prune_cpu);
   add("mask_weight", &mask_weight_cpu);
   add("mask_weights", &mask_weights_cpu);
   add("ste_backward", &ste_backward_cpu);

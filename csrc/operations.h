@@ -41,6 +41,7 @@ void mask_adamw_cpu(
 at::Tensor binarize_cpu(const at::Tensor& score, const at::Tensor& value, const at::Tensor& cut, bool absolute);
 at::Tensor pack_mask_cpu(const at::Tensor& mask);
 at::Tensor unpack_mask_cpu(const at::Tensor& packed, at::IntArrayRef shape);
+void prune_cpu(at::Tensor& tensor, const at::Tensor& packed);
 at::Tensor mask_weight_cpu(
     const at::Tensor& weight, const at::Tensor& score, const at::Tensor& value, const at::Tensor& cut,
     std::optional<at::ScalarType> dtype, bool absolute);

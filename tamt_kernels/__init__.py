@@ -13,6 +13,7 @@ from tamt_kernels.masked_linear import masked_linear
 from tamt_kernels.modules import MaskedEmbedding, MaskedLinear, update_masks
 from tamt_kernels.optim import MaskAdamW
 from tamt_kernels.pack import pack_mask, unpack_mask
+from tamt_kernels.prune import prune_
 from tamt_kernels.reference import Thresholds
 from tamt_kernels.ste_backward import ste_backward
 from tamt_kernels.threshold import topk_threshold
@@ -31,6 +32,7 @@ __all__ = [
     "masked_embedding",
     "masked_linear",
     "pack_mask",
+    "prune_",
     "ste_backward",
     "topk_threshold",
     "unpack_mask",

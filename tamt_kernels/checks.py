@@ -3,6 +3,7 @@
 A message names the operation, the argument, what it was and what it must be.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -57,6 +58,15 @@ def size(operation: str, name: str, value: Tensor) -> None:
         raise ValueError(
             f"{operation}: {name} has shape {tuple(value.shape)}, {value.numel()} entries, but must have at most 2**31"
         )
+
+
+def packed(operation: str, value: object, shape_: tuple[int, ...]) -> None:
+    """What ``pack_mask`` makes of a mask of this shape."""
+    tensor(operation, "packed", value)
+    assert isinstance(value, Tensor)
+    dtype(operation, "packed", value, (torch.uint8,))
+    entries = math.prod(shape_)
+    shape(operation, "packed", value, ((entries + 7) // 8,), f"a bit an entry of {shape_}")
 
 
 def threshold(operation: str, value: Tensor, cut: Tensor, device_: torch.device) -> None:

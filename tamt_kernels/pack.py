@@ -1,5 +1,6 @@
 """Masks at one bit an entry, as they are stored."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -64,16 +65,11 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
         ValueError: its length is not that of a packed mask of this shape, or the shape has more than 2**31
             entries.
     """
-    checks.tensor("unpack_mask", "packed", packed)
-    checks.dtype("unpack_mask", "packed", packed, (torch.uint8,))
     shape = list(shape)
-    entries = 1
-    for extent in shape:
-        if extent < 0:
-            raise ValueError(f"unpack_mask: shape is {tuple(shape)} but must have no negative extent")
-        entries *= extent
-    if entries > checks.MAX_ENTRIES:
+    if any(extent < 0 for extent in shape):
+        raise ValueError(f"unpack_mask: shape is {tuple(shape)} but must have no negative extent")
+    if (entries := math.prod(shape)) > checks.MAX_ENTRIES:
         raise ValueError(f"unpack_mask: shape is {tuple(shape)}, {entries} entries, but must have at most 2**31")
-    checks.shape("unpack_mask", "packed", packed, ((entries + 7) // 8,), f"a bit an entry of {tuple(shape)}")
+    checks.packed("unpack_mask", packed, tuple(shape))
     mask: Tensor = _unpack(packed, shape)
     return mask

@@ -97,6 +97,11 @@ def unpack_mask(packed: Tensor, shape: list[int]) -> Tensor:
     return bits.reshape(-1)[: torch.Size(shape).numel()].to(torch.bool).reshape(shape)
 
 
+def prune_(tensor: Tensor, packed: Tensor) -> None:
+    """Zero the entries of ``tensor`` that the mask which ``pack_mask`` packed prunes."""
+    tensor.masked_fill_(~unpack_mask(packed, list(tensor.shape)), 0)
+
+
 def mask_weight(
     weight: Tensor,
     score: Tensor,

@@ -18,6 +18,7 @@ OPERATIONS: dict[str, Callable[[Setting], Iterator[Comparison]]] = {
     "binarize": elementwise.binarize,
     "pack_mask": elementwise.pack,
     "unpack_mask": elementwise.unpack,
+    "prune_": elementwise.prune,
     "ste_backward": elementwise.ste_backward,
     "ste_backward_into": elementwise.ste_backward_into,
     "masked_linear": layers.linear,

@@ -121,6 +121,18 @@ def unpack(setting: Setting) -> Iterator[Comparison]:
         yield Comparison("unpack_mask", "forward", case, found, moved)
 
 
+def prune(setting: Setting) -> Iterator[Comparison]:
+    """Of gradients in a fine-tuning."""
+    for case, shapes in cases(setting):
+        masks = [tk.binarize(*each[1:]) for each in masked(setting, shapes)]
+        arguments: Arguments = [(torch.randn(mask.shape, device=mask.device), tk.pack_mask(mask)) for mask in masks]
+        moved = entries(shapes) * 65 // 8
+        found = contenders(setting, arguments, moved, tk.prune_, reference.prune_)
+        floats: Arguments = [(grad, mask.float()) for (grad, _), mask in zip(arguments, masks, strict=True)]
+        found[FLOAT_MASK] = over(lambda grad, mask: grad.mul_(mask), floats)
+        yield Comparison("prune_", "backward", case, found, moved)
+
+
 def ste_backward(setting: Setting) -> Iterator[Comparison]:
     dtype = setting.dtype
     for case, shapes in cases(setting):

@@ -23,6 +23,7 @@ from transformers import (
 from benchmarks.kernels.eager import float_mask_weight
 from benchmarks.kernels.threshold import by_kthvalue
 from tamt.data.corpora import Blocks, train_batches
+from tamt.dropout import use_fast_dropout
 from tamt.finetune.loop import keep_zeros
 from tamt.masking import apply_masks, keep_of, magnitude_masks, prunable_modules, prunable_weights
 from tamt.models import MaskedLanguageModel, dense_twin
@@ -88,6 +89,7 @@ class Setting(NamedTuple):
     def search(self, teacher: bool) -> Search:
         """A search as `tamt train` sets it up, but for its folder."""
         model = self.masked_language_model()
+        use_fast_dropout(model)
         decoder = model.get_output_embeddings()
         decoder.weight = nn.Parameter(decoder.weight.detach().clone(), requires_grad=False)
         accelerator, vocabulary = self.accelerator(), model.config.vocab_size
@@ -272,6 +274,7 @@ class _FloatMasked(nn.Module):
 def fine_tuning(setting: Setting, pruned: bool) -> Step:
     """Fine-tuning as `tamt finetune` does it, of a subnetwork or of the full model."""
     model, accelerator = setting.classifier(), setting.accelerator()
+    use_fast_dropout(model)
     if pruned:
         masks = magnitude_masks(prunable_weights(model), SPARSITY)
         apply_masks(model, masks)

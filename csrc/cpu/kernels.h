@@ -35,6 +35,9 @@ void pack_kept_kernel(
 void pack_mask_kernel(const bool* mask, int64_t size, uint8_t* packed, int64_t begin, int64_t end);
 void unpack_mask_kernel(const uint8_t* packed, bool* mask, int64_t size, int64_t begin, int64_t end);
 
+// Sets to zero those of `size` entries whose bit is 0, of the bytes from `begin` to `end` of their packed mask.
+void prune_kernel(void* entries, Type type, const uint8_t* packed, int64_t size, int64_t begin, int64_t end);
+
 // One row of the gradient: the sum of `count` rows of `grad_output`, those named by `lookups`, times the weight's row.
 void masked_embedding_backward_kernel(
     const void* grad_output, Type grad_type, const int64_t* lookups, int64_t count, const void* weight_row,

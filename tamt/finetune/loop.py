@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import tamt_kernels as tk
 from tamt import processes, termination
 from tamt.console import Progress, say
 from tamt.data.tasks import Task
@@ -175,14 +176,13 @@ def keep_zeros(model: PreTrainedModel, masks: Masks) -> None:
     if not masks:
         return
     for name, weight in prunable_weights(model, pooler=f"{POOLER}.weight" in masks).items():
-        # As floats, not bool: on a CPU the product of 22 M entries takes 9 ms, masked_fill_ 72 ms.
-        kept = masks[name].to(weight.device, weight.dtype)
-        weight.register_post_accumulate_grad_hook(partial(_clear_pruned, kept=kept))
+        packed = tk.pack_mask(masks[name].to(weight.device))
+        weight.register_post_accumulate_grad_hook(partial(_prune_gradient, packed=packed))
 
 
-def _clear_pruned(parameter: Tensor, kept: Tensor) -> None:
+def _prune_gradient(parameter: Tensor, packed: Tensor) -> None:
     assert parameter.grad is not None
-    parameter.grad.mul_(kept)
+    tk.prune_(parameter.grad, packed)
 
 
 def save_model(job: Job, folder: RunFolder) -> None:

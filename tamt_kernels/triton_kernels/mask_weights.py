@@ -125,6 +125,15 @@ def unpack_kernel(bits, mask, size, TILE: tl.constexpr):
     tl.store(mask + start + lane, ((byte >> (lane % 8)) & 1).to(tl.uint8), mask=inside)
 
 
+@triton.jit
+def prune_kernel(entries, bits, size, TILE: tl.constexpr):
+    start = tl.program_id(0).to(tl.int64) * TILE
+    lane = tl.arange(0, TILE)
+    inside = lane < size - start
+    byte = tl.load(bits + start // 8 + lane // 8, mask=inside, other=255).to(tl.int32)
+    tl.store(entries + start + lane, 0.0, mask=inside & (((byte >> (lane % 8)) & 1) == 0))
+
+
 def binarize(score: Tensor, value: Tensor, cut: Tensor, absolute: bool = False) -> Tensor:
     mask = torch.empty(score.shape, dtype=torch.bool, device=score.device)
     score, size = score.contiguous(), score.numel()
@@ -224,3 +233,10 @@ def unpack_mask(packed: Tensor, shape: list[int]) -> Tensor:
     grid = (tiles_of(mask.numel(), TILE),)
     launch(unpack_kernel, grid, packed.contiguous(), mask.view(torch.uint8), mask.numel(), TILE=TILE, num_warps=WARPS)
     return mask
+
+
+def prune_(tensor: Tensor, packed: Tensor) -> None:
+    entries, size = tensor.contiguous(), tensor.numel()
+    launch(prune_kernel, (tiles_of(size, TILE),), entries, packed.contiguous(), size, TILE=TILE, num_warps=WARPS)
+    if entries.data_ptr() != tensor.data_ptr():
+        tensor.copy_(entries)

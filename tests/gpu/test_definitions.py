@@ -73,6 +73,8 @@ def test_binarize_and_pack(shape, dtype, ranking):
     packed = tk.pack_mask(mask)
     assert torch.equal(packed.cpu(), reference.pack_mask(expected))
     assert torch.equal(tk.unpack_mask(packed, shape), mask)
+    pruned = tk.prune_(score.cuda(), packed)
+    assert torch.equal(pruned.cpu(), score.masked_fill(~expected, 0))
 
 
 @pytest.mark.parametrize("ranking", ["signed", "abs"])

@@ -42,7 +42,7 @@ def test_outputs_are_poisoned():
 def test_triton_runs():
     found = tk.backends()
     assert {name for name, each in found.items() if each["cpu"] == "triton"} >= {
-        "topk_threshold", "topk_threshold_unchecked", "binarize", "pack_mask", "unpack_mask",
+        "topk_threshold", "topk_threshold_unchecked", "binarize", "pack_mask", "unpack_mask", "prune_",
         "mask_weight", "mask_weights",
         "masked_embedding", "masked_embedding_backward", "gradient_norm", "mask_adamw",
         "masked_matmul", "masked_matmul_backward_x", "masked_matmul_backward_score",
@@ -64,6 +64,8 @@ def test_binarize_and_pack(dtype, absolute):
         assert torch.equal(mask, reference.binarize(score, value, cut, absolute))
         assert torch.equal(tk.pack_mask(mask), reference.pack_mask(mask))
         assert torch.equal(tk.unpack_mask(reference.pack_mask(mask), shape), mask)
+        tensor = awkward_weight(shape, dtype)
+        assert same_bits(tk.prune_(tensor.clone(), tk.pack_mask(mask)), tensor.masked_fill(~mask, 0))
     strided = score.t()[::2]
     assert torch.equal(tk.binarize(strided, value, cut), reference.binarize(strided, value, cut))
     assert torch.equal(tk.pack_mask(mask.t()[::2]), reference.pack_mask(mask.t()[::2]))

@@ -45,6 +45,7 @@ def test_masks_and_masked_weights(n):
     assert torch.equal(tk.unpack_mask(packed, [n]), mask)
     for dtype in DTYPES:
         weight = awkward_weight((n,), dtype)
+        assert same_bits(tk.prune_(weight.clone(), packed), weight.masked_fill(~mask, 0))
         for result in DTYPES:
             found = tk.mask_weight(weight, score, value, cut, result)
             assert same_bits(found, reference.mask_weight(weight, score, value, cut, result))

@@ -1,4 +1,4 @@
-"""binarize, pack_mask, unpack_mask, mask_weight and ste_backward against their definitions."""
+"""binarize, pack_mask, unpack_mask, prune_, mask_weight and ste_backward against their definitions."""
 
 import pytest
 import torch
@@ -64,6 +64,28 @@ def test_pack_puts_entry_i_into_bit_i():
     mask[[0, 3, 9]] = True
     assert tk.pack_mask(mask).tolist() == [0b00001001, 0b00000010]
     assert torch.equal(tk.pack_mask(mask.repeat(4, 1).t()), tk.pack_mask(mask.repeat(4, 1).t().contiguous()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (7,), (9,), (70_001,)])
+def test_prune(shape, dtype):
+    tensor = awkward_weight(shape, dtype)
+    mask = gaussian(tensor.numel()).reshape(shape) > 0.5
+    expected = torch.where(mask, tensor, torch.zeros((), dtype=dtype))
+    defined = tensor.clone()
+    reference.prune_(defined, tk.pack_mask(mask))
+    assert same_bits(defined, expected)
+    assert tk.prune_(tensor, tk.pack_mask(mask)) is tensor
+    assert same_bits(tensor, expected)
+
+
+def test_prune_strided_and_trained():
+    whole = torch.ones(9, 12)
+    tk.prune_(whole.t()[::2], tk.pack_mask(torch.zeros(6, 9, dtype=torch.bool)))
+    assert whole.sum(dim=0).tolist() == [0, 9] * 6
+    parameter = torch.ones(4).requires_grad_()
+    tk.prune_(parameter, tk.pack_mask(torch.tensor([True, False, True, False])))
+    assert parameter.tolist() == [1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("ranking", ["signed", "abs"])

@@ -21,6 +21,8 @@ def samples():
     yield "binarize", (score.t(), value, cut, True)
     yield "pack_mask", (score > 0,)
     yield "unpack_mask", (tk.pack_mask(score > 0), [7, 9])
+    yield "prune_", (weight.clone(), tk.pack_mask(score > 0))
+    yield "prune_", (weight.half().t(), tk.pack_mask(score > 0))
     yield "mask_weight", (weight, trained, value, cut)
     yield "mask_weight", (weight.t(), trained.t(), value, cut, torch.bfloat16, True)
     thresholds = torch.tensor([0.25, 0.5]), torch.tensor([40, 7])

@@ -84,6 +84,7 @@ def launches(gpu=GPUS[-1]):
         label = ""
         mask_weights.binarize(score, values[0], cuts[0])
         mask_weights.unpack_mask(mask_weights.pack_mask(half > 0), [96, 128])
+        mask_weights.prune_(score.clone(), mask_weights.pack_mask(half > 0))
         threshold.topk_threshold_unchecked([score] * 2, [5, 6], values)
         # A step with gradients in float32, in a half type, and without new masks. The search's own kernels are above;
         # two of them ask here whether the step is taken.

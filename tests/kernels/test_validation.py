@@ -37,6 +37,20 @@ CASES = {
         ValueError,
         r"packed has shape \(2,\) but must have \(3,\)",
     ),
+    "prune: dtype": (tk.prune_, (W.long(), W), TypeError, "tensor has dtype int64 but must have float32"),
+    "prune: packed": (tk.prune_, (W, W), TypeError, "packed has dtype float32 but must have uint8"),
+    "prune: length": (
+        tk.prune_,
+        (torch.zeros(3, 4), torch.zeros(3, dtype=torch.uint8)),
+        ValueError,
+        r"packed has shape \(3,\) but must have \(2,\), a bit an entry of \(3, 4\)",
+    ),
+    "prune: device": (
+        tk.prune_,
+        (torch.zeros(3, 4), torch.zeros(2, dtype=torch.uint8, device="meta")),
+        ValueError,
+        "packed is on meta but must be on cpu, as tensor is",
+    ),
     "unpack: shape": (tk.unpack_mask, (torch.zeros(1, dtype=torch.uint8), (-1,)), ValueError, r"shape is \(-1,\)"),
     "mask_weight: shapes": (
         tk.mask_weight,
