@@ -46,7 +46,8 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _keep(grads[0], *ctx.saved_tensors, ctx.scale), None
+        (kept,) = ctx.saved_tensors
+        return _keep(grads[0], kept, ctx.scale), None
 
 
 def _keep(x: Tensor, kept: Tensor, scale: float) -> Tensor:
