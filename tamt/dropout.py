@@ -20,13 +20,14 @@ ATTENTION = "tamt_sdpa"
 def drop(x: Tensor, p: float) -> Tensor:
     """Zero each entry with probability `p`, to a multiple of 2⁻¹⁶, and divide the others by 1 − p.
 
-    The draws are those of torch's global generator.
+    The draws are those of torch's global generator. On other devices, and under torch.compile, torch's own
+    dropout runs.
 
     Args:
         x: any shape, of a floating-point type.
         p: from 0 to 1.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # a compiled model has generators of its own
         return nn.functional.dropout(x, p)
     if p == 0:
         return x
@@ -85,7 +86,8 @@ def attention(
     Returns:
         [batch, length, heads, width], and None for the weights.
     """
-    if dropout == 0 or query.device.type != "cpu" or options.get("position_bias") is not None:
+    as_torch = dropout == 0 or query.device.type != "cpu" or torch.compiler.is_compiling()
+    if as_torch or options.get("position_bias") is not None:
         found: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks import clocks, machine, report
 from benchmarks.measure import Measurement, measure
 from benchmarks.step import memory, profile
-from benchmarks.step.contenders import COMPILED, CONTENDERS, MODELS, OURS, Setting
+from benchmarks.step.contenders import COMPILED, CONTENDERS, MODELS, OURS, OURS_COMPILED, Setting
 from benchmarks.step.targets import verdicts
 from tamt.errors import UserError
 
@@ -84,14 +84,16 @@ def run(options: argparse.Namespace) -> None:
     bookkeeping: float | None = None
     for objective in options.objective or CONTENDERS:
         makers = CONTENDERS[objective]
-        steps = {name: make(setting) for name, make in makers.items() if not (options.quick and name == COMPILED)}
+        left_out = (COMPILED, OURS_COMPILED) if options.quick else ()
+        steps = {name: make(setting) for name, make in makers.items() if name not in left_out}
         measured = measure(steps, clock, options.seconds)
         profiled = profile.of_step(steps[OURS], setting.device) if objective in ("mlm", "kd") else None
         del steps
         for name, each in measured.items():
             medians[objective, name] = each.median_ms
-            left_out = options.quick or options.no_memory
-            peaks[objective, name] = None if left_out else memory.peak(setting, objective, name)
+            peaks[objective, name] = (
+                None if options.quick or options.no_memory else memory.peak(setting, objective, name)
+            )
         results.write(
             {
                 "model": setting.model,

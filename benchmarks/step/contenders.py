@@ -117,9 +117,12 @@ class Setting(NamedTuple):
         )
 
 
-def tamt(setting: Setting, objective: Objective) -> Step:
-    """Mask training as `tamt train` does it."""
+def tamt(setting: Setting, objective: Objective, compiled: bool = False) -> Step:
+    """Mask training as `tamt train` does it, or as `tamt train --compile` does."""
     search = setting.search(teacher="kd" in objective)
+    for encoder in [search.student.encoder, search.teacher] if compiled else []:
+        if encoder is not None:
+            encoder.compile()
     return _mask_training(search, objective, Losses(objective, search.student, search.teacher))
 
 
@@ -292,13 +295,14 @@ def fine_tuning(setting: Setting, pruned: bool) -> Step:
     return partial(next, training_steps(accelerator, model, optimizer, schedule, batches(), loss, 1, STEPS))
 
 
-OURS, ORDINARY, COMPILED = "tamt", "ordinary", "ordinary, torch.compile"
+OURS, OURS_COMPILED, ORDINARY, COMPILED = "tamt", "tamt --compile", "ordinary", "ordinary, torch.compile"
 HUGGING_FACE, IMP, NEEDED, DENSE = "HF dense MLM", "IMP", "encoder step + inference", "dense"
 FINE_TUNING = "fine-tuning"
 
 CONTENDERS: dict[str, dict[str, Callable[[Setting], Step]]] = {
     "mlm": {
         OURS: partial(tamt, objective="mlm"),
+        OURS_COMPILED: partial(tamt, objective="mlm", compiled=True),
         ORDINARY: partial(ordinary, objective="mlm"),
         COMPILED: partial(ordinary, objective="mlm", compiled=True),
         HUGGING_FACE: hugging_face,

@@ -70,6 +70,9 @@ def train_masks(
         first_masks = random_masks(weights, search.sparsity, search.seed)
     head = student.head_parameters() if "mlm" in objective else {}
     masked, optimizer, schedule = start(search, first_masks, head, ranking)
+    for encoder in [student.encoder, search.teacher] if search.compile else []:
+        if encoder is not None:
+            encoder.compile()
     renew = threshold_every == 1
     masks = first_masks
     trained = {**{f"score {name}": module.score for name, module in masked.items()}, **head}

@@ -54,6 +54,7 @@ def train(
     kd_weight: float = 1.0,
     threshold_every: int = 1,
     prune_pooler: bool = False,
+    compile: bool = False,
     head: Path | None = None,
     head_warmup_steps: int = 200,
     save_at: list[int] | None = None,
@@ -88,6 +89,8 @@ def train(
         kd_weight: weight of the KD loss beside MLM's 1 in tamt-mlm+kd.
         threshold_every: steps between two renewals of the masks.
         prune_pooler: mask the pooler too, by the one-shot method, as it gets no gradient.
+        compile: compile the encoder and the KD teacher with torch.compile, which takes minutes at the first step; off,
+            as on a CPU it was measured to be no faster, and on a GPU not at all.
         head: head.safetensors of an earlier run, in place of a warm-up.
         head_warmup_steps: steps for which a fresh MLM head is trained alone first.
         save_at: steps at which the mask is saved along the way, such as 100,200.
@@ -157,6 +160,7 @@ def train(
             train_blocks=train_blocks,
             dev_blocks=dev_blocks,
             pooler=pooler,
+            compile=compile,
         )
         if student.fresh_head and method in {"imp", "tamt-mlm", "tamt-mlm+kd"}:
             warmed_up = f"{CHECKPOINTS}/{HEAD_FILE}"  # θ0 of IMP's head, which a resumed run needs
@@ -196,6 +200,8 @@ def _check(settings: dict) -> None:
         raise UserError(f"--lr {settings['lr']:g} must be more than 0; raise it or leave it out")
     if method not in {"omp", "rand"} and not settings["corpus"]:
         raise UserError(f"{method} needs text to train on; give --corpus wikitext-103, demo or text files")
+    if settings["compile"] and method not in OBJECTIVES:
+        raise UserError(f"--compile is for mask training, not {method}; leave it out")
     if settings["save_at"] and method not in OBJECTIVES:
         raise UserError(
             f"--save-at is for mask training, not {method}; IMP saves a mask at every pruning without being asked"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import tamt.search.imp as imp
 from tamt.checkpoint import read_checkpoint
@@ -309,3 +310,29 @@ def test_evaluate_takes_the_head_of_a_run(run, tmp_path: Path, tiny_bert: Path, 
     assert evaluate(model, [str(corpus)], **options)["results"][0]["mlm_loss"] is None
     with_head = evaluate(model, [str(corpus)], head=folder / "head.safetensors", **options)["results"][0]
     assert with_head["mlm_loss"] == pytest.approx(result["mlm_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["tamt-mlm+kd"])
+def test_a_compiled_search_finds_the_same_mask(method, run, tiny_bert, tmp_path: Path, monkeypatch) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(tiny_bert)
+    # torch.compile draws dropout's numbers otherwise.
+    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
+    for saved in (model, AutoTokenizer.from_pretrained(tiny_bert)):
+        saved.save_pretrained(tmp_path / "model")
+    compiled = []
+
+    def compile_without_inductor(module: torch.nn.Module) -> None:
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_inductor)
+    for output in ("as-it-is", "compiled"):
+        run(method, output, model=str(tmp_path / "model"), steps=6, compile=output == "compiled")
+    assert len(compiled) == 2  # student and teacher
+    first, second = (load_masks(tmp_path / output / "mask.safetensors")[0] for output in ("as-it-is", "compiled"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_only_mask_training_compiles(run) -> None:
+    with pytest.raises(UserError, match="--compile is for mask training, not imp"):
+        run("imp", compile=True)
