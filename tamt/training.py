@@ -6,7 +6,6 @@ anything is saved or evaluated.
 """
 
 import ctypes
-import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -31,6 +30,8 @@ from tamt.errors import UserError
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_GRADIENT_NORM = 1.0
+LARGEST_LOSS = 1e5
+"""Above it a loss has exploded: chance is 10 for the cross-entropy of 30,000 tokens, 1 for KD, 25 for STS-B."""
 FIRST_LOSS_SCALE = 2.0**16
 GROWTH_INTERVAL = 2000
 CHECK_EVERY = 100
@@ -38,7 +39,8 @@ CHECK_EVERY = 100
 
 
 class NonFiniteError(UserError):
-    """The loss or the gradient became NaN or infinite at the step after `last_good`; nothing was updated from there on.
+    """The loss or the gradient became NaN or infinite, or the loss exploded, at the step after `last_good`; nothing was
+    updated from there on.
 
     What trains and the optimizer are as they were after step `last_good`, even if the error is told some steps later.
     """
@@ -49,12 +51,13 @@ class NonFiniteError(UserError):
 
 
 class LossScale:
-    """What the loss is multiplied by, and what becomes of a step that is not finite; all of it on the device.
+    """What the loss is multiplied by, and what becomes of a bad step; all of it on the device.
 
-    In fp16 the scale starts at 2¹⁶, doubles after 2,000 good steps in a row, and halves at a bad one, which is left
-    out. In fp32 and bf16 it is 1. Below 1 the run has failed, in fp32 and bf16 at its first bad step: from then on
-    every step is left out, so that the last good state is still there when `check` tells of it. It takes the place of
-    `accelerator.scaler`, as torch's GradScaler waits for the device at every step.
+    Bad is a step whose loss or gradient is not finite, or whose loss is above `LARGEST_LOSS`. In fp16 the scale starts
+    at 2¹⁶, doubles after 2,000 good steps in a row, and halves at a bad one, which is left out. In fp32 and bf16 it is
+    1. Below 1 the run has failed, in fp32 and bf16 at its first bad step: from then on every step is left out, so that
+    the last good state is still there when `check` tells of it. It takes the place of `accelerator.scaler`, as torch's
+    GradScaler waits for the device at every step.
     """
 
     def __init__(self, device: torch.device, dynamic: bool) -> None:
@@ -65,11 +68,11 @@ class LossScale:
 
     def of_step(self, loss: Tensor) -> Tensor:
         """What to divide the gradient of a step with this loss by; NaN, which leaves the step out, if it is bad."""
-        return torch.where(loss.isfinite() & (self.scale >= 1), self.scale, torch.nan)
+        return torch.where((loss.abs() <= LARGEST_LOSS) & (self.scale >= 1), self.scale, torch.nan)
 
     def update(self, step: int, loss: Tensor, norm: Tensor) -> None:
         """Take notice of a step: its number, its loss and the norm of its gradient, 0-dim."""
-        going, good = self.scale >= 1, loss.isfinite() & norm.isfinite()
+        going, good = self.scale >= 1, (loss.abs() <= LARGEST_LOSS) & norm.isfinite()
         self._last = torch.where(going, torch.stack([torch.full_like(norm, step), loss, norm]), self._last)
         self._good = torch.where(good, self._good + 1, 0)
         grown = good & (self._good >= GROWTH_INTERVAL) & self._dynamic
@@ -82,9 +85,9 @@ class LossScale:
         if scale >= 1:
             return
         self.scale = torch.ones_like(self.scale)
-        what, value = ("norm of the gradient", norm) if math.isfinite(loss) else ("loss", loss)
+        what, value = ("norm of the gradient", norm) if abs(loss) <= LARGEST_LOSS else ("loss", loss)
         raise NonFiniteError(
-            f"the {what} became {value} at step {step:.0f}, so the run stopped there and the last good checkpoint is "
+            f"the {what} became {value:g} at step {step:.0f}, so the run stopped there and the last good checkpoint is "
             "kept; start again with a lower --lr or with --precision fp32",
             int(step) - 1,
         )
@@ -285,10 +288,10 @@ def training_steps(
     Several processes each take their own batches of a step, and gradients and losses are added up over them, so that
     all know the same and update alike.
 
-    A step whose loss or gradient is not finite changes nothing, nor do any after it (in fp16 not before the loss scale
-    has fallen below 1, see `LossScale`). NonFiniteError tells of it where a loss is read, by `training_state`, and by
-    `accelerator.scaler.check()`, which a caller calls before it saves or evaluates anything. So what is saved then is
-    the state of the last good step, whose number the error knows.
+    A bad step, see `LossScale`, changes nothing, nor does any after it (in fp16 not before the loss scale has fallen
+    below 1). NonFiniteError tells of it where a loss is read, by `training_state`, and by `accelerator.scaler.check()`,
+    which a caller calls before it saves or evaluates anything. So what is saved then is the state of the last good
+    step, whose number the error knows.
 
     Args:
         accelerator: see `make_accelerator`; `optimizer` need not be prepared.

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import tamt.search.imp as imp
+from tamt import masking
 from tamt.checkpoint import read_checkpoint
 from tamt.errors import UserError
 from tamt.evaluate import evaluate
@@ -17,7 +18,7 @@ from tamt.mask_file import load_masks
 from tamt.masking import keep_of, magnitude_masks, prunable_weights, random_masks, sparsity_of
 from tamt.models import load_masked_language_model
 from tamt.objectives import Losses
-from tamt.search import train
+from tamt.search import mask_training, train
 from tamt.search.imp import prune_and_reset, steps_to
 
 METHODS = ["tamt-mlm", "tamt-kd", "tamt-mlm+kd", "imp", "omp", "rand"]
@@ -262,8 +263,19 @@ def test_a_resumed_run_ends_with_the_same_mask(method, options, run, tmp_path: P
     assert result["step"] > 17 or method == "imp"
 
 
-@pytest.mark.parametrize("method", ["tamt-kd", "imp"])
-def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(method, run, tmp_path, monkeypatch) -> None:
+BAD = [
+    ("tamt-kd", "loss", torch.nan),
+    ("imp", "loss", torch.nan),
+    ("tamt-mlm", "loss", 1e6),
+    ("tamt-kd", "gradient", torch.nan),
+    ("imp", "gradient", torch.inf),
+]
+
+
+@pytest.mark.parametrize(("method", "of", "factor"), BAD)
+def test_a_bad_step_stops_the_run_and_keeps_the_last_good_checkpoint(
+    method, of, factor, run, tmp_path, monkeypatch
+) -> None:
     calls = 0
     good: dict = {}
     loss = Losses.__call__
@@ -275,10 +287,13 @@ def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(method, run
         if calls != 8:
             return parts
         good.update({name: tensor.detach().clone() for name, tensor in self.student.model.named_parameters()})
-        return {name: value * torch.nan for name, value in parts.items()}
+        if of == "loss":
+            return {name: value * factor for name, value in parts.items()}
+        parts["loss"].register_hook(lambda gradient: gradient * factor)
+        return parts
 
     monkeypatch.setattr(Losses, "__call__", poisoned)
-    with pytest.raises(UserError, match="loss became nan at step 8.*checkpoint is kept.*lower --lr"):
+    with pytest.raises(UserError, match=rf"{of} became (nan|inf|\d\S+) at step 8.*checkpoint is kept.*lower --lr"):
         run(method)  # and is told at step 10, where the loss is logged
     checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "step-7.checkpoint")
     assert checkpoint["step"] == 7
@@ -286,6 +301,25 @@ def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(method, run
         of_model = name.replace("score ", "bert.").replace("weight", "score") if "score" in name else name
         assert torch.equal(tensor, good[of_model])
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_mask_that_lost_an_entry_is_not_saved(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def masks_of(masked: dict) -> dict:
+        masks = masking.masks_of(masked)
+        for mask in masks.values():
+            mask[tuple(mask.nonzero()[0])] = False
+        return masks
+
+    monkeypatch.setattr(mask_training, "masks_of", masks_of)
+    with pytest.raises(UserError, match=r"mask.safetensors is not written: its mask of \S+ keeps \d+ entries where"):
+        run("tamt-kd", save_every=5)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+    }
+    assert (tmp_path / "run" / "checkpoints" / "step-15.checkpoint").is_file()
 
 
 # Evaluation

@@ -9,6 +9,7 @@ from tamt.data.prefetch import prefetch
 from tamt.training import (
     FIRST_LOSS_SCALE,
     GROWTH_INTERVAL,
+    LARGEST_LOSS,
     LossScale,
     NonFiniteError,
     make_accelerator,
@@ -34,26 +35,35 @@ def train(losses: list[float], dynamic: bool = False):
     return model.weight, steps, scale
 
 
-def test_after_a_bad_step_nothing_changes_until_it_is_told() -> None:
-    weight, steps, _ = train([1.0, 1.0, torch.inf, 1.0, 1.0])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 2 * LARGEST_LOSS, -2 * LARGEST_LOSS])
+def test_after_a_bad_step_nothing_changes_until_it_is_told(bad: float) -> None:
+    weight, steps, _ = train([1.0, 1.0, bad, 1.0, 1.0])
     seen, told = [], None
     for _step, parts in steps:
         seen.append(weight.item())
         told = parts
     assert seen[0] > seen[1]
     assert seen[1:] == [seen[1]] * 4
-    with pytest.raises(NonFiniteError, match="loss became inf at step 3.*lower --lr") as error:
+    with pytest.raises(NonFiniteError, match=r"loss became (nan|inf|-?1\d{5}) at step 3.*lower --lr") as error:
         told["loss"]
     assert error.value.last_good == 2
 
 
-def test_a_bad_gradient_is_told_too() -> None:
+def test_a_large_loss_is_none_that_exploded() -> None:
+    weight, steps, scale = train([LARGEST_LOSS, LARGEST_LOSS])
+    seen = [weight.item() for _ in steps]
+    assert seen[0] > seen[1]
+    scale.check()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_bad_gradient_is_told_too(bad: float) -> None:
     weight, steps, scale = train([1.0, 1.0])
-    weight.register_hook(lambda grad: grad * torch.inf)
+    weight.register_hook(lambda grad: grad * bad)
     for _ in steps:
         pass
     assert weight.item() == 1
-    with pytest.raises(NonFiniteError, match="norm of the gradient became inf at step 1"):
+    with pytest.raises(NonFiniteError, match=f"norm of the gradient became {bad} at step 1"):
         scale.check()
 
 
@@ -63,6 +73,23 @@ def test_fp16_leaves_a_bad_step_out_and_goes_on() -> None:
     assert seen[0] == seen[1] > seen[2]
     scale.check()
     assert scale.scale == FIRST_LOSS_SCALE / 2
+
+
+def test_a_gradient_that_overflows_fp16_is_left_out_until_the_scale_fits() -> None:
+    accelerator = make_accelerator("fp32", 1, 0)  # fp16 by itself: autocast has none on a CPU
+    accelerator.scaler = LossScale(CPU, dynamic=True)
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(model.weight)
+    optimizer, schedule = make_optimizer(model.parameters(), 0.1, 1000)
+
+    def loss(batch):  # its gradient is 3 · scale, which must be at most 65504
+        return {"loss": (model.weight.half() * batch["x"].half()).float().sum()}
+
+    batches = ({"x": torch.full((1, 1), 3.0)} for _ in range(4))
+    seen = [model.weight.item() for _ in training_steps(accelerator, model, optimizer, schedule, batches, loss, 1, 4)]
+    accelerator.scaler.check()
+    assert accelerator.scaler.scale == FIRST_LOSS_SCALE / 4
+    assert seen[0] == seen[1] == 1 > seen[2] > seen[3]
 
 
 def test_the_loss_scale_changes_no_update() -> None:
