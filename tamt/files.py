@@ -1,10 +1,11 @@
 """Files that are there whole or not at all."""
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -53,6 +54,22 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+def lock(file: IO[Any], what: str, folder: Path) -> None:
+    """Keep other processes from what `file`, open for writing, stands for; the lock goes with it, also by a kill.
+
+    Where the file system has no locks, nothing is kept from anything.
+
+    Raises:
+        UserError: another has the lock; `what` works in `folder`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another {what} is at work in {folder}; wait for it, or stop it") from error
+    except OSError:
+        pass
 
 
 def sync_folder(path: Path) -> None:

@@ -15,7 +15,7 @@ from tamt import __version__, processes
 from tamt.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
 from tamt.console import say
 from tamt.errors import UserError
-from tamt.files import remove_temporary, telling, write_atomically
+from tamt.files import lock, remove_temporary, telling, write_atomically
 from tamt.untrusted import read_json, read_yaml
 
 CONFIG = "config.yaml"
@@ -43,6 +43,7 @@ class RunFolder:
     def __init__(self, path: Path, keep: int, resume: bool) -> None:
         self.path = path
         self._keep = keep
+        processes.by_first(self._open_metrics)
         self._checkpoint = self._newest_checkpoint()
         self.resumed: int = self._checkpoint["step"] if self._checkpoint else 0
         self.seconds: float = self._checkpoint["seconds"] if self._checkpoint else 0.0
@@ -59,14 +60,21 @@ class RunFolder:
         remove_temporary(path)
         metrics = path / METRICS
         with telling(metrics):
-            if resume and metrics.is_file():  # what came after the checkpoint will come again
+            if resume:  # what came after the checkpoint will come again
                 before = metrics.read_bytes()[: self._checkpoint["metrics_bytes"] if self._checkpoint else 0]
                 os.truncate(metrics, before.rfind(b"\n") + 1)
-            # Unbuffered: a line that cannot be written is told at once, and not tried again when the file is closed.
-            self._metrics = metrics.open("ab", buffering=0)
+                self._metrics.seek(0, os.SEEK_END)
         with telling(path / "tensorboard"):
             purge = self.resumed + 1 if resume else None
             self._events = SummaryWriter(str(path / "tensorboard"), purge_step=purge)
+
+    def _open_metrics(self) -> None:
+        """Open `metrics.jsonl`, which is written as long as the run is at work: it is locked against a second one."""
+        metrics = self.path / METRICS
+        with telling(metrics):
+            # Unbuffered: a line that cannot be written is told at once, and not tried again when the file is closed.
+            self._metrics = metrics.open("ab", buffering=0)
+        lock(self._metrics, "run", self.path)
 
     @classmethod
     def start(cls, path: Path, settings: Mapping[str, Any], resume: bool = False, keep: int = KEEP) -> "RunFolder":
@@ -81,7 +89,8 @@ class RunFolder:
             keep: how many checkpoints to keep.
 
         Raises:
-            UserError: the folder holds something already, or on `resume` another run or a finished one.
+            UserError: the folder holds something already, or on `resume` another run, a finished one, or one that is
+                at work.
             DamagedCheckpointError: there are checkpoints, and none of them can be read.
         """
         return cls(path, keep, processes.by_first(lambda: _prepare(path, settings, resume)))

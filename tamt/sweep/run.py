@@ -1,6 +1,5 @@
 """`tamt sweep`: from a study file to the folders of all its runs."""
 
-import fcntl
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import Any, Literal
 
 from tamt.console import console, say
 from tamt.errors import UserError, check_positive
-from tamt.files import write_atomically
+from tamt.files import lock, write_atomically
 from tamt.sweep.clock import Clock, duration
 from tamt.sweep.engine import Engine, Here, OnRay
 from tamt.sweep.plan import Plan, Run, make_plan
@@ -180,12 +179,9 @@ def _show(folder: Path, plan: Plan, redo: bool) -> list[dict]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second sweep out of the folder. The lock goes with the process, however that ends."""
+    """Keep a second sweep out of the folder."""
     with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another sweep is at work in {folder}; wait for it, or stop it") from error
+        lock(file, "sweep", folder)
         yield
 
 

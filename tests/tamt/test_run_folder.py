@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 
 from tamt import __version__
 from tamt.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
+from tamt.errors import UserError
 from tamt.run_folder import RunFolder, version_of
 from tamt.training import generator_states, restore_generators
 
@@ -141,6 +142,27 @@ def test_a_checkpoint_of_another_kind_of_run_is_told(run: Path) -> None:
         pytest.raises(DamagedCheckpointError, match="step 4 in .* does not fit the run"),
     ):
         folder.resume(restore)
+
+
+def test_a_run_that_is_at_work_is_left_alone(run: Path) -> None:
+    with RunFolder.start(run, {}, resume=True) as folder:
+        folder.log(5, loss=0.2)
+        half_written = run / "checkpoints" / ".step-5.checkpoint.17.tmp"
+        half_written.touch()
+        with pytest.raises(UserError, match=f"another run is at work in {run}; wait for it, or stop it"):
+            RunFolder.start(run, {}, resume=True)
+        assert half_written.exists()
+        folder.log(6, loss=0.1)
+    assert [line["step"] for line in logged(run)] == [1, 2, 3, 4, 5, 6]
+    assert resumed(run)[0] == 4
+
+
+def test_a_checkpoint_right_after_the_start_knows_which_lines_come_after_it(run: Path) -> None:
+    with RunFolder.start(run, {}, resume=True) as folder:
+        folder.save_checkpoint(5, {})
+        folder.log(6, loss=0.1)
+    assert resumed(run)[0] == 5
+    assert [line["step"] for line in logged(run)] == [1, 2, 3, 4]
 
 
 def test_what_a_killed_save_left_is_removed(run: Path) -> None:
