@@ -26,9 +26,11 @@ demo: setup
 test: setup lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-# The faults and the broken files of the tests at many more moments and mutations.
+# The faults and the broken files of the tests at many more moments and mutations, half an hour of training (or
+# TAMT_SOAK_SECONDS) with its memory watched.
 soak: setup
-	TAMT_SOAK=1 $(BIN)/python -m pytest tests/tamt/test_resume.py tests/tamt/test_fuzz.py tests/tamt/test_processes.py
+	TAMT_SOAK=1 $(BIN)/python -m pytest tests/tamt/test_memory.py tests/tamt/test_resume.py tests/tamt/test_fuzz.py \
+	    tests/tamt/test_processes.py
 
 lint: setup
 	$(BIN)/ruff check .
