@@ -16,13 +16,19 @@
 namespace tamt {
 namespace {
 
-// Of the operators that are in the set, or of those that are not. They are defined, with their plain-torch kernels, in
-// Python.
-void register_cpu_kernels(const std::set<std::string>& operators, bool in_set) {
-  static torch::Library library = MAKE_TORCH_LIBRARY_IMPL(tamt_kernels, CPU);
-  const auto add = [&](const char* name, auto kernel) {
-    if ((operators.count(name) > 0) == in_set) library.impl(name, kernel);
+// Puts the kernels of a device in place, which are defined, with their plain-torch kernels, in Python: all in the library
+// tamt_kernels_cpp, and in tamt_kernels those of operators that need not choose among several.
+auto adder(torch::Library& all, torch::Library& library, const std::set<std::string>& choosing) {
+  return [&](const char* name, auto kernel) {
+    all.impl(name, kernel);
+    if (choosing.count(name) == 0) library.impl(name, kernel);
   };
+}
+
+void register_cpu_kernels(const std::set<std::string>& choosing) {
+  static torch::Library all = MAKE_TORCH_LIBRARY_IMPL(tamt_kernels_cpp, CPU);
+  static torch::Library library = MAKE_TORCH_LIBRARY_IMPL(tamt_kernels, CPU);
+  const auto add = adder(all, library, choosing);
   add("topk_threshold", &topk_threshold_cpu);
   add("topk_threshold_unchecked", &topk_threshold_unchecked_cpu);
   add("gradient_norm", &gradient_norm_cpu);
@@ -39,24 +45,24 @@ void register_cpu_kernels(const std::set<std::string>& operators, bool in_set) {
   add("masked_embedding_backward", &masked_embedding_backward_cpu);
 }
 
-std::set<std::string> names_of(const pybind11::args& operators) {
-  std::set<std::string> names;
-  for (const auto& name : operators) names.insert(name.cast<std::string>());
-  return names;
-}
-
-// Called once by tamt_kernels, after it has checked that this was built for the torch that runs, with the operators that
-// run faster on plain torch.
-void register_kernels(const pybind11::args& left_out) {
-  register_cpu_kernels(names_of(left_out), false);
+void register_cuda_kernels([[maybe_unused]] const std::set<std::string>& choosing) {
 #ifdef TAMT_WITH_CUDA
+  static torch::Library all = MAKE_TORCH_LIBRARY_IMPL(tamt_kernels_cpp, CUDA);
   static torch::Library library = MAKE_TORCH_LIBRARY_IMPL(tamt_kernels, CUDA);
-  library.impl("ste_backward", &ste_backward_cuda);
-  library.impl("ste_backward_into", &ste_backward_into_cuda);
+  const auto add = adder(all, library, choosing);
+  add("ste_backward", &ste_backward_cuda);
+  add("ste_backward_into", &ste_backward_into_cuda);
 #endif
 }
 
-void register_left_out(const pybind11::args& left_out) { register_cpu_kernels(names_of(left_out), true); }
+// Called once by tamt_kernels, after it has checked that this was built for the torch that runs, with the operators that
+// choose among several kernels.
+void register_kernels(const pybind11::args& operators) {
+  std::set<std::string> choosing;
+  for (const auto& name : operators) choosing.insert(name.cast<std::string>());
+  register_cpu_kernels(choosing);
+  register_cuda_kernels(choosing);
+}
 
 constexpr std::array kInstructionSets{"generic", "avx2", "avx512"};
 
@@ -93,5 +99,4 @@ PYBIND11_MODULE(_C, module) {
   module.def("instruction_sets", &tamt::instruction_sets);
   module.def("use_instruction_set", &tamt::use_instruction_set);
   module.def("register_kernels", &tamt::register_kernels);
-  module.def("register_left_out", &tamt::register_left_out);
 }

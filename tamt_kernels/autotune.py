@@ -5,8 +5,7 @@
 """
 
 import argparse
-import importlib
-import math
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,14 +17,20 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from tamt_kernels import choices, dispatch, reference
-from tamt_kernels.library import EAGER, TRITON
+from tamt_kernels.threshold import topk_threshold
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SHAPES = [(768, 768), (3072, 768)]
+# What stands for each of ``choices.SIZES`` and for more: BERT-base's attention, its FFN and its word embedding.
+SHAPES = ((768, 768), (3072, 768), (30522, 768))
 ROWS = (1, 4, 16, 32, 64, 128, 256)
 SPARSITY = 0.7
 
-Candidates = dict[str, Callable[..., Any]]
+# A backend goes before the one built in where it takes this much of its time at the most: what is less may be noise,
+# and to choose takes time of its own on a CPU (``dispatch``).
+GAIN = 0.9
+
+# On a GPU their definitions wait for the device, or an id out of range stops it, which the kernels promise never to do.
+NO_CHOICE_ON_A_GPU = {"topk_threshold_unchecked", "masked_embedding", "masked_embedding_backward"}
 
 
 class Clock:
@@ -45,7 +50,7 @@ class Clock:
 def mask(shape: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """A score matrix, its threshold and its cut."""
     score = torch.randn(shape, device=device)
-    values, cuts = reference.topk_threshold([score], [score.numel() - int(score.numel() * SPARSITY)])
+    values, cuts = topk_threshold([score], [score.numel() - int(score.numel() * SPARSITY)])
     return score, values[0], cuts[0]
 
 
@@ -54,82 +59,96 @@ def cases(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> I
     score, value, cut = mask(shape, device)
     weight, grad = torch.randn(2, *shape, device=device).to(dtype)
     kept = reference.binarize(score, value, cut)
+    keep = [int(kept.sum())]
     ids = torch.randint(shape[0], (256,), device=device)
     rows = torch.randn(256, shape[1], device=device).to(dtype)
-    yield "topk_threshold", ([score], [int(kept.sum())])
-    yield "binarize", (score, value, cut)
-    yield "pack_mask", (kept,)
-    yield "unpack_mask", (reference.pack_mask(kept), list(shape))
+    if dtype == torch.float32:  # masks have no other type, nor have scores in training
+        yield "topk_threshold", ([score], keep)
+        yield "topk_threshold_unchecked", ([score], keep, value[None])
+        yield "binarize", (score, value, cut)
+        yield "pack_mask", (kept,)
+        yield "unpack_mask", (reference.pack_mask(kept), list(shape))
+    yield "prune_", (grad, reference.pack_mask(kept))
     yield "mask_weight", (weight, score, value, cut)
-    yield "mask_weights", ([weight] * 2, [score] * 2, value.repeat(2), cut.repeat(2), dtype)
+    yield "mask_weights", ([weight], [score], value[None], cut[None], dtype)
     yield "ste_backward", (grad, weight, torch.float32)
     yield "ste_backward_into", (torch.zeros_like(score), grad, weight)
+    yield "gradient_norm", ([grad], [weight])
     yield "masked_embedding", (ids, weight, score, value, cut)
     yield "masked_embedding_backward", (rows, ids, weight, None, torch.float32)
 
 
-def candidates(operation: str, device: torch.device) -> Candidates:
-    """What can run an operation on a device, where dispatch has a choice."""
-    found: Candidates = {}
-    if device.type == "cuda" and operation in TRITON and not dispatch.triton_problem(device):
-        kernel = TRITON[operation]
-        found["triton"] = getattr(importlib.import_module(kernel.module), kernel.launcher)
-    if device.type == "cpu" and dispatch.has_kernel(operation, "CPU"):
-        found["cpp"] = getattr(torch.ops.tamt_kernels, operation)
-    return found | {"eager": EAGER[operation]} if found else {}
+def fastest(times: dict[str, float]) -> str:
+    """The backend with the shortest time, if it gains enough on the one built in, which is the first."""
+    built_in, best = next(iter(times)), min(times, key=times.__getitem__)
+    return best if times[best] <= GAIN * times[built_in] else built_in
 
 
-def fastest(device: torch.device, clock: Clock, shapes: list[tuple[int, int]]) -> dict[str, str]:
-    """The backend of each operation with the shortest time over all types and shapes, each of the same weight."""
-    logarithms: dict[str, dict[str, float]] = {}
-    for shape in shapes:
-        for dtype in DTYPES:
-            for operation, arguments in cases(shape, dtype, device):
-                times = {
-                    name: clock.milliseconds(run, arguments) for name, run in candidates(operation, device).items()
-                }
-                show(operation, shape, dtype, times)
-                totals = logarithms.setdefault(operation, dict.fromkeys(times, 0.0))
-                for name, time in times.items():
-                    totals[name] += math.log(time)
-    return {operation: min(totals, key=totals.__getitem__) for operation, totals in logarithms.items() if totals}
-
-
-def few_rows(device: torch.device, clock: Clock, shapes: list[tuple[int, int]]) -> dict[str, int]:
-    """For each type the most rows up to which masking W as it is read beats W ⊙ m and a product, at every shape."""
-    found = {}
-    kernel = TRITON["masked_matmul"]
-    masked_matmul = getattr(importlib.import_module(kernel.module), kernel.launcher)
-    mask_weight = torch.ops.tamt_kernels.mask_weight
+def backends(
+    device: torch.device, clock: Clock, shapes: tuple[tuple[int, int], ...]
+) -> dict[str, dict[str, tuple[str, ...]]]:
+    """The fastest backend of each operation for each type and shape."""
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
     for dtype in DTYPES:
+        for shape in shapes:
+            for operation, arguments in cases(shape, dtype, device):
+                there = dispatch.available(operation, device)
+                if len(there) == 1 or (device.type == "cuda" and operation in NO_CHOICE_ON_A_GPU):
+                    continue
+                times = {each: clock.milliseconds(dispatch.kernel(operation, each), arguments) for each in there}
+                show(operation, shape, dtype, times)
+                rows = found.setdefault(operation, {})
+                rows[choices.type_name(dtype)] = (*rows.get(choices.type_name(dtype), ()), fastest(times))
+    return {operation: alike(rows) for operation, rows in found.items()}
+
+
+def alike(rows: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """One row for any type where those of all are the same."""
+    return {choices.ANY: next(iter(rows.values()))} if len(set(rows.values())) == 1 else rows
+
+
+def few_rows(device: torch.device, clock: Clock, shapes: tuple[tuple[int, int], ...]) -> dict[str, tuple[int, ...]]:
+    """For each type and shape the most rows up to which masking W as it is read beats W ⊙ m and a product."""
+    masked_matmul = dispatch.kernel("masked_matmul", "triton")
+    mask_weight = torch.ops.tamt_kernels.mask_weight
+
+    def apart(x: Tensor, *masked: Tensor) -> Tensor:
+        return F.linear(x, mask_weight(*masked))
+
+    def most(dtype: torch.dtype, shape: tuple[int, int]) -> int:
+        weight, masked = torch.randn(shape, device=device).to(dtype), mask(shape, device)
         most = 0
         for rows in ROWS:
-            wins = []
-            for shape in shapes:
-                weight, x = (
-                    torch.randn(shape, device=device).to(dtype),
-                    torch.randn(rows, shape[1], device=device).to(dtype),
-                )
-                arguments = (x, weight, *mask(shape, device))
-                times = {
-                    "masked_matmul": clock.milliseconds(masked_matmul, arguments),
-                    "mask_weight, product": clock.milliseconds(
-                        lambda x, *masked: F.linear(x, mask_weight(*masked)), arguments
-                    ),
-                }
-                show(f"{rows} rows", shape, dtype, times)
-                wins.append(times["masked_matmul"] < times["mask_weight, product"])
-            if not all(wins):
+            arguments = (torch.randn(rows, shape[1], device=device).to(dtype), weight, *masked)
+            ways = {"mask_weight, product": apart, "masked_matmul": masked_matmul}
+            times = {name: clock.milliseconds(way, arguments) for name, way in ways.items()}
+            show(f"{rows} rows", shape, dtype, times)
+            if times["masked_matmul"] >= times["mask_weight, product"]:
                 break
             most = rows
-        found[str(dtype).removeprefix("torch.")] = most
-    return found
+        return most
+
+    return {choices.type_name(dtype): tuple(most(dtype, shape) for shape in shapes) for dtype in DTYPES}
 
 
 def show(operation: str, shape: tuple[int, int], dtype: torch.dtype, times: dict[str, float]) -> None:
-    if times:
-        case = f"{operation}, {shape[0]} × {shape[1]}, {str(dtype).removeprefix('torch.')}"
-        print(f"{case:52} " + "   ".join(f"{name} {time:.4g} ms" for name, time in times.items()), flush=True)
+    case = f"{operation}, {shape[0]} × {shape[1]}, {choices.type_name(dtype)}"
+    print(f"{case:54} " + "   ".join(f"{name} {time:.4g} ms" for name, time in times.items()), flush=True)
+
+
+def show_table(found: choices.Choices, shapes: tuple[tuple[int, int], ...]) -> None:
+    """What runs from now on, by types and shapes."""
+    first, second, third = (f"{rows} × {columns}" for rows, columns in shapes)
+    print(f"{'':42} {first:12} {second:12} {third}")
+    rows = {
+        f"{operation}, {'any type' if kind == choices.ANY else kind}": row
+        for operation, kinds in found.backends.items()
+        for kind, row in kinds.items()
+    }
+    for kind, counts in found.few_rows.items():
+        rows[f"W masked as it is read, {kind}"] = tuple(f"{count} rows" for count in counts)
+    for name, row in rows.items():
+        print(f"{name:42} {row[0]:12} {row[1]:12} {row[2]}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -142,21 +161,16 @@ def main(arguments: list[str] | None = None) -> int:
     if forced := os.environ.get("TAMT_KERNELS"):
         print(f"autotune: error: TAMT_KERNELS={forced} leaves no choice to measure; unset it", file=sys.stderr)
         return 2
-    dispatch.register_all()
-    clock, shapes = (Clock(0.002), [(64, 64)]) if quick else (Clock(0.2), SHAPES)
+    clock, shapes = (Clock(0.002), ((64, 64),) * len(SHAPES)) if quick else (Clock(0.2), SHAPES)
     devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
     for device in devices:
         print(choices.name(device))
-        found = choices.Choices(fastest(device, clock, shapes), {})
-        if dispatch.serves_product(device):
-            found = found._replace(few_rows=few_rows(device, clock, shapes))
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            found = choices.Choices(backends(device, clock, shapes), {})
+            if dispatch.serves_product(device):
+                found = found._replace(few_rows=few_rows(device, clock, shapes))
         choices.keep(device, found)
-        for backend in choices.BACKENDS:
-            operations = [operation for operation, chosen in found.backends.items() if chosen == backend]
-            if operations:
-                print(f"{backend}: {', '.join(operations)}")
-        if found.few_rows:
-            print("W masked as it is read: " + ", ".join(f"{d} up to {n} rows" for d, n in found.few_rows.items()))
+        show_table(found, shapes)
     print(f"kept in {choices.path()}")
     return 0
 

@@ -1,9 +1,9 @@
 """Which kernel runs an operation: on a CPU the C++ extension's, on a GPU Triton's, else the plain-torch definition.
 
 Where the extension has a kernel for the GPU too (``ste_backward``), it goes before Triton's. What
-``python -m tamt_kernels.autotune`` found to be faster on a device goes before both (``choices``). The environment
-variable TAMT_KERNELS=eager|cpp|triton, read at import, forces one; under ``triton`` an operation that Triton
-cannot run there, as on a CPU without Triton's interpreter (TRITON_INTERPRET=1), runs on plain torch.
+``python -m tamt_kernels.autotune`` found to be faster on a device, for a type and size, goes before both (``choices``).
+The environment variable TAMT_KERNELS=eager|cpp|triton, read at import, forces one; under ``triton`` an operation that
+Triton cannot run there, as on a CPU without Triton's interpreter (TRITON_INTERPRET=1), runs on plain torch.
 """
 
 import contextlib
@@ -12,13 +12,15 @@ import importlib
 import importlib.util
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tamt_kernels import choices
-from tamt_kernels.library import COMPOSED, EAGER, LIBRARY, OPERATORS, TRITON
+from tamt_kernels.checks import FLOAT_TYPES
+from tamt_kernels.library import COMPOSED, EAGER, LIBRARY, MATRIX, OPERATORS, TRITON
 
 INSTALL = "to build it, install tamt again where a C++ compiler is found: pip install --force-reinstall --no-deps ."
 
@@ -27,7 +29,6 @@ OLDEST_TRITON = (3, 3)
 # instruction of theirs either, and spills.
 OLDEST_GPU, OLDEST_GPU_FOR_PRODUCTS = (7, 0), (8, 0)
 
-_extension: Any = None  # once its kernels are in place
 # Where Triton's kernels were put in place: (operator, dispatch key).
 _triton_registered: set[tuple[str, str]] = set()
 
@@ -71,29 +72,23 @@ def _register_extension() -> str | None:
     running = torch.__version__.partition("+")[0]
     if extension.torch_version != running:
         return f"its C++ extension was built for torch {extension.torch_version}, not {running}"
-    extension.register_kernels(*(name for name in OPERATORS if _chosen(name, torch.device("cpu")) == "eager"))
-    global _extension
-    _extension = extension
+    # The dispatcher goes straight to C++ but where a choice has to be made first: that took 5 to 18 µs of a
+    # call of 19 to 26, on a busy Xeon.
+    choosing = set() if os.environ.get("TAMT_KERNELS") else choices.operations_with("eager")
+    extension.register_kernels(*choosing)
+    for name in choosing.intersection(OPERATORS):
+        for key in ("CPU", "CUDA"):
+            if has_kernel(name, key, "tamt_kernels_cpp"):
+                LIBRARY.impl(name, _choosing(name), key)
     return None
 
 
-def register_all() -> None:
-    """Put in place the C++ kernels, too, that were found to be slower."""
-    if _extension:
-        _extension.register_left_out(*(name for name in OPERATORS if not has_kernel(name, "CPU")))
-
-
-def _chosen(operator: str, device: torch.device) -> str | None:
-    """The backend that was measured to be the fastest, if any was, unless one is forced."""
-    return None if os.environ.get("TAMT_KERNELS") else choices.of(device).backends.get(operator)
-
-
-def few_rows(device: torch.device, dtype: torch.dtype) -> int:
-    """Up to how many rows a product masks W as it is read: 0 where no kernel does so."""
-    if not serves_product(device):
-        return 0
-    measured = {} if os.environ.get("TAMT_KERNELS") else choices.of(device).few_rows
-    return measured.get(str(dtype).removeprefix("torch."), choices.FEW_ROWS)
+def few_rows(device: torch.device, dtype: torch.dtype) -> tuple[int, ...]:
+    """Up to how many rows a product masks W as it is read, by its size class: 0 where no kernel does so."""
+    built_in = (choices.FEW_ROWS if serves_product(device) else 0,) * (len(choices.SIZES) + 1)
+    if not any(built_in) or os.environ.get("TAMT_KERNELS"):
+        return built_in
+    return choices.of(device).few_rows.get(choices.type_name(dtype), built_in)
 
 
 def interpreted() -> bool:
@@ -121,7 +116,9 @@ def triton_problem(device: torch.device) -> str | None:
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < OLDEST_TRITON:
         return f"Triton is {triton.__version__} but must be 3.3 or newer"
-    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < OLDEST_GPU:
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    if (capability := torch.cuda.get_device_capability(device)) < OLDEST_GPU:
         return f"the GPU is sm_{capability[0]}{capability[1]} but must be sm_70 or newer"
     return None
 
@@ -130,7 +127,7 @@ def triton_problem(device: torch.device) -> str | None:
 def _serves(device: torch.device) -> bool:
     """Whether Triton serves a device; if not, a warning says why, once."""
     if problem := triton_problem(device):
-        warnings.warn(f"tamt_kernels runs on plain torch on {device}, because {problem}", stacklevel=4)
+        warnings.warn(f"tamt_kernels runs on plain torch on {device}, because {problem}", stacklevel=5)
     return problem is None
 
 
@@ -146,45 +143,84 @@ def _register_triton(key: str) -> None:
         return  # said at the first use on a GPU, as most machines without Triton have none
     for name in TRITON:
         if not has_kernel(name, key):
-            LIBRARY.impl(name, _launching(name), key)
+            LIBRARY.impl(name, _choosing(name), key)
             _triton_registered.add((name, key))
 
 
-def _launching(name: str) -> Any:
-    """An operator's kernel that looks, when it is first called, whether Triton can serve, and imports it then."""
+def _choosing(name: str) -> Callable[..., Any]:
+    """An operator's kernel that starts the one of the backend that its arguments call for."""
 
     def run(*arguments: Any, **options: Any) -> Any:
-        first = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
-        if not _serves(first.device) or _chosen(name, first.device) == "eager":
-            return EAGER[name](*arguments, **options)
-        launcher = getattr(importlib.import_module(TRITON[name].module), TRITON[name].launcher)
+        matrix = arguments[MATRIX[name]]
+        first = matrix if isinstance(matrix, Tensor) else matrix[0]
+        entries = first.numel() if matrix is first else sum(each.numel() for each in matrix)
+        backend = _fastest(name, first.device, first.dtype)[choices.size_class(entries)]
         # Triton launches on the current device, which need not be the tensors'.
         with torch.cuda.device(first.device) if first.is_cuda else contextlib.nullcontext():
-            return launcher(*arguments, **options)
+            return kernel(name, backend)(*arguments, **options)
 
     return run
 
 
-def has_kernel(operator: str, key: str) -> bool:
-    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(f"tamt_kernels::{operator}", key)
+@functools.cache
+def _fastest(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """The backend of an operator by the size class of W: what was measured, unless one is forced or it is not there."""
+    there = available(name, device)
+    measured = None if os.environ.get("TAMT_KERNELS") else choices.of(device).row(name, dtype)
+    built_in = there[:1] * (len(choices.SIZES) + 1)
+    return tuple(each if each in there else there[0] for each in measured or built_in)
+
+
+@functools.cache
+def available(name: str, device: torch.device) -> tuple[str, ...]:
+    """The backends that can run an operator on a device, that which does where nothing was measured first."""
+    key = device.type.upper()
+    found = []
+    if has_kernel(name, key, "tamt_kernels_cpp"):
+        found.append("cpp")
+    if (name, key) in _triton_registered and _serves(device):
+        found.append("triton")
+    return (*found, "eager")
+
+
+@functools.cache
+def kernel(name: str, backend: str) -> Callable[..., Any]:
+    """What runs an operator by a backend. Imports the Triton kernels only when they are asked for."""
+    if backend == "cpp":
+        return getattr(torch.ops.tamt_kernels_cpp, name).default
+    if backend == "triton":
+        return getattr(importlib.import_module(TRITON[name].module), TRITON[name].launcher)
+    return EAGER[name]
+
+
+def has_kernel(operator: str, key: str, library: str = "tamt_kernels") -> bool:
+    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(f"{library}::{operator}", key)
     return found
 
 
-def backends() -> dict[str, dict[str, str]]:
+def backends(dtype: torch.dtype | None = None, entries: int | None = None) -> dict[str, dict[str, str]]:
     """What really runs: ``{operation: {"cpu": backend, "cuda": backend}}``, a backend "cpp", "triton" or "eager".
 
-    ``masked_linear`` is torch's matrix product over ``mask_weight``, so it is what ``mask_weight`` is; of few
-    rows on a GPU it is ``masked_matmul``.
+    Where several run, by the type and size of W, they are told as "cpp or eager"; the arguments ask for one case.
+    ``masked_linear`` is torch's matrix product over ``mask_weight``, so it is what ``mask_weight`` is; of few rows on
+    a GPU it is ``masked_matmul``.
+
+    Args:
+        dtype: of W, or of the score where an operation takes no W: float32, float16 or bfloat16; by default any.
+        entries: of it, or of all matrices together; by default any number.
     """
+    dtypes = FLOAT_TYPES if dtype is None else (dtype,)
+    sizes = slice(None) if entries is None else slice(choices.size_class(entries), choices.size_class(entries) + 1)
+    gpu = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cuda")
 
-    def backend(operator: str, key: str) -> str:
-        if (operator, key) in _triton_registered:
-            no_gpu = key == "CUDA" and not torch.cuda.is_available()
-            device = torch.device("cpu" if key == "CPU" or no_gpu else f"cuda:{torch.cuda.current_device()}")
-            return "eager" if triton_problem(device) or _chosen(operator, device) == "eager" else "triton"
-        if has_kernel(operator, key):
-            return "cpp"
-        return backend(COMPOSED[operator], key) if operator in COMPOSED else "eager"
+    def chosen(operator: str, device: torch.device) -> set[str]:
+        found = {backend for each in dtypes for backend in _fastest(operator, device, each)[sizes]}
+        if "eager" in found and operator in COMPOSED:
+            found = found - {"eager"} | chosen(COMPOSED[operator], device)
+        return found
 
-    found = {operator: {"cpu": backend(operator, "CPU"), "cuda": backend(operator, "CUDA")} for operator in OPERATORS}
-    return found | {"masked_linear": found["mask_weight"]}
+    def told(operator: str) -> dict[str, str]:
+        devices = {"cpu": torch.device("cpu"), "cuda": gpu}
+        return {key: " or ".join(sorted(chosen(operator, device))) for key, device in devices.items()}
+
+    return {operator: told(operator) for operator in OPERATORS} | {"masked_linear": told("mask_weight")}

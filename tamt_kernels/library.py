@@ -12,6 +12,12 @@ import torch
 LIBRARY = torch.library.Library("tamt_kernels", "DEF")
 OPERATORS: list[str] = []
 
+# The same operators with the extension's kernels alone, for operators that have to choose one of several first.
+CPP = torch.library.Library("tamt_kernels_cpp", "DEF")
+
+# The position of the argument whose type and size decide which kernel is the fastest: W's, else the first.
+MATRIX: dict[str, int] = {}
+
 
 class TritonKernel(NamedTuple):
     """Where an operator's Triton launcher is."""
@@ -44,6 +50,7 @@ def define(
     name = schema[: schema.index("(")]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, eager, "CompositeExplicitAutograd")
+    CPP.define(schema)
     torch.library.register_fake(f"tamt_kernels::{name}", fake, lib=LIBRARY)
     OPERATORS.append(name)
     EAGER[name] = eager
@@ -51,8 +58,11 @@ def define(
         TRITON[name] = TritonKernel(f"tamt_kernels.triton_kernels.{triton}", name)
     if composed_of:
         COMPOSED[name] = composed_of
-    operator: Callable[..., Any] = getattr(torch.ops.tamt_kernels, name).default
-    return operator
+    operator = getattr(torch.ops.tamt_kernels, name).default
+    weights = (i for i, each in enumerate(operator._schema.arguments) if each.name.startswith("weight"))
+    MATRIX[name] = next(weights, 0)
+    found: Callable[..., Any] = operator
+    return found
 
 
 def differentiate(name: str, backward: Callable[..., Any], save: Callable[..., None] | None = None) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tamt_kernels import checks, dispatch, reference
+from tamt_kernels.choices import size_class
 from tamt_kernels.library import define, differentiate, refuse_double_backward
 from tamt_kernels.mask_weight import mask_weight
 from tamt_kernels.mask_weight import operator as _mask_weight
@@ -94,7 +95,7 @@ differentiate("masked_matmul_backward_x", refuse_double_backward)
 differentiate("masked_matmul_backward_score", refuse_double_backward)
 
 
-def _few_rows(device: str, dtype: str) -> int:
+def _few_rows(device: str, dtype: str) -> tuple[int, ...]:
     return dispatch.few_rows(torch.device(device), getattr(torch, dtype.removeprefix("torch.")))
 
 
@@ -154,7 +155,8 @@ def masked_linear(
         dtype = torch.get_autocast_dtype(x.device.type)
     elif x.dtype != dtype:
         raise TypeError(f"masked_linear: x has dtype {x.dtype} but must have {dtype}, that of weight")
-    if 0 < x.numel() <= _few_rows(str(x.device), str(dtype)) * x.shape[-1]:
+    few_rows = _few_rows(str(x.device), str(dtype))[size_class(weight.numel())]
+    if 0 < x.numel() <= few_rows * x.shape[-1]:
         absolute = checks.absolute("masked_linear", ranking)
         checks.threshold("masked_linear", value, cut, score.device)
         product: Tensor = _matmul(x.to(dtype), weight, score, value, cut, bias, absolute)

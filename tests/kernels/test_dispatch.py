@@ -83,13 +83,20 @@ def test_triton_serves_a_gpu_and_is_forced_under_the_interpreter(monkeypatch):
     assert "triton" in run(SHOW, "triton").stdout
 
 
+def forget():
+    for cached in (dispatch._serves, dispatch.available, dispatch._fastest):
+        cached.cache_clear()
+
+
 def test_a_gpu_that_triton_does_not_serve_is_said_once(monkeypatch, recwarn):
     monkeypatch.setattr(dispatch, "triton_problem", lambda device: "the GPU is sm_60 but must be sm_70 or newer")
-    dispatch._serves.cache_clear()
-    kernel = dispatch._launching("binarize")
+    monkeypatch.setattr(dispatch, "_triton_registered", {("binarize", "CPU")})
+    monkeypatch.setattr(dispatch, "has_kernel", lambda *where: False)
+    forget()
+    kernel = dispatch._choosing("binarize")
     arguments = torch.tensor([1.0, 3.0]), torch.tensor(2.0), torch.tensor(0)
     assert kernel(*arguments).tolist() == kernel(*arguments).tolist() == [False, True]
-    dispatch._serves.cache_clear()
+    forget()
     assert [str(each.message) for each in recwarn] == [
         "tamt_kernels runs on plain torch on cpu, because the GPU is sm_60 but must be sm_70 or newer"
     ]
