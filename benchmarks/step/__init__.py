@@ -19,6 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--objective", choices=CONTENDERS, action="append", help="one of several; all by default")
     parser.add_argument("--seconds", type=float, default=30.0, help="for each comparison, after warm-up (default: 30)")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory, which takes a process each")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
 
 
 def add_options(parser: argparse.ArgumentParser, batches: dict[str, str]) -> None:
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
     bookkeeping: float | None = None
     for objective in options.objective or CONTENDERS:
         makers = CONTENDERS[objective]
-        left_out = (COMPILED, OURS_COMPILED) if options.quick else ()
+        left_out = (COMPILED, OURS_COMPILED) if options.quick or options.no_compile else ()
         steps = {name: make(setting) for name, make in makers.items() if name not in left_out}
         measured = measure(steps, clock, options.seconds)
         profiled = profile.of_step(steps[OURS], setting.device) if objective in ("mlm", "kd") else None
