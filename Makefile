@@ -9,7 +9,7 @@ STAMP := $(VENV)/.set-up
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 SOURCES := pyproject.toml setup.py _build_backend.py $(shell find csrc -type f)
 
-.PHONY: setup demo test soak lint types gpu-suite clean
+.PHONY: setup demo test soak sanitize lint types gpu-suite clean
 
 setup: $(STAMP)
 
@@ -27,10 +27,14 @@ test: setup lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # The faults and the broken files of the tests at many more moments and mutations, half an hour of training (or
-# TAMT_SOAK_SECONDS) with its memory watched.
-soak: setup
+# TAMT_SOAK_SECONDS) with its memory watched, and the C++ under sanitizers.
+soak: sanitize
 	TAMT_SOAK=1 $(BIN)/python -m pytest tests/tamt/test_memory.py tests/tamt/test_resume.py tests/tamt/test_fuzz.py \
 	    tests/tamt/test_processes.py
+
+# The C++ extension built with AddressSanitizer and UBSan, in a folder of its own, under the tests of the operations.
+sanitize: setup
+	TAMT_SOAK=1 $(BIN)/python -m pytest tests/kernels/test_sanitizers.py
 
 lint: setup
 	$(BIN)/ruff check .
