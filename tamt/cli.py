@@ -31,6 +31,7 @@ COMMANDS = {
 }
 SHARED = ("train", "finetune", "evaluate")
 """Commands that several processes can share."""
+KINDS = {"int": "a whole number", "float": "a number"}
 USAGE = "usage: tamt COMMAND [options]    tamt COMMAND --help    tamt --version\n\n" + "\n".join(
     f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items()
 )
@@ -191,7 +192,10 @@ def _sentence(message: str, name: str) -> str:
     choices = re.search(r"Literal\[(.*?)\]", message)
     option = f"--{key.group(1).replace('_', '-')}" if key else ""
     if option and value:
-        wanted = f"one of {choices.group(1)}".replace("'", "") if choices else "of the kind that it needs"
+        kind = re.search(r"<class '(\w+)'>", message)
+        wanted = KINDS.get(kind.group(1) if kind else "", "of the kind that it needs")
+        if choices:
+            wanted = f"one of {choices.group(1)}".replace("'", "")
         return f"{option} {value.group(1)} is not {wanted}; tamt {name} --help lists the options"
     plain = " ".join(message.split())
     return f"{option + ': ' if option else ''}{plain}; tamt {name} --help lists the options"

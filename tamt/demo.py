@@ -46,6 +46,8 @@ def demo(
         seeds: fine-tunings of each subnetwork.
     """
     check_positive(steps=steps, batch_size=batch_size, train_samples=train_samples, seeds=seeds)
+    if output.exists() and (output.is_file() or (any(output.iterdir()) and not (output / SEARCHES[0]).is_dir())):
+        raise UserError(f"the output {output} holds something else than a demo; give a new --output")
     from tamt.finetune import finetune
     from tamt.search import train
 

@@ -9,6 +9,12 @@ class UserError(Exception):
     """
 
 
+def check_seed(seed: int) -> None:
+    """Check that NumPy's generators, too, can be seeded with `seed`. Raises UserError if not."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed} is negative or over 32 bits; give one from 0 to 4294967295")
+
+
 def check_positive(**options: float | None) -> None:
     """Check that options that count something, if given, are 1 or more. Raises UserError, naming the first other."""
     for name, value in options.items():

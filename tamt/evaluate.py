@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from tamt import processes
 from tamt.console import say
 from tamt.data.corpora import Blocks, dev_batches, load_dev_corpus
-from tamt.errors import UserError, check_positive
+from tamt.errors import UserError, check_positive, check_seed
 from tamt.mask_file import MaskInfo, load_masks
 from tamt.masking import apply_masks, sparsity_of
 from tamt.models import (
@@ -104,6 +104,7 @@ def evaluate(
         seed: of the masked positions.
     """
     check_positive(max_length=max_length, batch_size=batch_size, blocks=blocks)
+    check_seed(seed)
     started = time.monotonic()
     accelerator = make_accelerator(precision, 1, seed)
     with processes.one_first():

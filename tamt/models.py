@@ -27,6 +27,8 @@ from tamt.dropout import use_fast_dropout
 from tamt.errors import UserError
 from tamt.masking import POOLER, prunable_modules
 
+REMEDY = "give a folder that save_pretrained wrote or a hub name such as bert-base-uncased"
+
 logging.set_verbosity_error()  # what a checkpoint lacks is told in our own words
 logging.disable_progress_bar()
 
@@ -219,6 +221,9 @@ def _load_model(factory: Any, name: str, **options: Any) -> tuple[PreTrainedMode
 
 def _load(factory: Any, name: str, what: str, **options: Any) -> Any:
     source = resolve(name)
+    path = Path(source)
+    if not path.exists() and (path.is_absolute() or source.startswith(".") or source.count("/") > 1):  # no hub name
+        raise UserError(f"the {what} {name!r} is no folder that is there; {REMEDY}")
     try:
         return factory.from_pretrained(source, trust_remote_code=False, **options)
     except UnpicklingError as error:
@@ -236,7 +241,7 @@ def _load(factory: Any, name: str, what: str, **options: Any) -> Any:
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise UserError(
             f"the {what} {name!r} is no folder with a model that can be read, nor can it be fetched from the hub "
-            f"({reason}); give a folder that save_pretrained wrote or a hub name such as bert-base-uncased"
+            f"({reason}); {REMEDY}"
         ) from error
 
 

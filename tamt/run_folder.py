@@ -205,13 +205,15 @@ class RunFolder:
         return None
 
 
-def _prepare(path: Path, settings: Mapping[str, Any], resume: bool) -> bool:
-    """Make the folder of a run, or check that of one to resume; whether there is one to resume."""
-    config = path / CONFIG
+def check_output(path: Path, resume: bool) -> bool:
+    """Whether a run that goes into `path` resumes one there; asked before anything is loaded too.
+
+    Raises:
+        UserError: the folder holds something else than an interrupted run that is to be resumed.
+    """
     if path.exists() and not path.is_dir():
         raise UserError(f"the output {path} is a file; give a new folder")
-    if config.is_file() and resume:
-        _check_same(path, settings)
+    if (path / CONFIG).is_file() and resume:
         if (path / RESULTS).is_file():
             raise UserError(f"the run in {path} is finished; give a new --output for another")
         return True
@@ -220,6 +222,14 @@ def _prepare(path: Path, settings: Mapping[str, Any], resume: bool) -> bool:
             f"the output folder {path} is not empty and nothing in it is overwritten; "
             "give a new --output, or --resume to go on with an interrupted run"
         )
+    return False
+
+
+def _prepare(path: Path, settings: Mapping[str, Any], resume: bool) -> bool:
+    """Make the folder of a run, or check that of one to resume; whether there is one to resume."""
+    if check_output(path, resume):
+        _check_same(path, settings)
+        return True
     write_config(path, settings)
     return False
 

@@ -26,7 +26,7 @@ from tamt.finetune.question_answering import QuestionAnswering, make_windows
 from tamt.mask_file import MaskInfo, load_masks
 from tamt.masking import Masks, apply_masks, sparsity_of
 from tamt.models import load_classifier, load_question_answerer, load_tokenizer, longest_input
-from tamt.run_folder import CONFIG, KEEP, RESULTS, RunFolder, finished_results, processes_of_run
+from tamt.run_folder import CONFIG, KEEP, RESULTS, RunFolder, check_output, finished_results, processes_of_run
 from tamt.training import CHECK_EVERY, Precision, make_accelerator
 
 N_BEST = 20
@@ -113,6 +113,7 @@ def finetune(
     _check(settings)
     processes.join()
     seeds = settings.pop("seeds")
+    processes.by_first(partial(check_output if seeds is None else _check_output_of_seeds, output, resume))
     make_job: MakeJob
     if chosen.kind == "question-answering":
         with processes.one_first():
@@ -130,13 +131,6 @@ def finetune(
 def _run_seeds(task: Task, make_job: MakeJob, settings: dict, seeds: list[int], resume: bool) -> dict:
     """Run the seeds one after the other, each in a folder of its own, and write their mean and spread."""
     output: Path = settings["output"]
-    if processes.by_first(
-        lambda: (output / CONFIG).is_file() or (not resume and output.exists() and any(output.iterdir()))
-    ):
-        raise UserError(
-            f"the output folder {output} is not empty and nothing in it is overwritten; "
-            "give a new --output, or --resume to go on with interrupted --seeds"
-        )
     runs = []
     for seed in seeds:
         own = {**settings, "seed": seed, "output": output / f"seed-{seed}"}
@@ -155,6 +149,16 @@ def _run_seeds(task: Task, make_job: MakeJob, settings: dict, seeds: list[int], 
         write_atomically(output / RESULTS, json.dumps({"results": [result]}, indent=2) + "\n")
     say(f"{result['metric']} of the seeds {', '.join(map(str, seeds))}: {_summary(result)}")
     return {"results": [result]}
+
+
+def _check_output_of_seeds(output: Path, resume: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise UserError(f"the output {output} is a file; give a new folder")
+    if (output / CONFIG).is_file() or (not resume and output.exists() and any(output.iterdir())):
+        raise UserError(
+            f"the output folder {output} is not empty and nothing in it is overwritten; "
+            "give a new --output, or --resume to go on with interrupted --seeds"
+        )
 
 
 def _finished(settings: dict) -> list[dict] | None:

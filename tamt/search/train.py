@@ -8,12 +8,12 @@ from typing import Literal
 from tamt import processes
 from tamt.console import say
 from tamt.data.corpora import load_corpus, load_dev_corpus
-from tamt.errors import UserError, check_positive
+from tamt.errors import UserError, check_positive, check_seed
 from tamt.evaluate import block_length, read_head
 from tamt.masking import Ranking
 from tamt.models import dense_twin, load_masked_language_model, load_pooler, load_tokenizer
 from tamt.objectives import Objective, TokenMasking
-from tamt.run_folder import CHECKPOINTS, KEEP, RunFolder, processes_of_run
+from tamt.run_folder import CHECKPOINTS, KEEP, RunFolder, check_output, processes_of_run
 from tamt.search.head import warm_up_head
 from tamt.search.imp import STAGES, iterative_pruning, steps_to
 from tamt.search.mask_training import Initial, train_masks
@@ -107,6 +107,7 @@ def train(
     settings = {name: value for name, value in locals().items() if name not in {"resume", "check_every"}}
     _check({**settings, "check_every": check_every})
     processes.join()
+    processes.by_first(partial(check_output, output, resume))
     settings["processes_of_step"] = processes.by_first(partial(processes_of_run, output, processes_of_step, resume))
     step_blocks = batch_size * accumulation * (settings["processes_of_step"] or 1)
     run_steps = last_step(method, sparsity, steps)
@@ -196,8 +197,11 @@ def _check(settings: dict) -> None:
     positive = ["steps", "batch_size", "accumulation", "max_length", "threshold_every", "head_warmup_steps"]
     positive += ["log_every", "eval_every", "eval_blocks", "save_every", "keep", "processes_of_step", "check_every"]
     check_positive(**{name: settings[name] for name in positive})
+    check_seed(settings["seed"])
     if settings["lr"] is not None and not settings["lr"] > 0:
         raise UserError(f"--lr {settings['lr']:g} must be more than 0; raise it or leave it out")
+    if not settings["kd_weight"] >= 0:
+        raise UserError(f"--kd-weight {settings['kd_weight']:g} must not be negative; raise it or leave it out")
     if method not in {"omp", "rand"} and not settings["corpus"]:
         raise UserError(f"{method} needs text to train on; give --corpus wikitext-103, demo or text files")
     if settings["compile"] and method not in OBJECTIVES:

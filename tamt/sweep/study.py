@@ -127,7 +127,7 @@ def _part(document: "_Document", place: Place, content: Mapping[str, Any], data_
     found = document.mapping(place, content, KEYS)
     for key in ("models", "methods", "sparsities"):
         if key not in found:
-            raise document.error(place, f"there is no {key}; a study needs models, methods and sparsities")
+            raise document.error(place, f"the key {key} is missing; a study needs models, methods and sparsities")
     methods, sparsities = found["methods"], found["sparsities"]
     for number, sparsity in enumerate(sparsities):
         if not 0 < sparsity < 1:

@@ -84,11 +84,14 @@ def test_overview_and_version(capsys) -> None:
         ({"method": "tamt-kd", "steps": "5", "save_at": "3,9"}, "--save-at 9 lies after the last step"),
         ({"method": "tamt-kd", "save_at": "x"}, "--save-at: 'x' is no list of whole numbers such as 1,2,3"),
         ({"corpus": "/no/such/file"}, "no corpus file /no/such/file"),
-        ({"model": "/no/such/model"}, "'/no/such/model' is no folder"),
+        ({"model": "/no/such/model"}, "'/no/such/model' is no folder that is there"),
         ({"model": "no-such/model"}, "'no-such/model' is no folder"),
         ({"max_length": "1000"}, "--max-length 1000 is more than the 32 positions"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
+        ({"method": "tamt-mlm+kd", "kd_weight": "-1"}, "--kd-weight -1 must not be negative"),
         ({"colour": "red"}, "--colour"),
+        ({"seed": "-1"}, "--seed -1 is negative"),
+        ({"seed": "1.5"}, "--seed 1.5 is not a whole number"),
         ({"config": "/no/such.yaml"}, "/no/such.yaml"),
         ({"head": "/no/head"}, "the MLM head /no/head cannot be read"),
     ],
@@ -111,6 +114,8 @@ def test_an_output_that_holds_another_run_is_left_as_it_is(command, capsys, tmp_
     for words in (command(), command(sparsity="0.5"), [*command(sparsity="0.5"), "--resume"], [*command(), "--resume"]):
         assert main(words) == 2
         assert capsys.readouterr().err.count("\n") == 1
+    assert main(command(model="/no/such/model")) == 2  # told before anything is loaded
+    assert "not empty" in capsys.readouterr().err
     (tmp_path / "file").write_text("mine")
     assert main(command(output=str(tmp_path / "file"))) == 2
     (tmp_path / "file").unlink()

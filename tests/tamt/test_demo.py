@@ -60,6 +60,14 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path, monkeypatch, capsys)
     assert (folder / "results.json").read_bytes() == before
 
 
+def test_a_folder_that_holds_something_else_is_left_as_it_is(tmp_path: Path, capsys) -> None:
+    (tmp_path / "results.json").write_text("mine")
+    assert run(tmp_path) == run(tmp_path / "results.json") == 2
+    assert "holds something else than a demo" in capsys.readouterr().err
+    assert (tmp_path / "results.json").read_text() == "mine"
+    assert not (tmp_path / "omp").exists()
+
+
 def test_impossible_sizes_are_refused(tmp_path: Path, capsys) -> None:
     assert run(tmp_path / "demo", "--steps", "0") == 2
     assert "--steps 0 must be 1 or more" in capsys.readouterr().err

@@ -205,7 +205,7 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
         ({"search": {"precision": "fp8"}}, "search.precision is 'fp8', not one of fp32, bf16, fp16"),
         ({"search": [1]}, "search is .*, not keys and values"),
         ({"keep_models": "yes please"}, "keep_models is 'yes please', not true or false"),
-        ({"models": None}, "there is no models; a study needs"),
+        ({"models": None}, "the key models is missing; a study needs"),
         ({"corpus": None}, "tamt-kd needs text to train on; add a corpus"),
         ({"corpus": "missing.txt", "dev_corpus": "demo"}, "line 11: there is no text file .*missing.txt"),
         ({"data_dir": "missing"}, "there is no folder .*missing"),
