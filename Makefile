@@ -1,5 +1,6 @@
 # make demo: find winning tickets of a small real model and fine-tune them.   make test: lint, types, tests.
-# Both set up everything themselves, in .venv.
+# make docs: the API's pages.
+# All of them set up what they need, in .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.set-up
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 SOURCES := pyproject.toml setup.py _build_backend.py $(shell find csrc -type f)
 
-.PHONY: setup demo test soak sanitize lint types gpu-suite clean
+.PHONY: setup demo test soak sanitize lint types docs gpu-suite clean
 
 setup: $(STAMP)
 
@@ -42,6 +43,10 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+
+# What the docstrings say, as HTML in build/docs/index.html.
+docs: setup
+	$(BIN)/python -m pdoc --docformat google --output-directory build/docs tamt_kernels tamt
 
 # With the machine's own Python and torch, in no virtual environment: what a GPU is needed for, in nine minutes.
 gpu-suite:
