@@ -1,5 +1,5 @@
 # make demo: find winning tickets of a small real model and fine-tune them.   make test: lint, types, tests.
-# make docs: the API's pages.
+# make docs: the API's pages.   make wheel: what is shipped.
 # All of them set up what they need, in .venv.
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ STAMP := $(VENV)/.set-up
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 SOURCES := pyproject.toml setup.py _build_backend.py $(shell find csrc -type f)
 
-.PHONY: setup demo test soak sanitize lint types docs gpu-suite clean
+.PHONY: setup demo test soak sanitize lint types docs wheel gpu-suite clean
 
 setup: $(STAMP)
 
@@ -48,9 +48,13 @@ types: setup
 docs: setup
 	$(BIN)/python -m pdoc --docformat google --output-directory build/docs tamt_kernels tamt
 
+# An sdist, and the wheel that it builds with the torch of .venv, in dist/.
+wheel: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation
+
 # With the machine's own Python and torch, in no virtual environment: what a GPU is needed for, in nine minutes.
 gpu-suite:
 	@$(PYTHON) -m benchmarks.gpu_suite '$(OUT)'
 
 clean:
-	rm -rf build *.egg-info tamt_kernels/*.so $(STAMP)
+	rm -rf build dist *.egg-info tamt_kernels/*.so $(STAMP)

@@ -1,0 +1,89 @@
+"""What is shipped: an sdist with all that a build needs, and the wheel it builds, which runs where no checkout is."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tamt import __version__
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("tamt", "tamt_kernels")
+NOT_SOURCE = (".*", "build", "dist", "demo", "runs", "*.egg-info", "*.so", "__pycache__")
+
+PROBE = """
+import json, torch, tamt, tamt_kernels as tk
+mask = tk.binarize(torch.tensor([1.0, 3.0]), torch.tensor(2.0), torch.tensor(0)).tolist()
+kernels = {found["cpu"] for found in tk.backends().values()}
+print(json.dumps([tamt.__file__, tk.__file__, mask, "cpp" in kernels]))
+"""
+
+
+def run(*command: str | Path, cwd: Path, **variables: str) -> str:
+    """The output of a command that must succeed, which knows nothing of this checkout."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TAMT_KERNELS")}
+    done = subprocess.run(command, cwd=cwd, env=inherited | variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def build(kind: str, source: Path, target: Path, kernels: str) -> Path:
+    """An sdist or a wheel of a source, in `target`, by one compiler at a time; `kernels` is TAMT_BUILD."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja's
+    command = (sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", target, source)
+    run(*command, cwd=source, TAMT_BUILD=kernels, MAX_JOBS="1", PATH=programs)
+    (built,) = target.glob("*.tar.gz" if kind == "sdist" else "*.whl")
+    return built
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    """The folder of programs of a new environment with the wheel; all it needs besides is that of this environment."""
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--no-deps", "--no-index")
+    run(*pip, wheel, cwd=folder)
+    # Only now, or pip would find tamt installed. What an editable install leaves there does nothing from a .pth file.
+    (site / "needed.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    return folder / "bin"
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")
+def test_the_wheel_of_the_sdist_runs_where_no_checkout_is(tmp_path: Path) -> None:
+    source, dist, away = tmp_path / "source", tmp_path / "dist", tmp_path / "away"
+    away.mkdir()
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+    packages = {str(file.relative_to(source)) for package in PACKAGES for file in (source / package).rglob("*.*")}
+    csrc = {str(file.relative_to(source)) for file in (source / "csrc").rglob("*.*")}
+    needed = {"pyproject.toml", "setup.py", "_build_backend.py", "README.md", "LICENSE"}
+
+    # One that was made for no kernels has the sources of all.
+    with tarfile.open(build("sdist", source, dist, "none")) as archive:
+        shipped = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    assert shipped >= packages | csrc | needed
+    assert {name.partition("/")[0] for name in shipped}.isdisjoint({"tests", "benchmarks", "studies"})
+
+    # The kernels of the CPU alone, as this is most of the test's time.
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    wheel = build("wheel", unpacked, dist, "cpu")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    information = f"tamt-{__version__}.dist-info"
+    assert packed >= packages
+    assert {name.partition("/")[0] for name in packed} == {*PACKAGES, information}
+    (extension,) = (name for name in packed - packages if not name.startswith(information))
+    assert extension.startswith("tamt_kernels/_C.")
+
+    programs = install(wheel, tmp_path / "environment")
+    assert run(programs / "tamt", "--version", cwd=away) == f"tamt {__version__}\n"
+    assert "usage: tamt export" in run(programs / "tamt", "export", "--help", cwd=away)
+    *modules, mask, compiled = json.loads(run(programs / "python", "-c", PROBE, cwd=away))
+    assert all(Path(module).is_relative_to(tmp_path / "environment") for module in modules)
+    assert mask == [False, True]
+    assert compiled
