@@ -97,10 +97,8 @@ def interpreted() -> bool:
 
 
 def _why_triton_cannot_be_forced() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed: pip install 'triton>=3.3'"
-    if interpreted():
-        return triton_problem(torch.device("cpu"))
+    if (problem := triton_problem(torch.device("cpu"))) or interpreted():
+        return problem
     if not torch.cuda.is_available():
         return "there is no GPU; TRITON_INTERPRET=1 runs its kernels on the CPU, slowly"
     return triton_problem(torch.device("cuda", torch.cuda.current_device()))
@@ -109,6 +107,8 @@ def _why_triton_cannot_be_forced() -> str | None:
 @functools.cache
 def triton_problem(device: torch.device) -> str | None:
     """What keeps Triton from serving a device, if anything. Imports Triton."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install 'triton>=3.3'"
     try:
         triton = importlib.import_module("triton")
     except ImportError as error:
@@ -125,8 +125,9 @@ def triton_problem(device: torch.device) -> str | None:
 
 @functools.cache
 def _serves(device: torch.device) -> bool:
-    """Whether Triton serves a device; if not, a warning says why, once."""
-    if problem := triton_problem(device):
+    """Whether Triton serves a device; if not, a warning says why, once, unless there is no such device anyway."""
+    problem = triton_problem(device)
+    if problem and (device.type == "cpu" or torch.cuda.is_available()):
         warnings.warn(f"tamt_kernels runs on plain torch on {device}, because {problem}", stacklevel=5)
     return problem is None
 
@@ -139,9 +140,7 @@ def serves_product(device: torch.device) -> bool:
 
 
 def _register_triton(key: str) -> None:
-    if importlib.util.find_spec("triton") is None:
-        return  # said at the first use on a GPU, as most machines without Triton have none
-    for name in TRITON:
+    for name in TRITON:  # if Triton is missing, that is said at the first use: most machines without have no GPU
         if not has_kernel(name, key):
             LIBRARY.impl(name, _choosing(name), key)
             _triton_registered.add((name, key))

@@ -70,9 +70,11 @@ NO_TRITON = (
 )
 
 
-def test_no_triton_is_nothing_to_speak_of_without_a_gpu():
-    result = run(NO_TRITON + SHOW.replace("cpu", "cuda"))
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_triton_is_nothing_to_speak_of_without_a_gpu_and_said_at_the_first_use_of_one():
+    result = run(NO_TRITON + SHOW.replace("cpu", "cuda") + "; print(tk.dispatch.has_kernel('binarize', 'CUDA'))")
     assert "triton" not in result.stdout
+    assert "True" in result.stdout  # a kernel that would say it
     assert "Triton" not in result.stderr
 
 
@@ -125,7 +127,7 @@ def test_an_extension_that_cannot_serve_is_said_once(preparation, problem):
     [
         (MISSING, "cpp", "TAMT_KERNELS is 'cpp', but its C++ extension is not built"),
         (NO_TRITON, "triton", "TAMT_KERNELS is 'triton', but Triton is not installed"),
-        ("", "triton", "TAMT_KERNELS is 'triton', but"),
+        ("import torch; torch.cuda.is_available = lambda: False\n", "triton", "TAMT_KERNELS is 'triton', but"),
         ("", "fast", "TAMT_KERNELS is 'fast' but must be eager, cpp or triton"),
     ],
 )
