@@ -76,6 +76,12 @@ class Table:
         tile_matrix = torch.arange(len(tiles), dtype=torch.int32).repeat_interleave(repeats)
         self.rows = _without_waiting(torch.tensor(rows, dtype=torch.int64), device)
         self.tile_matrix = _without_waiting(tile_matrix, device)
+        self.stream = _stream(device)
+
+
+def _stream(device: torch.device) -> int:
+    """Which of a GPU's streams launches go to."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _without_waiting(tensor: Tensor, device: torch.device) -> Tensor:
@@ -84,7 +90,8 @@ def _without_waiting(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 # A table is made once for the same matrices at the same addresses, that is once in a training run: its copy to the
-# device would cost more than the launch, and cannot be captured in a CUDA graph.
+# device would cost more than the launch, and cannot be captured in a CUDA graph. It holds for the stream that its copy
+# went to, as others need not wait for that; but a graph begins when the device is done with all.
 _TABLES: dict[Any, Table] = {}
 _CAPTURED: list[Table] = []  # a graph reads its tables whenever it is replayed
 _MOST_TABLES = 64
@@ -94,7 +101,7 @@ def table(key: tuple[Any, ...], make: Callable[[], Table]) -> Table:
     """The table for a key that holds all that it is made of."""
     capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
     found = _TABLES.pop(key, None)
-    if found is None:
+    if found is None or not (capturing or found.stream == _stream(found.rows.device)):
         if capturing:
             raise RuntimeError(f"tamt_kernels: {key[0]} must run once for the same tensors before a graph captures it")
         found = make()

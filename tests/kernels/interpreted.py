@@ -248,6 +248,22 @@ def test_masked_matmul(rows, outputs, length, dtype):
             close(found, (double[3].t() @ double[0] * w.double()).to(result), result)
 
 
+def test_masked_matmul_of_any_stride_and_many_rows():
+    score, value, cut = score_and_threshold((5, 3))
+    weight = gaussian(15).flip(0).reshape(5, 3)
+    x = torch.randn(2_049, 3, generator=torch.Generator().manual_seed(1))
+    masked = reference.mask_weight(weight, score, value, cut)
+    close(operators.masked_matmul(x, weight, score, value, cut), x @ masked.t(), torch.float32)
+    grad = torch.ones(1, 1).expand(7, 5)  # as of a sum: one entry for all
+    columns, rows = x[:14].t().contiguous().t()[::2], torch.randn(7, 6)[:, ::2]
+    for each in (columns, rows, x[:1].expand(7, 3)):
+        wide = weight.repeat_interleave(2, 1)[:, ::2], score.repeat_interleave(2, 0)[::2]
+        close(operators.masked_matmul(each, *wide, value, cut), each @ masked.t(), torch.float32)
+        close(operators.masked_matmul_backward_x(grad, *wide, value, cut), grad @ masked, torch.float32)
+        found = operators.masked_matmul_backward_score(grad, each, wide[0], torch.float32)
+        close(found, grad.t() @ each * weight, torch.float32)
+
+
 def test_pruned_weights_have_no_part_in_a_product():
     score, value, cut = score_and_threshold((20, 30))
     weight = torch.where(reference.binarize(score, value, cut), 1.0, torch.inf)
@@ -363,6 +379,23 @@ def test_the_launches_of_a_step_do_not_grow_with_the_matrices(monkeypatch):
         operators.mask_adamw(*some, torch.tensor([1.0, 0.01, 0.3, 1.0]), 0.9, 0.999, 1e-8)
         several.append(len(started))
     assert several[0] == several[1]
+
+
+def test_a_table_is_made_again_on_another_stream_but_not_while_a_graph_captures(monkeypatch):
+    made = []
+
+    def find():
+        return common.table(("test", 1), lambda: made.append(1) or common.Table([[1]], [1], torch.device("cpu")))
+
+    first = find()
+    assert find() is first
+    monkeypatch.setattr(common, "_stream", lambda device: 7)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert find() is first
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert find() is not first
+    assert len(made) == 2
 
 
 def test_addresses_of_many_tensors(monkeypatch):
