@@ -46,6 +46,20 @@ def test_masked_linear(leading, bias):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(0, 6), (4, 0), (0, 0)])
+def test_a_weight_of_no_entries(rows, columns):
+    weight, score, value, cut = matrices(rows, columns, 0)
+    x = torch.ones(3, columns, requires_grad=True)
+    y = tk.masked_linear(x, weight, score, value, cut)
+    assert torch.equal(y, torch.zeros(3, rows))
+    grads = torch.autograd.grad(y.sum(), (x, score))
+    assert [each.shape for each in grads] == [x.shape, score.shape]
+    ids = torch.zeros(2 if rows else 0, dtype=torch.int64)
+    found = tk.masked_embedding(ids, weight, score, value, cut)
+    assert found.shape == (len(ids), columns)
+    assert torch.equal(torch.autograd.grad(found.sum(), score)[0], torch.zeros(rows, columns))
+
+
 def test_the_weight_gets_no_gradient():
     weight, score, value, cut = matrices(6, 9, 20)
     weight.requires_grad_()

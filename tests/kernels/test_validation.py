@@ -10,6 +10,7 @@ S = torch.ones(4, 6)
 VALUE, CUT = torch.tensor(0.5), torch.tensor(3)
 IDS = torch.tensor([0, 1])
 HUGE = torch.ones(1).expand(2**31 + 1)
+HUGE_MASK = torch.ones(1, dtype=torch.bool).expand(2**31 + 1)
 META = torch.ones(4, 6, device="meta")
 DOUBLE = W.double()
 
@@ -22,6 +23,7 @@ CASES = {
     "threshold: no tensor": (tk.topk_threshold, ([[1.0]], [1]), TypeError, r"scores\[0\] is a list"),
     "threshold: devices": (tk.topk_threshold, ([S, META], [1, 1]), ValueError, r"scores\[1\] is on meta"),
     "threshold: size": (tk.topk_threshold, ([HUGE], [1]), ValueError, r"scores\[0\] .*2147483649 entries.*2\*\*31"),
+    "threshold: NaN": (tk.topk_threshold, ([S, S / 0 * 0], [1, 1]), ValueError, r"scores\[1\] has NaN entries"),
     "binarize: dtype": (tk.binarize, (DOUBLE, VALUE, CUT), TypeError, "score has dtype float64"),
     "binarize: value dtype": (tk.binarize, (S, CUT, CUT), TypeError, "value has dtype int64 but must have float32"),
     "binarize: cut dtype": (tk.binarize, (S, VALUE, VALUE), TypeError, "cut has dtype float32 but must have int64"),
@@ -30,6 +32,7 @@ CASES = {
     "binarize: devices": (tk.binarize, (S, VALUE.to("meta"), CUT), ValueError, "value is on meta"),
     "binarize: size": (tk.binarize, (HUGE, VALUE, CUT), ValueError, "entries"),
     "pack: dtype": (tk.pack_mask, (W,), TypeError, "mask has dtype float32 but must have bool"),
+    "pack: size": (tk.pack_mask, (HUGE_MASK,), ValueError, r"mask has shape .*2147483649 entries.*2\*\*31"),
     "unpack: dtype": (tk.unpack_mask, (W, (4,)), TypeError, "packed has dtype float32 but must have uint8"),
     "unpack: length": (
         tk.unpack_mask,
@@ -52,6 +55,18 @@ CASES = {
         "packed is on meta but must be on cpu, as tensor is",
     ),
     "unpack: shape": (tk.unpack_mask, (torch.zeros(1, dtype=torch.uint8), (-1,)), ValueError, r"shape is \(-1,\)"),
+    "unpack: size": (
+        tk.unpack_mask,
+        (torch.zeros(1, dtype=torch.uint8), (2**16, 2**15, 2)),
+        ValueError,
+        r"shape is \(65536, 32768, 2\), 4294967296 entries, but must have at most 2\*\*31",
+    ),
+    "mask_weight: size": (
+        tk.mask_weight,
+        (HUGE, HUGE, VALUE, CUT),
+        ValueError,
+        "weight has shape .*2147483649 entries",
+    ),
     "mask_weight: shapes": (
         tk.mask_weight,
         (W, S.t(), VALUE, CUT),
@@ -73,6 +88,12 @@ CASES = {
         ValueError,
         r"scores\[1\] has shape \(6, 4\) but must have \(4, 6\)",
     ),
+    "mask_weights: devices": (
+        tk.mask_weights,
+        ([W, META], [S, META], tk.Thresholds(torch.ones(2), torch.ones(2).long())),
+        ValueError,
+        r"weights\[1\] is on meta but must be on cpu",
+    ),
     "mask_weights: thresholds": (
         tk.mask_weights,
         ([W], [S], tk.Thresholds(torch.ones(2), torch.ones(2).long())),
@@ -88,6 +109,7 @@ CASES = {
     "ste: shapes": (tk.ste_backward, (W.t(), W), ValueError, r"grad_masked_weight has shape \(6, 4\)"),
     "ste: dtype": (tk.ste_backward, (W, W.int()), TypeError, "weight has dtype int32"),
     "ste: devices": (tk.ste_backward, (META, W), ValueError, "grad_masked_weight is on meta"),
+    "ste: size": (tk.ste_backward, (HUGE, HUGE), ValueError, "grad_masked_weight has shape .*2147483649 entries"),
     "ste: add_to shape": (
         lambda total: tk.ste_backward(W, W, add_to=total),
         (S.t(),),
@@ -107,6 +129,13 @@ CASES = {
         r"x has shape \(2, 5\) but must have \(..., 6\)",
     ),
     "linear: x dtype": (tk.masked_linear, (torch.ones(2, 6).half(), W, S, VALUE, CUT), TypeError, "x has dtype"),
+    "linear: devices": (tk.masked_linear, (META, W, S, VALUE, CUT), ValueError, "x is on meta but must be on cpu"),
+    "linear: size": (
+        tk.masked_linear,
+        (torch.ones(1, 6).expand(2**29, 6), W, S, VALUE, CUT),
+        ValueError,
+        r"x has shape \(536870912, 6\), 3221225472 entries",
+    ),
     "linear: weight": (
         tk.masked_linear,
         (torch.ones(6), W[0], S[0], VALUE, CUT),
@@ -120,6 +149,18 @@ CASES = {
         r"bias has shape \(6,\) but must have \(4,\)",
     ),
     "embedding: ids": (tk.masked_embedding, (W, W, S, VALUE, CUT), TypeError, "ids has dtype float32"),
+    "embedding: devices": (
+        tk.masked_embedding,
+        (IDS.to("meta"), W, S, VALUE, CUT),
+        ValueError,
+        "ids is on meta but must be on cpu",
+    ),
+    "embedding: size": (
+        tk.masked_embedding,
+        (IDS, torch.ones(1, 2).expand(2**30 + 1, 2), torch.ones(1, 2).expand(2**30 + 1, 2), VALUE, CUT),
+        ValueError,
+        r"weight has shape \(1073741825, 2\), 2147483650 entries",
+    ),
     "embedding: padding": (
         tk.masked_embedding,
         (IDS, W, S, VALUE, CUT, 4),
