@@ -28,6 +28,7 @@ from tamt.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 WHOLE_SECONDS = 530
+STEP_NEEDS = ("accelerate", "safetensors", "tensorboard", "rich", "yaml")  # beside what the machine must have
 LOG, SUMMARY = "suite.log", "summary.json"
 LINES_SHOWN = 30  # of what a part that failed said last
 
@@ -54,12 +55,12 @@ def parts(folder: Path, capability: tuple[int, int]) -> list[Part]:
     kernels = ["-m", "benchmarks", "kernels", "--device", "cuda", "--seconds", "0.5", "--output", str(folder)]
     step = ["-m", "benchmarks", "step", "--device", "cuda", "--seconds", "3", "--no-memory"]
     step += ["--output", str(folder)]
-    needed = ("accelerate", "datasets", "safetensors", "tensorboard", "rich", "yaml")
-    lacking = [name for name in needed if not importlib.util.find_spec(name)]
+    lacking = [name for name in STEP_NEEDS if not importlib.util.find_spec(name)]
     unavailable = f"tamt needs {', '.join(lacking)}" if lacking else ""
     return [
         Part("build", [*python, "setup.py", "build_ext", "--inplace"], 150, architecture),
-        Part("GPU tests", [*pytest, "tests/gpu"], 120),
+        # Most of their time goes to compiling Triton's kernels for every type, which several processes share.
+        Part("GPU tests", [*pytest, *parallel, "tests/gpu"], 120),
         Part("kernel benchmarks", [*python, *kernels], 180),
         Part("step benchmarks", [*python, *step], 180, unavailable=unavailable),
         Part("kernel tests", [*pytest, *parallel, *without, "tests/kernels"], 150),

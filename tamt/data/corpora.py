@@ -4,8 +4,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,11 +16,20 @@ from tamt.data import demo
 from tamt.errors import UserError
 from tamt.objectives import TokenMasking
 
+if TYPE_CHECKING:
+    import datasets
+
 WIKITEXT = ("Salesforce/wikitext", "wikitext-103-raw-v1")
 HELD_OUT = 0.05
 """Share of the blocks that serve as dev text where no dev corpus is given."""
 
-datasets.disable_progress_bars()
+
+def _datasets() -> ModuleType:
+    """The library, which reads text and does no more: training on blocks must run where it is not installed."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets
 
 
 @dataclass
@@ -109,15 +119,16 @@ def load_dev_corpus(corpus: Sequence[str], tokenizer: PreTrainedTokenizerBase, m
     return make_blocks(read_corpus(corpus, "validation"), tokenizer, max_length)
 
 
-def read_corpus(corpus: Sequence[str], split: str) -> datasets.Dataset:
+def read_corpus(corpus: Sequence[str], split: str) -> "datasets.Dataset":
     """The lines of a corpus that are not blank, as a data set with the column `text`.
 
     Raises:
         UserError: see `load_corpus`.
     """
     if list(corpus) == ["wikitext-103"]:
+        library = _datasets()
         try:
-            lines = datasets.load_dataset(*WIKITEXT, split=split)
+            lines = library.load_dataset(*WIKITEXT, split=split)
         except Exception as error:  # the hub's client raises nearly anything when it is offline
             raise UserError(
                 f"wikitext-103 could not be fetched from the hub ({type(error).__name__}); go online once, or give the "
@@ -130,7 +141,7 @@ def read_corpus(corpus: Sequence[str], split: str) -> datasets.Dataset:
     return _read_files([Path(file) for file in corpus])
 
 
-def _read_files(files: Sequence[Path]) -> datasets.Dataset:
+def _read_files(files: Sequence[Path]) -> "datasets.Dataset":
     if not files:
         raise UserError("no corpus is given; give --corpus wikitext-103, demo or text files")
     lines: list[str] = []
@@ -147,10 +158,10 @@ def _read_files(files: Sequence[Path]) -> datasets.Dataset:
         if not found:
             raise UserError(f"the corpus file {file} is empty; give a file with text, one paragraph a line")
         lines += found
-    return datasets.Dataset.from_dict({"text": lines})
+    return _datasets().Dataset.from_dict({"text": lines})
 
 
-def make_blocks(lines: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Blocks:
+def make_blocks(lines: "datasets.Dataset", tokenizer: PreTrainedTokenizerBase, max_length: int) -> Blocks:
     """Tokenise the column `text` and cut it into blocks; `datasets` caches the tokens of a hub corpus.
 
     Raises:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 
 from tamt.console import say
@@ -12,6 +12,9 @@ from tamt.data import demo
 from tamt.data.rows import Numbered, Rows, read_file, to_rows
 from tamt.data.tasks import Task
 from tamt.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
 
 DEMO_DEV_ROWS = 1000
 DEMO_SPLIT_SEED = 0
@@ -66,8 +69,10 @@ def report_counts(task: Task, counts: dict[str, int]) -> None:
             say(f"{task.name} has {count:,} {split} rows here, officially {task.splits[split]:,}")
 
 
-def fetch(task: Task, instead: str) -> datasets.DatasetDict:
+def fetch(task: Task, instead: str) -> "datasets.DatasetDict":
     """The splits of a task on the hub. Raises UserError, with what to give `instead`, if it cannot be reached."""
+    import datasets  # not above: a step of fine-tuning must run where it is not installed
+
     assert task.hub is not None
     try:
         return datasets.load_dataset(*task.hub)

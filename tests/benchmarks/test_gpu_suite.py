@@ -1,6 +1,7 @@
 """The runner of the GPU suite, with parts that need no GPU."""
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -64,6 +65,20 @@ def test_the_parts(tmp_path):
         files = [word for word in each.command if word.startswith("tests/") or word.endswith(".py")]
         assert all((ROOT / word.split("=")[-1]).exists() for word in files)
         assert 0 < each.seconds < gpu_suite.WHOLE_SECONDS
+
+
+def test_the_step_benchmarks_need_no_more_than_is_asked_for(tmp_path):
+    """Nor an installed tamt: what a bare machine has not is taken away from this one."""
+    code = f"""
+import sys, importlib.metadata
+sys.modules.update(dict.fromkeys(["datasets", "jsonargparse", "matplotlib", "hypothesis", "scipy", "sklearn"]))
+importlib.metadata.version = lambda name, real=importlib.metadata.version: real(name if name != "tamt" else "no-tamt")
+from benchmarks.__main__ import main
+arguments = "step --device cpu --quick --no-memory --seconds 0 --objective mlm --output".split()
+sys.exit(main([*arguments, {str(tmp_path)!r}]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -4,12 +4,12 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-from tamt.data import glue
 from tamt.data.squad import Question, load_questions
 from tamt.data.tasks import find_task
 from tamt.errors import UserError
@@ -214,12 +214,12 @@ def test_the_hubs_questions_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> 
     def splits(start: int) -> dict:
         answers = [{"text": ["b", "a b"], "answer_start": [start, 0]}]
         columns = {"id": ["x"], "title": ["t"], "context": ["a b"], "question": ["?"], "answers": answers}
-        return {name: glue.datasets.Dataset.from_dict(columns) for name in ("train", "validation")}
+        return {name: datasets.Dataset.from_dict(columns) for name in ("train", "validation")}
 
-    monkeypatch.setattr(glue.datasets, "load_dataset", lambda name: splits(2))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: splits(2))
     found = load_questions(find_task("squad"))
     assert found["train"] == found["dev"] == [Question("x", "?", "a b", ["b", "a b"], [2, 0])]
-    monkeypatch.setattr(glue.datasets, "load_dataset", lambda name: splits(1))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: splits(1))
     with pytest.raises(UserError, match=r"rajpurkar/squad, train\[0\]\.answers\[0\]: the answer 'b' is not at"):
         load_questions(find_task("squad"))
 

@@ -3,9 +3,10 @@
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import pytest
 
-from tamt.data import demo, glue
+from tamt.data import demo
 from tamt.data.glue import load_rows
 from tamt.data.rows import Rows, subset
 from tamt.data.tasks import Task, find_task
@@ -227,7 +228,7 @@ def test_the_hub_out_of_reach_says_what_to_give_instead(monkeypatch: pytest.Monk
     def offline(*_: object) -> None:
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(glue.datasets, "load_dataset", offline)
+    monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(UserError, match=r"--data-dir glue_data, with SST-2/train\.tsv"):
         load_rows(find_task("sst2"))
 
@@ -251,11 +252,9 @@ def test_hub_rows_are_taken_with_their_label_ids(
     def load_dataset(*names: str) -> dict:
         asked.append(names)
         dev = ("validation_matched", "validation_mismatched") if name == "mnli" else ("validation",)
-        return {
-            split: glue.datasets.Dataset.from_dict({**columns, "idx": [0] * len(rows)}) for split in ("train", *dev)
-        }
+        return {split: datasets.Dataset.from_dict({**columns, "idx": [0] * len(rows)}) for split in ("train", *dev)}
 
-    monkeypatch.setattr(glue.datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     task, found = load_rows(find_task(name))
     assert asked == [("nyu-mll/glue", name)]
     assert found == dict.fromkeys(task.splits, rows)
