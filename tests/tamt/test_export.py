@@ -102,7 +102,7 @@ def test_nothing_is_overwritten_and_mistakes_are_one_line(
         (tiny_bert, mask, "out", "is not empty and nothing in it is overwritten"),
         (tiny_bert, mask, "mask.safetensors", "is not empty and nothing in it is overwritten"),
         (tiny_bert, tmp_path / "none", "new", "there is no mask file"),
-        (tmp_path / "none", mask, "new", "is no folder with a model"),
+        (tmp_path / "none", mask, "new", "is no folder that is there"),
         (tiny_bert, other, "new", "another model"),
     ):
         words = ["export", "--model", str(model), "--mask", str(file), "--output", str(tmp_path / output)]

@@ -113,8 +113,7 @@ def test_an_interval_of_thresholds_renews_only_then(run, tmp_path: Path) -> None
 def test_accumulation_equals_a_larger_batch(run, tmp_path: Path, monkeypatch) -> None:
     # IMP's weights move from the first step on. With dropout off, 4 batches of 2 are the same 8 blocks as 1 of 8,
     # though their numbers of masked tokens differ.
-    monkeypatch.setattr("torch.nn.functional.dropout", lambda x, *_, **__: x)
-    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", without_dropout)
+    monkeypatch.setattr("tamt.dropout.drop", lambda x, p: x)
     options = {"method": "imp", "steps": 100, "sparsity": 0.2, "lr": 1e-3, "log_every": 1}
     run(output="large", batch_size=8, **options)
     run(output="small", batch_size=2, accumulation=4, **options)
@@ -125,13 +124,6 @@ def test_accumulation_equals_a_larger_batch(run, tmp_path: Path, monkeypatch) ->
     assert len(losses[0]) == 10
     assert losses[0][0] - losses[0][-1] > 0.05
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-def without_dropout(*arguments, dropout_p: float = 0.0, **options) -> torch.Tensor:
-    return ATTENTION(*arguments, **options)
-
-
-ATTENTION = torch.nn.functional.scaled_dot_product_attention
 
 
 @pytest.mark.parametrize("initial", ["omp", "random"])
