@@ -120,9 +120,7 @@ class Setting(NamedTuple):
 def tamt(setting: Setting, objective: Objective, compiled: bool = False) -> Step:
     """Mask training as `tamt train` does it, or as `tamt train --compile` does."""
     search = setting.search(teacher="kd" in objective)
-    for encoder in [search.student.encoder, search.teacher] if compiled else []:
-        if encoder is not None:
-            encoder.compile()
+    search.compile = compiled
     return _mask_training(search, objective, Losses(objective, search.student, search.teacher))
 
 

@@ -70,9 +70,6 @@ def train_masks(
         first_masks = random_masks(weights, search.sparsity, search.seed)
     head = student.head_parameters() if "mlm" in objective else {}
     masked, optimizer, schedule = start(search, first_masks, head, ranking)
-    for encoder in [student.encoder, search.teacher] if search.compile else []:
-        if encoder is not None:
-            encoder.compile()
     renew = threshold_every == 1
     masks = first_masks
     trained = {**{f"score {name}": module.score for name, module in masked.items()}, **head}
@@ -148,7 +145,7 @@ def train_masks(
 def start(
     search: Search, first_masks: Masks, head: Mapping[str, torch.nn.Parameter], ranking: Ranking = "signed"
 ) -> tuple[dict[str, MaskedModule], tk.MaskAdamW, LRScheduler]:
-    """Put masks on the student, and set all but their scores and the parameters of `head` aside.
+    """Put masks on the student, set all but their scores and the parameters of `head` aside, and compile if asked to.
 
     Returns:
         The masked modules, see `wrap`; their optimizer, and the schedule of its learning rate.
@@ -164,6 +161,9 @@ def start(
     # make at every step.
     weight = encoder.get_input_embeddings().weight.to(dtype)
     model.get_output_embeddings().weight = torch.nn.Parameter(weight, requires_grad=False)
+    for compiled in [encoder, search.teacher] if search.compile else []:
+        if compiled is not None:
+            compiled.compile()
     return masked, optimizer, get_linear_schedule_with_warmup(optimizer, 0, search.schedule_steps)
 
 
