@@ -90,7 +90,7 @@ def train(
         threshold_every: steps between two renewals of the masks.
         prune_pooler: mask the pooler too, by the one-shot method, as it gets no gradient.
         compile: compile the encoder and the KD teacher with torch.compile, which takes minutes at the first step; off,
-            as on a CPU it was measured to be no faster, and on a GPU not at all.
+            as it has not been measured to be faster.
         head: head.safetensors of an earlier run, in place of a warm-up.
         head_warmup_steps: steps for which a fresh MLM head is trained alone first.
         save_at: steps at which the mask is saved along the way, such as 100,200.
