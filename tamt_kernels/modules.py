@@ -13,6 +13,7 @@ from tamt_kernels.mask_weight import mask_weight
 from tamt_kernels.mask_weights import mask_weights
 from tamt_kernels.masked_embedding import masked_embedding
 from tamt_kernels.masked_linear import masked_linear
+from tamt_kernels.overwriting_linear import overwriting_linear
 from tamt_kernels.reference import Thresholds
 from tamt_kernels.threshold import topk_threshold
 
@@ -32,6 +33,9 @@ class _MaskedWeight(nn.Module):
     # W ⊙ m as ``MaskAdamW`` writes it once a step: a leaf, which collects d(W ⊙ m) over the step's backward passes.
     # Without that optimizer there is none, and each forward masks the weight.
     made: Tensor | None = None
+    # Whether a linear layer's backward writes d(W ⊙ m) over W ⊙ m, see ``MaskAdamW``, and how many wait for it.
+    overwrite: bool = False
+    uses: int = 0
 
     def __init__(
         self, weight: Tensor, keep: int, mask: Tensor | None = None, ranking: checks.Ranking = "signed"
@@ -73,9 +77,16 @@ class _MaskedWeight(nn.Module):
         """W ⊙ m, differentiable in the score."""
         return mask_weight(self.weight, self.score, self.value, self.cut, dtype, ranking=self.ranking)
 
+    @property
+    def overwritten(self) -> bool:
+        """Whether d(W ⊙ m) lies where W ⊙ m was, until the optimizer's next step."""
+        if self.made is None or self.made.grad is None:
+            return False
+        return self.made.grad.data_ptr() == self.made.data_ptr()
+
     def __getstate__(self) -> dict[str, Any]:
         # A copy is in no optimizer that would keep its masked weight up to date.
-        return {name: value for name, value in self.__dict__.items() if name != "made"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("made", "overwrite", "uses")}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self.made = None
@@ -140,6 +151,9 @@ class MaskedLinear(_MaskedWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.made is not None:
+            # A compiled backward has no such effect: it gives a gradient of its own, which the optimizer takes as well.
+            if self.overwrite and not torch.compiler.is_compiling():
+                return overwriting_linear(x, self)
             return F.linear(x, self.made, self.bias)
         return masked_linear(x, self.weight, self.score, self.value, self.cut, self.bias, ranking=self.ranking)
 
@@ -208,7 +222,12 @@ def update_masks(modules: nn.Module | Iterable[nn.Module]) -> None:
 
     Raises:
         ValueError: a score on a CPU has NaN entries.
+        RuntimeError: a gradient of ``MaskAdamW(overwrite=True)`` waits for its step.
     """
+    if any(module.overwritten for module in masked_modules(modules)):
+        raise RuntimeError(
+            "update_masks: a masked weight holds its gradient; take the optimizer's step, or call its zero_grad, first"
+        )
     groups: dict[tuple[Any, ...], list[MaskedLinear | MaskedEmbedding]] = {}
     for module in masked_modules(modules):
         made_dtype = None if module.made is None else module.made.dtype

@@ -38,6 +38,10 @@ class MaskAdamW(Optimizer):
             clipping.
         dtype: of the masked weights, that in which the forward computes: autocast's where that is on. By default
             that of each weight's model, float32.
+        overwrite: whether the backward of a linear layer writes d(W ⊙ m) over W ⊙ m, which ``step`` writes anew: the
+            gradients take no memory of their own, 0.34 GB less for BERT-base in float32. Then a step takes one backward
+            pass, and always renews. Without effect on an embedding, on a layer that is called several times in a
+            forward pass, and under ``torch.compile``.
 
     Raises:
         ValueError: there is no masked module, or they differ in device or ranking, or a number is out of range.
@@ -55,6 +59,7 @@ class MaskAdamW(Optimizer):
         weight_decay: float = 0.0,
         max_norm: float | None = 1.0,
         dtype: torch.dtype | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.modules = masked_modules(modules)
         self.max_norm = max_norm
@@ -65,6 +70,9 @@ class MaskAdamW(Optimizer):
             groups.append({"params": others})
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         first = self.modules[0]
+        # Before the first forward: on a CPU, moments made after it take the memory that it gave back, and the next one
+        # takes anew, 0.1 GB in all at BERT-base's 4 x 128 tokens.
+        self._score_state(self.param_groups[0])
         self._weights = [module.weight.detach() for module in self.modules]
         offsets, total = group_offsets([weight.numel() for weight in self._weights])
         masked = torch.empty(total, dtype=dtype or first.weight.dtype, device=first.weight.device)
@@ -72,7 +80,10 @@ class MaskAdamW(Optimizer):
             for module, weight, offset in zip(self.modules, self._weights, offsets, strict=True):
                 made = masked[offset : offset + weight.numel()].view(weight.shape)
                 made.copy_(module.masked_weight(made.dtype))
-                module.made = made.detach().requires_grad_()
+                # Not by detach: the views of one memory share a version, and autograd would take the gradient of one
+                # for a change of all.
+                module.made = made.data.requires_grad_()
+                module.overwrite = overwrite
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -90,10 +101,15 @@ class MaskAdamW(Optimizer):
             step changed nothing.
 
         Raises:
-            RuntimeError: no backward pass went before, or a module was copied or moved.
+            RuntimeError: no backward pass went before, a module was copied or moved, or ``renew`` is false and
+                masked weights are overwritten.
         """
         scores, others = self.param_groups[0], self.param_groups[1] if len(self.param_groups) > 1 else None
         made, grads = self._made_and_gradients()
+        if not renew and any(module.overwritten for module in self.modules):
+            raise RuntimeError(
+                "MaskAdamW: renew is False but must be True, as overwritten masked weights are made anew"
+            )
         norm = gradient_norm(grads, self._weights)
         trained = [p for p in others["params"] if p.grad is not None] if others else []
         if trained:
@@ -128,6 +144,10 @@ class MaskAdamW(Optimizer):
         if renew:
             torch._foreach_copy_(thresholds[0], list(values.unbind()))
             torch._foreach_copy_(thresholds[1], list(cuts.unbind()))
+        for module in self.modules:
+            module.uses = 0
+            if module.made is not None and module.overwritten:
+                module.made.grad = None
         if others and trained:
             self._step_others(others, trained, clip, finite)
         return norm
@@ -137,6 +157,10 @@ class MaskAdamW(Optimizer):
         super().zero_grad(set_to_none)
         for module in self.modules:
             if module.made is not None:
+                module.uses = 0
+                if module.overwritten:
+                    with torch.no_grad():
+                        module.made.copy_(module.masked_weight(module.made.dtype))
                 module.made.grad = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -165,7 +189,7 @@ class MaskAdamW(Optimizer):
         return [each.detach() for each in made], grads
 
     def _score_state(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """The moments of all scores, made at the first step, and the count of steps, which they share."""
+        """The moments of all scores, made where there are none yet, and the count of steps, which they share."""
         states = [self.state[score] for score in group["params"]]
         if not states[0]:
             step = torch.zeros((), dtype=torch.float32, device=group["params"][0].device)

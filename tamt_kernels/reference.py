@@ -191,9 +191,15 @@ def mask_adamw(
     others are the step size lr / (1 − β₁ᵗ), the root √(1 − β₂ᵗ) and the share 1 − lr · decay that weight decay leaves
     of a score. The update is that of torch's AdamW on a CPU to the bit, with its two fused multiply-adds, because
     scores that move alike tie but for their last bits. If the first of ``rates`` is not finite nothing at all changes.
+
+    A gradient may lie where its masked weight was, in the same memory, as ``MaskAdamW(overwrite=True)`` has it. Then
+    that masked weight is made anew in any case; ``renew`` must be true.
     """
     factor, step_size, root, left = rates.tolist()
     if not math.isfinite(factor):
+        for i, (grad, weight, score, each) in enumerate(zip(grads, weights, scores, masked, strict=True)):
+            if grad.data_ptr() == each.data_ptr():
+                each.copy_(mask_weight(weight, score, values[i], cuts[i], each.dtype, absolute))
         return
     for grad, weight, score, mean, square in zip(grads, weights, scores, means, squares, strict=True):
         gradient = grad.to(torch.float32) * weight.to(torch.float32) * factor

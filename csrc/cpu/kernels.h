@@ -91,7 +91,8 @@ struct AdamWRates {
 // otherwise than the processor's instruction does.
 using TakeRoots = std::function<void(float* numbers, int64_t size)>;
 
-// A step for all scores; with `renew`, `thresholds` are replaced by the new ones, and the masked weights with them.
+// A step for all scores; with `renew`, `thresholds` are replaced by the new ones, and the masked weights with them. If
+// the factor is not finite nothing changes, but masked weights in whose memory the gradient lies are made anew.
 void mask_adamw_kernel(
     const AdamWMatrix* matrices, int64_t count, const AdamWRates& rates, bool renew, bool absolute,
     Threshold* thresholds, const TakeRoots& take_roots, const Parallel& parallel);

@@ -52,7 +52,6 @@ void mask_adamw_cpu(
     bool renew, bool absolute) {
   Contiguous contiguous;
   const float* rate = contiguous.read(rates).const_data_ptr<float>();
-  if (!std::isfinite(rate[0])) return;
   float* value = contiguous.write_floats(values, "values");
   int64_t* cut = contiguous.write(cuts).mutable_data_ptr<int64_t>();
   std::vector<AdamWMatrix> matrices;

@@ -131,6 +131,13 @@ class Step {
 
   void run(const Parallel& parallel) {
     const auto pieces = static_cast<int64_t>(selection_.pieces().size());
+    if (!std::isfinite(coefficients_.factor)) {
+      return parallel(pieces, [&](int64_t p) {
+        const Piece& piece = selection_.pieces()[p];
+        const AdamWMatrix& matrix = matrices_[piece.matrix];
+        if (overwritten(matrix)) mask(matrix, last_[piece.matrix], piece.begin, piece.end);
+      });
+    }
     if (renew_) selection_.choose_windows(parallel);
     parallel(pieces, [&](int64_t p) { step(selection_.pieces()[p]); });
     if (!renew_) return;
@@ -198,15 +205,23 @@ class Step {
     });
   }
 
+  // Whether the gradient lies where the masked weight was.
+  static bool overwritten(const AdamWMatrix& matrix) { return matrix.gradient.grad == matrix.masked; }
+
   static void mask(const AdamWMatrix& matrix, const Threshold& threshold, int64_t begin, int64_t end) {
+    const bool absolute = source == Source::kAbsolute;
+    if (overwritten(matrix)) {
+      return mask_weight_kernel(
+          matrix.gradient.weight, matrix.gradient.weight_type, matrix.score, threshold.value, threshold.cut, absolute,
+          matrix.masked, matrix.masked_type, begin, end);
+    }
     alignas(kLine) char made[kBlock * sizeof(float)];
     const int64_t weight_size = size_of(matrix.gradient.weight_type), masked_size = size_of(matrix.masked_type);
     for (; begin < end; begin += kBlock) {
       const int64_t size = std::min(kBlock, end - begin);
       mask_weight_kernel(
           static_cast<const char*>(matrix.gradient.weight) + begin * weight_size, matrix.gradient.weight_type,
-          matrix.score + begin, threshold.value, threshold.cut - begin, source == Source::kAbsolute, made,
-          matrix.masked_type, 0, size);
+          matrix.score + begin, threshold.value, threshold.cut - begin, absolute, made, matrix.masked_type, 0, size);
       store_changed(made, static_cast<char*>(matrix.masked) + begin * masked_size, size * masked_size);
     }
   }

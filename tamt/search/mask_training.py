@@ -69,8 +69,8 @@ def train_masks(
     else:
         first_masks = random_masks(weights, search.sparsity, search.seed)
     head = student.head_parameters() if "mlm" in objective else {}
-    masked, optimizer, schedule = start(search, first_masks, head, ranking)
     renew = threshold_every == 1
+    masked, optimizer, schedule = start(search, first_masks, head, ranking, overwrite=renew)
     masks = first_masks
     trained = {**{f"score {name}": module.score for name, module in masked.items()}, **head}
 
@@ -143,9 +143,15 @@ def train_masks(
 
 
 def start(
-    search: Search, first_masks: Masks, head: Mapping[str, torch.nn.Parameter], ranking: Ranking = "signed"
+    search: Search,
+    first_masks: Masks,
+    head: Mapping[str, torch.nn.Parameter],
+    ranking: Ranking = "signed",
+    overwrite: bool = True,
 ) -> tuple[dict[str, MaskedModule], tk.MaskAdamW, LRScheduler]:
     """Put masks on the student, set all but their scores and the parameters of `head` aside, and compile if asked to.
+
+    With `overwrite`, and one backward pass a step, gradients take the memory of the masked weights.
 
     Returns:
         The masked modules, see `wrap`; their optimizer, and the schedule of its learning rate.
@@ -156,7 +162,14 @@ def start(
         parameter.requires_grad_(True)
     masked = wrap(encoder, first_masks, ranking)
     dtype = compute_dtype(search.accelerator)
-    optimizer = tk.MaskAdamW(masked.values(), head.values(), lr=search.lr, max_norm=MAX_GRADIENT_NORM, dtype=dtype)
+    optimizer = tk.MaskAdamW(
+        masked.values(),
+        head.values(),
+        lr=search.lr,
+        max_norm=MAX_GRADIENT_NORM,
+        dtype=dtype,
+        overwrite=overwrite and search.accelerator.gradient_accumulation_steps == 1,
+    )
     # Frozen like the embedding, the decoder needs no copy of it now, but in half precision one that autocast would
     # make at every step.
     weight = encoder.get_input_embeddings().weight.to(dtype)

@@ -191,6 +191,7 @@ def mask_adamw(
         for i, each in enumerate(some):
             if not each.is_contiguous():
                 raise ValueError(f"mask_adamw: {name}[{i}] has strides {each.stride()} but must be contiguous")
+    overwritten = any(grad.data_ptr() == each.data_ptr() for grad, each in zip(grads, masked, strict=True))
     grads, weights = alike(grads), alike(weights)
     search = Search(scores, keep, absolute)
 
@@ -211,4 +212,5 @@ def mask_adamw(
     search.finish(True, values, cuts, None, rates)
     size = masked[0].element_size()
     offsets = [(each.data_ptr() - masked[0].data_ptr()) // size for each in masked]
-    write_masked(weights, scores, values, cuts, offsets, masked[0], None, absolute, rates)
+    # Where gradients lie in place of masked weights, these are made anew even if no step is taken.
+    write_masked(weights, scores, values, cuts, offsets, masked[0], None, absolute, None if overwritten else rates)

@@ -105,6 +105,24 @@ def test_a_factor_that_is_not_finite_changes_nothing(factor):
     assert all(same_bits(a.float(), b.float()) for a, b in zip(before, ours.state(), strict=True))
 
 
+@pytest.mark.parametrize("factor", [1.0, math.nan])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_gradients_in_the_place_of_masked_weights(absolute, factor):
+    ours, theirs = Problem(absolute=absolute), Problem(absolute=absolute)
+    for count in (1, 2):
+        grads = gradients(count)
+        for i in (1, 2, 3):  # the embedding's has its own memory
+            ours.masked[i].copy_(grads[i])
+        ours.step(mask_adamw, [grads[0], *ours.masked[1:]], count, factor=factor)
+        theirs.step(reference.mask_adamw, grads, count, factor=factor)
+        assert_same(ours, theirs)
+        overwritten = [grads[0], *(each.clone() for each in grads[1:])]
+        definition = Problem(absolute=absolute)
+        definition.masked[1:] = overwritten[1:]
+        definition.step(reference.mask_adamw, overwritten, 1, factor=factor)
+        assert count > 1 or all(same_bits(a, b) for a, b in zip(definition.masked, theirs.masked, strict=True))
+
+
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("last", [-3.0, -0.0, 1e-30, 0.02, 7.0, math.inf, math.nan])
 def test_no_threshold_before_and_no_masked_weight_changes_the_result(last, absolute):

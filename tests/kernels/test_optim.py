@@ -229,9 +229,7 @@ def test_counts_of_another_type_are_taken_over():
     state = copy.deepcopy(optimizer.state_dict())
     for each in state["state"].values():
         each["step"] = each["step"].double()
-    optimizer.load_state_dict(
-        tk.MaskAdamW(make()[:4]).state_dict() | {"param_groups": state["param_groups"]}
-    )  # none yet
+    optimizer.load_state_dict({"state": {}, "param_groups": state["param_groups"]})  # none yet
     assert not optimizer.state
     optimizer.load_state_dict(state)
     backward(model, IDS[1])
@@ -299,3 +297,99 @@ def test_mistakes_are_named():
         tk.MaskAdamW(mixed)
     with pytest.raises(RuntimeError, match="no gradient"):
         tk.MaskAdamW(make()).step()
+
+
+def linear_layers(model):
+    return [module for module in masked(model) if isinstance(module, tk.MaskedLinear)]
+
+
+def test_gradients_written_over_masked_weights_train_alike():
+    ours, theirs = make(), make()
+    optimizer, other = tk.MaskAdamW(ours, lr=LR, overwrite=True), tk.MaskAdamW(theirs, lr=LR)
+    for ids in IDS[:20]:
+        backward(ours, ids)
+        backward(theirs, ids)
+        for mine, their in zip(linear_layers(ours), linear_layers(theirs), strict=True):
+            assert mine.overwritten
+            assert mine.made.grad.data_ptr() == mine.made.data_ptr()
+            torch.testing.assert_close(mine.made.grad, their.made.grad)
+            mine.made.grad.copy_(their.made.grad)  # which may differ in the last bit, and Adam makes much of it
+        torch.testing.assert_close(optimizer.step(), other.step())
+        optimizer.zero_grad()
+        other.zero_grad()
+        assert_same(ours, theirs)
+        for module in masked(ours):
+            assert not module.overwritten
+            assert torch.equal(module.made, module.masked_weight())
+
+
+def test_what_was_overwritten_is_made_anew_after_a_step_that_is_left_out():
+    model = make()
+    optimizer = tk.MaskAdamW(model, lr=LR, overwrite=True)
+    backward(model, IDS[0])
+    optimizer.step()
+    optimizer.zero_grad()
+    before = [module.made.detach().clone() for module in masked(model)]
+    backward(model, IDS[1], torch.nan)
+    assert not optimizer.step().isfinite()
+    assert all(torch.equal(module.made, made) for module, made in zip(masked(model), before, strict=True))
+    optimizer.zero_grad()
+    backward(model, IDS[1])
+    assert optimizer.step().isfinite()
+
+
+def test_what_was_overwritten_is_made_anew_without_a_step():
+    model = make()
+    optimizer = tk.MaskAdamW(model, lr=LR, overwrite=True)
+    before = [module.made.detach().clone() for module in masked(model)]
+    backward(model, IDS[0])
+    assert not all(torch.equal(module.made, made) for module, made in zip(masked(model), before, strict=True))
+    optimizer.zero_grad()
+    assert all(torch.equal(module.made, made) for module, made in zip(masked(model), before, strict=True))
+
+
+def test_an_overwritten_masked_weight_is_not_used():
+    model = make()
+    optimizer = tk.MaskAdamW(model, lr=LR, overwrite=True)
+    backward(model, IDS[0])
+    with pytest.raises(RuntimeError, match="its masked weight holds its gradient"):
+        model(IDS[1])
+    with pytest.raises(RuntimeError, match="update_masks: a masked weight holds its gradient"):
+        tk.update_masks(model)
+    with pytest.raises(RuntimeError, match="renew is False but must be True"):
+        optimizer.step(renew=False)
+    optimizer.step()
+    with torch.no_grad():  # of which no backward pass can come
+        assert model(IDS[1]).isfinite().all()
+    backward(model, IDS[1])
+    assert all(module.overwritten for module in linear_layers(model))
+
+
+def test_a_layer_that_is_called_twice_keeps_its_masked_weight():
+    torch.manual_seed(0)
+    layer, x = tk.MaskedLinear.from_linear(nn.Linear(8, 8), 20), torch.randn(5, 8)
+    other = copy.deepcopy(layer)
+    optimizer, plain = tk.MaskAdamW(layer, overwrite=True), tk.MaskAdamW(other)
+    for module in (layer, other):
+        module(module(x)).square().sum().backward()
+    assert not layer.overwritten
+    torch.testing.assert_close(layer.made.grad, other.made.grad)
+    optimizer.step()
+    plain.step()
+    optimizer.zero_grad()
+    layer(x).sum().backward()
+    assert layer.overwritten
+
+
+def test_overwriting_under_autocast():
+    model = make()
+    optimizer = tk.MaskAdamW(model, lr=LR, dtype=torch.bfloat16, overwrite=True)
+    for ids in IDS[:3]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(ids).pow(3).sum()
+        loss.backward()
+        assert all(module.made.grad.dtype == torch.bfloat16 and module.overwritten for module in linear_layers(model))
+        optimizer.step()
+        optimizer.zero_grad()
+    for module in masked(model):
+        assert torch.equal(module.made, module.masked_weight(torch.bfloat16))

@@ -1,0 +1,63 @@
+"""A linear layer whose backward writes the gradient of its masked weight over that, so that it takes no memory."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from tamt_kernels.modules import MaskedLinear
+
+
+class _OverwritingLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, module: "MaskedLinear") -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.module = module
+        module.uses += 1
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        grad, flat_x = grads[0].reshape(-1, weight.shape[0]), x.reshape(-1, weight.shape[1])
+        grad_x = (grad @ weight).view(x.shape) if ctx.needs_input_grad[0] else None
+        if ctx.module.uses > 1:  # another backward pass reads the weight
+            return grad_x, grad.t() @ flat_x, None, None
+        memory = ctx.module.made.detach()
+        torch.mm(grad.t(), flat_x, out=memory)
+        ctx.module.made.grad = memory
+        return grad_x, None, None, None
+
+
+def overwriting_linear(x: Tensor, module: "MaskedLinear") -> Tensor:
+    """Y = X (W ⊙ m)ᵀ + b over the masked weight that is made, whose backward leaves d(W ⊙ m) in the memory of W ⊙ m.
+
+    A layer that is called several times before its backward pass, as one that several places of a model share, keeps
+    its masked weight, and gets a gradient with a memory of its own.
+
+    Args:
+        x: [..., in]; cast to the type of the masked weight.
+        module: the layer, with a masked weight.
+
+    Returns:
+        [..., out], of the masked weight's type.
+
+    Raises:
+        RuntimeError: the masked weight holds its gradient.
+    """
+    assert module.made is not None
+    if module.overwritten:
+        raise RuntimeError(
+            "MaskedLinear: its masked weight holds its gradient, as MaskAdamW(overwrite=True) has it; take the "
+            "optimizer's step, or call its zero_grad, before the next forward"
+        )
+    x = x.to(module.made.dtype)
+    bias = None if module.bias is None else module.bias.to(module.made.dtype)
+    if not torch.is_grad_enabled():
+        return F.linear(x, module.made, bias)
+    product: Tensor = _OverwritingLinear.apply(x, module.made, bias, module)
+    return product
