@@ -342,6 +342,17 @@ def test_a_step_that_is_not_finite_writes_nothing(factor):
 
 
 @pytest.mark.skipif(not fma_is_exact, reason="this Triton's interpreter rounds a fused multiply-add twice")
+@pytest.mark.parametrize("factor", [0.8, torch.nan])
+def test_gradients_in_the_place_of_masked_weights(factor):
+    found = a_step(torch.float32, torch.float32, torch.float32)
+    for masked, grad in zip(found[5], found[0], strict=True):
+        masked.copy_(grad)
+    found[0] = [found[0][0], *found[5][1:]]  # the first has a memory of its own
+    found[5][0].copy_(reference.mask_weight(found[1][0], found[2][0], found[6][0], found[7][0]))
+    check_step(found, [factor, 0.01, 0.3, 1.0])
+
+
+@pytest.mark.skipif(not fma_is_exact, reason="this Triton's interpreter rounds a fused multiply-add twice")
 def test_mask_adamw_of_mixed_types_and_places():
     found = a_step(torch.float32, torch.float32, torch.float16)
     found[0][0], found[1][3] = found[0][0].bfloat16(), found[1][3].half()
