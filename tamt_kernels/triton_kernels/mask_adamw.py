@@ -113,7 +113,7 @@ def _update(
 
 @triton.jit
 def adamw_kernel(
-    tile_matrix, rows, state, last, keys, indices, last_ties, operands, gradients, rates,
+    tile_matrix, rows, state, keys, indices, window_ties, operands, gradients, rates,
     new_mean, old_square, new_square, eps,
     G_TYPE: tl.constexpr, W_TYPE: tl.constexpr, RENEW: tl.constexpr,
     ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
@@ -144,9 +144,7 @@ def adamw_kernel(
         )  # fmt: skip
     if RENEW:
         key, magnitude = score_key(new, ABSOLUTE)
-        count_window(
-            key, magnitude, tile, start, size, row, search, last + matrix, keys, indices, last_ties, ABSOLUTE, TILE
-        )
+        count_window(key, magnitude, tile, start, size, row, search, keys, indices, window_ties, TILE)
 
 
 def gradient_norm(grads: list[Tensor], weights: list[Tensor]) -> Tensor:
@@ -194,6 +192,8 @@ def mask_adamw(
     overwritten = any(grad.data_ptr() == each.data_ptr() for grad, each in zip(grads, masked, strict=True))
     grads, weights = alike(grads), alike(weights)
     search = Search(scores, keep, absolute)
+    if renew:
+        search.open(values)
 
     def make() -> Table:
         lists = zip(weights, means, squares, strict=True)
@@ -202,14 +202,14 @@ def mask_adamw(
     written = (*means, *squares)
     key = ("mask_adamw", values.device, *(each.data_ptr() for each in (*weights, *written)))
     launch(
-        adamw_kernel, search.tiles, *search.counted(values), table(key, make).rows, addresses(grads), rates,
+        adamw_kernel, search.tiles, *search.counted, table(key, make).rows, addresses(grads), rates,
         1 - beta1, beta2, 1 - beta2, eps,
         G_TYPE=TYPES[grads[0].dtype], W_TYPE=TYPES[weights[0].dtype], RENEW=renew, ABSOLUTE=absolute,
         ALIGNED=aligned((*grads, *weights, *scores, *written)), TILE=search.how["TILE"], num_warps=STEP_WARPS,
     )  # fmt: skip
     if not renew:
         return
-    search.finish(True, values, cuts, None, rates)
+    search.finish(values, cuts, None, rates)
     size = masked[0].element_size()
     offsets = [(each.data_ptr() - masked[0].data_ptr()) // size for each in masked]
     # Where gradients lie in place of masked weights, these are made anew even if no step is taken.

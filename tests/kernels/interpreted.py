@@ -4,6 +4,8 @@ Not collected by itself: ``test_triton.py`` runs it in a process of its own, as 
 of the compiler for a whole process.
 """
 
+import copy
+
 import pytest
 import torch
 from triton._C import libtriton
@@ -12,7 +14,7 @@ import tamt_kernels as tk
 from tamt_kernels import dispatch, reference
 from tamt_kernels.triton_kernels import common, mask_adamw, mask_weights, masked_embedding, masked_matmul, threshold
 
-from .scores import DISTRIBUTIONS, gaussian, same_bits, trained
+from .scores import DISTRIBUTIONS, constant, gaussian, initial, same_bits, trained
 from .steps import a_step, check_step, gradients, rates_of
 from .test_masked_layers import IDS
 from .test_masks import DTYPES, awkward_weight
@@ -29,6 +31,7 @@ def small_and_poisoned(monkeypatch):
     monkeypatch.setattr(threshold, "TILE", 256)
     monkeypatch.setattr(mask_adamw, "TILE", 256)
     monkeypatch.setattr(threshold, "LEAST_ROOM", 16)
+    monkeypatch.setattr(threshold, "PROGRAMS", 2)
     torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
     yield
     torch.use_deterministic_algorithms(False)
@@ -143,6 +146,59 @@ def test_thresholds_cold_and_warm(distribution):
     # Near: the threshold has moved a little since.
     found = check_thresholds(scores, keep, found * 1.01, absolute=True)
     check_thresholds(scores, keep, found, absolute=True)
+
+
+def unfavourable(n):
+    """For a sample of 64: sorted, periodic in its parts, all but a few entries alike, two humps with exact ties."""
+    part = torch.arange(n) % -(-n // 64)
+    humps = torch.where(gaussian(n) > 0.5, 0.02, 0.0) + 1e-3 * gaussian(n) * (torch.arange(n) % 3 > 0)
+    few = torch.full((n,), 0.5)
+    few[::97] = gaussian(few[::97].numel())
+    return [gaussian(n).sort().values, -gaussian(n).sort().values, part.float(), -part.float(), few, humps]
+
+
+def served(scores, keep):
+    """Of which matrices the sample's window held the threshold, and few enough entries."""
+    search = threshold.Search(scores, keep, False)
+    search.open(None)
+    search.count()
+    state, rows = search.state, search.rows
+    above, candidates = state[:, threshold.ABOVE.value], state[:, threshold.CANDIDATES.value]
+    ties = state[:, threshold.AT_FIRST.value] + state[:, threshold.AT_SECOND.value]
+    kept, room = rows[:, threshold.KEEP.value], rows[:, threshold.ROOM.value]
+    return ((above < kept) & (kept <= above + candidates + ties) & (candidates <= room)).tolist()
+
+
+def test_thresholds_of_samples(monkeypatch):
+    monkeypatch.setattr(threshold, "SAMPLES", 64)
+    monkeypatch.setattr(threshold, "COMPACTED", 1)
+    scores = unfavourable(1500)
+    for keep in (1, 450, 1499, 1500):
+        check_thresholds(scores, [keep] * len(scores))
+    assert all(served(scores, [450] * len(scores)))
+
+
+def test_thresholds_whose_window_missed_or_overflowed(monkeypatch):
+    monkeypatch.setattr(threshold, "SAMPLES", 64)
+    scores = [gaussian(1500), trained(1500), gaussian(1500)]
+    keep = [450, 450, 450]
+    monkeypatch.setattr(threshold, "sample_ranks", lambda size, kept: (1, 2))
+    assert not any(served(scores, keep))
+    check_thresholds(scores, keep)
+    scores = [score.clone() for score in scores]
+    monkeypatch.setattr(threshold, "sample_ranks", lambda size, kept: (0, 65))  # all of it: no room
+    assert not served(scores, keep)[0]
+    check_thresholds(scores, keep)
+    scores = [score.clone() for score in scores]
+    found = iter([(1, 2), (8, 40), (64, 64)])
+    monkeypatch.setattr(threshold, "sample_ranks", lambda size, kept: next(found))
+    check_thresholds(scores, keep)
+
+
+def test_a_sample_of_the_usual_size_serves():
+    scores = [gaussian(30_000), trained(30_000), initial(30_000), constant(30_000)]
+    assert served(scores, [9_000] * 4) == [True] * 4
+    check_thresholds(scores, [9_000] * 4)
 
 
 def test_thresholds_where_the_last_one_is_far_or_no_number():
@@ -333,6 +389,21 @@ def test_mask_adamw_wherever_the_thresholds_go(betas):
             each.zero_()
     check_step(found, [1.0, 0.01, 0.3, 1.0], betas)
     check_step(found, [1.0, 0.01, 0.3, 1.0], betas, eps=0.0)  # 0 / 0
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_thresholds_of_a_step_that_moves_nothing(absolute):
+    """Whatever an interpreter makes of a fused multiply-add: only moments change."""
+    step = a_step(torch.float32, torch.float32, torch.float32)
+    found, rates = copy.deepcopy(step), torch.tensor([0.8, 0.0, 0.3, 1.0])
+    for values in (0.02, -1.0, torch.nan):
+        found[6].fill_(values)
+        operators.mask_adamw(*found, rates, 0.9, 0.999, 1e-8, True, absolute)
+        reference.mask_adamw(*step, rates, 0.9, 0.999, 1e-8, True, absolute)
+        for position in (2, 5):
+            assert all(same_bits(a, b) for a, b in zip(found[position], step[position], strict=True))
+        assert same_bits(found[6], step[6])
+        assert torch.equal(found[7], step[7])
 
 
 @pytest.mark.parametrize("factor", [torch.nan, torch.inf, -torch.inf])

@@ -83,15 +83,16 @@ def launches(gpu=GPUS[-1]):
         masked_embedding.masked_embedding_backward(half[:40], ids, half, None, torch.float32)
         label = ""
         mask_weights.binarize(score, values[0], cuts[0])
-        mask_weights.unpack_mask(mask_weights.pack_mask(half > 0), [96, 128])
-        mask_weights.prune_(score.clone(), mask_weights.pack_mask(half > 0))
-        threshold.topk_threshold_unchecked([score] * 2, [5, 6], values)
+        packed = mask_weights.pack_mask(half > 0)
+        mask_weights.unpack_mask(packed, [96, 128])
+        mask_weights.prune_(score.clone(), packed)
+        threshold.topk_threshold_unchecked([score] * 2, [5, 6])
         # A step with gradients in float32, in a half type, and without new masks. The search's own kernels are above;
-        # two of them ask here whether the step is taken.
+        # two of them ask here whether the step is taken, and its window is around the last threshold.
         rates, masked = torch.ones(4), list(torch.zeros(2, 96, 128))
         own = {"norm_kernel", "adamw_kernel"}
         for grad, renew, kernels in (
-            (score, True, own | {"addresses_kernel", "locate_kernel", "group_kernel"}),
+            (score, True, own | {"addresses_kernel", "around_kernel", "locate_kernel", "group_kernel"}),
             (half, True, own),
             (half, False, {"adamw_kernel"}),
         ):
