@@ -189,7 +189,8 @@ def mask_adamw(
         for i, each in enumerate(some):
             if not each.is_contiguous():
                 raise ValueError(f"mask_adamw: {name}[{i}] has strides {each.stride()} but must be contiguous")
-    overwritten = any(grad.data_ptr() == each.data_ptr() for grad, each in zip(grads, masked, strict=True))
+    pairs = zip(grads, masked, strict=True)
+    overwritten = any(grad.numel() > 0 and grad.data_ptr() == each.data_ptr() for grad, each in pairs)
     grads, weights = alike(grads), alike(weights)
     search = Search(scores, keep, absolute)
     if renew:
