@@ -224,12 +224,13 @@ def update_masks(modules: nn.Module | Iterable[nn.Module]) -> None:
         ValueError: a score on a CPU has NaN entries.
         RuntimeError: a gradient of ``MaskAdamW(overwrite=True)`` waits for its step.
     """
-    if any(module.overwritten for module in masked_modules(modules)):
+    masked = masked_modules(modules)
+    if any(module.overwritten for module in masked):
         raise RuntimeError(
             "update_masks: a masked weight holds its gradient; take the optimizer's step, or call its zero_grad, first"
         )
     groups: dict[tuple[Any, ...], list[MaskedLinear | MaskedEmbedding]] = {}
-    for module in masked_modules(modules):
+    for module in masked:
         made_dtype = None if module.made is None else module.made.dtype
         groups.setdefault((module.score.device, module.ranking, made_dtype), []).append(module)
     for (_device, ranking, made_dtype), group in groups.items():
@@ -241,5 +242,5 @@ def update_masks(modules: nn.Module | Iterable[nn.Module]) -> None:
         torch._foreach_copy_(cuts, list(found.cuts.unbind()))
         if made_dtype is not None:
             weights = [module.weight for module in group]
-            masked, _ = mask_weights(weights, scores, found, made_dtype, ranking=ranking)
-            torch._foreach_copy_([module.made for module in group if module.made is not None], masked)
+            masked_weights, _ = mask_weights(weights, scores, found, made_dtype, ranking=ranking)
+            torch._foreach_copy_([module.made for module in group if module.made is not None], masked_weights)

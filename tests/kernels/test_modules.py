@@ -92,6 +92,12 @@ def test_update_masks_writes_in_place_and_takes_a_list(model):
     assert model[3].score[model[3].mask].abs().min() >= model[3].score[~model[3].mask].abs().max()
 
 
+def test_update_masks_takes_modules_that_come_one_by_one(model):
+    model[1].score.data = gaussian(128).reshape(16, 8)
+    tk.update_masks(module for module in model)
+    assert int(model[1].mask.sum()) == 50
+
+
 def test_the_padding_row_of_an_embedding(model):
     y = model[0](IDS)
     assert torch.equal(y[0, 2], model[0].masked_weight()[0])
