@@ -40,7 +40,7 @@ def overwriting_linear(x: Tensor, module: "MaskedLinear") -> Tensor:
     its masked weight, and gets a gradient with a memory of its own.
 
     Args:
-        x: [..., in]; cast to the type of the masked weight.
+        x: [..., in], of the masked weight's type; cast to it under autocast.
         module: the layer, with a masked weight.
 
     Returns:
@@ -55,9 +55,12 @@ def overwriting_linear(x: Tensor, module: "MaskedLinear") -> Tensor:
             "MaskedLinear: its masked weight holds its gradient, as MaskAdamW(overwrite=True) has it; take the "
             "optimizer's step, or call its zero_grad, before the next forward"
         )
-    x = x.to(module.made.dtype)
-    bias = None if module.bias is None else module.bias.to(module.made.dtype)
+    bias, device = module.bias, x.device.type
     if not torch.is_grad_enabled():
         return F.linear(x, module.made, bias)
-    product: Tensor = _OverwritingLinear.apply(x, module.made, bias, module)
+    if torch.is_autocast_enabled(device):
+        x, bias = x.to(module.made.dtype), None if bias is None else bias.to(module.made.dtype)
+    # The backward takes gradients in the type of the masked weight, to which they are written.
+    with torch.autocast(device, enabled=False):
+        product: Tensor = _OverwritingLinear.apply(x, module.made, bias, module)
     return product

@@ -393,3 +393,17 @@ def test_overwriting_under_autocast():
         optimizer.zero_grad()
     for module in masked(model):
         assert torch.equal(module.made, module.masked_weight(torch.bfloat16))
+
+
+def test_overwriting_under_another_type_than_autocasts():
+    """The masked weight's type is computed in, as its gradient is written over it."""
+    model = make()
+    optimizer = tk.MaskAdamW(model, lr=LR, overwrite=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model[1](torch.randn(3, 8)).dtype == torch.float32
+        loss = model(IDS[0]).pow(3).sum()
+    optimizer.zero_grad()
+    loss.backward()
+    assert optimizer.step().isfinite()
+    with pytest.raises(RuntimeError, match="dtype"):  # as torch's own layer
+        model[1](torch.randn(3, 8).bfloat16())
