@@ -1,7 +1,6 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/sqrt_cpu_dispatch.h>
 
-#include <cmath>
 #include <deque>
 #include <utility>
 #include <vector>

@@ -64,9 +64,9 @@ def masked(model):
     return [module for module in model if hasattr(module, "mask")]
 
 
-def make_step(model, ids, half=None, lr=3e-3):
+def make_step(model, ids, half=None, lr=3e-3, overwrite=False):
     """A whole step of mask training as a function, its optimizer, and the masked weights' outputs for the next one."""
-    optimizer = tk.MaskAdamW(model, model[4].parameters(), lr=lr, dtype=half)
+    optimizer = tk.MaskAdamW(model, model[4].parameters(), lr=lr, dtype=half, overwrite=overwrite)
     target = torch.linspace(-1, 1, 64, device=ids.device)
 
     def forward():
@@ -115,6 +115,26 @@ def test_a_step_of_a_model_waits_for_nothing_from_the_first_on(half):
             step()
         optimizer.step(scale=scale, renew=False)
         tk.update_masks(model)
+    assert_exact(model)
+
+
+@pytest.mark.parametrize("half", [None, torch.float16])
+def test_a_step_whose_gradients_lie_over_masked_weights(half):
+    model, ids = make(), IDS[0].cuda()
+    twin = copy.deepcopy(model)
+    step, optimizer = make_step(model, ids, half, overwrite=True)
+    twin_step, _ = make_step(twin, ids, half)
+    with waiting_is_an_error():
+        for _ in range(3):
+            torch.testing.assert_close(step(), twin_step(), rtol=1e-3, atol=1e-4)
+    assert_exact(model)
+    with torch.autocast("cuda", half or torch.float16, enabled=half is not None):
+        loss = model(ids).float().square().mean()
+    loss.backward()
+    assert model[1].overwritten
+    before = [score.clone() for score in optimizer.param_groups[0]["params"]]
+    optimizer.step(scale=torch.full((), torch.nan, device=CUDA))
+    assert all(torch.equal(a, b) for a, b in zip(before, optimizer.param_groups[0]["params"], strict=True))
     assert_exact(model)
 
 
