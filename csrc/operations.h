@@ -1,6 +1,7 @@
 // The launchers: they take checked tensors from torch's dispatcher, make outputs, and start kernels.
 #pragma once
 
+#include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 
 #include <optional>
@@ -37,7 +38,7 @@ void mask_adamw_cpu(
     const std::vector<at::Tensor>& scores, const std::vector<at::Tensor>& means,
     const std::vector<at::Tensor>& squares, const std::vector<at::Tensor>& masked, const at::Tensor& values,
     const at::Tensor& cuts, at::IntArrayRef keep, const at::Tensor& rates, double beta1, double beta2, double eps,
-    bool renew, bool absolute);
+    bool renew, bool absolute, const std::optional<c10::List<at::Tensor>>& places);
 at::Tensor binarize_cpu(const at::Tensor& score, const at::Tensor& value, const at::Tensor& cut, bool absolute);
 at::Tensor pack_mask_cpu(const at::Tensor& mask);
 at::Tensor unpack_mask_cpu(const at::Tensor& packed, at::IntArrayRef shape);

@@ -239,10 +239,17 @@ def trained_by(optimizer: Optimizer) -> list[Tensor]:
 
 
 def gradients_of(optimizer: Optimizer) -> list[Tensor]:
-    """The gradients that a backward pass left for an optimizer: of the masked weights, not the scores."""
+    """The gradients that a backward pass left for an optimizer: of the masked weights, not the scores.
+
+    To be added up in place over the processes, each of which looked other rows of an embedding up: sparse ones are made
+    whole.
+    """
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     if isinstance(optimizer, tk.MaskAdamW):
         trained = [module.made for module in optimizer.modules if module.made is not None] + trained
+    for tensor in trained:
+        if tensor.grad is not None and tensor.grad.is_sparse:
+            tensor.grad = tensor.grad.to_dense()
     return [tensor.grad for tensor in trained if tensor.grad is not None]
 
 

@@ -33,7 +33,7 @@ gradient_norm = define(
 mask_adamw = define(
     "mask_adamw(Tensor[] grads, Tensor[] weights, Tensor(a!)[] scores, Tensor(b!)[] means, Tensor(c!)[] squares, "
     "Tensor(d!)[] masked, Tensor(e!) values, Tensor(f!) cuts, int[] keep, Tensor rates, float beta1, float beta2, "
-    "float eps, bool renew=True, bool absolute=False) -> ()",
+    "float eps, bool renew=True, bool absolute=False, Tensor[]? places=None) -> ()",
     eager=_over_operators,
     fake=_fake,
     triton="mask_adamw",

@@ -33,6 +33,8 @@ class _MaskedWeight(nn.Module):
     # W ⊙ m as ``MaskAdamW`` writes it once a step: a leaf, which collects d(W ⊙ m) over the step's backward passes.
     # Without that optimizer there is none, and each forward masks the weight.
     made: Tensor | None = None
+    # Whether an embedding's gradient holds only the rows that were looked up, see ``MaskAdamW``.
+    sparse: bool = False
     # Whether a linear layer's backward writes d(W ⊙ m) over W ⊙ m, see ``MaskAdamW``, and how many wait for it.
     overwrite: bool = False
     uses: int = 0
@@ -80,13 +82,15 @@ class _MaskedWeight(nn.Module):
     @property
     def overwritten(self) -> bool:
         """Whether d(W ⊙ m) lies where W ⊙ m was, until the optimizer's next step."""
-        if self.made is None or self.made.grad is None:
+        if self.made is None or self.made.grad is None or self.made.grad.is_sparse:
             return False
         return self.made.grad.data_ptr() == self.made.data_ptr()
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is in no optimizer that would keep its masked weight up to date.
-        return {name: value for name, value in self.__dict__.items() if name not in ("made", "overwrite", "uses")}
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("made", "sparse", "overwrite", "uses")
+        }
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self.made = None
@@ -196,7 +200,9 @@ class MaskedEmbedding(_MaskedWeight):
 
     def forward(self, ids: Tensor) -> Tensor:
         if self.made is not None:
-            return F.embedding(ids, self.made, self.padding_idx)
+            # torch.compile knows no sparse gradients.
+            sparse = self.sparse and not torch.compiler.is_compiling()
+            return F.embedding(ids, self.made, self.padding_idx, sparse=sparse)
         return masked_embedding(
             ids, self.weight, self.score, self.value, self.cut, self.padding_idx, ranking=self.ranking
         )

@@ -10,8 +10,8 @@ from torch.optim.adamw import adamw
 
 from tamt_kernels import checks
 from tamt_kernels.mask_adamw import gradient_norm, mask_adamw
-from tamt_kernels.modules import masked_modules
-from tamt_kernels.reference import group_offsets
+from tamt_kernels.modules import MaskedEmbedding, masked_modules
+from tamt_kernels.reference import NO_GRADIENT, NO_MOMENTS, group_offsets
 
 
 class MaskAdamW(Optimizer):
@@ -27,6 +27,10 @@ class MaskAdamW(Optimizer):
     ``exp_avg_sq`` of each score; learning rate schedules and ``state_dict`` work as with any optimizer. A step with
     a gradient that is not finite changes nothing, and is not counted. Nothing waits for a GPU, so a step can be
     captured in a CUDA graph, after one that was not.
+
+    On a CPU the gradient of an embedding is sparse, as that of ``nn.Embedding(sparse=True)``: it holds the rows that
+    were looked up, and rows that never were take no time but for their part in the threshold. On a GPU the number of
+    these rows would have to be waited for.
 
     Args:
         modules: a model, or modules of which those with a mask are taken; all on one device, of one ranking.
@@ -84,6 +88,8 @@ class MaskAdamW(Optimizer):
                 # for a change of all.
                 module.made = made.data.requires_grad_()
                 module.overwrite = overwrite
+                module.sparse = isinstance(module, MaskedEmbedding) and made.device.type == "cpu"
+        self._rows = self._rows_with_moments()
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -105,12 +111,12 @@ class MaskAdamW(Optimizer):
                 masked weights are overwritten.
         """
         scores, others = self.param_groups[0], self.param_groups[1] if len(self.param_groups) > 1 else None
-        made, grads = self._made_and_gradients()
+        made, grads, weights, places = self._made_and_gradients()
         if not renew and any(module.overwritten for module in self.modules):
             raise RuntimeError(
                 "MaskAdamW: renew is False but must be True, as overwritten masked weights are made anew"
             )
-        norm = gradient_norm(grads, self._weights)
+        norm = gradient_norm(grads, weights)
         trained = [p for p in others["params"] if p.grad is not None] if others else []
         if trained:
             norm = torch.linalg.vector_norm(torch.stack([norm, *torch._foreach_norm([p.grad for p in trained])]))
@@ -139,7 +145,7 @@ class MaskAdamW(Optimizer):
         mask_adamw(
             grads, self._weights, scores["params"], means, squares, made, values, cuts,
             [module.keep for module in self.modules], rates, beta1, beta2, scores["eps"],
-            renew, self.modules[0].ranking == "abs",
+            renew, self.modules[0].ranking == "abs", places,
         )  # fmt: skip
         if renew:
             torch._foreach_copy_(thresholds[0], list(values.unbind()))
@@ -175,9 +181,22 @@ class MaskAdamW(Optimizer):
         for group in self.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"] = group["lr"].to(scores[0].device)
+        self._rows = self._rows_with_moments()
 
-    def _made_and_gradients(self) -> tuple[list[Tensor], list[Tensor]]:
-        """W ⊙ m and d(W ⊙ m) of every matrix; zeros where no gradient arrived, of a layer that was left out."""
+    def _rows_with_moments(self) -> list[Tensor]:
+        """Whether the rows of each matrix with sparse gradients have moments, as ``places`` of a step without any."""
+        means, squares, _ = self._score_state(self.param_groups[0])
+        found = []
+        for module, mean, square in zip(self.modules, means, squares, strict=True):
+            rows = torch.empty(0, dtype=torch.int32, device=module.weight.device)
+            if module.sparse:
+                moving = (mean != 0).any(1) | (square != 0).any(1)
+                rows = torch.where(moving, NO_GRADIENT, NO_MOMENTS).to(torch.int32)
+            found.append(rows)
+        return found
+
+    def _made_and_gradients(self) -> tuple[list[Tensor], ...]:
+        """W ⊙ m of every matrix, and what ``_gradient`` gives of it."""
         if left := [i for i, module in enumerate(self.modules) if module.made is None]:
             raise RuntimeError(
                 f"MaskAdamW: masked module {left[0]} was moved after the optimizer was made; make it after .to()"
@@ -185,8 +204,28 @@ class MaskAdamW(Optimizer):
         made = [module.made for module in self.modules if module.made is not None]
         if all(each.grad is None for each in made):
             raise RuntimeError("MaskAdamW: step found no gradient; call backward before it")
-        grads = [torch.zeros_like(each) if each.grad is None else each.grad for each in made]
-        return [each.detach() for each in made], grads
+        sparse = [module.sparse for module in self.modules]
+        found = [self._gradient(*each) for each in zip(made, self._weights, sparse, self._rows, strict=True)]
+        return [each.detach() for each in made], *(list(each) for each in zip(*found, strict=True))
+
+    @staticmethod
+    def _gradient(made: Tensor, weight: Tensor, sparse: bool, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """d(W ⊙ m) of a matrix, or its rows that were looked up; the same rows of W; and their ``places``.
+
+        Zeros where no gradient arrived, of a layer that was left out.
+        """
+        grad = made.grad
+        if not sparse or not (grad is None or grad.is_sparse):
+            rows.fill_(NO_GRADIENT)
+            return torch.zeros_like(made) if grad is None else grad, weight, rows[:0]
+        if grad is None:
+            nowhere = torch.empty(1, 0, dtype=torch.int64)
+            grad = torch.sparse_coo_tensor(nowhere, made.detach()[:0], made.shape, check_invariants=False)
+        grad = grad.coalesce()
+        looked_up, grad = grad.indices()[0], grad.values()
+        places = rows.index_copy(0, looked_up, torch.arange(len(looked_up), dtype=rows.dtype))
+        rows[looked_up] = NO_GRADIENT
+        return grad, weight[looked_up], places
 
     def _score_state(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """The moments of all scores, made where there are none yet, and the count of steps, which they share."""

@@ -48,7 +48,7 @@ void mask_adamw_cpu(
     const std::vector<at::Tensor>& scores, const std::vector<at::Tensor>& means,
     const std::vector<at::Tensor>& squares, const std::vector<at::Tensor>& masked, const at::Tensor& values,
     const at::Tensor& cuts, at::IntArrayRef keep, const at::Tensor& rates, double beta1, double beta2, double eps,
-    bool renew, bool absolute) {
+    bool renew, bool absolute, const std::optional<c10::List<at::Tensor>>& places) {
   Contiguous contiguous;
   const float* rate = contiguous.read(rates).const_data_ptr<float>();
   float* value = contiguous.write_floats(values, "values");
@@ -67,6 +67,11 @@ void mask_adamw_cpu(
         type_of(made),
         keep[m],
     });
+    if (places && places->get(m).numel() > 0) {
+      const at::Tensor& place = contiguous.read(places->get(m));
+      matrices.back().columns = weight.size(1);
+      matrices.back().places = place.const_data_ptr<int32_t>();
+    }
     thresholds.push_back({value[m], cut[m], false});
   }
   mask_adamw_kernel(

@@ -323,6 +323,7 @@ struct Piece {
   Counts counts;
   std::vector<int32_t> inside;     // keys
   std::vector<int32_t> positions;  // of these from `begin` on, where they are wanted
+  bool crowded = false;            // more were inside of the window than are worth keeping: they are counted only
 };
 
 // The search for the thresholds of several matrices, of all pieces at once.
@@ -334,7 +335,7 @@ class Selection {
     for (int64_t m = 0; m < count; ++m) {
       searches_[m].first_piece = static_cast<int64_t>(pieces_.size());
       for (int64_t begin = 0; begin < matrices[m].size; begin += kPieceSize) {
-        pieces_.push_back({m, begin, std::min(begin + kPieceSize, matrices[m].size), {}, {}, {}});
+        pieces_.push_back({m, begin, std::min(begin + kPieceSize, matrices[m].size), {}, {}, {}, false});
       }
       searches_[m].last_piece = static_cast<int64_t>(pieces_.size());
     }
@@ -342,6 +343,8 @@ class Selection {
 
   std::vector<Piece>& pieces() { return pieces_; }
   Window window(int64_t m) const { return searches_[m].window; }
+  // Whether the window of a matrix lies around its last threshold.
+  bool warm(int64_t m) const { return searches_[m].warm; }
   // Whether the first window of a matrix did not hold its threshold.
   bool missed(int64_t m) const { return searches_[m].missed; }
 
@@ -369,6 +372,7 @@ class Selection {
       piece.counts =
           scan<source>(data(piece.matrix) + piece.begin, piece.end - piece.begin, search.window, scratch.data());
       piece.inside.assign(scratch.begin(), scratch.begin() + piece.counts.inside);
+      piece.crowded = false;
     });
   }
 
@@ -406,7 +410,9 @@ class Selection {
     }
     int64_t rank = matrices_[m].keep;
     int32_t key = 0;
-    switch (find(counts, rank)) {
+    Place place = find(counts, rank);
+    if (place == Place::kInside && crowded(search)) place = Place::kMissed;
+    switch (place) {
       case Place::kMissed:
         search.window = search.warm ? sample_window<source>(data(m), matrices_[m].size, matrices_[m].keep) : Window{};
         search.warm = search.done = false;
@@ -434,6 +440,11 @@ class Selection {
     // From here on `rank` is the number of ties to keep.
     threshold.value = value_of(key);
     threshold.cut = position_of_tie(m, key, rank) + 1;
+  }
+
+  bool crowded(const Search& search) const {
+    const auto first = pieces_.begin() + search.first_piece, last = pieces_.begin() + search.last_piece;
+    return std::any_of(first, last, [](const Piece& piece) { return piece.crowded; });
   }
 
   int64_t position_of_tie(int64_t m, int32_t key, int64_t rank) const {

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tamt_kernels.reference import whole_gradient
 from tamt_kernels.triton_kernels.common import (
     TILE,
     TYPES,
@@ -184,11 +185,14 @@ def mask_adamw(
     eps: float,
     renew: bool = True,
     absolute: bool = False,
+    places: list[Tensor] | None = None,
 ) -> None:
     for name, some in (("scores", scores), ("means", means), ("squares", squares), ("masked", masked)):
         for i, each in enumerate(some):
             if not each.is_contiguous():
                 raise ValueError(f"mask_adamw: {name}[{i}] has strides {each.stride()} but must be contiguous")
+    if places is not None:
+        grads = [whole_gradient(*each) for each in zip(grads, weights, places, strict=True)]
     pairs = zip(grads, masked, strict=True)
     overwritten = any(grad.numel() > 0 and grad.data_ptr() == each.data_ptr() for grad, each in pairs)
     grads, weights = alike(grads), alike(weights)

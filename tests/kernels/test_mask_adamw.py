@@ -21,11 +21,13 @@ KEEP = [14_000, 2_100, 11, 0, 0]
 class Problem:
     """Matrices in training, with their state of AdamW and their masks."""
 
-    def __init__(self, keep=KEEP, weight=torch.float32, masked=torch.float32, absolute=False, spread=0.0, seed=0):
+    def __init__(
+        self, keep=KEEP, weight=torch.float32, masked=torch.float32, absolute=False, spread=0.0, seed=0, shapes=SHAPES
+    ):
         drawn = generator(seed)
         self.keep, self.absolute = keep, absolute
-        self.weights = [(torch.randn(shape, generator=drawn) * 0.04).to(weight) for shape in SHAPES]
-        self.scores = [(torch.rand(shape, generator=drawn) < 0.3).float() * 0.02 for shape in SHAPES]
+        self.weights = [(torch.randn(shape, generator=drawn) * 0.04).to(weight) for shape in shapes]
+        self.scores = [(torch.rand(shape, generator=drawn) < 0.3).float() * 0.02 for shape in shapes]
         for score in self.scores:
             score.add_(torch.randn(score.shape, generator=drawn), alpha=spread)
         self.means, self.squares = ([torch.zeros_like(score) for score in self.scores] for _ in range(2))
@@ -39,11 +41,23 @@ class Problem:
     def state(self):
         return [*self.scores, *self.means, *self.squares, *self.masked, self.values, self.cuts.double()]
 
-    def step(self, kernel, grads, count, lr=5e-5, betas=(0.9, 0.999), factor=1.0, renew=True, decay=0.0):
+    def step(
+        self,
+        kernel,
+        grads,
+        count,
+        lr=5e-5,
+        betas=(0.9, 0.999),
+        factor=1.0,
+        renew=True,
+        decay=0.0,
+        eps=1e-8,
+        places=None,
+    ):
         rates = [factor, lr / (1 - betas[0] ** count), math.sqrt(1 - betas[1] ** count), 1 - lr * decay]
         kernel(
             grads, self.weights, self.scores, self.means, self.squares, self.masked, self.values, self.cuts, self.keep,
-            torch.tensor(rates), *betas, 1e-8, renew, self.absolute,
+            torch.tensor(rates), *betas, eps, renew, self.absolute, places,
         )  # fmt: skip
 
 
@@ -95,6 +109,67 @@ def test_masks_renewed_now_and_then():
 @pytest.mark.parametrize("betas", [(0.4, 0.3), (0.5, 0.5), (0.0, 0.9)])
 def test_other_betas_and_weight_decay(betas):
     assert_alike(6, options=lambda count: {"betas": betas, "decay": 0.1, "factor": 0.7})
+
+
+class LookedUp:
+    """The gradients of a matrix of which each step looks a few rows up, whole and without the rows of zeros."""
+
+    def __init__(self, shape):
+        self.shape = shape
+        self.places = torch.full(shape[:1], reference.NO_MOMENTS, dtype=torch.int32)
+
+    def step(self, count, dtype):
+        drawn = generator(count)
+        rows = torch.randperm(self.shape[0], generator=drawn)[: self.shape[0] // 20 * (count % 4)].sort().values
+        grad = torch.randn((len(rows), self.shape[1]), generator=drawn).to(dtype)
+        whole = torch.zeros(self.shape, dtype=dtype)
+        whole[rows] = grad
+        places = self.places.clone()
+        places[rows] = torch.arange(len(rows), dtype=torch.int32)
+        self.places[rows] = reference.NO_GRADIENT
+        return whole, grad, places
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {}),
+        (torch.float32, {"lr": 1e-2}),
+        (torch.float32, {"decay": 0.1, "lr": 1e-2}),  # moves what has no moments
+        (torch.float32, {"eps": 0.0}),  # so does 0 / 0
+        (torch.float32, {"betas": (0.3, 0.5)}),
+        (torch.bfloat16, {"lr": 1e-3}),
+    ],
+)
+# Rows of which a piece of the kernel holds thousands, hundreds, and not two: more entries than it moves at once.
+@pytest.mark.parametrize("shape", [(3000, 7), (600, 80), (40, 20_000)])
+def test_gradients_of_some_rows(shape, dtype, options):
+    ours, theirs, defined = (Problem(spread=1e-3, masked=dtype, shapes=[shape, *SHAPES[1:]]) for _ in range(3))
+    looked_up, none = LookedUp(shape), torch.empty(0, dtype=torch.int32)
+    for count in range(1, 9):
+        whole, grad, places = looked_up.step(count, dtype)
+        others = gradients(count, dtype)[1:]
+        some = {"places": [places, none, none, none, none], "renew": count % 3 > 0, **options}
+        ours.step(mask_adamw, [grad, *others], count, **some)
+        defined.step(reference.mask_adamw, [grad, *others], count, **some)
+        theirs.step(reference.mask_adamw, [whole, *others], count, **{**some, "places": None})
+        assert_same(ours, theirs)
+        assert_same(defined, theirs)
+
+
+def test_rows_without_moments_are_masked_where_the_threshold_moves_past_them():
+    ours, theirs = Problem(spread=1e-3), Problem(spread=1e-3)
+    grad = -torch.ones(40, 80) * ours.weights[0][:40].sign()
+    places = torch.full((600,), reference.NO_MOMENTS, dtype=torch.int32)
+    places[:40] = torch.arange(40)
+    whole = torch.zeros(600, 80)
+    whole[:40] = grad
+    none = torch.empty(0, dtype=torch.int32)
+    before = ours.masked[0][40:].clone()
+    ours.step(mask_adamw, [grad, *gradients(1)[1:]], 1, lr=0.1, places=[places, none, none, none, none])
+    theirs.step(reference.mask_adamw, [whole, *gradients(1)[1:]], 1, lr=0.1)
+    assert_same(ours, theirs)
+    assert not torch.equal(ours.masked[0][40:], before)
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])

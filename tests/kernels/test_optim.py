@@ -41,7 +41,7 @@ class Separate:
 
     def step(self, source, norm):
         for module, other in zip(masked(self.model), masked(source), strict=True):
-            module.score.grad = tk.ste_backward(other.made.grad, module.weight)
+            module.score.grad = tk.ste_backward(other.made.grad.to_dense(), module.weight)
         theirs = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
         torch.testing.assert_close(norm, theirs, rtol=1e-5, atol=1e-7)
         if self.max_norm:  # by our norm, since Adam makes much of the last bit of a factor
@@ -230,11 +230,60 @@ def test_counts_of_another_type_are_taken_over():
     for each in state["state"].values():
         each["step"] = each["step"].double()
     optimizer.load_state_dict({"state": {}, "param_groups": state["param_groups"]})  # none yet
-    assert not optimizer.state
+    assert not any(optimizer.state[module.score]["exp_avg"].any() for module in masked(model))
     optimizer.load_state_dict(state)
     backward(model, IDS[1])
     optimizer.step()
     assert [(float(each["step"]), each["step"].dtype) for each in optimizer.state.values()] == [(2, torch.float32)] * 5
+
+
+def test_an_embedding_holds_the_gradients_of_the_rows_looked_up():
+    ours, theirs = make(), make()
+    optimizer, separate = tk.MaskAdamW(ours, lr=LR), Separate(theirs)
+    untouched = ours[0].score[40:].clone()
+    for step, ids in enumerate(IDS[:60] % 40):
+        optimizer.zero_grad()
+        if step % 7:
+            backward(ours, ids[:2])
+            backward(ours, ids[1:])
+        else:
+            backward(ours, torch.zeros_like(ids))  # padding, which has no gradient
+        assert ours[0].made.grad.is_sparse
+        separate.step(ours, optimizer.step())
+        assert_same(ours, theirs)
+    assert torch.equal(ours[0].score[40:], untouched)
+    assert torch.equal(ours[0].made, ours[0].masked_weight())
+
+
+def test_rows_go_on_by_their_moments_in_an_optimizer_that_loads_them():
+    ours, theirs = make(), make()
+    optimizer, other = tk.MaskAdamW(ours, lr=LR), tk.MaskAdamW(theirs, lr=LR)
+    for ids in IDS[:2]:
+        backward(ours, ids)
+        optimizer.step()
+        optimizer.zero_grad()
+    theirs.load_state_dict(ours.state_dict())
+    tk.update_masks(theirs)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for model, each in ((ours, optimizer), (theirs, other)):
+        backward(model, torch.full((2, 3), 7))
+        each.step()
+    for mine, their in zip(masked(ours), masked(theirs), strict=True):
+        assert torch.equal(mine.score, their.score)
+
+
+def test_a_sparse_and_a_whole_gradient_are_one():
+    ours, theirs = make(), make()
+    optimizer, separate = tk.MaskAdamW(ours, lr=LR), Separate(theirs)
+    for ids in IDS[:4]:
+        backward(ours, ids)
+        ours[0].made.grad = ours[0].made.grad.to_dense()  # as several processes add it up
+        separate.step(ours, optimizer.step())
+        optimizer.zero_grad()
+        backward(ours, ids)
+        separate.step(ours, optimizer.step())
+        optimizer.zero_grad()
+        assert_same(ours, theirs)
 
 
 def test_the_state_is_that_of_adamw():
