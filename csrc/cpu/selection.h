@@ -249,10 +249,10 @@ Window sample_window(const int32_t* data, int64_t size, int64_t rank) {
   return window;
 }
 
-constexpr int64_t kSamplesAroundLast = 1024, kReachAroundLast = 16;
+constexpr int64_t kSamplesAroundLast = 1024, kReachAroundLast = 6;
 
 // A window for the rank-th largest, that of the last step being `last`: the scores have moved a little since. It takes
-// in about 1.6 % of the entries on either side, unless so many tie with `last` that the rank most likely stays there.
+// in about 0.6 % of the entries on either side, unless so many tie with `last` that the rank most likely stays there.
 template <Source source>
 Window window_around(const int32_t* data, int64_t size, int64_t rank, int32_t last) {
   if (size < kWorthSampling) return {};

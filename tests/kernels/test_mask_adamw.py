@@ -172,6 +172,22 @@ def test_rows_without_moments_are_masked_where_the_threshold_moves_past_them():
     assert not torch.equal(ours.masked[0][40:], before)
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 1000, 30_000])
+def test_moments_of_all_sizes(count):
+    ours, theirs = Problem(spread=1e-3), Problem(spread=1e-3)
+    drawn = generator(count)
+    squares = [torch.randint(0, 0x7F800001, shape, generator=drawn, dtype=torch.int32) for shape in SHAPES]
+    for problem in (ours, theirs):
+        problem.squares = [each.view(torch.float32).clone() for each in squares]  # zero, denormal, huge, infinite
+        problem.squares[1][0, :3] = torch.tensor([0.0, math.inf, 1e-45])
+        problem.means = [torch.randn(each.shape, generator=generator(5)) * each.sqrt() for each in problem.squares]
+        problem.means[1][0, 1] = 1.0
+    grads = [each * 1e-3 for each in gradients(count)]
+    ours.step(mask_adamw, grads, count, lr=1e-3)
+    theirs.step(reference.mask_adamw, grads, count, lr=1e-3)
+    assert_same(ours, theirs)
+
+
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
 def test_a_factor_that_is_not_finite_changes_nothing(factor):
     ours = Problem()
