@@ -250,12 +250,13 @@ def check_termination(step: int) -> None:
 @contextmanager
 def stepping() -> Iterator[None]:
     """Forget at the end the question of `check_termination` that is under way: no step follows."""
+    group = _Group  # whose name is gone where steps are left unfinished until the interpreter ends
     try:
         yield
     finally:
-        if _Group.asked is not None:
-            _, work = _Group.asked
-            _Group.asked = None
+        if group.asked is not None:
+            _, work = group.asked
+            group.asked = None
             with suppress(RuntimeError):  # told by whatever comes next
                 work.wait()
 

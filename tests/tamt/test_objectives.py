@@ -122,6 +122,23 @@ def test_kd_is_the_mean_over_layers_and_real_tokens() -> None:
     torch.testing.assert_close(kd_loss(teacher, student, batch), torch.stack(terms).mean())
 
 
+def test_the_gradient_of_kd_is_that_of_the_cosine() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = [torch.randn(2, 3, 8, generator=generator) for _ in range(4)]
+    hidden[1][0, 0] = hidden[2][0, 1] = 0.0  # a teacher's and a student's that have no direction
+    student = [each.requires_grad_() for each in hidden[2:]]
+    with torch.inference_mode():
+        teacher = [each + 0 for each in hidden[:2]]
+    batch = prepare({"input_ids": torch.zeros(2, 3), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])})
+    (found,) = torch.autograd.grad(kd_loss((teacher[0], teacher[1]), (student[1], student[0]), batch), student[0])
+    cosine = F.cosine_similarity(hidden[1], student[0], dim=-1)
+    (expected,) = torch.autograd.grad(((1 - cosine) * batch["attention_mask"]).sum() / 5, student[0])
+    assert found.isfinite().all()
+    found[0, 1] = expected[0, 1] = 0.0  # 0 / 0, which torch takes to be something else
+    torch.testing.assert_close(found, expected)
+    assert found[0, 2].any()
+
+
 def test_padding_is_outside_the_kd_mean(tiny_bert, batch) -> None:
     student = load_masked_language_model(str(tiny_bert))
     student.model.eval()
