@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/instruction_set.h"
+#include "cpu/reusing_allocator.h"
 #include "operations.h"
 
 namespace tamt {
@@ -99,4 +100,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("instruction_sets", &tamt::instruction_sets);
   module.def("use_instruction_set", &tamt::use_instruction_set);
   module.def("register_kernels", &tamt::register_kernels);
+  module.def("reuse_freed_memory", &tamt::reuse_freed_memory);
 }

@@ -10,6 +10,7 @@ from tamt_kernels.mask_weight import mask_weight
 from tamt_kernels.mask_weights import mask_weights
 from tamt_kernels.masked_embedding import masked_embedding
 from tamt_kernels.masked_linear import masked_linear
+from tamt_kernels.memory import reuse_freed_memory
 from tamt_kernels.modules import MaskedEmbedding, MaskedLinear, update_masks
 from tamt_kernels.optim import MaskAdamW
 from tamt_kernels.pack import pack_mask, unpack_mask
@@ -33,6 +34,7 @@ __all__ = [
     "masked_linear",
     "pack_mask",
     "prune_",
+    "reuse_freed_memory",
     "ste_backward",
     "topk_threshold",
     "unpack_mask",

@@ -59,19 +59,27 @@ def load_extension() -> None:
         _register_triton("CUDA")
 
 
-def _register_extension() -> str | None:
-    """Import the extension and register its kernels; return what is wrong, if anything."""
+def find_extension() -> tuple[Any, str]:
+    """Import the extension; return it and nothing, or None and what is wrong."""
     try:
         extension = importlib.import_module("tamt_kernels._C")
     except ModuleNotFoundError:
-        return "its C++ extension is not built"
+        return None, "its C++ extension is not built"
     except ImportError as error:
-        return f"its C++ extension does not load ({error})"
+        return None, f"its C++ extension does not load ({error})"
     # Kernels built for another torch could load and then misread its tensors, so the version is asked before
     # they are registered.
     running = torch.__version__.partition("+")[0]
     if extension.torch_version != running:
-        return f"its C++ extension was built for torch {extension.torch_version}, not {running}"
+        return None, f"its C++ extension was built for torch {extension.torch_version}, not {running}"
+    return extension, ""
+
+
+def _register_extension() -> str:
+    """Register the extension's kernels; return what is wrong, if anything."""
+    extension, problem = find_extension()
+    if problem:
+        return problem
     # The dispatcher goes straight to C++ but where a choice has to be made first: that took 5 to 18 µs of a
     # call of 19 to 26, on a busy Xeon.
     choosing = set() if os.environ.get("TAMT_KERNELS") else choices.operations_with("eager")
@@ -80,7 +88,7 @@ def _register_extension() -> str | None:
         for key in ("CPU", "CUDA"):
             if has_kernel(name, key, "tamt_kernels_cpp"):
                 LIBRARY.impl(name, _choosing(name), key)
-    return None
+    return ""
 
 
 def few_rows(device: torch.device, dtype: torch.dtype) -> tuple[int, ...]:

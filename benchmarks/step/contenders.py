@@ -30,7 +30,7 @@ from tamt.models import MaskedLanguageModel, dense_twin
 from tamt.objectives import Losses, Objective, TokenMasking, encode
 from tamt.search.mask_training import start
 from tamt.search.setting import Search
-from tamt.training import compute_dtype, make_accelerator, make_optimizer, training_steps
+from tamt.training import Precision, compute_dtype, make_accelerator, make_optimizer, training_steps
 
 Step = Callable[[], object]
 
@@ -64,11 +64,16 @@ class Setting(NamedTuple):
     def tokens(self) -> int:
         return self.batch * self.length
 
-    def accelerator(self) -> Accelerator:
-        """In the type that a training step computes in: bfloat16 on a GPU, float16 where it has none."""
+    @property
+    def precision(self) -> Precision:
+        """What a training step computes in: bfloat16 on a GPU, float16 where it has none."""
         if self.device.type == "cpu":
-            return make_accelerator("fp32", self.accumulation, 0)
-        return make_accelerator("bf16" if torch.cuda.is_bf16_supported(False) else "fp16", self.accumulation, 0)
+            return "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
+
+    def accelerator(self) -> Accelerator:
+        """As `tamt train` makes it."""
+        return make_accelerator(self.precision, self.accumulation, 0)
 
     def masked_language_model(self) -> PreTrainedModel:
         return self._model(0)
@@ -225,7 +230,8 @@ def _plain_training(
     mlm: bool,
     after: Callable[[], None] = lambda: None,
 ) -> Step:
-    accelerator = setting.accelerator()
+    # No accelerator of ours, which would have freed memory reused.
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[setting.precision]
     vocabulary = model.config.vocab_size
     masking = TokenMasking(4, vocabulary) if mlm else None
     size = setting.batch // setting.accumulation
@@ -235,7 +241,7 @@ def _plain_training(
     def step() -> None:
         for _ in range(setting.accumulation):
             batch = {name: tensor.to(setting.device) for name, tensor in next(batches).items()}
-            with accelerator.autocast():
+            with torch.autocast(setting.device.type, dtype, enabled=dtype != torch.float32):
                 part = loss(batch) / setting.accumulation
             part.backward()
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], MAX_NORM)
