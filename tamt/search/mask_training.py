@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_linear_schedule_with_warmup
 
@@ -71,13 +72,17 @@ def train_masks(
     head = student.head_parameters() if "mlm" in objective else {}
     renew = threshold_every == 1
     masked, optimizer, schedule = start(search, first_masks, head, ranking, overwrite=renew)
-    masks = first_masks
+    # All that is kept of masks: as bits the first, 14 MB for BERT-base in place of 0.1 GB, and the present ones only
+    # where they do not follow from the scores.
+    first_bits = {name: tk.pack_mask(mask) for name, mask in first_masks.items()}
+    masks = {} if renew else first_masks
+    del first_masks
     trained = {**{f"score {name}": module.score for name, module in masked.items()}, **head}
 
     def state() -> dict[str, Any]:
         return {
             "trained": {name: tensor.detach() for name, tensor in trained.items()},
-            "masks": {} if renew else masks,
+            "masks": masks,
             **training_state(search.accelerator, optimizer, schedule),
         }
 
@@ -88,10 +93,11 @@ def train_masks(
                 tensor.copy_(checkpoint["trained"][name])
         tk.update_masks(masked.values())
         restore_training(checkpoint, search.accelerator, optimizer, schedule)
-        masks = checkpoint["masks"] or masks_of(masked)
-        for name, module in masked.items():  # where thresholds are not renewed at each step, the scores have moved on
+        masks = checkpoint["masks"]
+        for name, mask in masks.items():  # where thresholds are not renewed at each step, the scores have moved on
+            module = masked[name]
             assert module.made is not None
-            module.made.detach().copy_(module.weight).masked_fill_(~masks[name].to(module.weight.device), 0)
+            module.made.detach().copy_(module.weight).masked_fill_(~mask.to(module.weight.device), 0)
 
     done = search.folder.resume(restore)
     losses = Losses(objective, student, search.teacher, kd_weight)
@@ -116,8 +122,9 @@ def train_masks(
                     tk.update_masks(masked.values())
                     masks = masks_of(masked)
                 if step % search.log_every == 0 or last:
-                    masks = masks_of(masked) if renew else masks
-                    figures = {"sparsity": sparsity_of(masks), "changed": _changed(first_masks, masks)}
+                    present = masks_of(masked) if renew else masks
+                    figures = {"sparsity": sparsity_of(present), "changed": _changed(first_bits, present)}
+                    del present
                     lr = float(schedule.get_last_lr()[0])
                     search.folder.log(step, **parts, **figures, lr=lr, seconds=time.monotonic() - started)
                     progress.update(step, _figures(parts["loss"], **figures))
@@ -139,7 +146,7 @@ def train_masks(
         search.save_head()
     dev = search.dev_losses()
     search.folder.log(search.steps, **{f"dev_{name}": value for name, value in dev.items()})
-    return [{**search.result(masks, search.steps, seconds, dev), "changed": _changed(first_masks, masks)}]
+    return [{**search.result(masks, search.steps, seconds, dev), "changed": _changed(first_bits, masks)}]
 
 
 def start(
@@ -180,10 +187,11 @@ def start(
     return masked, optimizer, get_linear_schedule_with_warmup(optimizer, 0, search.schedule_steps)
 
 
-def _changed(before: Masks, now: Masks) -> float:
-    """The share of mask entries that differ from the first mask."""
-    entries = sum(mask.numel() for mask in now.values())
-    return sum(int((before[name] ^ mask).sum()) for name, mask in now.items()) / entries
+def _changed(first_bits: Mapping[str, Tensor], masks: Masks) -> float:
+    """The share of mask entries that differ from the first mask, given packed."""
+    entries = sum(mask.numel() for mask in masks.values())
+    differing = [(tk.unpack_mask(first_bits[name], mask.shape) ^ mask).sum() for name, mask in masks.items()]
+    return int(torch.stack(differing).sum()) / entries
 
 
 def _figures(loss: float, sparsity: float, changed: float) -> str:
