@@ -53,7 +53,8 @@ def parts(folder: Path, capability: tuple[int, int]) -> list[Part]:
     parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
     architecture = {"TAMT_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": f"{capability[0]}.{capability[1]}"}
     kernels = ["-m", "benchmarks", "kernels", "--device", "cuda", "--seconds", "0.5", "--output", str(folder)]
-    step = ["-m", "benchmarks", "step", "--device", "cuda", "--seconds", "3", "--no-memory"]
+    # Compiling whole models would take longer than all else that is measured.
+    step = ["-m", "benchmarks", "step", "--device", "cuda", "--seconds", "3", "--no-memory", "--no-compile"]
     step += ["--output", str(folder)]
     lacking = [name for name in STEP_NEEDS if not importlib.util.find_spec(name)]
     unavailable = f"tamt needs {', '.join(lacking)}" if lacking else ""

@@ -13,6 +13,7 @@ from tamt.errors import UserError
 
 OPERATIONS: dict[str, Callable[[Setting], Iterator[Comparison]]] = {
     "topk_threshold": threshold.comparisons,
+    "mask_adamw": optimizer.comparisons,
     "mask_weight": elementwise.mask_weight,
     "mask_weights": elementwise.mask_weights,
     "binarize": elementwise.binarize,
@@ -23,7 +24,6 @@ OPERATIONS: dict[str, Callable[[Setting], Iterator[Comparison]]] = {
     "ste_backward_into": elementwise.ste_backward_into,
     "masked_linear": layers.linear,
     "masked_embedding": layers.embedding,
-    "mask_adamw": optimizer.comparisons,
 }
 
 
