@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     medians: dict[Key, float] = {}
     for operation in options.operation or OPERATIONS:
         for comparison in OPERATIONS[operation](setting):
-            measured = measure(comparison.contenders, clock, options.seconds)
+            measured = measure(comparison.contenders, clock, options.seconds, OURS)
             results.write(rows(comparison, measured, described))
             print("\n" + summary(comparison, measured), flush=True)
             for name, measurement in measured.items():
