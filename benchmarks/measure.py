@@ -37,17 +37,16 @@ class Measurement(NamedTuple):
     peak_memory: int | None
 
 
-def measure(contenders: Contenders, clock: Clock, seconds: float) -> dict[str, Measurement]:
+def measure(contenders: Contenders, clock: Clock, seconds: float, ours: str = "") -> dict[str, Measurement]:
     """Measure contenders in rounds, in each of which every one runs once, in random order.
 
     Each has the same share of the seconds. A slow one leaves when it has used its own up, after three samples at
-    the earliest.
+    the earliest. One that fails is left out, which is said, unless it is ``ours``.
     """
-    for run in contenders.values():
-        run()  # compiles, tunes, loads
+    contenders = {name: run for name, run in contenders.items() if _runs(name, run, ours)}
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     spent = dict.fromkeys(contenders, 0.0)
-    share = seconds / len(contenders)
+    share = seconds / max(len(contenders), 1)
     order = random.Random(0)
     running = list(contenders)
     while running:
@@ -64,6 +63,18 @@ def measure(contenders: Contenders, clock: Clock, seconds: float) -> dict[str, M
     # Only now: a look at the memory returns what is freed to the system, and what then were timed would be page faults.
     peaks = {name: clock.peak_memory(run) for name, run in contenders.items()}
     return {name: _summary(samples[name], peaks[name]) for name in contenders}
+
+
+def _runs(name: str, run: Callable[[], object], ours: str) -> bool:
+    """Compile, tune, load: run a contender for the first time. Where it cannot, the times of the others still count."""
+    try:
+        run()
+    except Exception as error:
+        if name == ours:
+            raise
+        print(f"{name} is left out, as it fails: {type(error).__name__}: {error}", flush=True)
+        return False
+    return True
 
 
 def _summary(samples: list[float], peak_memory: int | None) -> Measurement:

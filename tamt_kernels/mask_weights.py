@@ -67,7 +67,8 @@ def _backward(ctx: Any, grad_masked: Tensor, _grad_bits: Tensor) -> tuple[Any, .
         _ste_backward(grad_masked[offset : offset + weight.numel()].reshape(weight.shape), weight, dtype)
         for weight, offset, dtype in zip(weights, offsets, ctx.score_dtypes, strict=True)
     ]
-    return [None] * len(weights), grad_scores, None, None, None, None, None
+    # Torch 2.11 passes no argument that has its default value, and takes no gradient for it; 2.14 takes either.
+    return ([None] * len(weights), grad_scores, None, None, None, None, None)[: len(ctx.needs_input_grad)]
 
 
 _operator = define(

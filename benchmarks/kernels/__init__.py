@@ -13,6 +13,7 @@ from tamt.errors import UserError
 
 OPERATIONS: dict[str, Callable[[Setting], Iterator[Comparison]]] = {
     "topk_threshold": threshold.comparisons,
+    "mask_adamw": optimizer.comparisons,
     "mask_weight": elementwise.mask_weight,
     "mask_weights": elementwise.mask_weights,
     "binarize": elementwise.binarize,
@@ -23,7 +24,6 @@ OPERATIONS: dict[str, Callable[[Setting], Iterator[Comparison]]] = {
     "ste_backward_into": elementwise.ste_backward_into,
     "masked_linear": layers.linear,
     "masked_embedding": layers.embedding,
-    "mask_adamw": optimizer.comparisons,
 }
 
 
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     medians: dict[Key, float] = {}
     for operation in options.operation or OPERATIONS:
         for comparison in OPERATIONS[operation](setting):
-            measured = measure(comparison.contenders, clock, options.seconds)
+            measured = measure(comparison.contenders, clock, options.seconds, OURS)
             results.write(rows(comparison, measured, described))
             print("\n" + summary(comparison, measured), flush=True)
             for name, measurement in measured.items():

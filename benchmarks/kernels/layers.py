@@ -1,6 +1,7 @@
 """masked_linear and masked_embedding, forward, backward and both, against the layers that they replace."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -28,8 +29,8 @@ class Layer(NamedTuple):
     inputs: list[Tensor]
 
     def backward(self, grad: Tensor) -> Callable[[], object]:
-        output = self.forward()
-        return lambda: torch.autograd.grad(output, self.inputs, grad, retain_graph=True)
+        output = cache(self.forward)
+        return lambda: torch.autograd.grad(output(), self.inputs, grad, retain_graph=True)
 
     def both(self, grad: Tensor) -> Callable[[], object]:
         return lambda: torch.autograd.grad(self.forward(), self.inputs, grad)

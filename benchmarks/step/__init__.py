@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
         makers = CONTENDERS[objective]
         left_out = (COMPILED, OURS_COMPILED) if options.quick or options.no_compile else ()
         steps = {name: make(setting) for name, make in makers.items() if name not in left_out}
-        measured = measure(steps, clock, options.seconds)
+        measured = measure(steps, clock, options.seconds, OURS)
         profiled = profile.of_step(steps[OURS], setting.device) if objective in ("mlm", "kd") else None
         del steps
         for name, each in measured.items():

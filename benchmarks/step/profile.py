@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import report
@@ -27,7 +28,8 @@ def of_step(step: Step, device: torch.device) -> Profile:
     with profile(activities=activities) as found:
         for _ in range(STEPS):
             step()
-    events = found.key_averages()
+    # On a GPU the kernels are events of their own, beside the operations that hold their times already.
+    events = [event for event in found.key_averages() if event.device_type == DeviceType.CPU]
     own = {event.key: _own(event, gpu) for event in events}
     whole = sum(own.values())
     lines = [("operation", "calls", "ms", "share")]

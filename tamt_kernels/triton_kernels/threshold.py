@@ -28,6 +28,8 @@ from torch import Tensor
 from tamt_kernels.triton_kernels.common import TILE, TYPES, Table, aligned, alike, goes, launch, table, tiles_of, widen
 
 WARPS = 8
+# Of a thread that counts the window, so that two programs run on a processor: left alone Triton 3.6 takes 184.
+WINDOW_REGISTERS = 128
 COMPACTED = 16  # entries for each that there is room for when compacted
 LEAST_ROOM = 1024
 TILES_AT_ONCE = 1024  # whose ties are summed up; BERT's word embedding has 5,724
@@ -391,7 +393,7 @@ class Search:
             launch(around_kernel, self.matrices, self.state, last, ABSOLUTE=self.how["ABSOLUTE"], num_warps=1)
 
     def count(self) -> None:
-        launch(window_kernel, self.tiles, *self.counted, **self.how, num_warps=WARPS)
+        launch(window_kernel, self.tiles, *self.counted, **self.how, num_warps=WARPS, maxnreg=WINDOW_REGISTERS)
 
     def finish(self, values: Tensor, cuts: Tensor, has_nan: Tensor | None, factor: Tensor | None = None) -> None:
         """Write the thresholds, unless ``factor`` says that no step is taken."""

@@ -58,6 +58,18 @@ def test_a_part_out_of_time_ends_with_what_it_started(tmp_path):
     assert not marker.exists()
 
 
+def test_a_part_out_of_time_has_the_last_word(tmp_path):
+    code = """
+import time
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("two have failed so far")
+"""
+    assert run_all(tmp_path, [part("slow", code, 1)])[0] == 1
+    assert "two have failed so far" in (tmp_path / "suite.log").read_text()
+
+
 def test_the_parts(tmp_path):
     parts = gpu_suite.parts(tmp_path, (9, 0))
     assert parts[0].environment == {"TAMT_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": "9.0"}

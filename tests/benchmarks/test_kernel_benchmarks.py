@@ -100,6 +100,16 @@ def test_the_memory_of_a_call():
     assert 32e6 < peak < 40e6
 
 
+def test_a_contender_that_fails_is_left_out_and_ours_is_not(capsys):
+    def fail():
+        raise RuntimeError("out of memory")
+
+    assert set(measure({"a": lambda: None, "b": fail}, CountingClock(), 0, ours="a")) == {"a"}
+    assert capsys.readouterr().out == "b is left out, as it fails: RuntimeError: out of memory\n"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        measure({"a": lambda: None, "b": fail}, CountingClock(), 0, ours="b")
+
+
 def test_targets_name_what_is_measured():
     measured = set()
     for comparisons in OPERATIONS.values():
