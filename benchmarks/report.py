@@ -56,7 +56,9 @@ def bars(
 
     columns = min(3, len(panels))
     lines = (len(panels) + columns - 1) // columns
-    canvas, axes = plt.subplots(lines, columns, figsize=(5 * columns, 1.8 * lines + 0.8), squeeze=False, layout="constrained")
+    canvas, axes = plt.subplots(
+        lines, columns, figsize=(5 * columns, 1.8 * lines + 0.8), squeeze=False, layout="constrained"
+    )
     for axis, (name, times) in zip(axes.flat, panels.items(), strict=False):
         ratios = [time / times[ours] for time in times.values()]
         colours = ["tab:orange" if ratio < 1 else "tab:blue" for ratio in ratios]

@@ -122,10 +122,10 @@ class Setting(NamedTuple):
         )
 
 
-def tamt(setting: Setting, objective: Objective, compiled: bool = False) -> Step:
-    """Mask training as `tamt train` does it, or as `tamt train --compile` does."""
+def tamt(setting: Setting, objective: Objective, compiled: bool = False, cuda_graphs: bool = False) -> Step:
+    """Mask training as `tamt train` does it, with or without `--compile` and `--cuda-graphs`."""
     search = setting.search(teacher="kd" in objective)
-    search.compile = compiled
+    search.compile, search.cuda_graphs = compiled, cuda_graphs
     return _mask_training(search, objective, Losses(objective, search.student, search.teacher))
 
 
@@ -299,7 +299,8 @@ def fine_tuning(setting: Setting, pruned: bool) -> Step:
     return partial(next, training_steps(accelerator, model, optimizer, schedule, batches(), loss, 1, STEPS))
 
 
-OURS, OURS_COMPILED, ORDINARY, COMPILED = "tamt", "tamt --compile", "ordinary", "ordinary, torch.compile"
+OURS, OURS_COMPILED, GRAPHS = "tamt", "tamt --compile", "tamt --cuda-graphs"
+ORDINARY, COMPILED = "ordinary", "ordinary, torch.compile"
 HUGGING_FACE, IMP, NEEDED, DENSE = "HF dense MLM", "IMP", "encoder step + inference", "dense"
 FINE_TUNING = "fine-tuning"
 
@@ -307,6 +308,7 @@ CONTENDERS: dict[str, dict[str, Callable[[Setting], Step]]] = {
     "mlm": {
         OURS: partial(tamt, objective="mlm"),
         OURS_COMPILED: partial(tamt, objective="mlm", compiled=True),
+        GRAPHS: partial(tamt, objective="mlm", compiled=True, cuda_graphs=True),
         ORDINARY: partial(ordinary, objective="mlm"),
         COMPILED: partial(ordinary, objective="mlm", compiled=True),
         HUGGING_FACE: hugging_face,

@@ -183,7 +183,7 @@ def start(
     model.get_output_embeddings().weight = torch.nn.Parameter(weight, requires_grad=False)
     for compiled in [encoder, search.teacher] if search.compile else []:
         if compiled is not None:
-            compiled.compile()
+            compiled.compile(mode="reduce-overhead" if search.cuda_graphs else None)
     return masked, optimizer, get_linear_schedule_with_warmup(optimizer, 0, search.schedule_steps)
 
 

@@ -57,6 +57,8 @@ class Search:
     """The pooler's weight, if it is to be pruned: it gets no gradient, so its mask is that of the one-shot method."""
     compile: bool = False
     """Whether mask training compiles the encoder and the teacher; other methods do not."""
+    cuda_graphs: bool = False
+    """Whether what is compiled is started from CUDA graphs."""
     results: list[dict] = field(default_factory=list)
 
     def batches(self, first: int, masking: TokenMasking | None) -> Iterator[dict[str, Tensor]]:

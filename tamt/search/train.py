@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from tamt import processes
 from tamt.console import say
 from tamt.data.corpora import load_corpus, load_dev_corpus
@@ -55,6 +57,7 @@ def train(
     threshold_every: int = 1,
     prune_pooler: bool = False,
     compile: bool = False,
+    cuda_graphs: bool = False,
     head: Path | None = None,
     head_warmup_steps: int = 200,
     save_at: list[int] | None = None,
@@ -91,6 +94,7 @@ def train(
         prune_pooler: mask the pooler too, by the one-shot method, as it gets no gradient.
         compile: compile the encoder and the KD teacher with torch.compile, which takes minutes at the first step; off,
             as it has not been measured to be faster.
+        cuda_graphs: with compile, on a GPU: start what is compiled from CUDA graphs; off for the same reason.
         head: head.safetensors of an earlier run, in place of a warm-up.
         head_warmup_steps: steps for which a fresh MLM head is trained alone first.
         save_at: steps at which the mask is saved along the way, such as 100,200.
@@ -162,6 +166,7 @@ def train(
             dev_blocks=dev_blocks,
             pooler=pooler,
             compile=compile,
+            cuda_graphs=cuda_graphs,
         )
         if student.fresh_head and method in {"imp", "tamt-mlm", "tamt-mlm+kd"}:
             warmed_up = f"{CHECKPOINTS}/{HEAD_FILE}"  # θ0 of IMP's head, which a resumed run needs
@@ -189,6 +194,10 @@ def last_step(method: Method, sparsity: float, steps: int | None) -> int:
     return steps or min(PAPER_STEPS.items(), key=lambda item: abs(item[0] - sparsity))[1]
 
 
+def _gpu_is_there() -> bool:
+    return torch.cuda.is_available()
+
+
 def _check(settings: dict) -> None:
     """Refuse what cannot work, before anything is loaded."""
     method = settings["method"]
@@ -206,6 +215,10 @@ def _check(settings: dict) -> None:
         raise UserError(f"{method} needs text to train on; give --corpus wikitext-103, demo or text files")
     if settings["compile"] and method not in OBJECTIVES:
         raise UserError(f"--compile is for mask training, not {method}; leave it out")
+    if settings["cuda_graphs"] and not settings["compile"]:
+        raise UserError("--cuda-graphs needs --compile, as graphs hold what is compiled; give both or neither")
+    if settings["cuda_graphs"] and not _gpu_is_there():
+        raise UserError("--cuda-graphs needs a GPU, and there is none that torch can use; leave it out")
     if settings["save_at"] and method not in OBJECTIVES:
         raise UserError(
             f"--save-at is for mask training, not {method}; IMP saves a mask at every pruning without being asked"

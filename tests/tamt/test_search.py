@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -347,14 +348,14 @@ def test_a_compiled_search_finds_the_same_mask(method, run, tiny_bert, tmp_path:
         saved.save_pretrained(tmp_path / "model")
     compiled = []
 
-    def compile_without_inductor(module: torch.nn.Module) -> None:
-        compiled.append(module)
+    def compile_without_inductor(module: torch.nn.Module, mode: str | None) -> None:
+        compiled.append(mode)
         module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_without_inductor)
     for output in ("as-it-is", "compiled"):
         run(method, output, model=str(tmp_path / "model"), steps=6, compile=output == "compiled")
-    assert len(compiled) == 2  # student and teacher
+    assert compiled == [None, None]  # student and teacher
     first, second = (load_masks(tmp_path / output / "mask.safetensors")[0] for output in ("as-it-is", "compiled"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -362,3 +363,17 @@ def test_a_compiled_search_finds_the_same_mask(method, run, tiny_bert, tmp_path:
 def test_only_mask_training_compiles(run) -> None:
     with pytest.raises(UserError, match="--compile is for mask training, not imp"):
         run("imp", compile=True)
+
+
+def test_cuda_graphs_need_what_is_compiled_and_a_gpu(run, monkeypatch) -> None:
+    with pytest.raises(UserError, match="--cuda-graphs needs --compile"):
+        run("tamt-kd", cuda_graphs=True)
+    monkeypatch.setattr(sys.modules["tamt.search.train"], "_gpu_is_there", lambda: False)
+    with pytest.raises(UserError, match="--cuda-graphs needs a GPU, and there is none"):
+        run("tamt-kd", compile=True, cuda_graphs=True)
+    # As torch.compile is told; no graph is captured on a CPU.
+    monkeypatch.setattr(sys.modules["tamt.search.train"], "_gpu_is_there", lambda: True)
+    modes = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, mode: modes.append(mode))
+    run("tamt-kd", steps=2, compile=True, cuda_graphs=True)
+    assert modes == ["reduce-overhead"] * 2
