@@ -76,15 +76,15 @@ def sparsity_of(masks: Mapping[str, Tensor]) -> float:
 
 def magnitude_masks(weights: Mapping[str, Tensor], sparsity: float) -> Masks:
     """The masks that keep the largest |W| of each matrix (OMP, paper 3.2), exactly `keep_of` entries each."""
-    return top_masks(weights, sparsity, "abs")
+    return top_masks({name: weight.detach() for name, weight in weights.items()}, sparsity, "abs")
 
 
 def top_masks(scores: Mapping[str, Tensor], sparsity: float, ranking: Ranking = "signed") -> Masks:
     """The masks that keep the largest scores of each matrix, ties broken by lower flat index."""
     keep = [keep_of(score.numel(), sparsity) for score in scores.values()]
-    thresholds = tk.topk_threshold([score.detach() for score in scores.values()], keep, ranking=ranking)
+    thresholds = tk.topk_threshold(list(scores.values()), keep, ranking=ranking)
     return {
-        name: tk.binarize(score.detach(), value, cut, ranking=ranking)
+        name: tk.binarize(score, value, cut, ranking=ranking)
         for (name, score), value, cut in zip(scores.items(), thresholds.values, thresholds.cuts, strict=True)
     }
 

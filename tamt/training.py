@@ -27,7 +27,7 @@ from tamt.data.prefetch import prefetch
 from tamt.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_GRADIENT_NORM = 1.0
 LARGEST_LOSS = 1e5
 """Above it a loss has exploded: chance is 10 for the cross-entropy of 30,000 tokens, 1 for KD, 25 for STS-B."""
@@ -169,7 +169,8 @@ def make_accelerator(precision: Precision, accumulation: int, seed: int) -> Acce
 
 def compute_dtype(accelerator: Accelerator) -> torch.dtype:
     """The type that autocast computes in."""
-    return DTYPES[accelerator.mixed_precision]
+    precision = accelerator.mixed_precision
+    return DTYPES["fp32" if precision == "no" else precision]
 
 
 def make_optimizer(

@@ -30,7 +30,7 @@ from tamt.models import MaskedLanguageModel, dense_twin
 from tamt.objectives import Losses, Objective, TokenMasking, encode
 from tamt.search.mask_training import start
 from tamt.search.setting import Search
-from tamt.training import Precision, compute_dtype, make_accelerator, make_optimizer, training_steps
+from tamt.training import DTYPES, Precision, compute_dtype, make_accelerator, make_optimizer, training_steps
 
 Step = Callable[[], object]
 
@@ -231,7 +231,7 @@ def _plain_training(
     after: Callable[[], None] = lambda: None,
 ) -> Step:
     # No accelerator of ours, which would have freed memory reused.
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[setting.precision]
+    dtype = DTYPES[setting.precision]
     vocabulary = model.config.vocab_size
     masking = TokenMasking(4, vocabulary) if mlm else None
     size = setting.batch // setting.accumulation

@@ -80,12 +80,13 @@ struct AdamWMatrix {
   void* masked;
   Type masked_type;
   int64_t keep;
-  // Of a gradient that holds some rows of `columns` entries: which of them is each row's, or one of these.
+  // Of a gradient that holds some rows of `columns` entries: which of them is each row's; negative for none, kNoMoments
+  // if there are no moments either.
   const int32_t* places = nullptr;
   int64_t columns = 0;
 };
 
-constexpr int32_t kNoGradient = -1, kNoMoments = -2;
+constexpr int32_t kNoMoments = -2;
 
 struct AdamWRates {
   float factor, step_size, root, left;

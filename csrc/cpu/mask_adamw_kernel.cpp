@@ -216,8 +216,7 @@ class Step {
     } else {
       step_all(matrix, piece, scratch);
     }
-    piece.crowded = selection_.warm(piece.matrix) && piece.counts.inside > kCrowd;
-    if (piece.crowded) return;
+    if (selection_.warm(piece.matrix) && piece.counts.inside > kCrowd) return;
     piece.inside.assign(scratch.inside.begin(), scratch.inside.begin() + piece.counts.inside);
     piece.positions.assign(scratch.positions.begin(), scratch.positions.begin() + piece.counts.inside);
   }
@@ -341,7 +340,7 @@ class Step {
     if ((low_matters && piece.counts.at_low > 0) || (high_matters && piece.counts.at_high > 0)) {
       return mask(matrix, threshold, piece.begin, piece.end);
     }
-    if (piece.crowded) return mask(matrix, threshold, piece.begin, piece.end);
+    if (piece.crowded()) return mask(matrix, threshold, piece.begin, piece.end);
     const auto between = [low, high](int32_t each) { return low <= each && each <= high; };
     if (std::count_if(piece.inside.begin(), piece.inside.end(), between) > kFew) {
       return mask(matrix, threshold, piece.begin, piece.end);

@@ -323,7 +323,9 @@ struct Piece {
   Counts counts;
   std::vector<int32_t> inside;     // keys
   std::vector<int32_t> positions;  // of these from `begin` on, where they are wanted
-  bool crowded = false;            // more were inside of the window than are worth keeping: they are counted only
+
+  // Whether more were inside of the window than are worth keeping: they were counted only.
+  bool crowded() const { return counts.inside > static_cast<int64_t>(inside.size()); }
 };
 
 // The search for the thresholds of several matrices, of all pieces at once.
@@ -335,7 +337,7 @@ class Selection {
     for (int64_t m = 0; m < count; ++m) {
       searches_[m].first_piece = static_cast<int64_t>(pieces_.size());
       for (int64_t begin = 0; begin < matrices[m].size; begin += kPieceSize) {
-        pieces_.push_back({m, begin, std::min(begin + kPieceSize, matrices[m].size), {}, {}, {}, false});
+        pieces_.push_back({m, begin, std::min(begin + kPieceSize, matrices[m].size), {}, {}, {}});
       }
       searches_[m].last_piece = static_cast<int64_t>(pieces_.size());
     }
@@ -372,7 +374,6 @@ class Selection {
       piece.counts =
           scan<source>(data(piece.matrix) + piece.begin, piece.end - piece.begin, search.window, scratch.data());
       piece.inside.assign(scratch.begin(), scratch.begin() + piece.counts.inside);
-      piece.crowded = false;
     });
   }
 
@@ -444,7 +445,7 @@ class Selection {
 
   bool crowded(const Search& search) const {
     const auto first = pieces_.begin() + search.first_piece, last = pieces_.begin() + search.last_piece;
-    return std::any_of(first, last, [](const Piece& piece) { return piece.crowded; });
+    return std::any_of(first, last, [](const Piece& piece) { return piece.crowded(); });
   }
 
   int64_t position_of_tie(int64_t m, int32_t key, int64_t rank) const {
