@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -38,11 +39,8 @@ def drop(x: Tensor, p: float) -> Tensor:
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        fates = max(round(p * 2**16), 1)  # of 2^16 as many zero an entry
-        drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        kept = drawn.view(torch.int16)[: x.numel()].view(x.shape) > fates - 1 - 2**15
+        kept, ctx.scale = _draw(x.shape, p)
         ctx.save_for_backward(kept)
-        ctx.scale = 2**16 / max(2**16 - fates, 1)
         return _keep(x, kept, ctx.scale)
 
     @staticmethod
@@ -51,8 +49,18 @@ class _Dropout(torch.autograd.Function):
         return _keep(grads[0], kept, ctx.scale), None
 
 
+def _draw(shape: torch.Size, p: float) -> tuple[Tensor, float]:
+    """A 1 for each entry that is kept and a 0 for the others, uint8, and what the former are multiplied by."""
+    fates = max(round(p * 2**16), 1)  # of 2^16 as many zero an entry
+    entries = shape.numel()
+    drawn = torch.empty(-(-entries // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    # No bools: to compare into them, and to make floats of them, takes torch five times as long.
+    kept = drawn[:entries].view(shape).gt_(fates - 1 - 2**15).to(torch.uint8)
+    return kept, 2**16 / max(2**16 - fates, 1)
+
+
 def _keep(x: Tensor, kept: Tensor, scale: float) -> Tensor:
-    # Three passes over floats: products of a float and a bool, or a choice by it, are not vectorised and take longer.
+    # Three passes over floats: products of a float and a byte are not vectorised and take longer.
     return kept.to(x.dtype).mul_(scale).mul_(x)
 
 
@@ -92,11 +100,58 @@ def attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return found
-    products = query * (query.shape[-1] ** -0.5 if scaling is None else scaling) @ key.transpose(-1, -2)
-    if attention_mask is not None:
-        products = products.masked_fill(~attention_mask, torch.finfo(products.dtype).min)
-    weights = drop(products.softmax(-1), dropout)
-    return (weights @ value).transpose(1, 2).contiguous(), None
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    with torch.autocast("cpu", enabled=False):  # as it would be in the backward pass
+        output: Tensor = _Attention.apply(query, key, value, attention_mask, scaling, dropout)
+    return output, None
+
+
+class _Attention(torch.autograd.Function):
+    """Attention with dropout, which leaves its backward pass a byte for each weight, and makes the weights again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, p: float
+    ) -> Tensor:
+        heads = query.shape[:2]
+        query, key, value = (each.flatten(0, 1) for each in (query, key, value))
+        weights = _weights(query, key, mask, scaling)
+        kept, ctx.scale = _draw(weights.shape, p)
+        output = _product(kept.to(weights.dtype).mul_(weights), value, ctx.scale)
+        output = output.unflatten(0, heads).transpose(1, 2).contiguous()
+        ctx.save_for_backward(query, key, value, mask, kept, output)
+        ctx.scaling = scaling
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask, kept, output = ctx.saved_tensors
+        heads = grads[0].shape[0], grads[0].shape[2]
+        grad = grads[0].transpose(1, 2).flatten(0, 1)
+        weights = _weights(query, key, mask, ctx.scaling)
+        factors = kept.to(weights.dtype)
+        grad_weights = _product(grad, value.transpose(1, 2), ctx.scale).mul_(factors)
+        grad_value = _product(factors.mul_(weights).transpose(1, 2), grad, ctx.scale)
+        # What softmax's backward takes off, Σ weight · its gradient, is the output · its gradient, which is shorter.
+        mean = torch.linalg.vecdot(output, grads[0]).transpose(1, 2).flatten(0, 1).unsqueeze(-1)
+        grad_products = grad_weights.sub_(mean).mul_(weights)
+        grad_query = _product(grad_products, key, ctx.scaling)
+        grad_key = _product(grad_products.transpose(1, 2), query, ctx.scaling)
+        return *(each.unflatten(0, heads) for each in (grad_query, grad_key, grad_value)), None, None, None
+
+
+def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """softmax(scaling · query keyᵀ) where `mask` is true, [batch · heads, length, length]."""
+    products = _product(query, key.transpose(1, 2), scaling)
+    if mask is not None:
+        products.unflatten(0, (len(mask), -1)).masked_fill_(~mask, torch.finfo(products.dtype).min)
+    return products.softmax(-1, dtype=torch.promote_types(products.dtype, torch.float32)).to(products.dtype)
+
+
+def _product(first: Tensor, second: Tensor, factor: float) -> Tensor:
+    """factor · first second, [batch, rows, columns] each."""
+    return torch.baddbmm(first.new_empty(()), first, second, beta=0, alpha=factor)
 
 
 AttentionInterface.register(ATTENTION, attention)

@@ -89,6 +89,25 @@ def test_attention_is_that_of_torch(padded):
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_and_its_gradients_are_those_of_their_parts(masked):
+    query, key, value = (
+        each.transpose(1, 2).requires_grad_()  # as a model has them, heads after tokens in memory
+        for each in torch.randn(3, 2, 7, 4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    )
+    mask = (torch.arange(7) < torch.tensor([[7], [4]])).view(2, 1, 1, 7).expand(2, 1, 7, 7) if masked else None
+    torch.manual_seed(0)
+    output, _ = attention(nn.Module(), query, key, value, mask, dropout=0.3, scaling=0.2)
+    torch.manual_seed(0)
+    products = 0.2 * query @ key.transpose(-1, -2)
+    weights = (products if mask is None else products.masked_fill(~mask, -torch.inf)).softmax(-1)
+    expected = (drop(weights, 0.3) @ value).transpose(1, 2)
+    torch.testing.assert_close(output, expected)
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
+    found, wanted = (torch.autograd.grad(each, (query, key, value), grad) for each in (output, expected))
+    torch.testing.assert_close(found, wanted)
+
+
 def test_attention_drops_weights_in_training_alone(padded):
     fast = model(attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0)
     use_fast_dropout(fast)

@@ -111,11 +111,22 @@ def test_an_interval_of_thresholds_renews_only_then(run, tmp_path: Path) -> None
     assert all(int(mask.sum()) == keep_of(mask.numel(), 0.7) for mask in masks.values())
 
 
-def test_accumulation_equals_a_larger_batch(run, tmp_path: Path, monkeypatch) -> None:
+def test_accumulation_equals_a_larger_batch(run, tmp_path: Path, tiny_bert: Path) -> None:
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
     # IMP's weights move from the first step on. With dropout off, 4 batches of 2 are the same 8 blocks as 1 of 8,
     # though their numbers of masked tokens differ.
-    monkeypatch.setattr("tamt.dropout.drop", lambda x, p: x)
-    options = {"method": "imp", "steps": 100, "sparsity": 0.2, "lr": 1e-3, "log_every": 1}
+    model = AutoModelForMaskedLM.from_pretrained(tiny_bert, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "model")
+    options = {
+        "model": str(tmp_path / "model"),
+        "method": "imp",
+        "steps": 100,
+        "sparsity": 0.2,
+        "lr": 1e-3,
+        "log_every": 1,
+    }
     run(output="large", batch_size=8, **options)
     run(output="small", batch_size=2, accumulation=4, **options)
     losses = [
