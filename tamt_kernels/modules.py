@@ -35,7 +35,8 @@ class _MaskedWeight(nn.Module):
     made: Tensor | None = None
     # Whether an embedding's gradient holds only the rows that were looked up, see ``MaskAdamW``.
     sparse: bool = False
-    # Whether a linear layer's backward writes d(W ⊙ m) over W ⊙ m, see ``MaskAdamW``, and how many wait for it.
+    # Whether memory is to be spared, see ``MaskAdamW``: a linear layer's backward writes d(W ⊙ m) over W ⊙ m, and how
+    # many wait for it; an embedding whose gradient is sparse keeps no W ⊙ m.
     overwrite: bool = False
     uses: int = 0
 
@@ -78,6 +79,11 @@ class _MaskedWeight(nn.Module):
     def masked_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """W ⊙ m, differentiable in the score."""
         return mask_weight(self.weight, self.score, self.value, self.cut, dtype, ranking=self.ranking)
+
+    @property
+    def made_at_lookup(self) -> bool:
+        """Whether each forward makes the rows of W ⊙ m that it looks up, and ``made`` only takes their gradients."""
+        return self.sparse and self.overwrite
 
     @property
     def overwritten(self) -> bool:
@@ -202,10 +208,12 @@ class MaskedEmbedding(_MaskedWeight):
         if self.made is not None:
             # torch.compile knows no sparse gradients.
             sparse = self.sparse and not torch.compiler.is_compiling()
-            return F.embedding(ids, self.made, self.padding_idx, sparse=sparse)
-        return masked_embedding(
-            ids, self.weight, self.score, self.value, self.cut, self.padding_idx, ranking=self.ranking
-        )
+            rows = F.embedding(ids, self.made, self.padding_idx, sparse=sparse)
+            return rows + self._rows(ids, self.score.detach()).to(rows.dtype) if self.made_at_lookup else rows
+        return self._rows(ids, self.score)
+
+    def _rows(self, ids: Tensor, score: Tensor) -> Tensor:
+        return masked_embedding(ids, self.weight, score, self.value, self.cut, self.padding_idx, ranking=self.ranking)
 
 
 def masked_modules(modules: nn.Module | Iterable[nn.Module]) -> list["MaskedLinear | MaskedEmbedding"]:
@@ -237,7 +245,7 @@ def update_masks(modules: nn.Module | Iterable[nn.Module]) -> None:
         )
     groups: dict[tuple[Any, ...], list[MaskedLinear | MaskedEmbedding]] = {}
     for module in masked:
-        made_dtype = None if module.made is None else module.made.dtype
+        made_dtype = None if module.made is None or module.made_at_lookup else module.made.dtype
         groups.setdefault((module.score.device, module.ranking, made_dtype), []).append(module)
     for (_device, ranking, made_dtype), group in groups.items():
         scores, values, cuts = zip(*((module.score, module.value, module.cut) for module in group), strict=True)

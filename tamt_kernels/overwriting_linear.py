@@ -84,6 +84,7 @@ def _kept(x: Tensor) -> tuple[Tensor, str | None]:
 
     What x is GELU of is kept for GELU's own backward as it is.
     """
-    if x.grad_fn is None or x.grad_fn.name() != "GeluBackward0":
+    made_by: Any = x.grad_fn
+    if made_by is None or made_by.name() != "GeluBackward0":
         return x, None
-    return x.grad_fn._saved_self, x.grad_fn._saved_approximate
+    return made_by._saved_self, made_by._saved_approximate

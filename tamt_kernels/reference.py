@@ -214,14 +214,14 @@ def mask_adamw(
     that masked weight is made anew in any case; ``renew`` must be true.
 
     A gradient may hold some rows of its matrix only, see ``whole_gradient``, with an entry of ``places`` for each
-    matrix; not one in the place of its masked weight.
+    matrix; not one in the place of its masked weight. Where ``masked`` has an empty tensor no masked weight is written.
     """
     factor, step_size, root, left = rates.tolist()
     if places is not None:
         grads = [whole_gradient(*each) for each in zip(grads, weights, places, strict=True)]
     if not math.isfinite(factor):
         for i, (grad, weight, score, each) in enumerate(zip(grads, weights, scores, masked, strict=True)):
-            if grad.data_ptr() == each.data_ptr():
+            if each.numel() > 0 and grad.data_ptr() == each.data_ptr():
                 each.copy_(mask_weight(weight, score, values[i], cuts[i], each.dtype, absolute))
         return
     for grad, weight, score, mean, square in zip(grads, weights, scores, means, squares, strict=True):
@@ -235,7 +235,8 @@ def mask_adamw(
     values.copy_(found_values)
     cuts.copy_(found_cuts)
     for i, (weight, score, each) in enumerate(zip(weights, scores, masked, strict=True)):
-        each.copy_(mask_weight(weight, score, values[i], cuts[i], each.dtype, absolute))
+        if each.numel() > 0:
+            each.copy_(mask_weight(weight, score, values[i], cuts[i], each.dtype, absolute))
 
 
 def ste_backward_into(

@@ -77,7 +77,7 @@ float gradient_norm_kernel(const GradientMatrix* matrices, int64_t count, const 
 struct AdamWMatrix {
   GradientMatrix gradient;
   float *score, *mean, *square;
-  void* masked;
+  void* masked;  // null if no masked weight is to be written
   Type masked_type;
   int64_t keep;
   // Of a gradient that holds some rows of `columns` entries: which of them is each row's; negative for none, kNoMoments

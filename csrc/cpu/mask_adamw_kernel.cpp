@@ -302,9 +302,12 @@ class Step {
   }
 
   // Whether the gradient lies where the masked weight was.
-  static bool overwritten(const AdamWMatrix& matrix) { return matrix.gradient.grad == matrix.masked; }
+  static bool overwritten(const AdamWMatrix& matrix) {
+    return matrix.masked != nullptr && matrix.gradient.grad == matrix.masked;
+  }
 
   static void mask(const AdamWMatrix& matrix, const Threshold& threshold, int64_t begin, int64_t end) {
+    if (matrix.masked == nullptr) return;
     const bool absolute = source == Source::kAbsolute;
     if (overwritten(matrix)) {
       return mask_weight_kernel(
@@ -325,6 +328,7 @@ class Step {
   // Masks by the new threshold what `step` masked by the last.
   void correct(const Piece& piece) const {
     const AdamWMatrix& matrix = matrices_[piece.matrix];
+    if (matrix.masked == nullptr) return;
     const Threshold &last = last_[piece.matrix], &threshold = thresholds_[piece.matrix];
     if (selection_.missed(piece.matrix) || threshold.has_nan || last.value != last.value) {
       return mask(matrix, threshold, piece.begin, piece.end);

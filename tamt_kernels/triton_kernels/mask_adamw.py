@@ -215,7 +215,13 @@ def mask_adamw(
     if not renew:
         return
     search.finish(values, cuts, None, rates)
-    size = masked[0].element_size()
-    offsets = [(each.data_ptr() - masked[0].data_ptr()) // size for each in masked]
+    made = [each for each in masked if each.numel() > 0]
+    if not made:
+        return
+    base, size = made[0].data_ptr(), made[0].element_size()
+    offsets = [(each.data_ptr() - base) // size if each.numel() > 0 else 0 for each in masked]
+    weights = [
+        weight if each.numel() > 0 else weight.new_empty(0) for weight, each in zip(weights, masked, strict=True)
+    ]
     # Where gradients lie in place of masked weights, these are made anew even if no step is taken.
-    write_masked(weights, scores, values, cuts, offsets, masked[0], None, absolute, None if overwritten else rates)
+    write_masked(weights, scores, values, cuts, offsets, made[0], None, absolute, None if overwritten else rates)

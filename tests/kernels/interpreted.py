@@ -441,6 +441,14 @@ def test_mask_adamw_of_mixed_types_and_places():
 
 
 @pytest.mark.skipif(not fma_is_exact, reason="this Triton's interpreter rounds a fused multiply-add twice")
+@pytest.mark.parametrize("kept", [(3, 4), ()])
+def test_masked_weights_that_are_not_asked_for(kept):
+    found = a_step(torch.float32, torch.float32, torch.float16)
+    found[5] = [each if i in kept else each.new_empty(0) for i, each in enumerate(found[5])]
+    check_step(found, [0.8, 0.01, 0.3, 1.0])
+
+
+@pytest.mark.skipif(not fma_is_exact, reason="this Triton's interpreter rounds a fused multiply-add twice")
 def test_mask_adamw_of_gradients_of_some_rows():
     found = a_step(torch.float32, torch.float32, torch.float32)
     matrix = next(i for i, weight in enumerate(found[1]) if weight.dim() == 2 and len(weight) > 4)

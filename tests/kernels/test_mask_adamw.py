@@ -157,6 +157,25 @@ def test_gradients_of_some_rows(shape, dtype, options):
         assert_same(defined, theirs)
 
 
+@pytest.mark.parametrize("kernel", [mask_adamw, reference.mask_adamw])
+def test_masked_weights_that_are_not_asked_for(kernel):
+    """As those of embeddings that mask what they look up."""
+    ours, theirs = (Problem(spread=1e-3, shapes=[(600, 80), *SHAPES[1:]]) for _ in range(2))
+    looked_up, none = LookedUp((600, 80)), torch.empty(0, dtype=torch.int32)
+    for left_out in (0, 3):
+        ours.masked[left_out] = torch.empty(0)
+    for count in range(1, 9):
+        whole, grad, places = looked_up.step(count, torch.float32)
+        others = gradients(count)[1:]
+        options = {"lr": 1e-2 if count % 2 else 1e-5, "factor": math.nan if count == 5 else 1.0}
+        ours.step(kernel, [grad, *others], count, places=[places, none, none, none, none], **options)
+        theirs.step(reference.mask_adamw, [whole, *others], count, **options)
+        for left_out in (0, 3):
+            assert ours.masked[left_out].numel() == 0
+            theirs.masked[left_out] = torch.empty(0)
+        assert_same(ours, theirs)
+
+
 def test_rows_without_moments_are_masked_where_the_threshold_moves_past_them():
     ours, theirs = Problem(spread=1e-3), Problem(spread=1e-3)
     grad = -torch.ones(40, 80) * ours.weights[0][:40].sign()
