@@ -29,14 +29,14 @@ class CpuClock:
     def __init__(self) -> None:
         self._swept = torch.zeros(16 << 20)
         self._libc = ctypes.CDLL(None)
-        # As in training: glibc would return every large block to the system when it is freed, and what were timed
-        # would be the page faults of the next call.
+
+    def time(self, run: Run) -> float:
+        # Here only: who looks at memory alone is to see what glibc takes as users have it. It would return every large
+        # block to the system when it is freed, and what were timed would be the page faults of the next call.
         m_trim_threshold, m_mmap_threshold, one_gigabyte, never = -1, -3, 1 << 30, -1
         if mallopt := getattr(self._libc, "mallopt", None):
             mallopt(m_mmap_threshold, one_gigabyte)
             mallopt(m_trim_threshold, never)
-
-    def time(self, run: Run) -> float:
         self._swept.add_(1)
         begin = time.perf_counter_ns()
         run()
