@@ -107,4 +107,13 @@ TAMT_INLINE inline BFloat16 convert<BFloat16, BFloat16>(BFloat16 value) {
   return value;
 }
 
+// A value or 0, without a branch.
+TAMT_INLINE inline float keep_if(bool kept, float value) { return float_of(bits_of(value) & (kept ? ~0u : 0u)); }
+TAMT_INLINE inline Half keep_if(bool kept, Half value) {
+  return {static_cast<uint16_t>(value.bits & (kept ? 0xffffu : 0u))};
+}
+TAMT_INLINE inline BFloat16 keep_if(bool kept, BFloat16 value) {
+  return {static_cast<uint16_t>(value.bits & (kept ? 0xffffu : 0u))};
+}
+
 }  // namespace tamt

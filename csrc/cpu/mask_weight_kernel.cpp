@@ -8,14 +8,6 @@
 namespace tamt {
 namespace {
 
-TAMT_INLINE inline float keep_if(bool kept, float value) { return float_of(bits_of(value) & (kept ? ~0u : 0u)); }
-TAMT_INLINE inline Half keep_if(bool kept, Half value) {
-  return {static_cast<uint16_t>(value.bits & (kept ? 0xffffu : 0u))};
-}
-TAMT_INLINE inline BFloat16 keep_if(bool kept, BFloat16 value) {
-  return {static_cast<uint16_t>(value.bits & (kept ? 0xffffu : 0u))};
-}
-
 template <typename Weight, typename Out, bool absolute>
 void mask_weight(
     const Weight* __restrict__ weight, const float* __restrict__ score, float value, int64_t cut,

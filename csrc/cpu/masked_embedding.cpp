@@ -1,4 +1,5 @@
 #include <ATen/Parallel.h>
+#include <ATen/ops/arange.h>
 
 #include <algorithm>
 #include <numeric>
@@ -35,15 +36,14 @@ at::Tensor masked_embedding_cpu(
   // A half-precision score is widened in the rows looked up alone.
   const bool gathered = score.scalar_type() != at::kFloat;
   const at::Tensor s = gathered ? score.index_select(0, rows).to(at::kFloat) : score.contiguous();
+  const at::Tensor score_rows = gathered ? at::arange(rows.numel(), rows.options()) : rows;
   at::Tensor out = weight.new_empty({rows.numel(), columns});
   const float threshold = value.item<float>();
   const int64_t tie_cut = cut.item<int64_t>();
   at::parallel_for(0, rows.numel(), grain_of_rows(columns), [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      mask_weight_kernel(
-          row_of(w, row[i]), type_of(w), reinterpret_cast<const float*>(row_of(s, gathered ? i : row[i])), threshold,
-          tie_cut - row[i] * columns, absolute, const_cast<char*>(row_of(out, i)), type_of(out), 0, columns);
-    }
+    masked_embedding_kernel(
+        row, score_rows.const_data_ptr<int64_t>(), w.const_data_ptr(), type_of(w), s.const_data_ptr<float>(), threshold,
+        tie_cut, absolute, out.mutable_data_ptr(), columns, first, last);
   });
   std::vector<int64_t> shape = ids.sizes().vec();
   shape.push_back(columns);

@@ -127,6 +127,11 @@ void run_embedding(int64_t columns) {
     Entries grad(rows * columns, type), weight(columns, type), out(columns, type);
     masked_embedding_backward_kernel(
         grad.data(), type, lookups.data(), lookups.size(), weight.data(), type, out.data(), type, columns);
+    Entries whole(rows * columns, type), looked_up(lookups.size() * columns, type);
+    Array<float> score = numbers(rows * columns);
+    masked_embedding_kernel(
+        lookups.data(), lookups.data(), whole.data(), type, score.data(), 0.01f, up_to(rows * columns), up_to(1) == 1,
+        looked_up.data(), columns, 0, lookups.size());
   }
 }
 
@@ -157,7 +162,7 @@ void run_adamw(int64_t size) {
     Array<float> score = numbers(size, false), mean(size), square(size);
     const AdamWMatrix matrix{
         {grad.data(), type, weight.data(), weight.type(), size}, score.data(), mean.data(), square.data(),
-        masked.data(), masked.type(), some_keep(size)};
+        up_to(3) ? masked.data() : nullptr, masked.type(), some_keep(size)};
     Threshold threshold{up_to(1) ? NAN : 0.02f, up_to(size), false};
     for (int step = 0; step < 4; ++step) {
       const AdamWRates rates{0.5f, 1e-3f, 1.0f, 1.0f, 0.9, 0.999, 1e-8};
