@@ -142,7 +142,7 @@ constexpr int64_t kFew = 256;
 
 // Entries of a piece inside of a window, usually 1 %, above which the window is of no use. In the first step of a search,
 // when the ties of the initial scores part, it held half of what is kept: 0.2 GB for BERT-base.
-constexpr int64_t kCrowd = kPieceSize / 8;
+constexpr int64_t kCrowd = kPieceSize / 16;
 
 template <Source source>
 class Step {

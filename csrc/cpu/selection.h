@@ -322,7 +322,7 @@ struct Piece {
   int64_t matrix, begin, end;
   Counts counts;
   std::vector<int32_t> inside;     // keys
-  std::vector<int32_t> positions;  // of these from `begin` on, where they are wanted
+  std::vector<uint16_t> positions;  // of these from `begin` on, where they are wanted: less than kPieceSize
 
   // Whether more were inside of the window than are worth keeping: they were counted only.
   bool crowded() const { return counts.inside > static_cast<int64_t>(inside.size()); }
