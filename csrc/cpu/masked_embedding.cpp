@@ -1,5 +1,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <numeric>
@@ -25,29 +26,29 @@ int64_t grain_of_rows(int64_t columns) {
 at::Tensor masked_embedding_cpu(
     const at::Tensor& ids, const at::Tensor& weight, const at::Tensor& score, const at::Tensor& value,
     const at::Tensor& cut, std::optional<int64_t> /* padding_idx: of the gradient only */, bool absolute) {
-  const at::Tensor rows = ids.to(at::kLong).contiguous().view(-1), w = weight.contiguous();
-  const int64_t row_count = w.size(0), columns = w.size(1);
+  const at::Tensor rows = ids.to(at::kLong).contiguous(), w = weight.contiguous();
+  const int64_t count = rows.numel(), row_count = w.size(0), columns = w.size(1);
   const int64_t* row = rows.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < rows.numel(); ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     TORCH_CHECK_INDEX(
         0 <= row[i] && row[i] < row_count, "masked_embedding: ids has ", row[i], " but must have ids from 0 to ",
         row_count - 1, ", the rows of weight");
   }
   // A half-precision score is widened in the rows looked up alone.
   const bool gathered = score.scalar_type() != at::kFloat;
-  const at::Tensor s = gathered ? score.index_select(0, rows).to(at::kFloat) : score.contiguous();
-  const at::Tensor score_rows = gathered ? at::arange(rows.numel(), rows.options()) : rows;
-  at::Tensor out = weight.new_empty({rows.numel(), columns});
-  const float threshold = value.item<float>();
-  const int64_t tie_cut = cut.item<int64_t>();
-  at::parallel_for(0, rows.numel(), grain_of_rows(columns), [&](int64_t first, int64_t last) {
+  const at::Tensor s = gathered ? score.index_select(0, rows.view(-1)).to(at::kFloat) : score.contiguous();
+  const at::Tensor score_rows = gathered ? at::arange(count, rows.options()) : rows;
+  std::vector<int64_t> shape = ids.sizes().vec();
+  shape.push_back(columns);
+  at::Tensor out = at::empty(shape, w.options());
+  const float threshold = *value.const_data_ptr<float>();
+  const int64_t tie_cut = *cut.const_data_ptr<int64_t>();
+  at::parallel_for(0, count, grain_of_rows(columns), [&](int64_t first, int64_t last) {
     masked_embedding_kernel(
         row, score_rows.const_data_ptr<int64_t>(), w.const_data_ptr(), type_of(w), s.const_data_ptr<float>(), threshold,
         tie_cut, absolute, out.mutable_data_ptr(), columns, first, last);
   });
-  std::vector<int64_t> shape = ids.sizes().vec();
-  shape.push_back(columns);
-  return out.view(shape);
+  return out;
 }
 
 at::Tensor masked_embedding_backward_cpu(
