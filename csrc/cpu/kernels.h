@@ -38,13 +38,13 @@ void unpack_mask_kernel(const uint8_t* packed, bool* mask, int64_t size, int64_t
 // Sets to zero those of `size` entries whose bit is 0, of the bytes from `begin` to `end` of their packed mask.
 void prune_kernel(void* entries, Type type, const uint8_t* packed, int64_t size, int64_t begin, int64_t end);
 
-// One row of the gradient: the sum of `count` rows of `grad_output`, those named by `lookups`, times the weight's row.
 // Rows of W ⊙ m, of `columns` entries, for the look-ups from `begin` to `end`: row ids[i], whose scores are row
 // score_rows[i] of `score`.
 void masked_embedding_kernel(
     const int64_t* ids, const int64_t* score_rows, const void* weight, Type type, const float* score, float value,
     int64_t cut, bool absolute, void* out, int64_t columns, int64_t begin, int64_t end);
 
+// One row of the gradient: the sum of `count` rows of `grad_output`, those named by `lookups`, times the weight's row.
 void masked_embedding_backward_kernel(
     const void* grad_output, Type grad_type, const int64_t* lookups, int64_t count, const void* weight_row,
     Type weight_type, void* out_row, Type out_type, int64_t columns);
