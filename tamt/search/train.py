@@ -93,8 +93,8 @@ def train(
         threshold_every: steps between two renewals of the masks.
         prune_pooler: mask the pooler too, by the one-shot method, as it gets no gradient.
         compile: compile the encoder and the KD teacher with torch.compile, which takes minutes at the first step; off,
-            as it was measured to be slower on a CPU, and not yet on a GPU.
-        cuda_graphs: with compile, on a GPU: start what is compiled from CUDA graphs; not yet measured.
+            as it is slower on a CPU; on an H100 a step took 38 ms in place of 61.
+        cuda_graphs: with compile, on a GPU: start what is compiled from CUDA graphs; slower on an H100.
         head: head.safetensors of an earlier run, in place of a warm-up.
         head_warmup_steps: steps for which a fresh MLM head is trained alone first.
         save_at: steps at which the mask is saved along the way, such as 100,200.
