@@ -56,15 +56,18 @@ def _score(distribution: str, shape: Shape, device: torch.device, number: int) -
     if distribution == "constant":
         return torch.full(shape, INITIAL_SCORE, device=device)
     score = magnitude_mask(weight(shape, device, number)) * INITIAL_SCORE
-    if not (steps := STEPS[distribution]):
-        return score
-    travelled = travel(steps).to(device)
-    moved = travelled[torch.randint(travelled.numel(), shape, device=device, generator=drawn)]
+    return trained(score, STEPS[distribution], drawn) if STEPS[distribution] else score
+
+
+def trained(first: Tensor, steps: int, drawn: torch.Generator) -> Tensor:
+    """The scores that come of the first ones in so many steps."""
+    travelled = travel(steps).to(first.device)
+    moved = travelled[torch.randint(travelled.numel(), first.shape, device=first.device, generator=drawn)]
     # Entries drawn from one pool would tie, as no trained entries do.
-    moved *= 1 + 0.05 * torch.randn(shape, device=device, generator=drawn)
-    if shape[0] > 8 * shape[1]:  # an embedding: no layer is as tall
-        moved *= seen(shape[0], steps, drawn)[:, None]
-    return score.add_(moved)
+    moved *= 1 + 0.05 * torch.randn(first.shape, device=first.device, generator=drawn)
+    if first.shape[0] > 8 * first.shape[1]:  # an embedding: no layer is as tall
+        moved *= seen(first.shape[0], steps, drawn)[:, None]
+    return first + moved
 
 
 def next_step(matrices: list[Tensor]) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """What masks are trained for: masked language modelling, knowledge distillation, both (paper 3.4.3)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,6 +38,11 @@ class TokenMasking:
         """The masking for a tokenizer and its model, whose vocabulary bounds the random tokens."""
         return cls(tokenizer.mask_token_id, min(len(tokenizer), model.config.vocab_size))
 
+    def most(self, tokens: int) -> int:
+        """More masked tokens than so many of `tokens` have but once in a thousand million batches; a multiple of 8."""
+        deviation = math.sqrt(tokens * self.probability * (1 - self.probability))
+        return min(tokens, 8 * math.ceil((tokens * self.probability + 6 * deviation) / 8))
+
     def __call__(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """`batch` with masked `input_ids` and `labels`, which hold the original token where it was chosen."""
         ids = batch["input_ids"]
@@ -52,8 +58,13 @@ class TokenMasking:
         }
 
 
-def prepare(batch: Batch) -> dict[str, Tensor]:
+def prepare(batch: Batch, places: int = 0) -> dict[str, Tensor]:
     """A batch with all that a loss must know of it and could learn on a GPU only by waiting; made on the CPU.
+
+    Args:
+        batch: on the CPU.
+        places: `positions` has so many entries at least, so that batches with more or fewer masked tokens have one
+            shape. Those beyond the masked tokens have the label IGNORED, which adds nothing to a loss.
 
     Returns:
         `input_ids`; `attention_mask`, only if a token is padding: without one attention takes its fastest path; the
@@ -67,8 +78,12 @@ def prepare(batch: Batch) -> dict[str, Tensor]:
     if "labels" in batch:
         labels = batch["labels"].flatten()
         positions = (labels != IGNORED).nonzero().squeeze(1)
-        masked_tokens = torch.tensor(len(positions))
-        prepared |= {"positions": positions, "labels": labels[positions], "masked_tokens": masked_tokens}
+        beyond = (0, max(places - len(positions), 0))
+        prepared |= {
+            "positions": F.pad(positions, beyond),
+            "labels": F.pad(labels[positions], beyond, value=IGNORED),
+            "masked_tokens": torch.tensor(len(positions)),
+        }
     return prepared
 
 
@@ -84,7 +99,7 @@ def mlm_loss(head: MaskedLanguageModel, hidden: Tensor, batch: Batch) -> Tensor:
         batch: prepared.
     """
     logits = head.logits(hidden.flatten(0, 1).index_select(0, batch["positions"])).float()
-    loss = F.cross_entropy(logits, batch["labels"], reduction="sum")
+    loss = F.cross_entropy(logits, batch["labels"], reduction="sum", ignore_index=IGNORED)
     return loss / batch["masked_tokens"].clamp(min=1)
 
 

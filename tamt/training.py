@@ -25,6 +25,7 @@ import tamt_kernels as tk
 from tamt import processes, termination
 from tamt.data.prefetch import prefetch
 from tamt.errors import UserError
+from tamt.step_graph import Outcome, StepGraph
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,7 +57,7 @@ class LossScale:
     at 2¹⁶, doubles after 2,000 good steps in a row, and halves at a bad one, which is left out. In fp32 and bf16 it is
     1. Below 1 the run has failed, in fp32 and bf16 at its first bad step: from then on every step is left out, so that
     the last good state is still there when `check` tells of it. It takes the place of `accelerator.scaler`, as torch's
-    GradScaler waits for the device at every step.
+    GradScaler waits for the device at every step. All of it stays where it is in memory: a CUDA graph reads it there.
     """
 
     def __init__(self, device: torch.device, dynamic: bool) -> None:
@@ -72,18 +73,18 @@ class LossScale:
     def update(self, step: int, loss: Tensor, norm: Tensor) -> None:
         """Take notice of a step: its number, its loss and the norm of its gradient, 0-dim."""
         going, good = self.scale >= 1, (loss.abs() <= LARGEST_LOSS) & norm.isfinite()
-        self._last = torch.where(going, torch.stack([torch.full_like(norm, step), loss, norm]), self._last)
-        self._good = torch.where(good, self._good + 1, 0)
+        self._last.copy_(torch.where(going, torch.stack([torch.full_like(norm, step), loss, norm]), self._last))
+        self._good.copy_(torch.where(good, self._good + 1, 0))
         grown = good & (self._good >= GROWTH_INTERVAL) & self._dynamic
-        self._good = torch.where(grown, 0, self._good)
-        self.scale = self.scale * torch.where(good, torch.where(grown, 2.0, 1.0), torch.where(going, 0.5, 1.0))
+        self._good.masked_fill_(grown, 0)
+        self.scale.mul_(torch.where(good, torch.where(grown, 2.0, 1.0), torch.where(going, 0.5, 1.0)))
 
     def check(self) -> None:
         """Wait for the device. Raises NonFiniteError, once, if the run has failed."""
         scale, step, loss, norm = torch.cat([self.scale[None], self._last]).tolist()
         if scale >= 1:
             return
-        self.scale = torch.ones_like(self.scale)
+        self.scale.fill_(1)
         what, value = ("norm of the gradient", norm) if abs(loss) <= LARGEST_LOSS else ("loss", loss)
         raise NonFiniteError(
             f"the {what} became {value:g} at step {step:.0f}, so the run stopped there and the last good checkpoint is "
@@ -97,7 +98,8 @@ class LossScale:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state_dict` gave."""
-        self.scale, self._good = (state[name].to(self.scale.device) for name in ("scale", "good"))
+        self.scale.copy_(state["scale"])
+        self._good.copy_(state["good"])
 
 
 class ClippedAdamW(AdamW):
@@ -276,6 +278,7 @@ def training_steps(
     first: int,
     last: int,
     check_every: int = CHECK_EVERY,
+    cuda_graphs: bool = False,
     **options: Any,
 ) -> Iterator[tuple[int, Figures]]:
     """Train from optimizer step `first` to `last`, both counted, and yield after each one.
@@ -303,6 +306,7 @@ def training_steps(
         first: number of the first step, from 1.
         last: number of the last step.
         check_every: steps between two checks that all processes hold the same.
+        cuda_graphs: start steps from CUDA graphs, see `tamt.step_graph`; of `tk.MaskAdamW`, on a GPU, in one process.
         options: of the optimizer's step.
 
     Yields:
@@ -313,6 +317,22 @@ def training_steps(
     """
     accumulation = accelerator.gradient_accumulation_steps
     scaler = accelerator.scaler
+
+    def take(batches: Iterable[Any]) -> Outcome:
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            with accelerator.autocast():
+                parts = loss(batch)
+            for name, value in parts.items():
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+            (parts["loss"] * scaler.scale).backward()
+        if processes.count() > 1:
+            _add_up(optimizer, sums)
+        norm = optimizer.step(scale=scaler.of_step(sums["loss"]), **options)
+        optimizer.zero_grad()
+        return sums, norm
+
+    step_of = StepGraph(take, optimizer, accelerator.device) if cuda_graphs else take
     count = (last + 1 - first) * accumulation
     with closing(prefetch(islice(batches, count), accelerator.device)) as ready, processes.stepping():
         for step in range(first, last + 1):
@@ -322,18 +342,8 @@ def training_steps(
                 scaler.check()
                 raise
             model.train()
-            sums: dict[str, Tensor] = {}
-            for _ in range(accumulation):
-                with accelerator.autocast():
-                    parts = loss(next(ready))
-                for name, value in parts.items():
-                    sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-                (parts["loss"] * scaler.scale).backward()
-            if processes.count() > 1:
-                _add_up(optimizer, sums)
-            norm = optimizer.step(scale=scaler.of_step(sums["loss"]), **options)
+            sums, norm = step_of(islice(ready, accumulation))
             scaler.update(step, sums["loss"], norm)
-            optimizer.zero_grad()
             schedule.step()
             if step % check_every == 0:
                 processes.check_trained(step, trained_by(optimizer))

@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks import clocks, machine, report
 from benchmarks.measure import Measurement, measure
 from benchmarks.step import memory, profile
-from benchmarks.step.contenders import COMPILED, CONTENDERS, GRAPHS, MODELS, OURS, OURS_COMPILED, Setting
+from benchmarks.step.contenders import CONTENDERS, MODELS, NEEDS_COMPILER, NEEDS_GPU, OURS, Setting
 from benchmarks.step.targets import verdicts
 from tamt.errors import UserError
 
@@ -85,8 +85,8 @@ def run(options: argparse.Namespace) -> None:
     bookkeeping: float | None = None
     for objective in options.objective or CONTENDERS:
         makers = CONTENDERS[objective]
-        left_out = {COMPILED, OURS_COMPILED, GRAPHS} if options.quick or options.no_compile else set()
-        left_out |= {GRAPHS} if setting.device.type == "cpu" else set()
+        left_out = NEEDS_COMPILER if options.quick or options.no_compile else set()
+        left_out |= NEEDS_GPU if setting.device.type == "cpu" else set()
         steps = {name: make(setting) for name, make in makers.items() if name not in left_out}
         measured = measure(steps, clock, options.seconds, OURS)
         profiled = profile.of_step(steps[OURS], setting.device) if objective in ("mlm", "kd") else None

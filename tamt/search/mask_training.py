@@ -112,6 +112,7 @@ def train_masks(
         done + 1,
         search.steps,
         search.check_every,
+        search.cuda_graphs,
         renew=renew,
     )
     with Progress(search.method, search.steps, done) as progress, termination.deferred():
@@ -183,7 +184,7 @@ def start(
     model.get_output_embeddings().weight = torch.nn.Parameter(weight, requires_grad=False)
     for compiled in [encoder, search.teacher] if search.compile else []:
         if compiled is not None:
-            compiled.compile(mode="reduce-overhead" if search.cuda_graphs else None)
+            compiled.compile()
     return masked, optimizer, get_linear_schedule_with_warmup(optimizer, 0, search.schedule_steps)
 
 

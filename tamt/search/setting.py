@@ -58,7 +58,7 @@ class Search:
     compile: bool = False
     """Whether mask training compiles the encoder and the teacher; other methods do not."""
     cuda_graphs: bool = False
-    """Whether what is compiled is started from CUDA graphs."""
+    """Whether mask training starts its steps from CUDA graphs, see `tamt.step_graph`; other methods do not."""
     results: list[dict] = field(default_factory=list)
 
     def batches(self, first: int, masking: TokenMasking | None) -> Iterator[dict[str, Tensor]]:
@@ -74,7 +74,8 @@ class Search:
             totals = {name: tensor for name, tensor in whole.items() if name.endswith("_tokens")}
             for part in parts:
                 batch = {name: tensor[part.start : part.stop] for name, tensor in step.items()}
-                yield {**prepare(batch), **totals}
+                places = masking.most(batch["input_ids"].numel()) if masking and self.cuda_graphs else 0
+                yield {**prepare(batch, places), **totals}
 
     def dev_losses(self) -> dict[str, float]:
         """The student's losses on the dev text, none if there is no dev text. The generators are left as they were."""

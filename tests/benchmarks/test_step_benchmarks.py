@@ -9,7 +9,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.__main__ import main
 from benchmarks.step import memory, targets
-from benchmarks.step.contenders import COMPILED, CONTENDERS, DENSE, GRAPHS, ORDINARY, OURS, OURS_COMPILED, Setting
+from benchmarks.step.contenders import (
+    CONTENDERS,
+    DENSE,
+    GRAPHS,
+    NEEDED,
+    NEEDED_GRAPHS,
+    NEEDS_COMPILER,
+    NEEDS_GPU,
+    ORDINARY,
+    OURS,
+    Setting,
+)
 
 TINY = Setting(torch.device("cpu"), "tiny", 2, 16)
 
@@ -20,7 +31,7 @@ def test_a_quick_run(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"step.csv", "step.md", "step.png"}
     with (tmp_path / "step.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["contender"] for row in rows} == set(CONTENDERS["mlm"]) - {COMPILED, GRAPHS, OURS_COMPILED}
+    assert {row["contender"] for row in rows} == set(CONTENDERS["mlm"]) - NEEDS_COMPILER - NEEDS_GPU
     for row in rows:
         assert 0 < float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"])
         assert float(row["tokens_per_s"]) == pytest.approx(32e3 / float(row["median_ms"]))
@@ -30,7 +41,7 @@ def test_a_quick_run(tmp_path, capsys):
 
 @pytest.mark.parametrize("objective", [name for name in CONTENDERS if name != "mlm"])  # which the quick run takes
 def test_every_contender_takes_steps(objective):
-    for make in CONTENDERS[objective].values():
+    for make in (make for name, make in CONTENDERS[objective].items() if name not in NEEDS_GPU):
         step = make(TINY._replace(accumulation=2))
         step()
         step()
@@ -87,6 +98,18 @@ def test_verdicts():
     assert told["peak memory, mlm", ORDINARY] == "no"
     assert told["MaskAdamW.step, mlm", "the whole step"] == "no"
     assert told["time, kd", targets.TIMES[2].against] == "–"
+
+
+def test_verdicts_with_cuda_graphs():
+    medians = {("mlm", OURS): 9.0, ("mlm", GRAPHS): 4.0, ("mlm", ORDINARY): 10.0}
+    medians |= {("kd", OURS): 9.0, ("kd", GRAPHS): 6.0, ("kd", NEEDED): 9.0, ("kd", NEEDED_GRAPHS): 3.0}
+    lines = targets.verdicts(TINY._replace(device=torch.device("cuda")), medians, {}, None).splitlines()
+    told = {tuple(cell.strip() for cell in line.split("|")[1:3]): line.split("|")[-2].strip() for line in lines}
+    assert told["time, mlm", ORDINARY] == "no"
+    assert told[f"time, mlm, {GRAPHS}", ORDINARY] == "yes"
+    assert told["time, kd", NEEDED] == "yes"
+    assert told[f"time, kd, {GRAPHS}", NEEDED_GRAPHS] == "no"
+    assert told[f"22 k steps, mlm, {GRAPHS}, extrapolated", "–"] == "yes"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,87 @@
+"""Steps of mask training from CUDA graphs, as `tamt train --cuda-graphs` takes them."""
+
+import pytest
+import torch
+
+from benchmarks.step.contenders import Setting
+from tamt import step_graph
+from tamt.masking import magnitude_masks, prunable_weights
+from tamt.objectives import Losses
+from tamt.search.mask_training import start
+from tamt.step_graph import WARM_UP
+from tamt.training import training_steps
+
+STEPS = WARM_UP + 9
+
+
+@pytest.fixture(autouse=True)
+def _all_are_recorded(monkeypatch):
+    def fail(text):
+        raise AssertionError(text)
+
+    monkeypatch.setattr(step_graph, "say", fail)
+
+
+def take_steps(objective, graphs, dropout=0.0, accumulation=1, compiled=False, waits_before=STEPS):
+    """The losses of some steps with a falling learning rate, and the masked modules after them."""
+    setting = Setting(torch.device("cuda"), "tiny", 4, 64, accumulation)
+    search = setting.search(teacher="kd" in objective)
+    search.cuda_graphs, search.compile, search.lr, search.schedule_steps = graphs, compiled, 5e-3, STEPS
+    for module in search.student.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+        if hasattr(module, "dropout_prob"):
+            module.dropout_prob = dropout
+    config = search.student.model.config
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+    first = magnitude_masks(prunable_weights(search.student.encoder), search.sparsity)
+    head = search.student.head_parameters() if "mlm" in objective else {}
+    masked, optimizer, schedule = start(search, first, head)
+    batches = search.batches(1, search.masking if "mlm" in objective else None)
+    losses = Losses(objective, search.student, search.teacher)
+    parts = []
+    try:
+        for step, figures in training_steps(
+            search.accelerator, search.student.model, optimizer, schedule, batches, losses, 1, STEPS, STEPS + 1, graphs
+        ):
+            parts.append(figures)
+            if step == waits_before:
+                torch.cuda.set_sync_debug_mode("error")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return [each["loss"] for each in parts], masked, first
+
+
+@pytest.mark.parametrize(("objective", "accumulation"), [("mlm", 1), ("kd", 1), ("mlm+kd", 2)])
+def test_steps_from_graphs_are_the_same_steps(objective, accumulation):
+    (eager, masked, first), (found, others, _) = (
+        take_steps(objective, graphs, accumulation=accumulation) for graphs in (False, True)
+    )
+    assert found == pytest.approx(eager, rel=2e-2)
+    assert found[0] != found[-1]
+    for name, module in masked.items():
+        torch.testing.assert_close(others[name].score, module.score, rtol=0, atol=1e-2)
+        differing = (others[name].score - module.score).abs() > 5e-4
+        assert differing.float().mean() < 0.05
+        assert int(others[name].mask.sum()) == module.keep
+    assert any((others[name].mask.cpu() != first[name].cpu()).any() for name in others)
+
+
+def test_dropout_draws_anew_at_every_replay():
+    torch.cuda.manual_seed(0)
+    with_dropout, _, _ = take_steps("kd", True, dropout=0.5)
+    torch.cuda.manual_seed(0)
+    again, _, _ = take_steps("kd", True, dropout=0.5)
+    assert with_dropout == pytest.approx(again, rel=2e-2)
+    assert len({round(loss, 6) for loss in with_dropout}) == STEPS
+
+
+def test_no_step_waits_for_the_gpu():
+    take_steps("mlm+kd", False, waits_before=2)
+    take_steps("mlm+kd", True, waits_before=WARM_UP + 2)
+
+
+def test_a_compiled_model_is_recorded_too():
+    eager, _, _ = take_steps("mlm", False)
+    found, _, _ = take_steps("mlm", True, compiled=True)
+    assert found == pytest.approx(eager, rel=2e-2)

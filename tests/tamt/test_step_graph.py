@@ -1,0 +1,162 @@
+"""Steps from CUDA graphs, with a recorder that runs what it recorded anew at each replay, as no GPU is here.
+
+Like a graph it reads the batches and the learning rates that lay in memory when it recorded.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from tamt import step_graph
+from tamt.mask_file import load_masks
+from tamt.models import load_masked_language_model
+from tamt.objectives import IGNORED, Losses, TokenMasking, prepare
+from tamt.search import train
+from tamt.step_graph import MOST, WARM_UP, StepGraph
+
+CPU = torch.device("cpu")
+
+
+class Recorder:
+    """Stands in for the one that needs a GPU."""
+
+    recorded = replayed = 0
+
+    def __init__(self, device: torch.device) -> None:
+        pass
+
+    def warm_up(self, run):
+        return run()
+
+    def record(self, run):
+        Recorder.recorded += 1
+
+        def replay():
+            Recorder.replayed += 1
+            return run()
+
+        return replay
+
+
+@pytest.fixture(autouse=True)
+def recorder(monkeypatch):
+    monkeypatch.setattr(step_graph, "Recorder", Recorder)
+    Recorder.recorded = Recorder.replayed = 0
+    return Recorder
+
+
+@pytest.fixture
+def model(tiny_bert: Path, tmp_path: Path) -> str:
+    """Without dropout, whose draws would differ if batches had other shapes."""
+    found = AutoModelForMaskedLM.from_pretrained(tiny_bert)
+    found.config.hidden_dropout_prob = found.config.attention_probs_dropout_prob = 0.0
+    for saved in (found, AutoTokenizer.from_pretrained(tiny_bert)):
+        saved.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.mark.parametrize("method", ["tamt-mlm", "tamt-mlm+kd"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_search_from_graphs_finds_the_same_mask(
+    method, accumulation, model, corpus: Path, tmp_path: Path, monkeypatch, recorder
+) -> None:
+    monkeypatch.setattr(sys.modules["tamt.search.train"], "_gpu_is_there", lambda: True)
+    for graphs in (False, True):
+        train(
+            method, model, tmp_path / str(graphs), [str(corpus)], max_length=16, steps=WARM_UP + 9, cuda_graphs=graphs,
+            accumulation=accumulation, batch_size=8, log_every=1,
+        )  # fmt: skip
+    assert recorder.recorded == 1  # batches with more or fewer masked tokens have one shape
+    assert recorder.replayed == 9
+    first, second = (load_masks(tmp_path / str(graphs) / "mask.safetensors")[0] for graphs in (False, True))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    losses = [
+        [row["loss"] for row in map(json.loads, (tmp_path / str(graphs) / "metrics.jsonl").open()) if "loss" in row]
+        for graphs in (False, True)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def stepper() -> tuple[StepGraph, torch.nn.Parameter, torch.optim.SGD]:
+    """Steps whose gradient is the sum of their batches."""
+    weight = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+
+    def take(batches):
+        loss = sum((weight * batch["x"].sum() for batch in batches), torch.zeros(()))
+        loss.backward()
+        norm = weight.grad.norm()
+        with torch.no_grad():
+            weight.sub_(weight.grad * optimizer.param_groups[0]["lr"])
+        optimizer.zero_grad()
+        return {"loss": loss.detach()}, norm
+
+    return StepGraph(take, optimizer, CPU), weight, optimizer
+
+
+def batch(*values: float) -> list[dict[str, torch.Tensor]]:
+    return [{"x": torch.tensor(values)}]
+
+
+def test_a_graph_reads_the_batch_and_the_learning_rate_of_its_step(recorder) -> None:
+    step, weight, optimizer = stepper()
+    norms = []
+    for i in range(WARM_UP + 3):
+        optimizer.param_groups[0]["lr"] = 0.5**i
+        norms.append(step(batch(float(i)))[1])
+    assert weight.item() == -sum(i * 0.5**i for i in range(WARM_UP + 3))
+    assert [norm.item() for norm in norms] == list(range(WARM_UP + 3))  # none is written over by a later step
+    assert optimizer.param_groups[0]["lr"] == 0.5 ** (WARM_UP + 2)
+    assert isinstance(optimizer.param_groups[0]["lr"], float)
+    assert (recorder.recorded, recorder.replayed) == (1, 3)
+
+
+def test_only_so_many_shapes_are_recorded(recorder) -> None:
+    step, weight, _ = stepper()
+    for _ in range(WARM_UP + 1):
+        for size in range(1, MOST + 2):
+            step(batch(*[1.0] * size))
+    assert (recorder.recorded, recorder.replayed) == (MOST, MOST)
+    assert weight.item() == -(WARM_UP + 1) * sum(range(1, MOST + 2))
+
+
+def test_a_step_that_cannot_be_recorded_is_taken_and_told_once(recorder, monkeypatch, capsys) -> None:
+    def refuse(self, run):
+        raise RuntimeError("it waits for the device")
+
+    monkeypatch.setattr(recorder, "record", refuse)
+    step, weight, optimizer = stepper()
+    for _ in range(WARM_UP + 3):
+        step(batch(1.0))
+    assert weight.item() == -(WARM_UP + 3)
+    assert isinstance(optimizer.param_groups[0]["lr"], float)
+    assert capsys.readouterr().err.count("could not hold one: it waits for the device") == 1
+
+
+def test_masked_tokens_are_seldom_more_than_there_is_room_for() -> None:
+    masking = TokenMasking(4, 28)
+    assert masking.most(8192) == 1424  # of 1,229 on average, with a deviation of 32
+    assert masking.most(4) == 4
+
+
+def test_padding_of_the_positions_changes_no_loss(model) -> None:
+    student = load_masked_language_model(model)
+    ids = torch.randint(5, 28, (4, 12), generator=torch.Generator().manual_seed(0))
+    plain = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "special": torch.zeros_like(ids).bool()}
+    masked = TokenMasking(4, 28)(plain, torch.Generator().manual_seed(0))
+    found = []
+    for places in (0, 20):
+        prepared = prepare(masked, places)
+        loss = Losses("mlm", student)(prepared)["loss"]
+        student.model.zero_grad()
+        loss.backward()
+        head = [parameter.grad.clone() for parameter in student.head_parameters().values()]
+        found.append((loss.detach(), *head))
+        assert len(prepared["positions"]) == len(prepared["labels"]) == max(places, int(prepared["masked_tokens"]))
+    assert (prepared["labels"] == IGNORED).sum() == 20 - prepared["masked_tokens"]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
