@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 WHOLE_SECONDS = 530
 STEP_NEEDS = ("accelerate", "safetensors", "tensorboard", "rich", "yaml")  # beside what the machine must have
 LOG, SUMMARY = "suite.log", "summary.json"
+WORKERS = "12"
 LINES_SHOWN = 30  # of what a part that failed said last
 LAST_WORDS_SECONDS = 5  # for a part that is out of time: pytest then says what has failed so far
 
@@ -48,25 +49,30 @@ class Part:
 def parts(folder: Path, capability: tuple[int, int]) -> list[Part]:
     """What is run, the most telling first."""
     python = [sys.executable, "-u"]
-    pytest = [*python, "-m", "pytest", "--color=no", "-p", "no:cacheprovider"]
+    pytest = [*python, "-m", "pytest", "--color=no", "-p", "no:cacheprovider", "--durations=10"]
     # Neither is among what the machine must have: without hypothesis one file of tests is lost, without xdist time.
     without = [] if importlib.util.find_spec("hypothesis") else ["--ignore=tests/kernels/test_threshold.py"]
-    parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    # What is compiled for no GPU in particular is tested anywhere.
+    without += ["--ignore=tests/kernels/test_triton_compiles.py", "--ignore=tests/kernels/test_cuda_compiles.py"]
+    parallel = ["-n", WORKERS, "-p", "no:benchmark"] if importlib.util.find_spec("xdist") else []
+    # Left alone, each worker takes a thread on every core: in 150 s a quarter of the kernels' tests were done.
+    one_thread = {"OMP_NUM_THREADS": "1"} if parallel else {}
     architecture = {"TAMT_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": f"{capability[0]}.{capability[1]}"}
     kernels = ["-m", "benchmarks", "kernels", "--device", "cuda", "--seconds", "0.5", "--output", str(folder)]
-    # Compiling whole models would take longer than all else that is measured.
-    step = ["-m", "benchmarks", "step", "--device", "cuda", "--seconds", "3", "--no-memory", "--no-compile"]
-    step += ["--output", str(folder)]
+    step = ["-m", "benchmarks", "step", "--device", "cuda", "--seconds", "3"]
+    compiled = [*step, "--objective", "mlm", "--no-memory", "--output", str(folder / "compile")]
+    step += ["--no-compile", "--output", str(folder)]  # compiling takes longer than all else that is measured
     lacking = [name for name in STEP_NEEDS if not importlib.util.find_spec(name)]
     unavailable = f"tamt needs {', '.join(lacking)}" if lacking else ""
     return [
         Part("build", [*python, "setup.py", "build_ext", "--inplace"], 150, architecture),
         # Most of their time goes to compiling Triton's kernels for every type, which several processes share.
-        Part("GPU tests", [*pytest, *parallel, "tests/gpu"], 120),
-        Part("kernel benchmarks", [*python, *kernels], 180),
-        Part("step benchmarks", [*python, *step], 180, unavailable=unavailable),
-        Part("kernel tests", [*pytest, *parallel, *without, "tests/kernels"], 150),
+        Part("GPU tests", [*pytest, *parallel, "tests/gpu"], 200, one_thread),
+        Part("step benchmarks", [*python, *step], 150, unavailable=unavailable),
+        Part("kernel benchmarks", [*python, *kernels], 150),
         *(sanitizer(tool) for tool in ("memcheck", "racecheck")),
+        Part("compiled step benchmarks", [*python, *compiled], 120, unavailable=unavailable),
+        Part("kernel tests", [*pytest, *parallel, *without, "tests/kernels"], 150, one_thread),
     ]
 
 
