@@ -72,7 +72,7 @@ def extension() -> dict[str, Any]:
     # Without it at::parallel_for is a plain loop on one thread. Compiled with, not linked with: the OpenMP library that
     # torch brings, whose threads torch.set_num_threads counts, is to be the only one.
     threads = ["-fopenmp"] if sys.platform == "linux" else []
-    # Some compilers bring their own libstdc++ as an archive. Half of it would give way to torch's, and an exception then
+    # Some compilers bring their libstdc++ as an archive. Half of it would give way to torch's, and an exception then
     # ends the process: seen with GCC 14, and on a machine with an H100.
     link = ["-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else []
     kind = CUDAExtension if with_cuda else CppExtension
