@@ -6,6 +6,8 @@ reading it again. From some 64 rows on cuBLAS over a W ⊙ m written once per st
 # mypy: allow-untyped-defs, allow-incomplete-defs
 # A kernel's arguments are of Triton's own language, which no annotation tells.
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -14,12 +16,13 @@ from torch import Tensor
 from tamt_kernels.dispatch import interpreted
 from tamt_kernels.triton_kernels.common import TYPES, keeps, launch, rounded, tiles_of, widen
 
-# Entries of W in a tile, along the output and along the sum. With 3,072 x 768, tiles of 32 outputs make 96 programs;
-# the sum is split so that there are at least twice that many, for the 108-148 processors of a large GPU.
-BLOCK_OUT = 32
-PROGRAMS = 192
+# Tiles of the output that are programs enough to keep a large GPU's memory busy: each has some 36 KB of S and W in
+# flight, and an H100 needs 2 MB in all. With fewer the sum is split, into this many programs.
+ENOUGH_TILES, PROGRAMS = 96, 192
+WARPS, STAGES = 4, 4
+BLOCK_PARTS = 128
 BLOCK_GRADIENT = 64
-WARPS, STAGES = 8, 2
+WARPS_GRADIENT, STAGES_GRADIENT = 8, 2
 
 
 @triton.jit
@@ -33,35 +36,57 @@ def _product(a, b, total, UPCAST: tl.constexpr):
 @triton.jit
 def product_kernel(
     x, weight, score, value_pointer, cut_pointer, bias, output, rows, outputs, length, piece,
-    x_row, x_column, w_sum, w_out, s_sum, s_out, i_sum, i_out,
+    x_row, x_column, w_sum, w_out, i_sum, i_out,
     TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_SUM: tl.constexpr,
 ):  # fmt: skip
-    """output[r, o] = Σₛ x[r, s] (W ⊙ m)[s, o] over one piece of the sum; the strides say which way W lies."""
+    """output[r, o] = Σₛ x[r, s] (W ⊙ m)[s, o] over one piece of the sum; the strides say which way W and S lie."""
     row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    out = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    first_out = tl.program_id(0) * BLOCK_OUT
+    out_lane, term_lane = tl.arange(0, BLOCK_OUT), tl.arange(0, BLOCK_SUM)
+    out = first_out + out_lane
     part = tl.program_id(2)
     first = part * piece
-    last = tl.minimum(first + piece, length)
     value, cut = tl.load(value_pointer), tl.load(cut_pointer)
+    cut -= first_out.to(tl.int64) * i_out + first.to(tl.int64) * i_sum  # of the tile, as the index below
     wide_row, wide_out = row.to(tl.int64)[:, None], out.to(tl.int64)[None, :]
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), tl.float32)
-    for begin in range(first, last, BLOCK_SUM):
-        term = begin + tl.arange(0, BLOCK_SUM)
+    for begin in range(first, tl.minimum(first + piece, length), BLOCK_SUM):
+        # A piece is of whole tiles, so that only the ends need conditions. The compiler sees of ends that are multiples
+        # of 16 that all entries of a 16-byte load meet them alike.
+        term = begin + term_lane
         wide_term = term.to(tl.int64)
-        inside = (term[:, None] < last) & (out[None, :] < outputs)
-        s = tl.load(score + wide_term[:, None] * s_sum + wide_out * s_out, mask=inside, other=0.0)
-        w = tl.load(weight + wide_term[:, None] * w_sum + wide_out * w_out, mask=inside, other=0.0)
-        kept = inside & keeps(s, wide_term[:, None] * i_sum + wide_out * i_out, value, cut, ABSOLUTE)
-        masked = rounded(tl.where(kept, widen(w), 0.0), TYPE)
-        is_x = (row[:, None] < rows) & (term[None, :] < last)
+        inside = (term[:, None] < length) & (out[None, :] < outputs)
+        entry = wide_term[:, None] * w_sum + wide_out * w_out
+        s = tl.load(score + entry, mask=inside, other=0.0)
+        w = tl.load(weight + entry, mask=inside, other=0.0)
+        is_x = (row[:, None] < rows) & (term[None, :] < length)
         a = tl.load(x + wide_row * x_row + wide_term[None, :] * x_column, mask=is_x, other=0.0)
-        total = _product(a, masked, total, UPCAST)
+        # Of the index within the tile, in 32 bits, one term is taken to the other side: an entry takes a comparison
+        # and no sum.
+        tile_cut = tl.minimum(tl.maximum(cut, 0), 0x7FFFFFFF).to(tl.int32)
+        kept = keeps(s, (out_lane * i_out)[None, :], value, (tile_cut - term_lane * i_sum)[:, None], ABSOLUTE)
+        if weight.dtype.element_ty != TYPE:
+            w = rounded(widen(w), TYPE)
+        total = _product(a, tl.where(kept, w, tl.zeros_like(w)), total, UPCAST)
+        cut -= BLOCK_SUM * i_sum
     if bias is not None:
         total += widen(tl.load(bias + out, mask=out < outputs, other=0.0))[None, :]
     position = (part * rows + wide_row) * outputs + wide_out
     result = rounded(total, output.dtype.element_ty)
     tl.store(output + position, result, mask=(row[:, None] < rows) & (out[None, :] < outputs))
+
+
+@triton.jit
+def sum_kernel(parts, bias, output, size, outputs, count, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """The sum of ``count`` products over pieces, up to COUNT, and the bias."""
+    entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    part = tl.arange(0, COUNT)[:, None]
+    there = (part < count) & (entry < size)[None, :]
+    total = tl.sum(tl.load(parts + part * size + entry[None, :], mask=there, other=0.0), axis=0)
+    if bias is not None:
+        total += widen(tl.load(bias + entry % outputs))
+    tl.store(output + entry, rounded(total, output.dtype.element_ty), mask=entry < size)
 
 
 @triton.jit
@@ -86,10 +111,13 @@ def gradient_kernel(
     tl.store(grad_score + out[:, None] * length + term[None, :], product, mask=inside)
 
 
-def _blocks(rows: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Rows, and terms of the sum, in a tile. float32 has no tensor cores here: larger tiles of it spill."""
-    most, terms = (32, 32) if dtype == torch.float32 else (64, 64)
-    return min(most, max(16, triton.next_power_of_2(rows))), terms
+def _blocks(rows: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Rows, outputs and terms of the sum in a tile."""
+    if dtype == torch.float32:  # no tensor cores: larger tiles spill
+        return (16 if rows <= 16 else 32), 16, 32
+    if rows <= 16:
+        return 16, 16, 128
+    return (32 if rows <= 32 else 64), 32, 64
 
 
 def _upcast(dtype: torch.dtype) -> bool:
@@ -110,28 +138,31 @@ def _masked_product(
     length, outputs = weight.shape
     rows = x.numel() // length if length else x.shape[:-1].numel()
     flat = x.reshape(rows, length)
-    block_rows, block_sum = _blocks(rows, x.dtype)
-    tiles = tiles_of(outputs, BLOCK_OUT) * tiles_of(rows, block_rows)
-    parts = max(1, min(PROGRAMS // max(tiles, 1), tiles_of(length, 2 * block_sum)))
+    if weight.stride() != score.stride():  # Triton 3.8 compiles no mask of another layout than W's
+        weight, score = weight.contiguous(), score.contiguous()
+    bias = bias.contiguous() if bias is not None else None
+    block_rows, block_out, block_sum = _blocks(rows, x.dtype)
+    grid = tiles_of(outputs, block_out), tiles_of(rows, block_rows)
+    tiles = max(math.prod(grid), 1)
+    parts = 1 if tiles >= ENOUGH_TILES else min(PROGRAMS // tiles, max(length // (2 * block_sum), 1))
     piece = max(tiles_of(tiles_of(length, parts), block_sum), 1) * block_sum
     parts = max(tiles_of(length, piece), 1)
+    output = torch.empty((*x.shape[:-1], outputs), dtype=x.dtype, device=x.device)
     # The parts are written apart and summed in order: atomics would give other bits each time.
-    output = torch.empty(
-        (parts, rows, outputs), dtype=x.dtype if parts == 1 else torch.float32, device=x.device
-    )  # fmt: skip
+    products = output if parts == 1 else torch.empty((parts, rows, outputs), dtype=torch.float32, device=x.device)
     launch(
-        product_kernel, (tiles_of(outputs, BLOCK_OUT), tiles_of(rows, block_rows), parts),
-        flat, weight, score, value, cut, bias.contiguous() if bias is not None and parts == 1 else None, output,
-        rows, outputs, length, piece, *flat.stride(), *weight.stride(), *score.stride(), *index_strides,
+        product_kernel, (*grid, parts),
+        flat, weight, score, value, cut, bias if parts == 1 else None, products,
+        rows, outputs, length, piece, *flat.stride(), *weight.stride(), *index_strides,
         TYPE=TYPES[x.dtype], ABSOLUTE=absolute, UPCAST=_upcast(x.dtype),
-        BLOCK_ROWS=block_rows, BLOCK_OUT=BLOCK_OUT, BLOCK_SUM=block_sum, num_warps=WARPS, num_stages=STAGES,
+        BLOCK_ROWS=block_rows, BLOCK_OUT=block_out, BLOCK_SUM=block_sum, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
-    if parts == 1:
-        return output.reshape(*x.shape[:-1], outputs)
-    total = output.sum(dim=0)
-    if bias is not None:
-        total += bias
-    return total.to(x.dtype).reshape(*x.shape[:-1], outputs)
+    if parts > 1:
+        launch(
+            sum_kernel, (tiles_of(output.numel(), BLOCK_PARTS),), products, bias, output, output.numel(), outputs,
+            parts, COUNT=triton.next_power_of_2(parts), BLOCK=BLOCK_PARTS, num_warps=1,
+        )  # fmt: skip
+    return output
 
 
 def masked_matmul(
@@ -162,6 +193,6 @@ def masked_matmul_backward_score(grad: Tensor, x: Tensor, weight: Tensor, dtype:
         flat_grad, flat_x, weight, grad_score, rows, outputs, length,
         *flat_grad.stride(), *flat_x.stride(), *weight.stride(),
         UPCAST=_upcast(x.dtype), BLOCK_ROWS=_blocks(rows, x.dtype)[0], BLOCK=BLOCK_GRADIENT,
-        num_warps=WARPS, num_stages=STAGES,
+        num_warps=WARPS_GRADIENT, num_stages=STAGES_GRADIENT,
     )  # fmt: skip
     return grad_score

@@ -285,7 +285,10 @@ def close(found, expected, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "outputs", "length"), [(1, 33, 70), (17, 100, 130), (64, 16, 300), (70, 5, 3)])
+@pytest.mark.parametrize(
+    ("rows", "outputs", "length"),
+    [(1, 33, 70), (17, 100, 130), (64, 16, 300), (70, 5, 3), (16, 32, 512), (32, 64, 128), (64, 64, 256)],
+)
 def test_masked_matmul(rows, outputs, length, dtype):
     score, value, cut = score_and_threshold((outputs, length))
     weight = gaussian(outputs * length).flip(0).reshape(outputs, length)
@@ -320,6 +323,28 @@ def test_masked_matmul_of_any_stride_and_many_rows():
         close(found, grad.t() @ each * weight, torch.float32)
 
 
+def test_ties_are_cut_anywhere_in_a_tile():
+    outputs, length = 35, 300
+    weight, score = torch.ones(outputs, length), torch.zeros(outputs, length)
+    x, grad = torch.ones(2, length), torch.ones(2, outputs)
+    numel = outputs * length
+    for cut in (0, 1, length - 1, length, 5 * length + 131, 16 * length, 20 * length + 257, numel - 1, numel, 2**40):
+        threshold = torch.tensor(0.0), torch.tensor(cut)
+        kept = reference.mask_weight(weight, score, *threshold)
+        assert torch.equal(operators.masked_matmul(x, weight, score, *threshold), x @ kept.t())
+        assert torch.equal(operators.masked_matmul_backward_x(grad, weight, score, *threshold), grad @ kept)
+
+
+def test_masked_matmul_of_nothing():
+    threshold = torch.tensor(0.0), torch.tensor(0)
+    for rows, outputs, length in ((0, 5, 7), (3, 0, 7), (3, 5, 0)):
+        weight, bias = torch.ones(outputs, length), torch.arange(float(outputs))
+        found = operators.masked_matmul(torch.ones(rows, length), weight, weight, *threshold, bias)
+        assert torch.equal(found, length + bias.expand(rows, outputs))
+        found = operators.masked_matmul_backward_x(torch.ones(rows, outputs), weight, weight, *threshold)
+        assert torch.equal(found, torch.full((rows, length), float(outputs)))
+
+
 def test_pruned_weights_have_no_part_in_a_product():
     score, value, cut = score_and_threshold((20, 30))
     weight = torch.where(reference.binarize(score, value, cut), 1.0, torch.inf)
@@ -329,10 +354,16 @@ def test_pruned_weights_have_no_part_in_a_product():
 def test_a_long_sum_is_split_and_always_the_same(monkeypatch):
     score, value, cut = score_and_threshold((8, 1000))
     weight, x = gaussian(8000).reshape(8, 1000), gaussian(2000).reshape(2, 1000)
-    found = [operators.masked_matmul(x, weight, score, value, cut, torch.ones(8)) for _ in range(2)]
+    started = []
+    real = masked_matmul.launch
+    record = lambda kernel, *rest, **options: (started.append(kernel.__name__), real(kernel, *rest, **options))  # noqa: E731
+    monkeypatch.setattr(masked_matmul, "launch", record)
+    found = [operators.masked_matmul(x, weight, score, value, cut, gaussian(8)) for _ in range(2)]
     assert same_bits(*found)
-    monkeypatch.setattr(masked_matmul, "PROGRAMS", 1)
-    close(operators.masked_matmul(x, weight, score, value, cut, torch.ones(8)), found[0], torch.float32)
+    assert started == ["product_kernel", "sum_kernel"] * 2
+    monkeypatch.setattr(masked_matmul, "ENOUGH_TILES", 1)
+    close(operators.masked_matmul(x, weight, score, value, cut, gaussian(8)), found[0], torch.float32)
+    assert started[4:] == ["product_kernel"]
 
 
 @pytest.mark.parametrize("leading", [(), (5,), (2, 3), (0,), (65,)])

@@ -133,8 +133,8 @@ def source(launch):
     signature, attributes = {}, {}
     constants = dict(options)
     for position, (name, value) in enumerate(zip(launch.kernel.arg_names, launch.arguments, strict=False)):
-        if value is None:
-            constants[name] = None
+        if value is None or (type(value) is int and value == 1):  # a stride of 1 is a constant to the compiler
+            constants[name] = value
             continue
         parts = value if isinstance(value, tuple) else (value,)
         paths = [(position, i) for i in range(len(parts))] if isinstance(value, tuple) else [(position,)]
@@ -181,7 +181,9 @@ def test_no_kernel_spills(gpu):
     assert {name: each for name, each in usage.items() if each.stack or each.local} == {}
     # Denormals are scores and weights like others: nothing may flush them to zero.
     assert [name for name, each in usage.items() if ".ftz" in each.ptx] == []
-    assert all(each.shared <= 48 * 1024 for each in usage.values())
+    # What every GPU has room for, and, of the products, those that they run on.
+    room = {name: 96 * 1024 if "product_kernel" in name else 48 * 1024 for name in usage}
+    assert [name for name, each in usage.items() if each.shared > room[name]] == []
     # Half-precision products are worth while on tensor cores alone.
     slow = [name for name, each in usage.items() if "product_kernel" in name and "mma" not in each.ptx]
     assert all("float32" in name for name in slow)
@@ -196,6 +198,33 @@ def test_a_spill_would_be_seen():
 def test_whole_tiles_are_read_16_bytes_at_a_time():
     launch = next(each for each in launches() if each.name == "group_kernel to float16")
     assert compiled(launch, 90).ptx.count("ld.global.v4.b32") >= 8
+
+
+def test_products_read_16_bytes_at_a_time_ahead_of_their_use():
+    some = [launch for launch in launches(90) if launch.name.startswith("product_kernel")]
+    assert len(some) == 12
+    for launch in some:
+        ptx = compiled(launch, 90).ptx
+        assert set(re.findall(r"cp\.async\.c[ag]\.shared\.global.*?, (\w+),", ptx)) == {"0x10"}
+        assert len(re.findall(r"ld\.global", ptx)) == 2  # the threshold
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_awkward_weights_compile(dtype, monkeypatch):
+    recorded = []
+    record = lambda kernel, grid, *arguments, **options: recorded.append(Launch("", kernel, arguments, options))  # noqa: E731
+    monkeypatch.setattr(masked_matmul, "launch", record)
+    score, x = torch.zeros(96, 512), torch.zeros(3, 512, dtype=dtype)
+    threshold = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+    for weight in (torch.zeros(96, 512, dtype=dtype), torch.zeros(96, 512)):
+        masked_matmul.masked_matmul(x, weight, score, *threshold)
+        masked_matmul.masked_matmul(x, weight, score.t().contiguous().t(), *threshold)
+        masked_matmul.masked_matmul(x, weight.t().contiguous().t(), score, *threshold)
+        masked_matmul.masked_matmul(x, weight, torch.zeros(96 * 512 + 1)[1:].view(96, 512), *threshold)
+        masked_matmul.masked_matmul(x[:, 5:], weight[:, 5:], score[:, 5:], *threshold)
+    for launch in recorded:
+        usage = compiled(launch, 90)
+        assert not usage.stack + usage.local
 
 
 def test_the_step_rounds_as_the_definition():
