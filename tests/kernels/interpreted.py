@@ -246,6 +246,7 @@ def test_nan():
 @pytest.mark.parametrize("ids", IDS.values(), ids=IDS.keys())
 def test_masked_embedding(ids, dtype, monkeypatch):
     monkeypatch.setattr(masked_embedding, "LARGEST_BLOCK", 16)
+    monkeypatch.setattr(masked_embedding, "LARGEST_GRADIENT_BLOCK", 16)
     ids = ids[:2, :20] if ids.dim() == 2 else ids
     weight = awkward_weight((8, 37), dtype)
     score, value, cut = score_and_threshold((8, 37))
@@ -260,6 +261,16 @@ def test_masked_embedding(ids, dtype, monkeypatch):
         torch.testing.assert_close(found, expected, equal_nan=True)
         untouched = [row for row in range(8) if row == padding or row not in ids]
         assert same_bits(found[untouched], torch.zeros(len(untouched), 37, dtype=result))
+
+
+@pytest.mark.parametrize("columns", [32, 37])
+def test_ties_of_an_embedding_are_cut_anywhere(columns, monkeypatch):
+    monkeypatch.setattr(masked_embedding, "LARGEST_BLOCK", 16)
+    ids, weight, score = torch.tensor([5, 0, 7, 3, 4]), torch.ones(8, columns), torch.zeros(8, columns)
+    for cut in (0, 1, 3 * columns + 7, 4 * columns, 5 * columns + 17, 8 * columns - 1, 8 * columns, 2**40):
+        threshold = torch.tensor(0.0), torch.tensor(cut)
+        found = operators.masked_embedding(ids, weight, score, *threshold)
+        assert torch.equal(found, reference.masked_embedding(ids, weight, score, *threshold))
 
 
 def test_an_id_out_of_range_gives_nan():

@@ -79,7 +79,7 @@ def launches(gpu=GPUS[-1]):
         label = "to float16"
         mask_weights.mask_weight(score, score, values[0], cuts[0], torch.float16)
         ids = torch.zeros(40, dtype=torch.int64)
-        masked_embedding.masked_embedding(ids, half, score, values[0], cuts[0])
+        masked_embedding.masked_embedding(ids, half.view(48, 256), score.view(48, 256), values[0], cuts[0])
         masked_embedding.masked_embedding_backward(half[:40], ids, half, None, torch.float32)
         label = ""
         mask_weights.binarize(score, values[0], cuts[0])
@@ -198,6 +198,13 @@ def test_a_spill_would_be_seen():
 def test_whole_tiles_are_read_16_bytes_at_a_time():
     launch = next(each for each in launches() if each.name == "group_kernel to float16")
     assert compiled(launch, 90).ptx.count("ld.global.v4.b32") >= 8
+
+
+def test_look_ups_read_16_bytes_at_a_time():
+    """Two loads of S and one of W a thread: for whole blocks of columns, with the condition on each id."""
+    ptx = compiled(next(launch for launch in launches(90) if launch.name.startswith("lookup_kernel")), 90).ptx
+    assert ptx.count("ld.global.v4.b32") == 3
+    assert ptx.count("st.global.v4.b32") == 1
 
 
 def test_products_read_16_bytes_at_a_time_ahead_of_their_use():
