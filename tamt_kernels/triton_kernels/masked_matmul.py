@@ -20,7 +20,7 @@ from tamt_kernels.triton_kernels.common import TYPES, keeps, launch, rounded, ti
 # flight, and an H100 needs 2 MB in all. With fewer the sum is split, into this many programs.
 ENOUGH_TILES, PROGRAMS = 96, 192
 WARPS, STAGES = 4, 4
-BLOCK_PARTS = 128
+BLOCK_PARTS, PARTS_AT_ONCE = 128, 8
 BLOCK_GRADIENT = 64
 WARPS_GRADIENT, STAGES_GRADIENT = 8, 2
 
@@ -78,12 +78,14 @@ def product_kernel(
 
 
 @triton.jit
-def sum_kernel(parts, bias, output, size, outputs, count, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """The sum of ``count`` products over pieces, up to COUNT, and the bias."""
+def sum_kernel(parts, bias, output, size, outputs, count, AT_ONCE: tl.constexpr, BLOCK: tl.constexpr):
+    """The sum of ``count`` products over pieces, and the bias."""
     entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    part = tl.arange(0, COUNT)[:, None]
-    there = (part < count) & (entry < size)[None, :]
-    total = tl.sum(tl.load(parts + part * size + entry[None, :], mask=there, other=0.0), axis=0)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, count, AT_ONCE):
+        part = first + tl.arange(0, AT_ONCE)[:, None]
+        there = (part < count) & (entry < size)[None, :]
+        total += tl.sum(tl.load(parts + part * size + entry[None, :], mask=there, other=0.0), axis=0)
     if bias is not None:
         total += widen(tl.load(bias + entry % outputs))
     tl.store(output + entry, rounded(total, output.dtype.element_ty), mask=entry < size)
@@ -160,7 +162,7 @@ def _masked_product(
     if parts > 1:
         launch(
             sum_kernel, (tiles_of(output.numel(), BLOCK_PARTS),), products, bias, output, output.numel(), outputs,
-            parts, COUNT=triton.next_power_of_2(parts), BLOCK=BLOCK_PARTS, num_warps=1,
+            parts, AT_ONCE=PARTS_AT_ONCE, BLOCK=BLOCK_PARTS, num_warps=1,
         )  # fmt: skip
     return output
 

@@ -369,6 +369,7 @@ def test_a_long_sum_is_split_and_always_the_same(monkeypatch):
     real = masked_matmul.launch
     record = lambda kernel, *rest, **options: (started.append(kernel.__name__), real(kernel, *rest, **options))  # noqa: E731
     monkeypatch.setattr(masked_matmul, "launch", record)
+    monkeypatch.setattr(masked_matmul, "PARTS_AT_ONCE", 2)
     found = [operators.masked_matmul(x, weight, score, value, cut, gaussian(8)) for _ in range(2)]
     assert same_bits(*found)
     assert started == ["product_kernel", "sum_kernel"] * 2
