@@ -3,7 +3,7 @@
 # A kernel's arguments are of Triton's own language, which no annotation tells.
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -72,11 +72,15 @@ class Table:
     """
 
     def __init__(self, rows: Sequence[Sequence[int]], tiles: Sequence[int], device: torch.device) -> None:
-        repeats = torch.tensor(tiles, dtype=torch.int64)
-        tile_matrix = torch.arange(len(tiles), dtype=torch.int32).repeat_interleave(repeats)
         self.rows = _without_waiting(torch.tensor(rows, dtype=torch.int64), device)
-        self.tile_matrix = _without_waiting(tile_matrix, device)
+        self.tile_matrix = matrix_of_each(tiles, device)
         self.stream = _stream(device)
+
+
+def matrix_of_each(counts: Sequence[int], device: torch.device) -> Tensor:
+    """Each matrix's number as often as it is counted, int32."""
+    numbers = torch.arange(len(counts), dtype=torch.int32)
+    return _without_waiting(numbers.repeat_interleave(torch.tensor(counts, dtype=torch.int64)), device)
 
 
 def _stream(device: torch.device) -> int:
@@ -92,15 +96,16 @@ def _without_waiting(tensor: Tensor, device: torch.device) -> Tensor:
 # A table is made once for the same matrices at the same addresses, that is once in a training run: its copy to the
 # device would cost more than the launch, and cannot be captured in a CUDA graph. It holds for the stream that its copy
 # went to, as others need not wait for that; but a graph begins when the device is done with all.
-_TABLES: dict[Any, Table] = {}
+_TABLES: dict[Any, Any] = {}
 _CAPTURED: list[Table] = []  # a graph reads its tables whenever it is replayed
 _MOST_TABLES = 64
+Made = TypeVar("Made", bound=Table)
 
 
-def table(key: tuple[Any, ...], make: Callable[[], Table]) -> Table:
+def table(key: tuple[Any, ...], make: Callable[[], Made]) -> Made:
     """The table for a key that holds all that it is made of."""
     capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-    found = _TABLES.pop(key, None)
+    found: Made | None = _TABLES.pop(key, None)
     if found is None or not (capturing or found.stream == _stream(found.rows.device)):
         if capturing:
             raise RuntimeError(f"tamt_kernels: {key[0]} must run once for the same tensors before a graph captures it")

@@ -31,16 +31,18 @@ from tamt_kernels.triton_kernels.threshold import (
     ADDRESS,
     COLUMNS,
     FIRST_TILE,
+    LANES,
     SIZE,
     STATE,
     Search,
-    count_window,
-    score_key,
+    begin_count,
+    count_part,
+    end_count,
 )
 
 WARPS = 8
-# Five tensors and the count of the window are much for a thread: with 16 entries each, those of 8 warps spill on sm_70.
-STEP_WARPS = 16
+# Entries of a warp at once, eight a thread: of five tensors and with the count of the window.
+PART = 256
 
 
 @triton.jit
@@ -92,13 +94,13 @@ def norm_kernel(
 
 @triton.jit
 def _update(
-    grad, weight, score, mean, square, inside, factor, step_size, root, left, new_mean, old_square, new_square, eps,
-    WHOLE: tl.constexpr,
+    grad, weight, score, mean, square, inside, rates, new_mean, old_square, new_square, eps, WHOLE: tl.constexpr
 ):  # fmt: skip
     """AdamW in the order, and with the roundings, of the definition; returns the new score.
 
     The square root is rounded right, which torch's on a CPU, MKL's, is not for seven entries in a thousand.
     """
+    factor, step_size, root, left = tl.load(rates), tl.load(rates + 1), tl.load(rates + 2), tl.load(rates + 3)
     gradient = _read(grad, inside, WHOLE) * _read(weight, inside, WHOLE) * factor
     m, v = _read(mean, inside, WHOLE), _read(square, inside, WHOLE)
     # torch interpolates from the nearer end.
@@ -114,38 +116,47 @@ def _update(
 
 @triton.jit
 def adamw_kernel(
-    tile_matrix, rows, state, keys, indices, window_ties, operands, gradients, rates,
+    tile_matrix, rows, state, keys, indices, tile_ties, window_ties, operands, gradients, rates,
     new_mean, old_square, new_square, eps,
     G_TYPE: tl.constexpr, W_TYPE: tl.constexpr, RENEW: tl.constexpr,
-    ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+    ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """Update the scores of a tile and, to renew the masks, take its part in the count of the window."""
+    """Update the scores of a tile and, to renew the masks, take its share in the count of the window."""
     tile = tl.program_id(0)
     matrix = tl.load(tile_matrix + tile)
     row, search = rows + matrix * COLUMNS, state + matrix * STATE
     size = tl.where(goes(rates), tl.load(row + SIZE), 0)
-    start = (tile - tl.load(row + FIRST_TILE)) * TILE
-    lane = tl.arange(0, TILE)
-    inside = lane < size - start
-    factor, step_size, root, left = tl.load(rates), tl.load(rates + 1), tl.load(rates + 2), tl.load(rates + 3)
-    grad = _address(gradients + matrix, G_TYPE, ALIGNED) + start + lane
-    weight = _address(operands + matrix * 3, W_TYPE, ALIGNED) + start + lane
-    mean = _address(operands + matrix * 3 + 1, tl.float32, ALIGNED) + start + lane
-    square = _address(operands + matrix * 3 + 2, tl.float32, ALIGNED) + start + lane
-    score = _address(row + ADDRESS, tl.float32, ALIGNED) + start + lane
-    if start + TILE <= size:
-        new = _update(
-            grad, weight, score, mean, square, inside, factor, step_size, root, left,
-            new_mean, old_square, new_square, eps, True,
-        )  # fmt: skip
-    else:
-        new = _update(
-            grad, weight, score, mean, square, inside, factor, step_size, root, left,
-            new_mean, old_square, new_square, eps, False,
-        )  # fmt: skip
+    begin = (tile - tl.load(row + FIRST_TILE)) * TILE
+    end = tl.minimum(begin + TILE, size)
+    grad = _address(gradients + matrix, G_TYPE, ALIGNED)
+    weight = _address(operands + matrix * 3, W_TYPE, ALIGNED)
+    mean = _address(operands + matrix * 3 + 1, tl.float32, ALIGNED)
+    square = _address(operands + matrix * 3 + 2, tl.float32, ALIGNED)
+    score = _address(row + ADDRESS, tl.float32, ALIGNED)
     if RENEW:
-        key, magnitude = score_key(new, ABSOLUTE)
-        count_window(key, magnitude, tile, start, size, row, search, keys, indices, window_ties, TILE)
+        low, high, first, second, keys, indices, room = begin_count(row, search, keys, indices)
+    above, ties = tl.zeros((LANES,), tl.int32), tl.zeros((LANES,), tl.int32)
+    for start in range(begin, end, PART):
+        entry = start + tl.arange(0, PART)
+        inside = entry < size
+        if start + PART <= end:
+            new = _update(
+                grad + entry, weight + entry, score + entry, mean + entry, square + entry, inside,
+                rates, new_mean, old_square, new_square, eps, True,
+            )  # fmt: skip
+        else:
+            new = _update(
+                grad + entry, weight + entry, score + entry, mean + entry, square + entry, inside,
+                rates, new_mean, old_square, new_square, eps, False,
+            )  # fmt: skip
+        if RENEW:
+            tl.debug_barrier()  # it reads some scores again
+            above, ties = count_part(
+                new, score, start, end, search, low, high, first, second, keys, indices, room, above, ties,
+                ABSOLUTE, PART, False,
+            )  # fmt: skip
+    if RENEW:
+        end_count(above, ties, tile, search, tile_ties, window_ties)
 
 
 def gradient_norm(grads: list[Tensor], weights: list[Tensor]) -> Tensor:
@@ -210,7 +221,8 @@ def mask_adamw(
         adamw_kernel, search.tiles, *search.counted, table(key, make).rows, addresses(grads), rates,
         1 - beta1, beta2, 1 - beta2, eps,
         G_TYPE=TYPES[grads[0].dtype], W_TYPE=TYPES[weights[0].dtype], RENEW=renew, ABSOLUTE=absolute,
-        ALIGNED=aligned((*grads, *weights, *scores, *written)), TILE=search.how["TILE"], num_warps=STEP_WARPS,
+        ALIGNED=aligned((*grads, *weights, *scores, *written)), TILE=search.how["TILE"], PART=PART,
+        num_warps=1,
     )  # fmt: skip
     if not renew:
         return

@@ -7,13 +7,11 @@ each by a histogram of the entries that share the digits before it. One launch p
 
 Cold, the window lies between two order statistics of a sample, whose ties are those that are counted. Scores with
 many ties, two values at first, so have them at an end of the window and not inside. Warm, it lies around the last
-threshold, whose ties are counted: while scores are learnt, the threshold moves little from step to step.
+threshold, whose ties are counted: while scores are learnt, the threshold moves little from step to step, and how far
+is remembered on the device.
 
 A matrix whose window does not hold the threshold, or holds too many entries, is read again for each digit, and
 once more for the ties, all by the counts in the device's memory; but it is never sorted or copied.
-
-On paper, for the 108 million entries of BERT-base on an H100: the sample takes 20 µs, reading the scores 150 to 170,
-the digits, of at most 1/16 of the entries, and ten launches 60: half of what three reads and a third take.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
 # A kernel's arguments are of Triton's own language, which no annotation tells.
@@ -25,11 +23,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tamt_kernels.triton_kernels.common import TILE, TYPES, Table, aligned, alike, goes, launch, table, tiles_of, widen
+from tamt_kernels.triton_kernels.common import (
+    TILE,
+    TYPES,
+    Table,
+    aligned,
+    alike,
+    goes,
+    launch,
+    matrix_of_each,
+    table,
+    tiles_of,
+    widen,
+)
+
+# A program that reads scores is one warp, so that nobody waits at a barrier. It goes through its tile in parts, of
+# which a thread has up to 32 entries: their scores in registers, and what is inside the window as bits of one word.
+PART = 1024
+LANES = tl.constexpr(32)
+VECTOR = tl.constexpr(4)  # entries side by side in a thread, 16 bytes in float32
 
 WARPS = 8
-# Of a thread that counts the window, so that two programs run on a processor: left alone Triton 3.6 takes 184.
-WINDOW_REGISTERS = 128
 COMPACTED = 16  # entries for each that there is room for when compacted
 LEAST_ROOM = 1024
 TILES_AT_ONCE = 1024  # whose ties are summed up; BERT's word embedding has 5,724
@@ -41,48 +55,67 @@ SAMPLE_WARPS = 16
 
 # Histograms of 256 values count as fast as scores come from memory; those of 2,048 take eight times as long, on an H100
 # 1.9 ms in place of 0.24 for 108 million entries, on paper: each warp asks of each bin who is in it.
-DIGITS = (1, 2, 3, 4)
-BINS = 256
-# Programs for a matrix that look through its candidates: 4 tiles each of BERT's word embedding, and one at most of each
-# layer. As many as the scores have tiles would take four times as long to start as they have to do.
-PROGRAMS = 64
+DIGITS = tl.constexpr(4)
+BINS = tl.constexpr(256)
+# Entries of a matrix for each program that looks through its candidates: 261 programs for BERT-base, which an H100 runs
+# all at once.
+SHARE = 1 << 19
 
-TIES_WARPS = 16  # of 8, those of sm_75 spill
+TIES_REGISTERS = 128  # told no number, Triton spills on some GPUs, though it need not
 
-# Keys on either side of the last threshold that the warm window reaches: 3 to 6 % of its value, at φ = 0.01 six steps
-# of a learning rate of 5e-5 or one of 3e-4. It decides how long a step takes, never its result.
-REACH = tl.constexpr(1 << 18)
+# Keys on either side of the last threshold that the warm window reaches. It follows what the threshold has moved: four
+# times as far, and slowly back. A window with no room for all inside is narrowed at once. In 400 steps from the OMP
+# mask at learning rates of 5e-5 and 3e-4, with and without a warm-up, and of an embedding, three to eight matrices in
+# the first 50 steps were read again and none later; of a fixed reach of 2^18 keys, 11 to 50, and up to 9 later. A
+# quarter of a percent of the entries is inside, at the most 0.4, once the first steps are done.
+REACH = 1 << 18  # of the first
+LEAST_REACH, MOST_REACH = tl.constexpr(1 << 10), tl.constexpr(1 << 20)
 
 INFINITY = tl.constexpr(0x7F800000)  # as a key; that of no number is larger
+NO_KEY = tl.constexpr(0x7F800001)
 
 # Columns of the table of matrices, one row each.
-ADDRESS, SIZE, FIRST_TILE, TILES, FIRST_CANDIDATE, ROOM, KEEP, HIGH_RANK, LOW_RANK, COLUMNS = (
-    tl.constexpr(i) for i in range(10)
+ADDRESS, SIZE, FIRST_TILE, TILES, FIRST_SHARE, SHARES, FIRST_CANDIDATE, ROOM, KEEP, HIGH_RANK, LOW_RANK, COLUMNS = (
+    tl.constexpr(i) for i in range(12)
 )
 
 # Columns of the state of a search: the keys at the ends of the window and the two in it whose ties are counted; the
-# counts; the rank that is sought among the entries that share the digits found, and these digits.
-LOW, HIGH, FIRST, SECOND, ABOVE, AT_FIRST, AT_SECOND, CANDIDATES, RANK, PREFIX, IS_NAN, STATE = (
-    tl.constexpr(i) for i in range(12)
+# counts; how many programs have counted ties; then, for each digit, the rank that is sought among the entries that
+# share the digits up to it, and these digits.
+LOW, HIGH, FIRST, SECOND, ABOVE, AT_FIRST, AT_SECOND, CANDIDATES, IS_NAN, FINISHED = (
+    tl.constexpr(i) for i in range(10)
 )
+RANK, PREFIX, STATE = tl.constexpr(16), tl.constexpr(24), tl.constexpr(32)
 
 
 @triton.jit
 def score_key(score, ABSOLUTE: tl.constexpr):
-    """Integers in the order of the scores, and their magnitudes, above INFINITY where the score is NaN."""
+    """Integers in the order of the scores; above INFINITY or below its negative where the score is NaN."""
     bits = widen(score).to(tl.int32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
     if ABSOLUTE:
-        return magnitude, magnitude
-    return tl.where(bits < 0, -magnitude, magnitude), magnitude
+        return magnitude
+    return tl.where(bits < 0, -magnitude, magnitude)
+
+
+@triton.jit
+def _key_score(key):
+    """The score of a key, -0 as +0."""
+    return tl.where(key < 0, -key | -2147483648, key).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _scores(row, S_TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    score = tl.load(row + ADDRESS).to(tl.pointer_type(S_TYPE))
+    if ALIGNED:  # what the compiler cannot see of an address that it loads
+        score = tl.multiple_of(score, 16)
+    return score
 
 
 @triton.jit
 def _load_keys(row, start, size, S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr,
                TILE: tl.constexpr):  # fmt: skip
-    score = tl.load(row + ADDRESS).to(tl.pointer_type(S_TYPE))
-    if ALIGNED:  # what the compiler cannot see of an address that it loads
-        score = tl.multiple_of(score, 16)
+    score = _scores(row, S_TYPE, ALIGNED)
     lane = tl.arange(0, TILE)
     # Only without a condition are loads 16 bytes wide.
     if start + TILE <= size:
@@ -93,24 +126,33 @@ def _load_keys(row, start, size, S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, A
 
 
 @triton.jit
-def _open(search, low, high, first, second):
-    tl.store(search + LOW, low.to(tl.int64))
-    tl.store(search + HIGH, high.to(tl.int64))
-    tl.store(search + FIRST, first.to(tl.int64))
-    tl.store(search + SECOND, second.to(tl.int64))
+def _open(search, histograms, low, high, first, second):
+    """The state of a search at its beginning: its window and nothing counted."""
+    low = tl.minimum(tl.maximum(low, -INFINITY), INFINITY)
+    high = tl.minimum(tl.maximum(high, -INFINITY), INFINITY)
+    first = tl.minimum(tl.maximum(first, -INFINITY), INFINITY)
+    second = tl.minimum(tl.maximum(second, -INFINITY), INFINITY)
+    second = tl.where(second == first, NO_KEY, second)
+    column = tl.arange(0, STATE)
+    ends = tl.where(column == LOW, low, tl.where(column == HIGH, high, 0))
+    ties = tl.where(column == FIRST, first, tl.where(column == SECOND, second, 0))
+    tl.store(search + column, (ends + ties).to(tl.int64))
+    tl.store(histograms + tl.arange(0, DIGITS * BINS), tl.zeros((DIGITS * BINS,), tl.int64))
 
 
 @triton.jit
-def around_kernel(state, last, ABSOLUTE: tl.constexpr):
+def around_kernel(state, histograms, reach, last, ABSOLUTE: tl.constexpr):
     """A window around the last threshold, whose ties are counted."""
     matrix = tl.program_id(0)
-    middle, _ = score_key(tl.load(last + matrix), ABSOLUTE)
+    middle = score_key(tl.load(last + matrix), ABSOLUTE)
     middle = tl.minimum(tl.maximum(middle, -INFINITY), INFINITY)  # it may be NaN: any window will do
-    _open(state + matrix * STATE, middle - REACH, middle + REACH, middle, middle)
+    far = tl.load(reach + matrix)
+    histogram = histograms + matrix * (DIGITS * BINS)
+    _open(state + matrix * STATE, histogram, middle - far, middle + far, middle, middle)
 
 
 @triton.jit
-def sample_kernel(rows, state, S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, SAMPLES: tl.constexpr):
+def sample_kernel(rows, state, histograms, S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, SAMPLES: tl.constexpr):
     """A window between two order statistics of a sample, whose ties are counted."""
     matrix = tl.program_id(0)
     row = rows + matrix * COLUMNS
@@ -123,7 +165,7 @@ def sample_kernel(rows, state, S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, SAM
     fraction = (part.to(tl.int64) << 31) // SAMPLES + mixed.to(tl.int64) % ((1 << 31) // SAMPLES)
     position = (fraction * size) >> 31
     score = tl.load(row + ADDRESS).to(tl.pointer_type(S_TYPE))
-    key, _ = score_key(tl.load(score + position, mask=position < size, other=0.0), ABSOLUTE)
+    key = score_key(tl.load(score + position, mask=position < size, other=0.0), ABSOLUTE)
     # The largest keys that at least as many reach as the ranks say, bit by bit from the sign on: beyond the sample's
     # ends the smallest and the largest of all integers, which no score passes. Both counts are of one sum.
     high_rank, low_rank = tl.load(row + HIGH_RANK).to(tl.int32), tl.load(row + LOW_RANK).to(tl.int32)
@@ -134,53 +176,115 @@ def sample_kernel(rows, state, S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, SAM
         counts = tl.sum((key >= higher).to(tl.int32) + ((key >= lower).to(tl.int32) << 16))
         high = tl.where((counts & 0xFFFF) >= high_rank, higher, high)
         low = tl.where((counts >> 16) >= low_rank, lower, low)
-    _open(state + matrix * STATE, low, high, high, low)
+    _open(state + matrix * STATE, histograms + matrix * (DIGITS * BINS), low, high, high, low)
 
 
 @triton.jit
-def count_window(
-    key, magnitude, tile, start, size, row, search, keys, indices, window_ties, TILE: tl.constexpr
+def _of_each_thread(part, PART: tl.constexpr):
+    """The sum of what each thread has of a part, whose entries lie as 16-byte loads give them to the threads."""
+    return tl.sum(tl.sum(tl.reshape(part, (PART // (LANES * VECTOR), LANES, VECTOR)), axis=2), axis=0)
+
+
+@triton.jit
+def _ones(word):
+    """How many bits of an unsigned word are ones."""
+    word = word - ((word >> 1) & 0x55555555)
+    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F
+    return ((word * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def begin_count(row, search, keys, indices):
+    """What the count of a tile needs to know: the scores of the window, and the room for candidates and where it is."""
+    ends = _key_score(tl.load(search + LOW).to(tl.int32)), _key_score(tl.load(search + HIGH).to(tl.int32))
+    tied = _key_score(tl.load(search + FIRST).to(tl.int32)), _key_score(tl.load(search + SECOND).to(tl.int32))
+    candidate, room = tl.load(row + FIRST_CANDIDATE), tl.load(row + ROOM)
+    return ends[0], ends[1], tied[0], tied[1], keys + candidate, indices + candidate, room
+
+
+@triton.jit
+def count_part(
+    value, score, start, end, search, low, high, first, second, keys, indices, room, above, ties,
+    ABSOLUTE: tl.constexpr, PART: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Count what lies above the window and the ties with two keys in it, compact what else lies inside."""
-    lane = tl.arange(0, TILE)
-    valid = lane < size - start
-    low, high = tl.load(search + LOW).to(tl.int32), tl.load(search + HIGH).to(tl.int32)
-    first, second = tl.load(search + FIRST).to(tl.int32), tl.load(search + SECOND).to(tl.int32)
-    above, at_first = valid & (key > high), valid & (key == first)
-    at_second = valid & (key == second) & (second != first)
-    inside = valid & (key >= low) & (key <= high) & (key != first) & (key != second)
-    # Two counts of a tile are taken by one sum, as sums over a program's warps wait for each other.
-    counts = tl.sum(above.to(tl.int32) + (inside.to(tl.int32) << 16))
-    ties = tl.sum(at_first.to(tl.int32) + (at_second.to(tl.int32) << 16))
-    tl.atomic_add(search + ABOVE, (counts & 0xFFFF).to(tl.int64), sem="relaxed")
+    """Add a part of a tile, the scores ``value``, to its counts, and compact what lies inside the window.
+
+    By thread and with two counts in a word, ``above`` has those above the window, and NaN; ``ties`` those of its first
+    and of its second key. The scores lie in memory, too, from ``start`` on: the few inside are read again.
+    """
+    if ABSOLUTE:
+        value = tl.abs(value)
+    entry = tl.arange(0, PART)
+    is_nan = value != value
+    if not WHOLE:
+        valid = entry < end - start
+        value, is_nan = tl.where(valid, value, float("nan")), is_nan & valid
+    above += _of_each_thread((value > high).to(tl.int32) + (is_nan.to(tl.int32) << 16), PART)
+    ties += _of_each_thread((value == first).to(tl.int32) + ((value == second).to(tl.int32) << 16), PART)
+    inside = (value >= low) & (value <= high) & (value != first) & (value != second)
+    bit = tl.full((PART,), 1, tl.uint32) << (entry // (LANES * VECTOR) * VECTOR + entry % VECTOR)
+    left = _of_each_thread(tl.where(inside, bit, 0), PART)
+    counts = _ones(left)
+    count = tl.sum(counts)
+    if count > 0:
+        before = tl.atomic_add(search + CANDIDATES, count.to(tl.int64), sem="relaxed")
+        if before + count <= room:
+            lane = tl.arange(0, LANES)
+            position = before + tl.cumsum(counts, axis=0) - counts
+            for _ in range(tl.max(counts)):
+                found, others = left != 0, left & (left - 1)
+                place = _ones((left ^ others) - 1)
+                index = start + (place // VECTOR * LANES + lane) * VECTOR + place % VECTOR
+                tl.store(keys + position, score_key(tl.load(score + index, mask=found), ABSOLUTE), mask=found)
+                tl.store(indices + position, index.to(tl.int32), mask=found)
+                position += 1
+                left = others
+    return above, ties
+
+
+@triton.jit
+def end_count(above, ties, tile, search, tile_ties, window_ties):
+    """Add what was counted of a tile to what was of its matrix."""
+    above, ties = tl.sum(above), tl.sum(ties)
+    tl.atomic_add(search + ABOVE, (above & 0xFFFF).to(tl.int64), sem="relaxed")
     tl.atomic_add(search + AT_FIRST, (ties & 0xFFFF).to(tl.int64), sem="relaxed")
     tl.atomic_add(search + AT_SECOND, (ties >> 16).to(tl.int64), sem="relaxed")
     tl.store(window_ties + tile, ties)
-    count = counts >> 16
-    if count > 0:
-        before = tl.atomic_add(search + CANDIDATES, count.to(tl.int64), sem="relaxed")
-        room, candidate = tl.load(row + ROOM).to(tl.int32), tl.load(row + FIRST_CANDIDATE)
-        position = tl.minimum(before, room).to(tl.int32) + tl.cumsum(inside.to(tl.int32), axis=0) - 1
-        stored = inside & (position < room)
-        tl.store(keys + candidate + position, key, mask=stored)
-        tl.store(indices + candidate + position, start.to(tl.int32) + lane, mask=stored)
-    if tl.max(tl.where(valid, magnitude, 0), axis=0) > INFINITY:
+    tl.store(tile_ties + tile, 0)
+    if above >> 16 > 0:
         tl.store(search + IS_NAN, tl.full((), 1, tl.int64))
 
 
 @triton.jit
 def window_kernel(
-    tile_matrix, rows, state, keys, indices, window_ties,
-    S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+    tile_matrix, rows, state, keys, indices, tile_ties, window_ties,
+    S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """A tile's part in the count of the window."""
+    """A tile's share in the count of the window."""
     tile = tl.program_id(0)
     matrix = tl.load(tile_matrix + tile)
     row, search = rows + matrix * COLUMNS, state + matrix * STATE
-    size = tl.load(row + SIZE)
-    start = (tile - tl.load(row + FIRST_TILE)) * TILE
-    key, magnitude = _load_keys(row, start, size, S_TYPE, ABSOLUTE, ALIGNED, TILE)
-    count_window(key, magnitude, tile, start, size, row, search, keys, indices, window_ties, TILE)
+    begin = (tile - tl.load(row + FIRST_TILE)) * TILE
+    end = tl.minimum(begin + TILE, tl.load(row + SIZE))
+    score = _scores(row, S_TYPE, ALIGNED)
+    low, high, first, second, keys, indices, room = begin_count(row, search, keys, indices)
+    above, ties = tl.zeros((LANES,), tl.int32), tl.zeros((LANES,), tl.int32)
+    entry = tl.arange(0, PART)
+    whole = end - (end - begin) % PART
+    for start in range(begin, whole, PART):
+        value = widen(tl.load(score + start + entry))
+        above, ties = count_part(
+            value, score, start, end, search, low, high, first, second, keys, indices, room, above, ties,
+            ABSOLUTE, PART, True,
+        )  # fmt: skip
+    if whole < end:
+        value = widen(tl.load(score + whole + entry, mask=entry < end - whole, other=0.0))
+        above, ties = count_part(
+            value, score, whole, end, search, low, high, first, second, keys, indices, room, above, ties,
+            ABSOLUTE, PART, False,
+        )  # fmt: skip
+    end_count(above, ties, tile, search, tile_ties, window_ties)
 
 
 @triton.jit
@@ -201,7 +305,7 @@ def _load_searched(
     if served:
         key = tl.load(keys + tl.load(row + FIRST_CANDIDATE) + start + lane, mask=lane < count - start, other=0)
     else:
-        key, _ = _load_keys(row, start, count, S_TYPE, ABSOLUTE, ALIGNED, TILE)
+        key = _load_keys(row, start, count, S_TYPE, ABSOLUTE, ALIGNED, TILE)
     return key
 
 
@@ -216,122 +320,137 @@ def _digit(key, DIGIT: tl.constexpr):
 
 
 @triton.jit
+def _select(row, search, histograms, served, DIGIT: tl.constexpr):
+    """The digits up to one, of the entry that is sought, and its rank among those that share them."""
+    rank = tl.load(row + KEEP) - tl.where(served, tl.load(search + ABOVE), 0)
+    prefix = tl.full((), 0, tl.int32)
+    if DIGIT > 0:
+        if DIGIT > 1:
+            rank, prefix = tl.load(search + RANK + DIGIT - 1), tl.load(search + PREFIX + DIGIT - 1).to(tl.int32)
+        bins = tl.arange(0, BINS)
+        counts = tl.load(histograms + (DIGIT - 1) * BINS + bins)
+        # The ties of two keys were counted, not collected.
+        first, first_digit = _digit(tl.load(search + FIRST).to(tl.int32), DIGIT)
+        second, second_digit = _digit(tl.load(search + SECOND).to(tl.int32), DIGIT)
+        counts += tl.where(served & (first == prefix) & (bins == first_digit), tl.load(search + AT_FIRST), 0)
+        counts += tl.where(served & (second == prefix) & (bins == second_digit), tl.load(search + AT_SECOND), 0)
+        at_least = tl.sum(counts) - tl.cumsum(counts, axis=0) + counts  # entries of this digit or a larger one
+        digit = tl.maximum(tl.sum((at_least >= rank).to(tl.int32)) - 1, 0)
+        rank -= tl.sum(tl.where(bins == digit, at_least - counts, 0))
+        prefix = digit - 128 if DIGIT == 1 else (prefix << 8) | digit
+    return rank, prefix
+
+
+@triton.jit
 def histogram_kernel(
-    rows, state, keys, histogram,
+    share_matrix, rows, state, keys, histograms,
     DIGIT: tl.constexpr, S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
-    BINS: tl.constexpr,
 ):  # fmt: skip
-    """Count each value of a digit among the entries that share the digits before it."""
-    matrix, program, programs = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    row, search = rows + matrix * COLUMNS, state + matrix * STATE
+    """Count each value of a digit among the entries that share the digits before it.
+
+    Which these are each program finds for itself, from the histogram that the launch before has finished.
+    """
+    matrix = tl.load(share_matrix + tl.program_id(0))
+    row, search, histograms = rows + matrix * COLUMNS, state + matrix * STATE, histograms + matrix * (DIGITS * BINS)
+    share, shares = tl.program_id(0) - tl.load(row + FIRST_SHARE), tl.load(row + SHARES)
     served, count = _searched(row, search)
-    prefix = tl.load(search + PREFIX).to(tl.int32)
+    rank, prefix = _select(row, search, histograms, served, DIGIT - 1)
+    if share == 0:
+        tl.store(search + RANK + DIGIT - 1, rank)
+        tl.store(search + PREFIX + DIGIT - 1, prefix.to(tl.int64))
     lane, bins = tl.arange(0, TILE), tl.arange(0, BINS)
     found = tl.zeros((BINS,), tl.int32)
-    for start in range(program.to(tl.int64) * TILE, count, programs * TILE):
+    for start in range(share * TILE, count, shares * TILE):
         key = _load_searched(row, start, count, served, keys, S_TYPE, ABSOLUTE, ALIGNED, TILE)
         before, digit = _digit(key, DIGIT)
         valid = (lane < count - start) & (before == prefix)
         # The others count as zeros, and are taken away there.
         others = TILE - tl.sum(valid.to(tl.int32))
         found += tl.histogram(tl.where(valid, digit, 0), BINS) - tl.where(bins == 0, others, 0)
-    tl.atomic_add(histogram + matrix * BINS + bins, found.to(tl.int64), mask=found > 0, sem="relaxed")
+    tl.atomic_add(histograms + (DIGIT - 1) * BINS + bins, found.to(tl.int64), mask=found > 0, sem="relaxed")
 
 
 @triton.jit
-def select_kernel(rows, state, histogram, DIGIT: tl.constexpr, BINS: tl.constexpr):
-    """The digit of the entry that is sought, and its rank among those that share it."""
-    matrix = tl.program_id(0)
-    row, search = rows + matrix * COLUMNS, state + matrix * STATE
-    served, _ = _searched(row, search)
-    prefix = tl.load(search + PREFIX).to(tl.int32)
-    bins = tl.arange(0, BINS)
-    counts = tl.load(histogram + matrix * BINS + bins)
-    # The ties of two keys were counted, not collected.
-    first, first_digit = _digit(tl.load(search + FIRST).to(tl.int32), DIGIT)
-    second, second_digit = _digit(tl.load(search + SECOND).to(tl.int32), DIGIT)
-    counts += tl.where(served & (first == prefix) & (bins == first_digit), tl.load(search + AT_FIRST), 0)
-    counts += tl.where(served & (second == prefix) & (bins == second_digit), tl.load(search + AT_SECOND), 0)
-    known = tl.load(row + KEEP) - tl.where(served, tl.load(search + ABOVE), 0)
-    rank = known if DIGIT == 1 else tl.load(search + RANK)
-    at_least = tl.sum(counts) - tl.cumsum(counts, axis=0) + counts  # entries of this digit or a larger one
-    digit = tl.maximum(tl.sum((at_least >= rank).to(tl.int32)) - 1, 0)
-    larger = tl.sum(tl.where(bins == digit, at_least - counts, 0))
-    tl.store(search + RANK, rank - larger)
-    prefix = digit - 128 if DIGIT == 1 else (prefix << 8) | digit
-    tl.store(search + PREFIX, prefix.to(tl.int64))
-
-
-@triton.jit
-def ties_kernel(
-    rows, state, keys, indices, ties,
-    S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """Count in each tile the entries equal to the threshold, of which all digits are known now."""
-    matrix, program, programs = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    row, search = rows + matrix * COLUMNS, state + matrix * STATE
-    served, count = _searched(row, search)
-    threshold = tl.load(search + PREFIX).to(tl.int32)
-    lane = tl.arange(0, TILE)
-    first_tile = tl.load(row + FIRST_TILE)
-    first, step = program.to(tl.int64) * TILE, programs * TILE
-    if served:
-        for start in range(first, count, step):
-            candidate, valid = tl.load(row + FIRST_CANDIDATE) + start, lane < count - start
-            equal = valid & (tl.load(keys + candidate + lane, mask=valid, other=0) == threshold)
-            index = tl.load(indices + candidate + lane, mask=equal, other=0)
-            tl.atomic_add(ties + first_tile + index // TILE, 1, mask=equal, sem="relaxed")
-    else:
-        for start in range(first, count, step):
-            key, _ = _load_keys(row, start, count, S_TYPE, ABSOLUTE, ALIGNED, TILE)
-            equal = (lane < count - start) & (key == threshold)
-            tl.store(ties + first_tile + start // TILE, tl.sum(equal.to(tl.int32)))
-
-
-@triton.jit
-def locate_kernel(
-    rows, state, ties, window_ties, values, cuts, has_nan, factor,
+def _locate(
+    row, search, threshold, rank, served, ties, window_ties,
     S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Find the last tie that is kept: first its tile, by the ties in those before, then the entry."""
-    matrix = tl.program_id(0)
-    row, search = rows + matrix * COLUMNS, state + matrix * STATE
-    threshold, rank = tl.load(search + PREFIX).to(tl.int32), tl.load(search + RANK)
+    """Just behind the last tie that is kept: first its tile, by the ties in those before, then the entry."""
     first_tile, tiles, size = tl.load(row + FIRST_TILE), tl.load(row + TILES), tl.load(row + SIZE)
-    served, _ = _searched(row, search)
     at_first, at_second = tl.load(search + FIRST) == threshold, tl.load(search + SECOND) == threshold
     counted = ties
     if served & (at_first | at_second):
         counted = window_ties
-    shift = tl.where(served & at_second & (at_first == 0), 16, 0)
+    shift = tl.where(served & at_second, 16, 0)
     block = tl.arange(0, BLOCK)
     total = tl.full((), 0, tl.int64)
     tile = tl.full((), 0, tl.int64)
     before = tl.full((), 0, tl.int64)
     for first in range(0, tiles, BLOCK):
         valid = block < tiles - first
-        position = first_tile + first + block
-        counts = (tl.load(counted + position, mask=valid, other=0) >> shift) & 0xFFFF
+        counts = (tl.load(counted + first_tile + first + block, mask=valid, other=0) >> shift) & 0xFFFF
         upto = total + tl.cumsum(counts.to(tl.int64), axis=0)
         short = valid & (upto < rank)
         tile += tl.sum(short.to(tl.int64))
         before = tl.maximum(before, tl.max(tl.where(short, upto, 0), axis=0))
         total += tl.sum(counts.to(tl.int64))
     start = tile * TILE
-    key, _ = _load_keys(row, tl.minimum(start, size), size, S_TYPE, ABSOLUTE, ALIGNED, TILE)
+    key = _load_keys(row, tl.minimum(start, size), size, S_TYPE, ABSOLUTE, ALIGNED, TILE)
     equal = (tl.arange(0, TILE) < size - start) & (key == threshold)
     upto = before + tl.cumsum(equal.to(tl.int32), axis=0)
-    cut = start + tl.sum((upto < rank).to(tl.int32)) + 1
-    bits = tl.where(threshold < 0, -threshold | -2147483648, threshold)
-    value = bits.to(tl.float32, bitcast=True)
-    nothing = tl.load(row + KEEP) == 0
-    is_nan = tl.load(search + IS_NAN) != 0
-    value = tl.where(is_nan, float("nan"), tl.where(nothing, float("inf"), value))
-    going = goes(factor)
-    tl.store(values + matrix, value, mask=going)
-    tl.store(cuts + matrix, tl.where(is_nan | nothing, 0, cut), mask=going)
-    if has_nan is not None:
-        tl.store(has_nan + matrix, is_nan.to(tl.uint8))
+    return start + tl.sum((upto < rank).to(tl.int32)) + 1
+
+
+@triton.jit
+def _next_reach(reach, moved, crowded):
+    """How far the next window goes on either side of the threshold, which has ``moved`` from the last one."""
+    wanted = tl.where(crowded, tl.maximum(reach // 4, moved + moved // 4), tl.maximum(reach - reach // 32, 4 * moved))
+    return tl.minimum(tl.maximum(wanted, LEAST_REACH), MOST_REACH).to(tl.int32)
+
+
+@triton.jit
+def ties_kernel(
+    share_matrix, rows, state, keys, indices, histograms, tile_ties, window_ties, reach, values, cuts, has_nan, factor,
+    S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Count in each tile the entries equal to the threshold, of which all digits are known now.
+
+    The program that is the last of its matrix to have counted finds the last tie that is kept.
+    """
+    matrix = tl.load(share_matrix + tl.program_id(0))
+    row, search, histograms = rows + matrix * COLUMNS, state + matrix * STATE, histograms + matrix * (DIGITS * BINS)
+    share, shares = tl.program_id(0) - tl.load(row + FIRST_SHARE), tl.load(row + SHARES)
+    served, count = _searched(row, search)
+    rank, threshold = _select(row, search, histograms, served, DIGITS)
+    lane = tl.arange(0, TILE)
+    ties = tile_ties + tl.load(row + FIRST_TILE)
+    if served:
+        for start in range(share * TILE, count, shares * TILE):
+            candidate, valid = tl.load(row + FIRST_CANDIDATE) + start, lane < count - start
+            equal = valid & (tl.load(keys + candidate + lane, mask=valid, other=0) == threshold)
+            index = tl.load(indices + candidate + lane, mask=equal, other=0)
+            tl.atomic_add(ties + index // TILE, 1, mask=equal, sem="relaxed")
+    else:
+        for start in range(share * TILE, count, shares * TILE):
+            key = _load_keys(row, start, count, S_TYPE, ABSOLUTE, ALIGNED, TILE)
+            equal = (lane < count - start) & (key == threshold)
+            tl.store(ties + start // TILE, tl.sum(equal.to(tl.int32)))
+    # All threads have counted before one of them says so; what it then learns holds for all of them.
+    tl.debug_barrier()
+    if tl.atomic_add(search + FINISHED, tl.full((), 1, tl.int64), sem="acq_rel") == shares - 1:
+        cut = _locate(
+            row, search, threshold, rank, served, tile_ties, window_ties, S_TYPE, ABSOLUTE, ALIGNED, TILE, BLOCK
+        )  # fmt: skip
+        nothing, is_nan, going = tl.load(row + KEEP) == 0, tl.load(search + IS_NAN) != 0, goes(factor)
+        value = tl.where(is_nan, float("nan"), tl.where(nothing, float("inf"), _key_score(threshold)))
+        tl.store(values + matrix, value, mask=going)
+        tl.store(cuts + matrix, tl.where(is_nan | nothing, 0, cut), mask=going)
+        if has_nan is not None:
+            tl.store(has_nan + matrix, is_nan.to(tl.uint8))
+        if reach is not None:
+            moved = tl.abs(threshold.to(tl.int64) - tl.load(search + FIRST))
+            crowded = tl.load(search + CANDIDATES) > tl.load(row + ROOM)
+            tl.store(reach + matrix, _next_reach(tl.load(reach + matrix), moved, crowded), mask=going)
 
 
 def sample_ranks(size: int, keep: int) -> tuple[int, int]:
@@ -339,6 +458,37 @@ def sample_ranks(size: int, keep: int) -> tuple[int, int]:
     share = keep / size if size else 0.0
     reach = 4 * math.sqrt(SAMPLES * share * (1 - share)) + 4
     return math.floor(SAMPLES * share - reach) + 1, math.ceil(SAMPLES * share + reach) + 1
+
+
+class Matrices(Table):
+    """The table of a search, with a program for every share of what is looked through after the window.
+
+    ``reach`` (int32, [M]) is how far on either side of the last threshold the window goes. Every warm search leaves it
+    to the next of the same matrices: it decides how long that takes, never its result.
+    """
+
+    def __init__(self, scores: list[Tensor], keep: list[int], rooms: list[int]) -> None:
+        device, sizes = scores[0].device, [score.numel() for score in scores]
+        tiles = [tiles_of(size, TILE) for size in sizes]
+        shares = [max(tiles_of(size, SHARE), 1) for size in sizes]
+        rows = [
+            (
+                score.data_ptr(),
+                size,
+                sum(tiles[:i]),
+                tiles[i],
+                sum(shares[:i]),
+                shares[i],
+                sum(rooms[:i]),
+                rooms[i],
+                kept,
+                *sample_ranks(size, kept),
+            )
+            for i, (score, size, kept) in enumerate(zip(scores, sizes, keep, strict=True))
+        ]
+        super().__init__(rows, tiles, device)
+        self.share_matrix = matrix_of_each(shares, device)
+        self.reach = torch.full((len(scores),), REACH, dtype=torch.int32, device=device)
 
 
 class Search:
@@ -351,65 +501,51 @@ class Search:
         device, count = scores[0].device, len(scores)
         sizes = [score.numel() for score in scores]
         rooms = [min(size, max(size // COMPACTED, LEAST_ROOM)) for size in sizes]
-
-        def make() -> Table:
-            tiles = [tiles_of(size, TILE) for size in sizes]
-            rows = [
-                (
-                    score.data_ptr(),
-                    size,
-                    sum(tiles[:i]),
-                    tiles[i],
-                    sum(rooms[:i]),
-                    rooms[i],
-                    kept,
-                    *sample_ranks(size, kept),
-                )
-                for i, (score, size, kept) in enumerate(zip(scores, sizes, keep, strict=True))
-            ]
-            return Table(rows, tiles, device)
-
-        addresses = [each.data_ptr() for each in scores]
-        choices = device, TILE, COMPACTED, LEAST_ROOM, SAMPLES
-        matrices = table(("topk_threshold", *choices, *addresses, *sizes, *keep), make)
-        self.rows = matrices.rows
+        choices = device, TILE, SHARE, COMPACTED, LEAST_ROOM, SAMPLES
+        key = ("topk_threshold", *choices, *(each.data_ptr() for each in scores), *sizes, *keep)
+        found = table(key, lambda: Matrices(scores, keep, rooms))
+        self.rows, self.share_matrix, self.reach = found.rows, found.share_matrix, found.reach
         # The grids of launches: a program for each matrix, for each tile, and for each share in what is searched.
-        self.matrices, self.tiles, self.shares = (count,), (matrices.tile_matrix.numel(),), (count, PROGRAMS)
-        self.state = torch.zeros(count, STATE.value, dtype=torch.int64, device=device)
-        self.histograms = torch.zeros(len(DIGITS), count, BINS, dtype=torch.int64, device=device)
-        self.ties, self.window_ties = torch.zeros(2, *self.tiles, dtype=torch.int32, device=device)
+        self.matrices, self.tiles, self.shares = (count,), (found.tile_matrix.numel(),), (self.share_matrix.numel(),)
+        # The first launch, which opens the search, or the one that counts clears what of it must be.
+        self.state = torch.empty(count, STATE.value, dtype=torch.int64, device=device)
+        self.histograms = torch.empty(count, DIGITS.value, BINS.value, dtype=torch.int64, device=device)
+        self.ties, self.window_ties = torch.empty(2, *self.tiles, dtype=torch.int32, device=device)
         self.keys, self.indices = torch.empty(2, sum(rooms), dtype=torch.int32, device=device)
-        self.counted = matrices.tile_matrix, self.rows, self.state, self.keys, self.indices, self.window_ties
+        self.counted = found.tile_matrix, self.rows, self.state, self.keys, self.indices, self.ties, self.window_ties
         self.type = {"S_TYPE": TYPES[scores[0].dtype], "ABSOLUTE": absolute}
         self.how = self.type | {"ALIGNED": aligned(scores), "TILE": TILE}
+        self.warm = False
 
     def open(self, last: Tensor | None) -> None:
+        self.warm = last is not None
         if last is None:
             launch(
-                sample_kernel, self.matrices, self.rows, self.state,
+                sample_kernel, self.matrices, self.rows, self.state, self.histograms,
                 **self.type, SAMPLES=SAMPLES, num_warps=SAMPLE_WARPS,
             )  # fmt: skip
         else:
-            launch(around_kernel, self.matrices, self.state, last, ABSOLUTE=self.how["ABSOLUTE"], num_warps=1)
+            launch(
+                around_kernel, self.matrices, self.state, self.histograms, self.reach, last,
+                ABSOLUTE=self.how["ABSOLUTE"], num_warps=WARPS,
+            )  # fmt: skip
 
     def count(self) -> None:
-        launch(window_kernel, self.tiles, *self.counted, **self.how, num_warps=WARPS, maxnreg=WINDOW_REGISTERS)
+        launch(window_kernel, self.tiles, *self.counted, **self.how, PART=PART, num_warps=1)
 
     def finish(self, values: Tensor, cuts: Tensor, has_nan: Tensor | None, factor: Tensor | None = None) -> None:
         """Write the thresholds, unless ``factor`` says that no step is taken."""
-        rows, state = self.rows, self.state
-        for digit, histogram in zip(DIGITS, self.histograms, strict=True):
+        searched = self.share_matrix, self.rows, self.state, self.keys
+        for digit in range(1, DIGITS.value + 1):
+            # By half tiles: of whole ones, Triton 3.6 takes 171 registers, and one program runs on a processor.
             launch(
-                histogram_kernel, self.shares, rows, state, self.keys, histogram,
-                DIGIT=digit, **self.how, BINS=BINS, num_warps=WARPS,
+                histogram_kernel, self.shares, *searched, self.histograms,
+                DIGIT=digit, **self.how | {"TILE": TILE // 2}, num_warps=WARPS,
             )  # fmt: skip
-            launch(select_kernel, self.matrices, rows, state, histogram, DIGIT=digit, BINS=BINS, num_warps=WARPS)
         launch(
-            ties_kernel, self.shares, rows, state, self.keys, self.indices, self.ties, **self.how, num_warps=TIES_WARPS
-        )  # fmt: skip
-        launch(
-            locate_kernel, self.matrices, rows, state, self.ties, self.window_ties, values, cuts, has_nan, factor,
-            **self.how, BLOCK=TILES_AT_ONCE, num_warps=WARPS,
+            ties_kernel, self.shares, *searched, self.indices, self.histograms, self.ties, self.window_ties,
+            self.reach if self.warm else None, values, cuts, has_nan, factor,
+            **self.how, BLOCK=TILES_AT_ONCE, num_warps=WARPS, maxnreg=TIES_REGISTERS,
         )  # fmt: skip
 
 

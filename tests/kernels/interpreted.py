@@ -31,7 +31,9 @@ def small_and_poisoned(monkeypatch):
     monkeypatch.setattr(threshold, "TILE", 256)
     monkeypatch.setattr(mask_adamw, "TILE", 256)
     monkeypatch.setattr(threshold, "LEAST_ROOM", 16)
-    monkeypatch.setattr(threshold, "PROGRAMS", 2)
+    monkeypatch.setattr(threshold, "SHARE", 512)
+    monkeypatch.setattr(threshold, "PART", 128)
+    monkeypatch.setattr(mask_adamw, "PART", 128)
     torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
     yield
     torch.use_deterministic_algorithms(False)

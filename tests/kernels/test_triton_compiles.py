@@ -92,7 +92,7 @@ def launches(gpu=GPUS[-1]):
         rates, masked = torch.ones(4), list(torch.zeros(2, 96, 128))
         own = {"norm_kernel", "adamw_kernel"}
         for grad, renew, kernels in (
-            (score, True, own | {"addresses_kernel", "around_kernel", "locate_kernel", "group_kernel"}),
+            (score, True, own | {"addresses_kernel", "around_kernel", "ties_kernel", "group_kernel"}),
             (half, True, own),
             (half, False, {"adamw_kernel"}),
         ):
@@ -196,8 +196,17 @@ def test_a_spill_would_be_seen():
 
 
 def test_whole_tiles_are_read_16_bytes_at_a_time():
-    launch = next(each for each in launches() if each.name == "group_kernel to float16")
-    assert compiled(launch, 90).ptx.count("ld.global.v4.b32") >= 8
+    names = "group_kernel to float16", "window_kernel", "adamw_kernel in a step, float32"
+    for launch in (each for each in launches() if each.name in names):
+        assert compiled(launch, 90).ptx.count("ld.global.v4.b32") >= 8
+
+
+def test_a_pass_over_scores_meets_barriers_for_candidates_alone():
+    """It is one warp, whose sums are taken without; a place for what lies inside the window is asked for in two."""
+    for name, copies in (("window_kernel", 2), ("adamw_kernel in a step, float32", 1)):  # of the code for a part
+        launch = next(each for each in launches() if each.name == name)
+        assert launch.options["num_warps"] == 1
+        assert compiled(launch, 90).ptx.count("bar.sync") <= 3 * copies
 
 
 def test_look_ups_read_16_bytes_at_a_time():
@@ -238,7 +247,7 @@ def test_the_step_rounds_as_the_definition():
     """Two fused multiply-adds an entry, in the code for whole tiles and for the rest, and nothing approximate."""
     launch = next(each for each in launches() if each.name == "adamw_kernel in a step, float32")
     ptx = compiled(launch, 90).ptx
-    entries = launch.options["TILE"] // (32 * launch.options["num_warps"])
+    entries = launch.options["PART"] // (32 * launch.options["num_warps"])
     assert ptx.count("fma.rn.f32") == 2 * 2 * entries
     assert ptx.count("sqrt.rn.f32") == 2 * entries
     assert ptx.count("div.rn.f32") == 2 * 2 * entries
