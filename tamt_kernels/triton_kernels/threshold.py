@@ -12,6 +12,12 @@ is remembered on the device.
 
 A matrix whose window does not hold the threshold, or holds too many entries, is read again for each digit, and
 once more for the ties, all by the counts in the device's memory; but it is never sorted or copied.
+
+For the 108 million entries of BERT-base on an H100, where one read of them takes 0.16 ms, this took 1.02 ms cold and
+0.84 warm when programs of eight warps, two to a processor, read a tile each, and fifteen launches made a search. As it
+is now it was not measured. On paper, at the 7.5 instructions an entry that sm_90 gets for a part and with 23 to 28
+warps on a processor, the window is bound by memory, 0.16 to 0.18 ms; the other six launches take 4 to 8 µs each while
+there are few candidates: 0.20 ms warm, and 0.23 cold.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
 # A kernel's arguments are of Triton's own language, which no annotation tells.
@@ -37,8 +43,8 @@ from tamt_kernels.triton_kernels.common import (
     widen,
 )
 
-# A program that reads scores is one warp, so that nobody waits at a barrier. It goes through its tile in parts, of
-# which a thread has up to 32 entries: their scores in registers, and what is inside the window as bits of one word.
+# A program that reads all scores is one warp, so that none waits for another. It goes through its tile in parts, of
+# which a thread has up to 32 entries: their scores in registers, and whether they lie in the window as bits of a word.
 PART = 1024
 LANES = tl.constexpr(32)
 VECTOR = tl.constexpr(4)  # entries side by side in a thread, 16 bytes in float32

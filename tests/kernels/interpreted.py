@@ -226,6 +226,108 @@ def test_a_window_with_too_many_entries_is_left():
     check_thresholds([score, gaussian(500)], [600, 100], torch.tensor([1.0, 0.5]))
 
 
+def candidates_of(score, keep, last, absolute=False):
+    """What a warm search counted and compacted of one matrix: above, ties, the ties of each tile, and keys by index."""
+    search = threshold.Search([score], [keep], absolute)
+    search.open(last)
+    search.count()
+    counts = search.state[0]
+    number = counts[threshold.CANDIDATES.value].item()
+    found = dict(zip(search.indices[:number].tolist(), search.keys[:number].tolist(), strict=True))
+    assert len(found) == number
+    assert not search.ties.any()
+    at = threshold.ABOVE.value, threshold.AT_FIRST.value, threshold.AT_SECOND.value, threshold.IS_NAN.value
+    return counts[list(at)].tolist(), search.window_ties.tolist(), found
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 127, 128, 129, 255, 256, 257, 300, 511, 640, 1000])
+def test_a_window_counts_every_entry_of_whole_and_other_parts(n, dtype, absolute, monkeypatch):
+    monkeypatch.setattr(threshold, "COMPACTED", 1)
+    monkeypatch.setattr(threshold, "REACH", 1 << 22)
+    last = torch.tensor([0.25])
+    score = ((gaussian(n) * 16).round() / 16 + gaussian(n).flip(0).mul(8).round() / 4096).to(dtype)
+    score[-1] = 0.25
+    for some in (score, torch.cat([score, score])[n:] if n % 2 else score, torch.cat([score[:1], score])[1:]):
+        rank = some.float().abs() if absolute else some.float()
+        key = rank.view(torch.int32) * 1  # all that is near is positive
+        low, high = (last.view(torch.int32) + sign * (1 << 22) for sign in (-1, 1))
+        tied = rank == 0.25
+        inside = (rank > 0) & (key >= low) & (key <= high) & ~tied
+        counts, ties, found = candidates_of(some, 1, last, absolute)
+        assert counts == [((rank > 0) & (key > high)).sum(), tied.sum(), 0, 0]
+        assert ties == [each.sum() for each in tied.split(256)]
+        assert found == dict(zip(inside.nonzero().flatten().tolist(), key[inside].tolist(), strict=True))
+
+
+def reach_of(scores, keep):
+    return threshold.Search(scores, keep, False).reach.tolist()
+
+
+def key_of(value):
+    return value.view(torch.int32).item()
+
+
+def test_the_window_reaches_as_far_as_thresholds_move(monkeypatch):
+    scores, keep = [1.5 + 0.1 * gaussian(2000), torch.zeros(2000)], [600, 5]
+    monkeypatch.setattr(threshold, "REACH", 1 << 14)
+    values = check_thresholds(scores, keep)
+    assert reach_of(scores, keep) == [1 << 14] * 2  # that was cold
+    reach = 1 << 14
+    # Not at all, within the window, out of it, and so far that it takes in too many; each twice.
+    for move in (0.0, 0.0, 2e-4, -2e-4, 5e-3, 1e-2, 0.02, 0.02, 1.0, 0.0, 0.0, 0.0):
+        scores[0] += move
+        search = threshold.Search(scores, keep, False)
+        search.open(values)
+        search.count()
+        crowded = search.state[0, threshold.CANDIDATES.value] > search.rows[0, threshold.ROOM.value]
+        before, values = values, check_thresholds(scores, keep, values)
+        moved = abs(key_of(values[0]) - key_of(before[0]))
+        reach = max(reach // 4, moved + moved // 4) if crowded else max(reach - reach // 32, 4 * moved)
+        reach = min(max(reach, 1 << 10), 1 << 20)
+        assert reach_of(scores, keep)[0] == reach
+    assert reach_of(scores, keep)[1] < 1 << 14
+
+
+def test_the_window_reaches_no_further_than_it_may():
+    score, keep = 1.5 + 0.1 * gaussian(2000), [600]
+    values = check_thresholds([score], keep)
+    check_thresholds([score], keep, values * 8)
+    assert reach_of([score], keep) == [1 << 20]
+    for _ in range(6):
+        check_thresholds([score], keep, values)
+    assert reach_of([score], keep)[0] < 1 << 16  # crowded
+    constant = torch.zeros(300)
+    for _ in range(200):
+        check_thresholds([constant], [5], torch.zeros(1))
+    assert reach_of([constant], [5]) == [1 << 10]
+
+
+def test_a_crowded_window_narrows_until_it_serves():
+    """As after the first steps: few move so that they pass the threshold, and many lie where the window reaches."""
+    score, keep = 1.5 + 1e-2 * gaussian(4000), [1200]
+    values = check_thresholds([score], keep)
+    inside = []
+    for _ in range(6):
+        score += 1e-5
+        search = threshold.Search([score], keep, False)
+        search.open(values)
+        search.count()
+        inside.append(search.state[0, threshold.CANDIDATES.value].item())
+        values = check_thresholds([score], keep, values)
+    assert inside[0] > 4000 // 16
+    assert 0 < inside[-1] < 4000 // 16
+
+
+@pytest.mark.parametrize("keep", [1, 5, 40, 300, 899, 900])
+def test_the_last_program_finds_a_cut_among_ties_in_all_shares(keep):
+    """The ties are candidates, and lie in many tiles: none of them equals a key whose ties the window counts."""
+    score = torch.where(torch.arange(3000) % 10 < 3, 1.0, gaussian(3000).abs() * 0.5)
+    for last in (torch.tensor([1.0 + 1e-4]), torch.tensor([3.0]), None):
+        check_thresholds([gaussian(700), score], [70, keep], last if last is None else torch.cat([last * 0, last]))
+
+
 @pytest.mark.parametrize("keep", [1, 1023, 1024, 1025, 2900, 3000])
 def test_ties_over_many_tiles(keep, monkeypatch):
     monkeypatch.setattr(threshold, "TILES_AT_ONCE", 4)
@@ -451,6 +553,22 @@ def test_thresholds_of_a_step_that_moves_nothing(absolute):
         assert torch.equal(found[7], step[7])
 
 
+def test_steps_share_a_window_that_follows_them_and_one_that_is_not_taken_leaves_it():
+    found = a_step(torch.float32, torch.float32, torch.float32)
+    scores, keep = found[2], found[8]
+    reaches = []
+    for step, factor in enumerate((1.0, torch.nan, 1.0, 1.0), 1):
+        rates = torch.tensor([factor, 1e-6, 0.3, 1.0])
+        operators.mask_adamw(*found, rates, 0.9, 0.999, 1e-8)
+        reaches.append(reach_of(scores, keep))
+        values, cuts = reference.topk_threshold(scores, keep)
+        assert same_bits(found[6], values), step
+        assert torch.equal(found[7], cuts)
+    assert reaches[0] != [threshold.REACH] * len(scores)
+    assert reaches[1] == reaches[0]
+    assert reaches[2] != reaches[1]
+
+
 @pytest.mark.parametrize("factor", [torch.nan, torch.inf, -torch.inf])
 def test_a_step_that_is_not_finite_writes_nothing(factor):
     for renew in (True, False):
@@ -532,6 +650,8 @@ def test_the_launches_of_a_step_do_not_grow_with_the_matrices(monkeypatch):
         operators.mask_adamw(*some, torch.tensor([1.0, 0.01, 0.3, 1.0]), 0.9, 0.999, 1e-8)
         several.append(len(started))
     assert several[0] == several[1]
+    # The addresses and the norm; the addresses, the window and the step; four digits and the ties; the masked weights.
+    assert several[0] == 2 + 3 + 5 + 1
 
 
 def test_a_table_is_made_again_on_another_stream_but_not_while_a_graph_captures(monkeypatch):
