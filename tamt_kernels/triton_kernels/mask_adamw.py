@@ -1,8 +1,11 @@
 """The step of ``MaskAdamW``: one launch updates every score and counts it for the thresholds while it is in registers.
 
 A step of many matrices is as many launches as one of few. Per entry the update reads d(W ⊙ m), W, S and both
-moments and writes the last three, 32 bytes in float32; the masked weights take 10 more to 16 bits. Whether a
-step is taken at all is asked on the device.
+moments and writes the last three, 32 bytes in float32. Whether a step is taken at all is asked on the device.
+
+W ⊙ m is written in the same pass, 2 bytes more to 16 bits, by the last threshold: those entries on whose side of it the
+new one may lie are the candidates of the search, and masked again once it is known. To read W and S for all of them
+would be 8 bytes more.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
 # A kernel's arguments are of Triton's own language, which no annotation tells.
@@ -21,28 +24,43 @@ from tamt_kernels.triton_kernels.common import (
     aligned,
     alike,
     goes,
+    keeps,
     launch,
+    rounded,
     table,
     tiles_of,
     widen,
 )
-from tamt_kernels.triton_kernels.mask_weights import write_masked
 from tamt_kernels.triton_kernels.threshold import (
     ADDRESS,
+    AT_FIRST,
     COLUMNS,
+    FIRST,
+    FIRST_CANDIDATE,
+    FIRST_SHARE,
     FIRST_TILE,
+    IS_NAN,
+    KEEP,
     LANES,
+    SHARES,
     SIZE,
     STATE,
     Search,
     begin_count,
     count_part,
     end_count,
+    key_score,
+    searched,
 )
 
 WARPS = 8
-# Entries of a warp at once, eight a thread: of five tensors and with the count of the window.
-PART = 256
+# Entries of a warp at once, four a thread of each of five tensors: 64 registers, so that an H100 runs 32 warps on a
+# processor. Of eight it would run 16.
+PART = 128
+
+# Columns of the table of the other operands; an offset from the first masked weight, or none.
+WEIGHT, MEAN, SQUARE, OFFSET, OPERANDS = (tl.constexpr(i) for i in range(5))
+NOT_MADE = tl.constexpr(-(1 << 62))
 
 
 @triton.jit
@@ -94,69 +112,129 @@ def norm_kernel(
 
 @triton.jit
 def _update(
-    grad, weight, score, mean, square, inside, rates, new_mean, old_square, new_square, eps, WHOLE: tl.constexpr
+    grad, weight, score, mean, square, inside, factor, step_size, root, left, new_mean, old_square, new_square, eps,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """AdamW in the order, and with the roundings, of the definition; returns the new score.
+    """AdamW in the order, and with the roundings, of the definition; returns the weight and the new score.
 
     The square root is rounded right, which torch's on a CPU, MKL's, is not for seven entries in a thousand.
     """
-    factor, step_size, root, left = tl.load(rates), tl.load(rates + 1), tl.load(rates + 2), tl.load(rates + 3)
-    gradient = _read(grad, inside, WHOLE) * _read(weight, inside, WHOLE) * factor
+    # All is read before anything is written: a compiler does not see that no address is another's.
+    g, w, s = _read(grad, inside, WHOLE), _read(weight, inside, WHOLE), _read(score, inside, WHOLE)
     m, v = _read(mean, inside, WHOLE), _read(square, inside, WHOLE)
+    gradient = g * w * factor
     # torch interpolates from the nearer end.
     near = new_mean < 0.5
     m = tl.fma(tl.where(near, new_mean, new_mean - 1.0), gradient - m, tl.where(near, m, gradient))
     v = tl.fma(new_square * gradient, gradient, old_square * v)
     _write(mean, m, inside, WHOLE)
     _write(square, v, inside, WHOLE)
-    s = _read(score, inside, WHOLE) * left + tl.div_rn(-step_size * m, tl.div_rn(tl.sqrt_rn(v), root) + eps)
+    s = s * left + tl.div_rn(-step_size * m, tl.div_rn(tl.sqrt_rn(v), root) + eps)
     _write(score, s, inside, WHOLE)
-    return s
+    return w, s
 
 
 @triton.jit
 def adamw_kernel(
-    tile_matrix, rows, state, keys, indices, tile_ties, window_ties, operands, gradients, rates,
+    tile_matrix, rows, state, keys, indices, tile_ties, window_ties, operands, gradients, masked, rates,
     new_mean, old_square, new_square, eps,
     G_TYPE: tl.constexpr, W_TYPE: tl.constexpr, RENEW: tl.constexpr,
     ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """Update the scores of a tile and, to renew the masks, take its share in the count of the window."""
+    """Update the scores of a tile and, to renew the masks, take its share in the count of the window.
+
+    Weights are masked by the last threshold, with all ties kept, for ``remask_kernel`` to mend.
+    """
     tile = tl.program_id(0)
     matrix = tl.load(tile_matrix + tile)
     row, search = rows + matrix * COLUMNS, state + matrix * STATE
     size = tl.where(goes(rates), tl.load(row + SIZE), 0)
     begin = (tile - tl.load(row + FIRST_TILE)) * TILE
     end = tl.minimum(begin + TILE, size)
+    factor, step_size, root, left = tl.load(rates), tl.load(rates + 1), tl.load(rates + 2), tl.load(rates + 3)
     grad = _address(gradients + matrix, G_TYPE, ALIGNED)
-    weight = _address(operands + matrix * 3, W_TYPE, ALIGNED)
-    mean = _address(operands + matrix * 3 + 1, tl.float32, ALIGNED)
-    square = _address(operands + matrix * 3 + 2, tl.float32, ALIGNED)
+    operand = operands + matrix * OPERANDS
+    weight = _address(operand + WEIGHT, W_TYPE, ALIGNED)
+    mean, square = _address(operand + MEAN, tl.float32, ALIGNED), _address(operand + SQUARE, tl.float32, ALIGNED)
     score = _address(row + ADDRESS, tl.float32, ALIGNED)
     if RENEW:
+        offset = tl.load(operand + OFFSET)
+        if ALIGNED:
+            offset = tl.multiple_of(offset, 16)
         low, high, first, second, keys, indices, room = begin_count(row, search, keys, indices)
     above, ties = tl.zeros((LANES,), tl.int32), tl.zeros((LANES,), tl.int32)
     for start in range(begin, end, PART):
         entry = start + tl.arange(0, PART)
         inside = entry < size
         if start + PART <= end:
-            new = _update(
+            w, new = _update(
                 grad + entry, weight + entry, score + entry, mean + entry, square + entry, inside,
-                rates, new_mean, old_square, new_square, eps, True,
+                factor, step_size, root, left, new_mean, old_square, new_square, eps, True,
             )  # fmt: skip
         else:
-            new = _update(
+            w, new = _update(
                 grad + entry, weight + entry, score + entry, mean + entry, square + entry, inside,
-                rates, new_mean, old_square, new_square, eps, False,
+                factor, step_size, root, left, new_mean, old_square, new_square, eps, False,
             )  # fmt: skip
         if RENEW:
-            tl.debug_barrier()  # it reads some scores again
+            # Some scores are read again, and masked weights may lie where gradients do.
+            tl.debug_barrier()
+            if masked is not None and offset != NOT_MADE:
+                kept = (tl.abs(new) if ABSOLUTE else new) >= first
+                result = rounded(tl.where(kept, w, 0.0), masked.dtype.element_ty)
+                if start + PART <= end:
+                    tl.store(masked + offset + entry, result)
+                else:
+                    tl.store(masked + offset + entry, result, mask=inside)
             above, ties = count_part(
                 new, score, start, end, search, low, high, first, second, keys, indices, room, above, ties,
                 ABSOLUTE, PART, False,
             )  # fmt: skip
     if RENEW:
         end_count(above, ties, tile, search, tile_ties, window_ties)
+
+
+@triton.jit
+def _mask(weight, masked, index, kept, inside):
+    w = widen(tl.load(weight + index, mask=inside, other=0.0))
+    tl.store(masked + index, rounded(tl.where(kept, w, 0.0), masked.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def remask_kernel(
+    share_matrix, rows, state, keys, indices, window_ties, operands, values, cuts, masked, rates,
+    W_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, OVERWRITTEN: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Mask those weights again of which the step could not know whether the new threshold keeps them.
+
+    These are the candidates of the search, and the tiles with ties of the last threshold unless all are kept; or all
+    weights of a matrix whose window did not serve, or of which nothing is kept. Where gradients lay in place of masked
+    weights, they are made anew even if no step is taken: then no window serves, as nothing was counted.
+    """
+    matrix = tl.load(share_matrix + tl.program_id(0))
+    row, search, operand = rows + matrix * COLUMNS, state + matrix * STATE, operands + matrix * OPERANDS
+    share, shares = tl.program_id(0) - tl.load(row + FIRST_SHARE), tl.load(row + SHARES)
+    offset, value, cut = tl.load(operand + OFFSET), tl.load(values + matrix), tl.load(cuts + matrix)
+    weight, score = _address(operand + WEIGHT, W_TYPE, ALIGNED), _address(row + ADDRESS, tl.float32, ALIGNED)
+    masked += offset
+    served, count = searched(row, search)
+    size = tl.where((offset != NOT_MADE) & (goes(rates) | OVERWRITTEN), tl.load(row + SIZE), 0)
+    all_again = (served == 0) | (tl.load(search + IS_NAN) != 0) | (tl.load(row + KEEP) == 0)
+    tied = (tl.load(search + AT_FIRST) > 0) & (value >= key_score(tl.load(search + FIRST).to(tl.int32)))
+    lane = tl.arange(0, TILE)
+    first, step = share * TILE, shares * TILE
+    if all_again | tied:
+        for start in range(first, size, step):
+            if all_again | ((tl.load(window_ties + tl.load(row + FIRST_TILE) + start // TILE) & 0xFFFF) > 0):
+                index, inside = start + lane, lane < size - start
+                kept = keeps(tl.load(score + index, mask=inside, other=0.0), index, value, cut, ABSOLUTE)
+                _mask(weight, masked, index, kept, inside)
+    if all_again == 0:
+        for start in range(first, tl.where(size > 0, count, 0), step):
+            candidate, inside = tl.load(row + FIRST_CANDIDATE) + start + lane, lane < count - start
+            index = tl.load(indices + candidate, mask=inside, other=0)
+            rank = key_score(tl.load(keys + candidate, mask=inside, other=0))
+            _mask(weight, masked, index, keeps(rank, index, value, cut, False), inside)
 
 
 def gradient_norm(grads: list[Tensor], weights: list[Tensor]) -> Tensor:
@@ -211,29 +289,35 @@ def mask_adamw(
     if renew:
         search.open(values)
 
+    made = [each for each in masked if renew and each.numel() > 0]
+    base, width = (made[0].data_ptr(), made[0].element_size()) if made else (0, 1)
+    offsets = [(each.data_ptr() - base) // width if each.numel() > 0 else NOT_MADE.value for each in masked]
+
     def make() -> Table:
         lists = zip(weights, means, squares, strict=True)
-        return Table([[each.data_ptr() for each in three] for three in lists], [0] * len(weights), values.device)
+        rows = [(*(each.data_ptr() for each in three), at) for three, at in zip(lists, offsets, strict=True)]
+        return Table(rows, [0] * len(weights), values.device)
 
     written = (*means, *squares)
-    key = ("mask_adamw", values.device, *(each.data_ptr() for each in (*weights, *written)))
+    key = ("mask_adamw", values.device, *(each.data_ptr() for each in (*weights, *written)), *offsets)
+    operands, first_made = table(key, make).rows, made[0] if made else None
+    how = {
+        "W_TYPE": TYPES[weights[0].dtype],
+        "ABSOLUTE": absolute,
+        "ALIGNED": aligned((*grads, *weights, *scores, *written)) and all(offset % 16 == 0 for offset in offsets),
+        "TILE": search.how["TILE"],
+    }
     launch(
-        adamw_kernel, search.tiles, *search.counted, table(key, make).rows, addresses(grads), rates,
+        adamw_kernel, search.tiles, *search.counted, operands, addresses(grads), first_made, rates,
         1 - beta1, beta2, 1 - beta2, eps,
-        G_TYPE=TYPES[grads[0].dtype], W_TYPE=TYPES[weights[0].dtype], RENEW=renew, ABSOLUTE=absolute,
-        ALIGNED=aligned((*grads, *weights, *scores, *written)), TILE=search.how["TILE"], PART=PART,
-        num_warps=1,
+        G_TYPE=TYPES[grads[0].dtype], RENEW=renew, **how, PART=PART, num_warps=1,
     )  # fmt: skip
     if not renew:
         return
     search.finish(values, cuts, None, rates)
-    made = [each for each in masked if each.numel() > 0]
-    if not made:
-        return
-    base, size = made[0].data_ptr(), made[0].element_size()
-    offsets = [(each.data_ptr() - base) // size if each.numel() > 0 else 0 for each in masked]
-    weights = [
-        weight if each.numel() > 0 else weight.new_empty(0) for weight, each in zip(weights, masked, strict=True)
-    ]
-    # Where gradients lie in place of masked weights, these are made anew even if no step is taken.
-    write_masked(weights, scores, values, cuts, offsets, made[0], None, absolute, None if overwritten else rates)
+    if made:
+        launch(
+            remask_kernel, search.shares, search.share_matrix, search.rows, search.state, search.keys, search.indices,
+            search.window_ties, operands, values, cuts, first_made, rates,
+            OVERWRITTEN=overwritten, **how, num_warps=WARPS,
+        )  # fmt: skip

@@ -105,7 +105,7 @@ def score_key(score, ABSOLUTE: tl.constexpr):
 
 
 @triton.jit
-def _key_score(key):
+def key_score(key):
     """The score of a key, -0 as +0."""
     return tl.where(key < 0, -key | -2147483648, key).to(tl.float32, bitcast=True)
 
@@ -203,8 +203,8 @@ def _ones(word):
 @triton.jit
 def begin_count(row, search, keys, indices):
     """What the count of a tile needs to know: the scores of the window, and the room for candidates and where it is."""
-    ends = _key_score(tl.load(search + LOW).to(tl.int32)), _key_score(tl.load(search + HIGH).to(tl.int32))
-    tied = _key_score(tl.load(search + FIRST).to(tl.int32)), _key_score(tl.load(search + SECOND).to(tl.int32))
+    ends = key_score(tl.load(search + LOW).to(tl.int32)), key_score(tl.load(search + HIGH).to(tl.int32))
+    tied = key_score(tl.load(search + FIRST).to(tl.int32)), key_score(tl.load(search + SECOND).to(tl.int32))
     candidate, room = tl.load(row + FIRST_CANDIDATE), tl.load(row + ROOM)
     return ends[0], ends[1], tied[0], tied[1], keys + candidate, indices + candidate, room
 
@@ -294,7 +294,7 @@ def window_kernel(
 
 
 @triton.jit
-def _searched(row, search):
+def searched(row, search):
     """Whether the window holds the threshold and all of its entries; and how many these are, or else the scores."""
     above, candidates, keep = tl.load(search + ABOVE), tl.load(search + CANDIDATES), tl.load(row + KEEP)
     within = (above < keep) & (keep <= above + candidates + tl.load(search + AT_FIRST) + tl.load(search + AT_SECOND))
@@ -359,7 +359,7 @@ def histogram_kernel(
     matrix = tl.load(share_matrix + tl.program_id(0))
     row, search, histograms = rows + matrix * COLUMNS, state + matrix * STATE, histograms + matrix * (DIGITS * BINS)
     share, shares = tl.program_id(0) - tl.load(row + FIRST_SHARE), tl.load(row + SHARES)
-    served, count = _searched(row, search)
+    served, count = searched(row, search)
     rank, prefix = _select(row, search, histograms, served, DIGIT - 1)
     if share == 0:
         tl.store(search + RANK + DIGIT - 1, rank)
@@ -426,7 +426,7 @@ def ties_kernel(
     matrix = tl.load(share_matrix + tl.program_id(0))
     row, search, histograms = rows + matrix * COLUMNS, state + matrix * STATE, histograms + matrix * (DIGITS * BINS)
     share, shares = tl.program_id(0) - tl.load(row + FIRST_SHARE), tl.load(row + SHARES)
-    served, count = _searched(row, search)
+    served, count = searched(row, search)
     rank, threshold = _select(row, search, histograms, served, DIGITS)
     lane = tl.arange(0, TILE)
     ties = tile_ties + tl.load(row + FIRST_TILE)
@@ -448,7 +448,7 @@ def ties_kernel(
             row, search, threshold, rank, served, tile_ties, window_ties, S_TYPE, ABSOLUTE, ALIGNED, TILE, BLOCK
         )  # fmt: skip
         nothing, is_nan, going = tl.load(row + KEEP) == 0, tl.load(search + IS_NAN) != 0, goes(factor)
-        value = tl.where(is_nan, float("nan"), tl.where(nothing, float("inf"), _key_score(threshold)))
+        value = tl.where(is_nan, float("nan"), tl.where(nothing, float("inf"), key_score(threshold)))
         tl.store(values + matrix, value, mask=going)
         tl.store(cuts + matrix, tl.where(is_nan | nothing, 0, cut), mask=going)
         if has_nan is not None:

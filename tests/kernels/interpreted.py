@@ -159,10 +159,10 @@ def unfavourable(n):
     return [gaussian(n).sort().values, -gaussian(n).sort().values, part.float(), -part.float(), few, humps]
 
 
-def served(scores, keep):
-    """Of which matrices the sample's window held the threshold, and few enough entries."""
-    search = threshold.Search(scores, keep, False)
-    search.open(None)
+def served(scores, keep, last=None, absolute=False):
+    """Of which matrices the window held the threshold, and few enough entries."""
+    search = threshold.Search(scores, keep, absolute)
+    search.open(last)
     search.count()
     state, rows = search.state, search.rows
     above, candidates = state[:, threshold.ABOVE.value], state[:, threshold.CANDIDATES.value]
@@ -226,6 +226,10 @@ def test_a_window_with_too_many_entries_is_left():
     check_thresholds([score, gaussian(500)], [600, 100], torch.tensor([1.0, 0.5]))
 
 
+def key_of(value):
+    return (1 if value > 0 else -1) * value.abs().view(torch.int32).item()
+
+
 def candidates_of(score, keep, last, absolute=False):
     """What a warm search counted and compacted of one matrix: above, ties, the ties of each tile, and keys by index."""
     search = threshold.Search([score], [keep], absolute)
@@ -246,27 +250,23 @@ def candidates_of(score, keep, last, absolute=False):
 def test_a_window_counts_every_entry_of_whole_and_other_parts(n, dtype, absolute, monkeypatch):
     monkeypatch.setattr(threshold, "COMPACTED", 1)
     monkeypatch.setattr(threshold, "REACH", 1 << 22)
-    last = torch.tensor([0.25])
+    last = torch.tensor([0.25 if absolute else -0.25])
     score = ((gaussian(n) * 16).round() / 16 + gaussian(n).flip(0).mul(8).round() / 4096).to(dtype)
-    score[-1] = 0.25
+    score[-1] = last
     for some in (score, torch.cat([score, score])[n:] if n % 2 else score, torch.cat([score[:1], score])[1:]):
         rank = some.float().abs() if absolute else some.float()
-        key = rank.view(torch.int32) * 1  # all that is near is positive
-        low, high = (last.view(torch.int32) + sign * (1 << 22) for sign in (-1, 1))
-        tied = rank == 0.25
-        inside = (rank > 0) & (key >= low) & (key <= high) & ~tied
+        key = torch.where(rank < 0, -1, 1) * rank.abs().view(torch.int32)
+        low, high = (key_of(last) + sign * (1 << 22) for sign in (-1, 1))
+        tied = rank == last
+        inside = (key >= low) & (key <= high) & ~tied
         counts, ties, found = candidates_of(some, 1, last, absolute)
-        assert counts == [((rank > 0) & (key > high)).sum(), tied.sum(), 0, 0]
+        assert counts == [(key > high).sum(), tied.sum(), 0, 0]
         assert ties == [each.sum() for each in tied.split(256)]
         assert found == dict(zip(inside.nonzero().flatten().tolist(), key[inside].tolist(), strict=True))
 
 
 def reach_of(scores, keep):
     return threshold.Search(scores, keep, False).reach.tolist()
-
-
-def key_of(value):
-    return value.view(torch.int32).item()
 
 
 def test_the_window_reaches_as_far_as_thresholds_move(monkeypatch):
@@ -567,6 +567,31 @@ def test_steps_share_a_window_that_follows_them_and_one_that_is_not_taken_leaves
     assert reaches[0] != [threshold.REACH] * len(scores)
     assert reaches[1] == reaches[0]
     assert reaches[2] != reaches[1]
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("passed", [-40, -3, 0, 3, 40])
+def test_weights_between_the_last_threshold_and_the_new_are_masked_again(passed, absolute, monkeypatch):
+    """The scores stay where they are: the last threshold is that of some more or some fewer entries."""
+    monkeypatch.setattr(threshold, "REACH", 1 << 16)
+    step = a_step(torch.float32, torch.float32, torch.float16, [(50, 40), (40, 50), (1999,), (70,)])
+    step[2][0].copy_((1.5 + 0.1 * gaussian(2000)).reshape(50, 40))
+    step[2][1].copy_((2 + 0.01 * (20 * gaussian(2000)).round()).reshape(40, 50))  # some 35 a score
+    step[2][2].copy_(torch.where(torch.arange(1999) % 3 > 0, 0.5, step[2][0].flatten()[:1999]))
+    step[8][:] = [600, 600, 1000, 0]  # of the last none, whatever its window
+    ranked = [each.flatten().sort(descending=True).values for each in step[2]]
+    step[6] = torch.stack([each[keep - 1 + passed] for each, keep in zip(ranked, step[8], strict=True)])
+    step[7] = torch.zeros_like(step[7])
+    assert served(step[2], step[8], step[6], absolute)[::2] == [True, True]
+    assert passed == 40 or served(step[2], step[8], step[6], absolute)[1]
+    found = copy.deepcopy(step)
+    operators.mask_adamw(*found, torch.tensor([0.8, 0.0, 0.3, 1.0]), 0.9, 0.999, 1e-8, True, absolute)
+    for weight, score, masked, keep, value, cut in zip(*found[1:3], found[5], found[8], *found[6:8], strict=True):
+        expected = reference.topk_threshold([score], [keep], absolute)
+        assert torch.equal(value, expected.values[0])
+        assert cut == expected.cuts[0]
+        assert same_bits(masked, reference.mask_weight(weight, score, value, cut, torch.float16, absolute))
+    assert not found[5][3].any()
 
 
 @pytest.mark.parametrize("factor", [torch.nan, torch.inf, -torch.inf])

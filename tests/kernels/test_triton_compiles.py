@@ -92,7 +92,7 @@ def launches(gpu=GPUS[-1]):
         rates, masked = torch.ones(4), list(torch.zeros(2, 96, 128))
         own = {"norm_kernel", "adamw_kernel"}
         for grad, renew, kernels in (
-            (score, True, own | {"addresses_kernel", "around_kernel", "ties_kernel", "group_kernel"}),
+            (score, True, own | {"addresses_kernel", "around_kernel", "ties_kernel", "remask_kernel"}),
             (half, True, own),
             (half, False, {"adamw_kernel"}),
         ):
@@ -196,9 +196,9 @@ def test_a_spill_would_be_seen():
 
 
 def test_whole_tiles_are_read_16_bytes_at_a_time():
-    names = "group_kernel to float16", "window_kernel", "adamw_kernel in a step, float32"
-    for launch in (each for each in launches() if each.name in names):
-        assert compiled(launch, 90).ptx.count("ld.global.v4.b32") >= 8
+    loads = {"group_kernel to float16": 8, "window_kernel": 8, "adamw_kernel in a step, float32": 5}
+    for launch in (each for each in launches() if each.name in loads):
+        assert compiled(launch, 90).ptx.count("ld.global.v4.b32") >= loads[launch.name]
 
 
 def test_a_pass_over_scores_meets_barriers_for_candidates_alone():
