@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 import tamt_kernels as tk
 from tamt_kernels import reference
+from tamt_kernels.triton_kernels import threshold
 
 
 def on_gpu(tensor):
@@ -108,3 +109,28 @@ def test_a_cuda_graph_of_a_whole_step(model, ids):
         assert torch.equal(layer.mask.cpu(), mask)
         assert int(mask.sum()) == layer.keep
         assert torch.equal(weight.cpu(), torch.where(mask, layer.weight.cpu(), 0.0).half())
+
+
+def test_a_replayed_search_goes_on_following_the_threshold():
+    score, keep = torch.randn(300_000, device="cuda", generator=torch.Generator("cuda").manual_seed(0)), [90_000]
+    last = tk.topk_threshold([score], keep)
+
+    def search():
+        for tensor, found in zip(last, tk.topk_threshold([score], keep, last=last, check_nan=False), strict=True):
+            tensor.copy_(found)
+
+    search()
+    reach = threshold.Search([score], keep, False).reach
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        search()
+    reaches = [reach.item()]
+    for move in (0.0, 0.0, 0.02, 0.0):  # the third leaves the window
+        score.add_(move)
+        graph.replay()
+        reaches.append(reach.item())
+        expected = reference.topk_threshold([score.cpu()], keep)
+        assert torch.equal(last.values.cpu(), expected.values)
+        assert torch.equal(last.cuts.cpu(), expected.cuts)
+    assert reaches[0] > reaches[1] > reaches[2] < reaches[3] > reaches[4]

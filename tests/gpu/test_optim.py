@@ -32,6 +32,15 @@ def test_a_step_from_a_threshold_that_is_far(last):
     check_step(step, rates_of(1), device=CUDA)
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("lr", [0.0, 1e-6, 1e-5])
+def test_small_steps_mask_again_what_the_threshold_has_passed(lr, absolute):
+    step = a_step(torch.float32, torch.float32, torch.bfloat16, LARGE)
+    for number in range(1, 4):
+        step[0] = gradients(torch.float32, number, LARGE)
+        check_step(step, [*rates_of(number, lr)[:3], 1.0], absolute=absolute, device=CUDA)
+
+
 @pytest.mark.parametrize("factor", [torch.nan, torch.inf, -torch.inf])
 def test_a_step_that_is_not_finite_writes_nothing(factor):
     check_step(a_step(torch.float32, torch.float32, torch.float16, LARGE), [factor, *rates_of(1)[1:]], device=CUDA)

@@ -574,24 +574,31 @@ def test_steps_share_a_window_that_follows_them_and_one_that_is_not_taken_leaves
 def test_weights_between_the_last_threshold_and_the_new_are_masked_again(passed, absolute, monkeypatch):
     """The scores stay where they are: the last threshold is that of some more or some fewer entries."""
     monkeypatch.setattr(threshold, "REACH", 1 << 16)
-    step = a_step(torch.float32, torch.float32, torch.float16, [(50, 40), (40, 50), (1999,), (70,)])
+    step = a_step(torch.float32, torch.float32, torch.float16, [(50, 40), (40, 50), (1999,), (600,), (2000,)])
     step[2][0].copy_((1.5 + 0.1 * gaussian(2000)).reshape(50, 40))
     step[2][1].copy_((2 + 0.01 * (20 * gaussian(2000)).round()).reshape(40, 50))  # some 35 a score
     step[2][2].copy_(torch.where(torch.arange(1999) % 3 > 0, 0.5, step[2][0].flatten()[:1999]))
-    step[8][:] = [600, 600, 1000, 0]  # of the last none, whatever its window
+    step[2][4].copy_(step[2][0].flatten())
+    step[8][:] = [600, 600, 1000, 0, 600]
     ranked = [each.flatten().sort(descending=True).values for each in step[2]]
+    if absolute:
+        for each in step[2]:
+            each.view(-1)[::2].neg_()
     step[6] = torch.stack([each[keep - 1 + passed] for each, keep in zip(ranked, step[8], strict=True)])
+    step[6][3] = 0.0123  # no tie of which would have weights masked again, of which none is to be kept
+    step[2][4][1000] = torch.nan
     step[7] = torch.zeros_like(step[7])
-    assert served(step[2], step[8], step[6], absolute)[::2] == [True, True]
+    assert served(step[2], step[8], step[6], absolute)[::2] == [True] * 3
     assert passed == 40 or served(step[2], step[8], step[6], absolute)[1]
     found = copy.deepcopy(step)
     operators.mask_adamw(*found, torch.tensor([0.8, 0.0, 0.3, 1.0]), 0.9, 0.999, 1e-8, True, absolute)
     for weight, score, masked, keep, value, cut in zip(*found[1:3], found[5], found[8], *found[6:8], strict=True):
-        expected = reference.topk_threshold([score], [keep], absolute)
-        assert torch.equal(value, expected.values[0])
-        assert cut == expected.cuts[0]
+        expected = reference.topk_threshold_unchecked([score], [keep], None, absolute)
+        assert same_bits(value, expected[0][0])
+        assert cut == expected[1][0]
         assert same_bits(masked, reference.mask_weight(weight, score, value, cut, torch.float16, absolute))
     assert not found[5][3].any()
+    assert not found[5][4].any()
 
 
 @pytest.mark.parametrize("factor", [torch.nan, torch.inf, -torch.inf])
