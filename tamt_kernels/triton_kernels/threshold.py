@@ -69,11 +69,11 @@ SHARE = 1 << 19
 
 TIES_REGISTERS = 128  # told no number, Triton spills on some GPUs, though it need not
 
-# Keys on either side of the last threshold that the warm window reaches. It follows what the threshold has moved: four
-# times as far, and slowly back. A window with no room for all inside is narrowed at once. In 400 steps from the OMP
-# mask at learning rates of 5e-5 and 3e-4, with and without a warm-up, and of an embedding, three to eight matrices in
-# the first 50 steps were read again and none later; of a fixed reach of 2^18 keys, 11 to 50, and up to 9 later. A
-# quarter of a percent of the entries is inside, at the most 0.4, once the first steps are done.
+# Keys on either side of the last threshold that the warm window reaches. It follows what the threshold moves, four
+# times as far, and slowly back; a window with no room for all that is inside is narrowed at once. In 400 steps of AdamW
+# on noise with a drift, as in benchmarks/scores.py, from the OMP mask at learning rates of 5e-5, with a warm-up too,
+# and 3e-4, and of an embedding at 5e-5, three to eight of the first 50 steps had to read the scores again, and none
+# later; with a fixed reach of 2^18 keys, 11 to 50, and up to 9 later. Then 0.4 % of the entries were inside at most.
 REACH = 1 << 18  # of the first
 LEAST_REACH, MOST_REACH = tl.constexpr(1 << 10), tl.constexpr(1 << 20)
 
