@@ -14,7 +14,6 @@ from tamt_kernels.triton_kernels.common import (
     Table,
     aligned,
     alike,
-    goes,
     keeps,
     launch,
     rounded,
@@ -82,7 +81,7 @@ def mask_kernel(
 
 @triton.jit
 def group_kernel(
-    tile_matrix, rows, values, cuts, masked, bits, factor,
+    tile_matrix, rows, values, cuts, masked, bits,
     W_TYPE: tl.constexpr, S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of any of the matrices: W ⊙ m to ``masked`` and, where it is there, m to ``bits``."""
@@ -94,7 +93,7 @@ def group_kernel(
     if ALIGNED:  # what the compiler cannot see of an address that it loads
         weight = tl.multiple_of(weight, 16)
         score = tl.multiple_of(score, 16)
-    size = tl.where(goes(factor), tl.load(row + 2), 0)
+    size = tl.load(row + 2)
     offset = tl.load(row + 3)
     if ALIGNED:
         offset = tl.multiple_of(offset, 16)
@@ -181,43 +180,25 @@ def mask_weights(
     bits = torch.zeros(total // 8 if pack else 0, dtype=torch.uint8, device=device)
     if not total:
         return masked, bits
-    masked_and_bits = masked, bits if pack else None
-    write_masked(
-        alike(weights), alike(scores), values.contiguous(), cuts.contiguous(), offsets, *masked_and_bits, absolute
-    )
-    return masked, bits
-
-
-def write_masked(
-    weights: list[Tensor],
-    scores: list[Tensor],
-    values: Tensor,
-    cuts: Tensor,
-    offsets: list[int],
-    masked: Tensor,
-    bits: Tensor | None,
-    absolute: bool,
-    factor: Tensor | None = None,
-) -> None:
-    """W ⊙ m of every matrix to where it begins in ``masked``, unless ``factor`` says that no step is taken."""
-    sizes = [each.numel() for each in weights]
+    weights, scores = alike(weights), alike(scores)
 
     def make() -> Table:
         tiles = [tiles_of(size, TILE) for size in sizes]
         first = [sum(tiles[:i]) for i in range(len(tiles))]
         pairs = [(w.data_ptr(), s.data_ptr()) for w, s in zip(weights, scores, strict=True)]
         rows = [(*pair, *rest) for pair, *rest in zip(pairs, sizes, offsets, first, strict=True)]
-        return Table(rows, tiles, masked.device)
+        return Table(rows, tiles, device)
 
     lie = [each.data_ptr() for each in (*weights, *scores)]
-    matrices = table(("mask_weights", masked.device, TILE, *lie, *sizes, *offsets), make)
+    matrices = table(("mask_weights", device, TILE, *lie, *sizes, *offsets), make)
     launch(
         group_kernel, (matrices.tile_matrix.numel(),), matrices.tile_matrix, matrices.rows,
-        values, cuts, masked, bits, factor,
+        values.contiguous(), cuts.contiguous(), masked, bits if pack else None,
         W_TYPE=TYPES[weights[0].dtype], S_TYPE=TYPES[scores[0].dtype], ABSOLUTE=absolute,
         ALIGNED=aligned((*weights, *scores)) and all(offset % 16 == 0 for offset in offsets), TILE=TILE,
         num_warps=WARPS,
     )  # fmt: skip
+    return masked, bits
 
 
 def pack_mask(mask: Tensor) -> Tensor:
