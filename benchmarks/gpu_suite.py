@@ -68,7 +68,7 @@ def parts(folder: Path, capability: tuple[int, int]) -> list[Part]:
         Part("build", [*python, "setup.py", "build_ext", "--inplace"], 150, architecture),
         # Most of their time goes to compiling Triton's kernels for every type, which several processes share.
         Part("GPU tests", [*pytest, *parallel, "tests/gpu"], 200, one_thread),
-        Part("step benchmarks", [*python, *step], 150, unavailable=unavailable),
+        Part("step benchmarks", [*python, *step], 180, unavailable=unavailable),
         Part("kernel benchmarks", [*python, *kernels], 150),
         *(sanitizer(tool) for tool in ("memcheck", "racecheck")),
         Part("compiled step benchmarks", [*python, *compiled], 120, unavailable=unavailable),

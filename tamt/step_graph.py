@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tamt.console import say
+from tamt.errors import UserError
 
 Batch = Mapping[str, Tensor]
 Outcome = tuple[dict[str, Tensor], Tensor]
@@ -36,8 +36,7 @@ class StepGraph:
     """Takes steps, from a CUDA graph where batches of the same shapes came a few times before.
 
     What a step reads and changes must stay where it is in memory, and a step must wait for nothing. The learning rates
-    are those that the optimizer's groups have as numbers when a step is taken. Where a step cannot be recorded that is
-    said, once, and steps are taken as they would be without.
+    are those that the optimizer's groups have as numbers when a step is taken.
 
     Args:
         take: takes a step, and forgets its gradients.
@@ -51,25 +50,26 @@ class StepGraph:
         self._rates = [torch.zeros((), dtype=torch.float64, device=device) for _ in optimizer.param_groups]
         self._seen: Counter[object] = Counter()
         self._recorded: dict[object, Recorded] = {}
-        self._refused = False
 
     def __call__(self, batches: Iterable[Batch]) -> Outcome:
-        """Take a step."""
+        """Take a step.
+
+        Raises:
+            UserError: a graph cannot hold it. It is not taken; torch's generators and memory cannot be used any more.
+        """
         batches = list(batches)
         shape = tuple(tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.items()) for batch in batches)
         if shape not in self._recorded:
             self._seen[shape] += 1
-            if self._refused or len(self._recorded) == MOST:
+            if len(self._recorded) == MOST:
                 return self._take(batches)
             if self._seen[shape] <= WARM_UP:
                 return self._recorder.warm_up(lambda: self._take(batches))
             try:
                 self._recorded[shape] = self._record(batches)
             except RuntimeError as error:
-                self._refused = True
-                self._optimizer.zero_grad()  # nothing ran, but what was not to be run left its gradients behind
-                say(f"steps are started kernel by kernel, as a CUDA graph could not hold one: {str(error).strip()}")
-                return self._take(batches)
+                why = (str(error).splitlines() or [""])[0]
+                raise UserError(f"a CUDA graph cannot hold a step here ({why}); leave --cuda-graphs out") from error
         return self._replay(self._recorded[shape], batches)
 
     def _record(self, batches: list[Batch]) -> Recorded:
