@@ -56,18 +56,20 @@ def _score(distribution: str, shape: Shape, device: torch.device, number: int) -
     if distribution == "constant":
         return torch.full(shape, INITIAL_SCORE, device=device)
     score = magnitude_mask(weight(shape, device, number)) * INITIAL_SCORE
-    return trained(score, STEPS[distribution], drawn) if STEPS[distribution] else score
+    return train_(score, STEPS[distribution], drawn) if STEPS[distribution] else score
 
 
-def trained(first: Tensor, steps: int, drawn: torch.Generator) -> Tensor:
-    """The scores that come of the first ones in so many steps."""
-    travelled = travel(steps).to(first.device)
-    moved = travelled[torch.randint(travelled.numel(), first.shape, device=first.device, generator=drawn)]
-    # Entries drawn from one pool would tie, as no trained entries do.
-    moved *= 1 + 0.05 * torch.randn(first.shape, device=first.device, generator=drawn)
-    if first.shape[0] > 8 * first.shape[1]:  # an embedding: no layer is as tall
-        moved *= seen(first.shape[0], steps, drawn)[:, None]
-    return first + moved
+def train_(score: Tensor, steps: int, drawn: torch.Generator) -> Tensor:
+    """Make of the first scores those that come of them in so many steps, in place and with little memory beside."""
+    travelled = travel(steps).to(score.device)
+    is_embedding = score.shape[0] > 8 * score.shape[1]  # no layer is as tall
+    moving = seen(score.shape[0], steps, drawn) if is_embedding else torch.ones_like(score[:, 0], dtype=torch.bool)
+    for rows, move in zip(score.split(1024), moving.split(1024), strict=True):
+        moved = travelled[torch.randint(travelled.numel(), rows.shape, device=score.device, generator=drawn)]
+        # Entries drawn from one pool would tie, as no trained entries do.
+        moved *= 1 + 0.05 * torch.randn(rows.shape, device=score.device, generator=drawn)
+        rows += moved * move[:, None]
+    return score
 
 
 def next_step(matrices: list[Tensor]) -> list[Tensor]:

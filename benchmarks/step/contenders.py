@@ -20,7 +20,6 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-import tamt_kernels as tk
 from benchmarks import scores
 from benchmarks.kernels.eager import float_mask_weight
 from benchmarks.kernels.threshold import by_kthvalue
@@ -156,10 +155,9 @@ def _mask_training(search: Search, objective: Objective, loss: Callable[[Any], M
     first_masks = magnitude_masks(prunable_weights(search.student.encoder), search.sparsity)
     masked, optimizer, schedule = start(search, first_masks, search.student.head_parameters() if mlm else {})
     drawn = scores.generator(search.accelerator.device)
-    with torch.no_grad():
+    with torch.no_grad():  # the first step makes thresholds and masked weights of them
         for module in masked.values():
-            module.score.copy_(scores.trained(module.score, scores.STEPS[scores.USUAL], drawn))
-    tk.update_masks(masked.values())
+            scores.train_(module.score, scores.STEPS[scores.USUAL], drawn)
     batches, model = search.batches(1, search.masking if mlm else None), search.student.model
     steps = training_steps(
         search.accelerator, model, optimizer, schedule, batches, loss, 1, STEPS, cuda_graphs=search.cuda_graphs
