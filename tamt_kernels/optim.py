@@ -255,6 +255,7 @@ class MaskAdamW(Optimizer):
                 self.state[parameter].update(step=step, **moments)
         grads = [parameter.grad for parameter in trained if parameter.grad is not None]
         torch._foreach_mul_(grads, clip)
+        lr = group["lr"]
         states = [self.state[parameter] for parameter in trained]
         adamw(
             trained,
@@ -268,7 +269,7 @@ class MaskAdamW(Optimizer):
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
-            lr=group["lr"],
+            lr=lr.float() if isinstance(lr, Tensor) else lr,  # on a GPU it may be of no other type
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
