@@ -21,6 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+if importlib.util.find_spec("torch") is None:
+    print(
+        f"gpu-suite: error: {sys.executable} has no torch; name one that has: make gpu-suite PYTHON=...",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
 import torch
 
 from benchmarks import machine

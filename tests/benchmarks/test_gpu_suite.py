@@ -101,3 +101,11 @@ def test_what_cannot_run_is_said_in_one_sentence(arguments, capsys):
     assert error.startswith("gpu-suite: error: ")
     assert error.count("\n") == 1
     assert not Path("results").exists()
+
+
+def test_a_python_without_torch_is_told():
+    command = [sys.executable, "-S", "-m", "benchmarks.gpu_suite", "anywhere"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "has no torch; name one that has: make gpu-suite PYTHON=..." in done.stderr
+    assert "Traceback" not in done.stderr
