@@ -83,6 +83,16 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def still(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny BERT without dropout."""
+    folder = tmp_path_factory.mktemp("still")
+    options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    BertForMaskedLM.from_pretrained(tiny_bert, **options).save_pretrained(folder)
+    PreTrainedTokenizerFast.from_pretrained(tiny_bert).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random 2-layer RoBERTa with an MLM head and its tokenizer."""
     folder = tmp_path_factory.mktemp("tiny-roberta")

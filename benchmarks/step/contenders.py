@@ -125,11 +125,7 @@ class Setting(NamedTuple):
 
 
 def tamt(setting: Setting, objective: Objective, compiled: bool = False, cuda_graphs: bool = False) -> Step:
-    """Mask training as `tamt train` does it, with or without `--compile` and `--cuda-graphs`.
-
-    Scores are those of a search that is under way. In its first dozens of steps, when they have few values, thresholds
-    take longer to find.
-    """
+    """Mask training as `tamt train` does it, with or without `--compile` and `--cuda-graphs`."""
     search = setting.search(teacher="kd" in objective)
     search.compile, search.cuda_graphs = compiled, cuda_graphs
     return _mask_training(search, objective, Losses(objective, search.student, search.teacher))
@@ -151,6 +147,7 @@ def encoder_and_inference(setting: Setting, cuda_graphs: bool = False) -> Step:
 
 
 def _mask_training(search: Search, objective: Objective, loss: Callable[[Any], Mapping[str, Tensor]]) -> Step:
+    """A step of a search that is under way: in its first ones, when scores have few values, thresholds take longer."""
     mlm = "mlm" in objective
     first_masks = magnitude_masks(prunable_weights(search.student.encoder), search.sparsity)
     masked, optimizer, schedule = start(search, first_masks, search.student.head_parameters() if mlm else {})

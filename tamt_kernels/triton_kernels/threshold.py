@@ -132,12 +132,15 @@ def _load_keys(row, start, size, S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, A
 
 
 @triton.jit
+def _of_a_number(key):
+    """The key, or the nearest one that belongs to a number or an infinity."""
+    return tl.minimum(tl.maximum(key, -INFINITY), INFINITY)
+
+
+@triton.jit
 def _open(search, histograms, low, high, first, second):
     """The state of a search at its beginning: its window and nothing counted."""
-    low = tl.minimum(tl.maximum(low, -INFINITY), INFINITY)
-    high = tl.minimum(tl.maximum(high, -INFINITY), INFINITY)
-    first = tl.minimum(tl.maximum(first, -INFINITY), INFINITY)
-    second = tl.minimum(tl.maximum(second, -INFINITY), INFINITY)
+    low, high, first, second = _of_a_number(low), _of_a_number(high), _of_a_number(first), _of_a_number(second)
     second = tl.where(second == first, NO_KEY, second)
     column = tl.arange(0, STATE)
     ends = tl.where(column == LOW, low, tl.where(column == HIGH, high, 0))
@@ -150,8 +153,7 @@ def _open(search, histograms, low, high, first, second):
 def around_kernel(state, histograms, reach, last, ABSOLUTE: tl.constexpr):
     """A window around the last threshold, whose ties are counted."""
     matrix = tl.program_id(0)
-    middle = score_key(tl.load(last + matrix), ABSOLUTE)
-    middle = tl.minimum(tl.maximum(middle, -INFINITY), INFINITY)  # it may be NaN: any window will do
+    middle = _of_a_number(score_key(tl.load(last + matrix), ABSOLUTE))  # it may be NaN: any window will do
     far = tl.load(reach + matrix)
     histogram = histograms + matrix * (DIGITS * BINS)
     _open(state + matrix * STATE, histogram, middle - far, middle + far, middle, middle)

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, BertForMaskedLM
 
 from tamt import processes
 from tamt.checkpoint import read_checkpoint
@@ -44,16 +43,6 @@ def launch(folder: Path, requests: list[dict[str, Any]], count: int = 2) -> Outc
 def told(stderr: str) -> list[str]:
     """The sentences of `tamt` itself, without those of torchrun."""
     return [line for line in stderr.splitlines() if line.startswith("tamt ")]
-
-
-@pytest.fixture(scope="module")
-def still(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny BERT without dropout."""
-    folder = tmp_path_factory.mktemp("still")
-    options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    BertForMaskedLM.from_pretrained(tiny_bert, **options).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

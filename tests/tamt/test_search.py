@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 import tamt.search.imp as imp
 from tamt import masking
@@ -111,16 +111,11 @@ def test_an_interval_of_thresholds_renews_only_then(run, tmp_path: Path) -> None
     assert all(int(mask.sum()) == keep_of(mask.numel(), 0.7) for mask in masks.values())
 
 
-def test_accumulation_equals_a_larger_batch(run, tmp_path: Path, tiny_bert: Path) -> None:
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
-
+def test_accumulation_equals_a_larger_batch(run, tmp_path: Path, still: Path) -> None:
     # IMP's weights move from the first step on. With dropout off, 4 batches of 2 are the same 8 blocks as 1 of 8,
     # though their numbers of masked tokens differ.
-    model = AutoModelForMaskedLM.from_pretrained(tiny_bert, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    model.save_pretrained(tmp_path / "model")
-    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "model")
     options = {
-        "model": str(tmp_path / "model"),
+        "model": str(still),
         "method": "imp",
         "steps": 100,
         "sparsity": 0.2,
@@ -151,7 +146,7 @@ def test_bf16_runs_and_scores_stay_fp32(run, tmp_path: Path) -> None:
 
 
 def test_the_pooler_is_masked_on_request(tmp_path: Path, run, tiny_bert: Path) -> None:
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     with_pooler = tmp_path / "model"
     torch.manual_seed(0)
@@ -164,7 +159,7 @@ def test_the_pooler_is_masked_on_request(tmp_path: Path, run, tiny_bert: Path) -
 
 def headless(tiny_bert: Path, folder: Path) -> str:
     """A copy of the tiny model without its MLM head."""
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     AutoModel.from_pretrained(tiny_bert).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
@@ -351,13 +346,8 @@ def test_evaluate_takes_the_head_of_a_run(run, tmp_path: Path, tiny_bert: Path, 
 
 
 @pytest.mark.parametrize("method", ["tamt-mlm+kd"])
-def test_a_compiled_search_finds_the_same_mask(method, run, tiny_bert, tmp_path: Path, monkeypatch) -> None:
-    model = AutoModelForMaskedLM.from_pretrained(tiny_bert)
-    # torch.compile draws dropout's numbers otherwise.
-    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
-    for saved in (model, AutoTokenizer.from_pretrained(tiny_bert)):
-        saved.save_pretrained(tmp_path / "model")
-    compiled = []
+def test_a_compiled_search_finds_the_same_mask(method, run, still: Path, tmp_path: Path, monkeypatch) -> None:
+    compiled = []  # a still model: torch.compile draws dropout's numbers otherwise
 
     def compile_without_inductor(module: torch.nn.Module) -> None:
         compiled.append(type(module))
@@ -365,7 +355,7 @@ def test_a_compiled_search_finds_the_same_mask(method, run, tiny_bert, tmp_path:
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_without_inductor)
     for output in ("as-it-is", "compiled"):
-        run(method, output, model=str(tmp_path / "model"), steps=6, compile=output == "compiled")
+        run(method, output, model=str(still), steps=6, compile=output == "compiled")
     assert len(compiled) == 2  # student and teacher
     first, second = (load_masks(tmp_path / output / "mask.safetensors")[0] for output in ("as-it-is", "compiled"))
     assert all(torch.equal(first[name], second[name]) for name in first)
