@@ -63,7 +63,7 @@ def extension() -> dict[str, Any]:
     with_cuda = build != "cpu" and not missing
     print(f"tamt: building the C++ kernels {'and the CUDA kernels' if with_cuda else 'only'}")
 
-    sources = ["csrc/module.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
+    sources = ["csrc/module.cpp", "csrc/autograd.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
     macros = [("TAMT_TORCH_VERSION", f'"{torch.__version__.partition("+")[0]}"')]
     if with_cuda:
         sources += sorted([*glob("csrc/cuda/*.cpp"), *glob("csrc/cuda/*.cu")])

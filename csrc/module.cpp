@@ -56,6 +56,16 @@ void register_cuda_kernels([[maybe_unused]] const std::set<std::string>& choosin
 #endif
 }
 
+// Of every device: they call the operators, whichever kernel runs them.
+void register_gradients() {
+  static torch::Library cpu = MAKE_TORCH_LIBRARY_IMPL(tamt_kernels, AutogradCPU);
+  static torch::Library cuda = MAKE_TORCH_LIBRARY_IMPL(tamt_kernels, AutogradCUDA);
+  for (torch::Library* library : {&cpu, &cuda}) {
+    library->impl("mask_weight", &mask_weight_autograd);
+    library->impl("masked_embedding", &masked_embedding_autograd);
+  }
+}
+
 // Called once by tamt_kernels, after it has checked that this was built for the torch that runs, with the operators that
 // choose among several kernels.
 void register_kernels(const pybind11::args& operators) {
@@ -63,6 +73,7 @@ void register_kernels(const pybind11::args& operators) {
   for (const auto& name : operators) choosing.insert(name.cast<std::string>());
   register_cpu_kernels(choosing);
   register_cuda_kernels(choosing);
+  register_gradients();
 }
 
 constexpr std::array kInstructionSets{"generic", "avx2", "avx512"};

@@ -60,6 +60,13 @@ at::Tensor masked_embedding_backward_cpu(
     const at::Tensor& grad_output, const at::Tensor& ids, const at::Tensor& weight,
     std::optional<int64_t> padding_idx, at::ScalarType dtype);
 
+at::Tensor mask_weight_autograd(
+    const at::Tensor& weight, const at::Tensor& score, const at::Tensor& value, const at::Tensor& cut,
+    std::optional<at::ScalarType> dtype, bool absolute);
+at::Tensor masked_embedding_autograd(
+    const at::Tensor& ids, const at::Tensor& weight, const at::Tensor& score, const at::Tensor& value,
+    const at::Tensor& cut, std::optional<int64_t> padding_idx, bool absolute);
+
 at::Tensor ste_backward_cuda(
     const at::Tensor& grad_masked_weight, const at::Tensor& weight, std::optional<at::ScalarType> dtype);
 at::Tensor ste_backward_into_cuda(

@@ -66,7 +66,10 @@ def define(
 
 
 def differentiate(name: str, backward: Callable[..., Any], save: Callable[..., None] | None = None) -> None:
-    """Register an operator's gradient: ``save(ctx, inputs, output)`` runs in the forward, then ``backward``."""
+    """Register an operator's gradient: ``save(ctx, inputs, output)`` runs in the forward, then ``backward``.
+
+    Where the extension is loaded, its own goes before it (csrc/autograd.cpp).
+    """
     torch.library.register_autograd(f"tamt_kernels::{name}", backward, setup_context=save, lib=LIBRARY)
 
 
