@@ -44,6 +44,8 @@ void register_cpu_kernels(const std::set<std::string>& choosing) {
   add("ste_backward_into", &ste_backward_into_cpu);
   add("masked_embedding", &masked_embedding_cpu);
   add("masked_embedding_backward", &masked_embedding_backward_cpu);
+  add("cosine", &cosine_cpu);
+  add("cosine_backward", &cosine_backward_cpu);
 }
 
 void register_cuda_kernels([[maybe_unused]] const std::set<std::string>& choosing) {

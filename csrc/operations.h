@@ -4,6 +4,7 @@
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -14,6 +15,9 @@ namespace tamt {
 
 // Entries that make a thread worth its while, as in torch's elementwise operations.
 constexpr int64_t kGrain = 32768;
+
+// The same in rows.
+inline int64_t grain_of_rows(int64_t columns) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns)); }
 
 inline Type type_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -42,7 +46,7 @@ void mask_adamw_cpu(
 at::Tensor binarize_cpu(const at::Tensor& score, const at::Tensor& value, const at::Tensor& cut, bool absolute);
 at::Tensor pack_mask_cpu(const at::Tensor& mask);
 at::Tensor unpack_mask_cpu(const at::Tensor& packed, at::IntArrayRef shape);
-void prune_cpu(at::Tensor& tensor, const at::Tensor& packed);
+void prune_cpu(const std::vector<at::Tensor>& tensors, const std::vector<at::Tensor>& packed);
 at::Tensor mask_weight_cpu(
     const at::Tensor& weight, const at::Tensor& score, const at::Tensor& value, const at::Tensor& cut,
     std::optional<at::ScalarType> dtype, bool absolute);
@@ -59,6 +63,9 @@ at::Tensor masked_embedding_cpu(
 at::Tensor masked_embedding_backward_cpu(
     const at::Tensor& grad_output, const at::Tensor& ids, const at::Tensor& weight,
     std::optional<int64_t> padding_idx, at::ScalarType dtype);
+
+at::Tensor cosine_cpu(const at::Tensor& constant, const at::Tensor& trained);
+at::Tensor cosine_backward_cpu(const at::Tensor& grad_cosine, const at::Tensor& constant, const at::Tensor& trained);
 
 at::Tensor mask_weight_autograd(
     const at::Tensor& weight, const at::Tensor& score, const at::Tensor& value, const at::Tensor& cut,

@@ -114,6 +114,15 @@ def apply_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> None:
         weight.masked_fill_(~masks[name].to(weight.device), 0)
 
 
+def packed_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The prunable weights of `model`, each with its mask at a bit an entry, as `tk.prune_` takes it.
+
+    A mask for the pooler is left out where the model has none. Without masks there is no pair.
+    """
+    weights = prunable_weights(model, pooler=f"{POOLER}.weight" in masks) if masks else {}
+    return [(weight, tk.pack_mask(masks[name].to(weight.device))) for name, weight in weights.items()]
+
+
 def wrap(model: PreTrainedModel, masks: Mapping[str, Tensor], ranking: Ranking = "signed") -> dict[str, MaskedModule]:
     """Put trainable masks on `model`: each prunable module becomes a masked one that starts with the given mask.
 

@@ -3,19 +3,18 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import tamt_kernels as tk
 from tamt.models import MaskedLanguageModel
 
 Objective = Literal["mlm", "kd", "mlm+kd"]
 IGNORED = -100
-SMALLEST_NORMS = 1e-8  # by which a cosine divides at least, as in F.cosine_similarity
 
 Batch = Mapping[str, Tensor]
 """`input_ids` and `attention_mask`, [batch, length]; `special`; `labels`, IGNORED where no token is masked. What
@@ -111,31 +110,10 @@ def kd_loss(teacher: tuple[Tensor, ...], student: tuple[Tensor, ...], batch: Bat
         student: the same of the student.
         batch: prepared; its padding counts nothing.
     """
-    cosines = [_Cosine.apply(t.float(), s.float()) for t, s in zip(teacher[1:], student[1:], strict=True)]
+    cosines = [tk.cosine(t, s) for t, s in zip(teacher[1:], student[1:], strict=True)]
     distances = 1 - torch.stack(cosines).mean(0)
     real = batch.get("attention_mask")
     return (distances if real is None else distances * real).sum() / batch["real_tokens"]
-
-
-class _Cosine(torch.autograd.Function):
-    """The cosine of a constant, which may come from inference mode, and what is trained, over their last dimension."""
-
-    @staticmethod
-    def forward(ctx: Any, constant: Tensor, trained: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(trained, dim=-1)
-        norms = (torch.linalg.vector_norm(constant, dim=-1) * norm).clamp(min=SMALLEST_NORMS)
-        cosine = torch.linalg.vecdot(constant, trained) / norms
-        ctx.constant = constant  # save_for_backward refuses what comes from inference mode
-        ctx.save_for_backward(trained, norm, norms, cosine)
-        return cosine
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
-        trained, norm, norms, cosine = ctx.saved_tensors
-        along = (grads[0] * cosine / norm.square()).masked_fill(norms <= SMALLEST_NORMS, 0)
-        grad = ctx.constant * (grads[0] / norms).unsqueeze(-1)
-        return None, grad.addcmul_(trained, along.unsqueeze(-1), value=-1)
 
 
 def encode(model: PreTrainedModel, batch: Batch, hidden_states: bool) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -103,11 +103,23 @@ class LossScale:
 
 
 class ClippedAdamW(AdamW):
-    """torch's fused AdamW with the step of `tk.MaskAdamW`: clips, leaves out what is not finite, waits for nothing."""
+    """torch's fused AdamW with the step of `tk.MaskAdamW`: clips, leaves out what is not finite, waits for nothing.
+
+    Weights that are zero where a mask prunes stay exactly zero: the gradient there is taken away, so that AdamW's
+    moments stay 0, and 0 decayed or updated by 0 is 0. Zeroing the weights after each step instead would leave
+    gradients that change nothing in the norm that is clipped.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], pruned: Iterable[tuple[Tensor, Tensor]] = (), **how: Any) -> None:
+        """`pruned`: weights among the parameters, each with its mask as `tk.pack_mask` packs it; `how` is AdamW's."""
+        super().__init__(list(parameters), fused=True, **how)
+        self._pruned = list(pruned)
 
     @torch.no_grad()
     def step(self, closure: None = None, *, scale: Tensor) -> Tensor:  # type: ignore[override]
         """Take a step with gradients that are `scale` times too large, 0-dim; return their norm as it should be."""
+        pruned = [(weight.grad, packed) for weight, packed in self._pruned if weight.grad is not None]
+        tk.prune_([grad for grad, _ in pruned], [packed for _, packed in pruned])
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads) / scale
         torch._foreach_mul_(grads, (MAX_GRADIENT_NORM / (norm + 1e-6)).clamp(max=1.0) / scale)
@@ -176,10 +188,17 @@ def compute_dtype(accelerator: Accelerator) -> torch.dtype:
 
 
 def make_optimizer(
-    parameters: Iterable[Tensor], lr: float, steps: int, weight_decay: float = 0.0
+    parameters: Iterable[Tensor],
+    lr: float,
+    steps: int,
+    weight_decay: float = 0.0,
+    pruned: Iterable[tuple[Tensor, Tensor]] = (),
 ) -> tuple[ClippedAdamW, LRScheduler]:
-    """AdamW (β 0.9/0.999, ε 1e-8) with a learning rate that falls linearly from `lr` to 0 over `steps`."""
-    optimizer = ClippedAdamW(list(parameters), lr=lr, weight_decay=weight_decay, fused=True)
+    """AdamW (β 0.9/0.999, ε 1e-8) with a learning rate that falls linearly from `lr` to 0 over `steps`.
+
+    `pruned` are weights among the parameters with their packed masks, where they are zero and stay so.
+    """
+    optimizer = ClippedAdamW(parameters, pruned, lr=lr, weight_decay=weight_decay)
     return optimizer, get_linear_schedule_with_warmup(optimizer, 0, steps)
 
 

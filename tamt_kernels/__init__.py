@@ -5,6 +5,7 @@ it runs.
 """
 
 from tamt_kernels.binarize import binarize
+from tamt_kernels.cosine import cosine
 from tamt_kernels.dispatch import backends, load_extension
 from tamt_kernels.mask_weight import mask_weight
 from tamt_kernels.mask_weights import mask_weights
@@ -28,6 +29,7 @@ __all__ = [
     "Thresholds",
     "backends",
     "binarize",
+    "cosine",
     "mask_weight",
     "mask_weights",
     "masked_embedding",

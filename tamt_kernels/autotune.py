@@ -68,7 +68,7 @@ def cases(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> I
         yield "binarize", (score, value, cut)
         yield "pack_mask", (kept,)
         yield "unpack_mask", (reference.pack_mask(kept), list(shape))
-    yield "prune_", (grad, reference.pack_mask(kept))
+    yield "prune_", ([grad], [reference.pack_mask(kept)])
     yield "mask_weight", (weight, score, value, cut)
     yield "mask_weights", ([weight], [score], value[None], cut[None], dtype)
     yield "ste_backward", (grad, weight, torch.float32)

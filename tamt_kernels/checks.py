@@ -60,13 +60,13 @@ def size(operation: str, name: str, value: Tensor) -> None:
         )
 
 
-def packed(operation: str, value: object, shape_: tuple[int, ...]) -> None:
+def packed(operation: str, name: str, value: object, shape_: tuple[int, ...]) -> None:
     """What ``pack_mask`` makes of a mask of this shape."""
-    tensor(operation, "packed", value)
+    tensor(operation, name, value)
     assert isinstance(value, Tensor)
-    dtype(operation, "packed", value, (torch.uint8,))
+    dtype(operation, name, value, (torch.uint8,))
     entries = math.prod(shape_)
-    shape(operation, "packed", value, ((entries + 7) // 8,), f"a bit an entry of {shape_}")
+    shape(operation, name, value, ((entries + 7) // 8,), f"a bit an entry of {shape_}")
 
 
 def threshold(operation: str, value: Tensor, cut: Tensor, device_: torch.device) -> None:

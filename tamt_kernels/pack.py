@@ -70,6 +70,6 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
         raise ValueError(f"unpack_mask: shape is {tuple(shape)} but must have no negative extent")
     if (entries := math.prod(shape)) > checks.MAX_ENTRIES:
         raise ValueError(f"unpack_mask: shape is {tuple(shape)}, {entries} entries, but must have at most 2**31")
-    checks.packed("unpack_mask", packed, tuple(shape))
+    checks.packed("unpack_mask", "packed", packed, tuple(shape))
     mask: Tensor = _unpack(packed, shape)
     return mask

@@ -97,9 +97,10 @@ def unpack_mask(packed: Tensor, shape: list[int]) -> Tensor:
     return bits.reshape(-1)[: torch.Size(shape).numel()].to(torch.bool).reshape(shape)
 
 
-def prune_(tensor: Tensor, packed: Tensor) -> None:
-    """Zero the entries of ``tensor`` that the mask which ``pack_mask`` packed prunes."""
-    tensor.masked_fill_(~unpack_mask(packed, list(tensor.shape)), 0)
+def prune_(tensors: list[Tensor], packed: list[Tensor]) -> None:
+    """Zero the entries of each tensor that its mask, as ``pack_mask`` packed it, prunes."""
+    for tensor, bits in zip(tensors, packed, strict=True):
+        tensor.masked_fill_(~unpack_mask(bits, list(tensor.shape)), 0)
 
 
 def mask_weight(
@@ -343,3 +344,27 @@ def masked_embedding_backward(
     grad_score = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
     grad_score[rows] = ste_backward(row_sums, weight[rows], dtype)
     return grad_score
+
+
+SMALLEST_NORMS = 1e-8  # by which a cosine divides at least, as torch.nn.functional.cosine_similarity does
+
+
+def cosine(constant: Tensor, trained: Tensor) -> Tensor:
+    """The cosine over the last dimension, in float32."""
+    constant, trained = constant.float(), trained.float()
+    norms = torch.linalg.vector_norm(constant, dim=-1) * torch.linalg.vector_norm(trained, dim=-1)
+    return torch.linalg.vecdot(constant, trained) / norms.clamp(min=SMALLEST_NORMS)
+
+
+def cosine_backward(grad_cosine: Tensor, constant: Tensor, trained: Tensor) -> Tensor:
+    """g (c / (‖c‖ ‖t‖) − cos t / ‖t‖²), the gradient of what is trained; where the norms are as small as may be, their
+    product is a constant, and the first term is all of it.
+    """
+    constant, wide = constant.float(), trained.float()
+    norm = torch.linalg.vector_norm(wide, dim=-1)
+    norms = (torch.linalg.vector_norm(constant, dim=-1) * norm).clamp(min=SMALLEST_NORMS)
+    towards = grad_cosine / norms
+    along = towards * torch.linalg.vecdot(constant, wide) / norm.square()
+    along = along.masked_fill(norms <= SMALLEST_NORMS, 0)
+    grad = constant * towards.unsqueeze(-1)
+    return grad.addcmul_(wide, along.unsqueeze(-1), value=-1).to(trained.dtype)

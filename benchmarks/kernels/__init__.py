@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import clocks, machine, report
-from benchmarks.kernels import elementwise, layers, optimizer, threshold
+from benchmarks.kernels import cosine, elementwise, layers, optimizer, threshold
 from benchmarks.kernels.setting import OURS, Setting
 from benchmarks.kernels.targets import TARGETS, Key
 from benchmarks.measure import Comparison, Measurement, measure
@@ -24,6 +24,7 @@ OPERATIONS: dict[str, Callable[[Setting], Iterator[Comparison]]] = {
     "ste_backward_into": elementwise.ste_backward_into,
     "masked_linear": layers.linear,
     "masked_embedding": layers.embedding,
+    "cosine": cosine.comparisons,
 }
 
 

@@ -37,6 +37,19 @@ class MaskedEmbedding(torch.autograd.Function):
         return None, None, reference.masked_embedding_backward(grad, ids, weight, None, torch.float32), None, None
 
 
+class Cosine(torch.autograd.Function):
+    """The definition of ``cosine`` and of its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, constant: Tensor, trained: Tensor) -> Tensor:
+        ctx.save_for_backward(constant, trained)
+        return reference.cosine(constant, trained)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, reference.cosine_backward(grad, *ctx.saved_tensors)
+
+
 class _FloatMask(torch.autograd.Function):
     """1 where a score is at least the threshold, ties all kept; its gradient goes through to the score unchanged."""
 
@@ -61,6 +74,11 @@ def masked_linear(x: Tensor, weight: Tensor, score: Tensor, value: Tensor, cut: 
 def masked_embedding(ids: Tensor, weight: Tensor, score: Tensor, value: Tensor, cut: Tensor) -> Tensor:
     rows: Tensor = MaskedEmbedding.apply(ids, weight, score, value, cut)
     return rows
+
+
+def cosine(constant: Tensor, trained: Tensor) -> Tensor:
+    found: Tensor = Cosine.apply(constant, trained)
+    return found
 
 
 def float_mask_weight(weight: Tensor, score: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:

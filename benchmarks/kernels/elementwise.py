@@ -1,6 +1,7 @@
 """The operations that one pass over the bytes can do, on one matrix and on all of the model's, against a copy."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -125,10 +126,12 @@ def prune(setting: Setting) -> Iterator[Comparison]:
     """Of gradients in a fine-tuning."""
     for case, shapes in cases(setting):
         masks = [tk.binarize(*each[1:]) for each in masked(setting, shapes)]
-        arguments: Arguments = [(torch.randn(mask.shape, device=mask.device), tk.pack_mask(mask)) for mask in masks]
+        grads, packed = [torch.randn(mask.shape, device=mask.device) for mask in masks], [*map(tk.pack_mask, masks)]
         moved = entries(shapes) * 65 // 8
+        arguments: Arguments = [([grad], [bits]) for grad, bits in zip(grads, packed, strict=True)]
         found = contenders(setting, arguments, moved, tk.prune_, reference.prune_)
-        floats: Arguments = [(grad, mask.float()) for (grad, _), mask in zip(arguments, masks, strict=True)]
+        found[OURS] = partial(tk.prune_, grads, packed)
+        floats: Arguments = [(grad, mask.float()) for grad, mask in zip(grads, masks, strict=True)]
         found[FLOAT_MASK] = over(lambda grad, mask: grad.mul_(mask), floats)
         yield Comparison("prune_", "backward", case, found, moved)
 

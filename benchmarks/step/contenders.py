@@ -20,13 +20,13 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+import tamt_kernels as tk
 from benchmarks import scores
 from benchmarks.kernels.eager import float_mask_weight
 from benchmarks.kernels.threshold import by_kthvalue
 from tamt.data.corpora import Blocks, train_batches
 from tamt.dropout import use_fast_dropout
-from tamt.finetune.loop import keep_zeros
-from tamt.masking import apply_masks, keep_of, magnitude_masks, prunable_modules, prunable_weights
+from tamt.masking import apply_masks, keep_of, magnitude_masks, packed_masks, prunable_modules, prunable_weights
 from tamt.models import MaskedLanguageModel, dense_twin
 from tamt.objectives import Losses, Objective, TokenMasking, encode
 from tamt.search.mask_training import start
@@ -170,14 +170,15 @@ def imp(setting: Setting) -> Step:
     model = search.student.model
     model.requires_grad_(True)
     model.get_output_embeddings().weight.requires_grad_(False)
-    masks = magnitude_masks(prunable_weights(model), SPARSITY)
+    pruned = packed_masks(model, magnitude_masks(prunable_weights(model), SPARSITY))
+    weights, packed = [weight for weight, _ in pruned], [bits for _, bits in pruned]
     optimizer, schedule = make_optimizer([p for p in model.parameters() if p.requires_grad], LEARNING_RATE, STEPS)
     losses, batches = Losses("mlm", search.student), search.batches(1, search.masking)
     steps = training_steps(search.accelerator, model, optimizer, schedule, batches, losses, 1, STEPS)
 
     def step() -> None:
         next(steps)
-        apply_masks(model, masks)
+        tk.prune_(weights, packed)
 
     return step
 
@@ -294,11 +295,10 @@ def fine_tuning(setting: Setting, pruned: bool) -> Step:
     """Fine-tuning as `tamt finetune` does it, of a subnetwork or of the full model."""
     model, accelerator = setting.classifier(), setting.accelerator()
     use_fast_dropout(model)
+    masks = magnitude_masks(prunable_weights(model), SPARSITY) if pruned else {}
     if pruned:
-        masks = magnitude_masks(prunable_weights(model), SPARSITY)
         apply_masks(model, masks)
-        keep_zeros(model, masks)
-    optimizer, schedule = make_optimizer(model.parameters(), LEARNING_RATE, STEPS)
+    optimizer, schedule = make_optimizer(model.parameters(), LEARNING_RATE, STEPS, pruned=packed_masks(model, masks))
     size = setting.batch // setting.accumulation
 
     def batches() -> Iterator[dict[str, Tensor]]:

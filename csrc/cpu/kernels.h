@@ -49,6 +49,15 @@ void masked_embedding_backward_kernel(
     const void* grad_output, Type grad_type, const int64_t* lookups, int64_t count, const void* weight_row,
     Type weight_type, void* out_row, Type out_type, int64_t columns);
 
+// Rows from `begin` to `end`: the cosine of two rows of `columns` entries, and the gradient of the trained one, which has
+// its type.
+void cosine_kernel(
+    const void* constant, Type constant_type, const void* trained, Type trained_type, float* cosine, int64_t columns,
+    int64_t begin, int64_t end);
+void cosine_backward_kernel(
+    const float* grad_cosine, const void* constant, Type constant_type, const void* trained, Type trained_type,
+    void* grad, int64_t columns, int64_t begin, int64_t end);
+
 struct ScoreMatrix {
   const float* score;
   int64_t size;

@@ -16,11 +16,6 @@ const char* row_of(const at::Tensor& matrix, int64_t row) {
   return static_cast<const char*>(matrix.const_data_ptr()) + row * matrix.size(1) * matrix.element_size();
 }
 
-// How many rows make a task worth a thread.
-int64_t grain_of_rows(int64_t columns) {
-  return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns));
-}
-
 }  // namespace
 
 at::Tensor masked_embedding_cpu(

@@ -5,20 +5,18 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import tamt_kernels as tk
 from tamt import processes, termination
 from tamt.console import Progress, say
 from tamt.data.tasks import Task
 from tamt.files import sync_folder, sync_tree, telling, write_atomically
 from tamt.finetune.metrics import UNDEFINED
-from tamt.masking import POOLER, Masks, prunable_weights
+from tamt.masking import Masks, packed_masks
 from tamt.run_folder import RunFolder
 from tamt.training import NonFiniteError, make_optimizer, restore_training, trained_by, training_state, training_steps
 
@@ -105,8 +103,8 @@ def train_subnetwork(
     """
     started = time.monotonic() - folder.seconds
     model, metric = job.model, job.task.metrics[0]
-    keep_zeros(model, masks)
-    optimizer, schedule = make_optimizer(model.parameters(), lr, steps, weight_decay)
+    pruned = packed_masks(model, masks)
+    optimizer, schedule = make_optimizer(model.parameters(), lr, steps, weight_decay, pruned)
     best: dict[str, Any] = {}
 
     def state() -> dict[str, Any]:
@@ -164,25 +162,6 @@ def train_subnetwork(
 
 def _shown(metric: str, best: dict[str, Any]) -> str:
     return f" best {metric} {best['score']:.4f}" if best and best["score"] is not None else ""
-
-
-def keep_zeros(model: PreTrainedModel, masks: Masks) -> None:
-    """Take the gradient of the pruned weights away as it arrives, so that weights that are zero stay exactly zero.
-
-    With no gradient AdamW's moments stay 0, and 0 decayed or updated by 0 is 0: one pass over the gradient while it is
-    in the cache, none over the weights, nothing in the forward. Zeroing the weights after each step instead would
-    leave gradients that change nothing in the norm that is clipped.
-    """
-    if not masks:
-        return
-    for name, weight in prunable_weights(model, pooler=f"{POOLER}.weight" in masks).items():
-        packed = tk.pack_mask(masks[name].to(weight.device))
-        weight.register_post_accumulate_grad_hook(partial(_prune_gradient, packed=packed))
-
-
-def _prune_gradient(parameter: Tensor, packed: Tensor) -> None:
-    assert parameter.grad is not None
-    tk.prune_(parameter.grad, packed)
 
 
 def save_model(job: Job, folder: RunFolder) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import tamt_kernels as tk
 from tamt import processes, termination
 from tamt.console import Progress
-from tamt.masking import Masks, apply_masks, prunable_weights, sparsity_of, top_masks
+from tamt.masking import Masks, prunable_weights, sparsity_of, top_masks
 from tamt.objectives import Losses
 from tamt.search.setting import MASK_FILE, Search
 from tamt.training import NonFiniteError, make_optimizer, restore_training, training_state, training_steps
@@ -37,6 +38,7 @@ def iterative_pruning(search: Search) -> list[dict]:
     optimizer, schedule = make_optimizer(parameters.values(), search.lr, search.schedule_steps)
     weights = prunable_weights(student.model)
     masks: Masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    packed: list[Tensor] = []  # the masks as every step cuts by them
     interval = search.schedule_steps // STAGES
     results: list[dict] = []
 
@@ -49,22 +51,24 @@ def iterative_pruning(search: Search) -> list[dict]:
         }
 
     def restore(checkpoint: Mapping[str, Any]) -> None:
-        nonlocal masks, results
+        nonlocal masks, packed, results
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(checkpoint["trained"][name])
         masks = {name: mask.to(search.accelerator.device) for name, mask in checkpoint["masks"].items()}
+        packed = [tk.pack_mask(masks[name]) for name in weights]
         results = checkpoint["results"]
         restore_training(checkpoint, search.accelerator, optimizer, schedule)
 
     done = search.folder.resume(restore)
 
     def prune(step: int) -> None:
-        nonlocal masks
+        nonlocal masks, packed
         search.accelerator.scaler.check()
         processes.check_trained(step, parameters.values())
         sparsity = min(search.sparsity, (step // interval + 1) / STAGES)
         masks = prune_and_reset(weights, parameters, initial, masks, sparsity)
+        packed = [tk.pack_mask(masks[name]) for name in weights]
         optimizer.state.clear()
         name = MASK_FILE if sparsity == search.sparsity else f"masks/sparsity-{sparsity:g}.safetensors"
         search.save(masks, step, name, sparsity)
@@ -90,7 +94,7 @@ def iterative_pruning(search: Search) -> list[dict]:
     with Progress(search.method, search.steps, done) as progress, termination.deferred():
         try:
             for step, parts in steps:
-                apply_masks(student.model, masks)
+                tk.prune_(list(weights.values()), packed)
                 if step % search.log_every == 0 or step == search.steps:
                     sparsity = sparsity_of(masks)
                     lr = float(schedule.get_last_lr()[0])

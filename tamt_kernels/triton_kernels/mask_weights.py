@@ -1,4 +1,4 @@
-"""Binarize, mask, cast and pack in one pass: of one matrix, or of all of them in one launch; and unpack."""
+"""Binarize, mask, cast and pack in one pass: of one matrix, or of all of them in one launch; unpack, and prune."""
 # mypy: allow-untyped-defs, allow-incomplete-defs
 # A kernel's arguments are of Triton's own language, which no annotation tells.
 
@@ -12,6 +12,7 @@ from tamt_kernels.triton_kernels.common import (
     TILE,
     TYPES,
     Table,
+    addresses,
     aligned,
     alike,
     keeps,
@@ -125,8 +126,13 @@ def unpack_kernel(bits, mask, size, TILE: tl.constexpr):
 
 
 @triton.jit
-def prune_kernel(entries, bits, size, TILE: tl.constexpr):
-    start = tl.program_id(0).to(tl.int64) * TILE
+def prune_kernel(tile_matrix, rows, entries_at, TYPE: tl.constexpr, TILE: tl.constexpr):
+    """A tile of any of the matrices: zeros where its bits are 0."""
+    matrix = tl.load(tile_matrix + tl.program_id(0))
+    row = rows + matrix * 3
+    entries = tl.load(entries_at + matrix).to(tl.pointer_type(TYPE))
+    bits, size = tl.load(row).to(tl.pointer_type(tl.uint8)), tl.load(row + 1)
+    start = (tl.program_id(0) - tl.load(row + 2)) * TILE
     lane = tl.arange(0, TILE)
     inside = lane < size - start
     byte = tl.load(bits + start // 8 + lane // 8, mask=inside, other=255).to(tl.int32)
@@ -216,8 +222,27 @@ def unpack_mask(packed: Tensor, shape: list[int]) -> Tensor:
     return mask
 
 
-def prune_(tensor: Tensor, packed: Tensor) -> None:
-    entries, size = tensor.contiguous(), tensor.numel()
-    launch(prune_kernel, (tiles_of(size, TILE),), entries, packed.contiguous(), size, TILE=TILE, num_warps=WARPS)
-    if entries.data_ptr() != tensor.data_ptr():
-        tensor.copy_(entries)
+def prune_(tensors: list[Tensor], packed: list[Tensor]) -> None:
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        some = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        _prune([tensors[i] for i in some], [packed[i] for i in some])
+
+
+def _prune(tensors: list[Tensor], packed: list[Tensor]) -> None:
+    """Prune tensors of one dtype."""
+    device, sizes = tensors[0].device, [tensor.numel() for tensor in tensors]
+    entries, packed = [tensor.contiguous() for tensor in tensors], [bits.contiguous() for bits in packed]
+
+    def make() -> Table:
+        tiles = [tiles_of(size, TILE) for size in sizes]
+        first = [sum(tiles[:i]) for i in range(len(tiles))]
+        return Table(list(zip((bits.data_ptr() for bits in packed), sizes, first, strict=True)), tiles, device)
+
+    matrices = table(("prune_", device, TILE, *(bits.data_ptr() for bits in packed), *sizes), make)
+    launch(
+        prune_kernel, (matrices.tile_matrix.numel(),), matrices.tile_matrix, matrices.rows, addresses(entries),
+        TYPE=TYPES[tensors[0].dtype], TILE=TILE, num_warps=WARPS,
+    )  # fmt: skip
+    for tensor, pruned in zip(tensors, entries, strict=True):
+        if pruned.data_ptr() != tensor.data_ptr():
+            tensor.copy_(pruned)

@@ -73,8 +73,15 @@ def test_binarize_and_pack(shape, dtype, ranking):
     packed = tk.pack_mask(mask)
     assert torch.equal(packed.cpu(), reference.pack_mask(expected))
     assert torch.equal(tk.unpack_mask(packed, shape), mask)
-    pruned = tk.prune_(score.cuda(), packed)
-    assert torch.equal(pruned.cpu(), score.masked_fill(~expected, 0))
+
+
+def test_prune():
+    tensors = [awkward_weight(shape, dtype) for shape in SHAPES for dtype in DTYPES]
+    masks = [tensor > 0.01 for tensor in tensors]
+    pruned = on_gpu(*tensors)
+    tk.prune_(pruned, [tk.pack_mask(mask.cuda()) for mask in masks])
+    for found, tensor, mask in zip(pruned, tensors, masks, strict=True):
+        assert same_bits(found.cpu(), tensor.masked_fill(~mask, 0))
 
 
 @pytest.mark.parametrize("ranking", ["signed", "abs"])
@@ -110,6 +117,21 @@ def test_mask_weights_and_their_bits(dtype, result):
         value, cut = thresholds.values[i].cpu(), thresholds.cuts[i].cpu()
         assert same_bits(found[i].cpu(), reference.mask_weight(weight, score, value, cut, result))
         assert torch.equal(packed[i].cpu(), reference.pack_mask(reference.binarize(score, value, cut)))
+
+
+@pytest.mark.parametrize("trained_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cosine(dtype, trained_dtype):
+    for shape in [(0, 5), (7,), (2, 3, 768), (300, 1500)]:
+        constant, trained = (gaussian(torch.Size(shape).numel()).reshape(shape) for _ in range(2))
+        constant, trained = constant.to(dtype), (trained.roll(1, dims=-1) + 0.5).to(trained_dtype)
+        with torch.inference_mode():
+            there = constant.cuda()
+        found = tk.cosine(there, on_device := trained.cuda().requires_grad_())
+        torch.testing.assert_close(found.cpu(), reference.cosine(constant, trained))
+        grad = torch.linspace(-1, 2, found.numel()).reshape(found.shape)
+        found.backward(grad.cuda())
+        torch.testing.assert_close(on_device.grad.cpu(), reference.cosine_backward(grad, constant, trained))
 
 
 @pytest.mark.parametrize("result", [None, *DTYPES])

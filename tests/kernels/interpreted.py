@@ -12,7 +12,15 @@ from triton._C import libtriton
 
 import tamt_kernels as tk
 from tamt_kernels import dispatch, reference
-from tamt_kernels.triton_kernels import common, mask_adamw, mask_weights, masked_embedding, masked_matmul, threshold
+from tamt_kernels.triton_kernels import (
+    common,
+    cosine,
+    mask_adamw,
+    mask_weights,
+    masked_embedding,
+    masked_matmul,
+    threshold,
+)
 
 from .scores import DISTRIBUTIONS, constant, gaussian, initial, same_bits, trained
 from .steps import a_step, check_step, gradients, rates_of
@@ -48,7 +56,7 @@ def test_triton_runs():
     found = tk.backends()
     assert {name for name, each in found.items() if each["cpu"] == "triton"} >= {
         "topk_threshold", "topk_threshold_unchecked", "binarize", "pack_mask", "unpack_mask", "prune_",
-        "mask_weight", "mask_weights",
+        "mask_weight", "mask_weights", "cosine", "cosine_backward",
         "masked_embedding", "masked_embedding_backward", "gradient_norm", "mask_adamw",
         "masked_matmul", "masked_matmul_backward_x", "masked_matmul_backward_score",
     }  # fmt: skip
@@ -69,11 +77,33 @@ def test_binarize_and_pack(dtype, absolute):
         assert torch.equal(mask, reference.binarize(score, value, cut, absolute))
         assert torch.equal(tk.pack_mask(mask), reference.pack_mask(mask))
         assert torch.equal(tk.unpack_mask(reference.pack_mask(mask), shape), mask)
-        tensor = awkward_weight(shape, dtype)
-        assert same_bits(tk.prune_(tensor.clone(), tk.pack_mask(mask)), tensor.masked_fill(~mask, 0))
     strided = score.t()[::2]
     assert torch.equal(tk.binarize(strided, value, cut), reference.binarize(strided, value, cut))
     assert torch.equal(tk.pack_mask(mask.t()[::2]), reference.pack_mask(mask.t()[::2]))
+
+
+def test_prune():
+    tensors = [awkward_weight(shape, dtype) for shape in SHAPES for dtype in DTYPES]
+    tensors.append(tensors[-1].clone().t()[::2])
+    masks = [tensor > 0.01 for tensor in tensors]
+    expected = [tensor.masked_fill(~mask, 0) for tensor, mask in zip(tensors, masks, strict=True)]
+    tk.prune_(tensors, [reference.pack_mask(mask) for mask in masks])
+    assert all(map(same_bits, tensors, expected))
+
+
+@pytest.mark.parametrize("trained_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cosine(dtype, trained_dtype, monkeypatch):
+    monkeypatch.setattr(cosine, "LARGEST_BLOCK", 32)
+    for shape in [(0, 5), (3, 0), (7,), (2, 3, 32), (3, 75)]:
+        constant, trained = (gaussian(torch.Size(shape).numel()).reshape(shape) for _ in range(2))
+        constant, trained = constant.to(dtype), (trained.roll(1, dims=-1) + 0.5).to(trained_dtype).requires_grad_()
+        constant[:1].mul_(0)  # a cosine with nothing is 0, and does not train
+        found, expected = tk.cosine(constant, trained), reference.cosine(constant, trained)
+        torch.testing.assert_close(found, expected)
+        grad = torch.linspace(-1, 2, found.numel()).reshape(found.shape)
+        found.backward(grad)
+        torch.testing.assert_close(trained.grad, reference.cosine_backward(grad, constant, trained.detach()))
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

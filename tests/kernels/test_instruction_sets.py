@@ -45,7 +45,9 @@ def test_masks_and_masked_weights(n):
     assert torch.equal(tk.unpack_mask(packed, [n]), mask)
     for dtype in DTYPES:
         weight = awkward_weight((n,), dtype)
-        assert same_bits(tk.prune_(weight.clone(), packed), weight.masked_fill(~mask, 0))
+        pruned = weight.clone()
+        tk.prune_([pruned], [packed])
+        assert same_bits(pruned, weight.masked_fill(~mask, 0))
         for result in DTYPES:
             found = tk.mask_weight(weight, score, value, cut, result)
             assert same_bits(found, reference.mask_weight(weight, score, value, cut, result))
@@ -78,6 +80,15 @@ def test_embeddings():
     score, weight, ids = score.reshape(50, 77), awkward_weight((50, 77), torch.bfloat16), torch.arange(40) % 13
     found = tk.masked_embedding(ids, weight, score, value, cut)
     assert same_bits(found, reference.masked_embedding(ids, weight, score, value, cut))
+
+
+def test_cosines():
+    for width in (1, 37, 768):
+        constant, trained = gaussian(6 * width).reshape(6, width).half(), gaussian(6 * width).reshape(6, width).roll(1)
+        torch.testing.assert_close(tk.cosine(constant, trained), reference.cosine(constant, trained))
+        arguments = gaussian(6), constant, trained
+        found = torch.ops.tamt_kernels.cosine_backward(*arguments)
+        torch.testing.assert_close(found, reference.cosine_backward(*arguments))
 
 
 def test_an_unknown_set_is_refused():

@@ -66,26 +66,29 @@ def test_pack_puts_entry_i_into_bit_i():
     assert torch.equal(tk.pack_mask(mask.repeat(4, 1).t()), tk.pack_mask(mask.repeat(4, 1).t().contiguous()))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [*SHAPES, (7,), (9,), (70_001,)])
-def test_prune(shape, dtype):
-    tensor = awkward_weight(shape, dtype)
-    mask = gaussian(tensor.numel()).reshape(shape) > 0.5
-    expected = torch.where(mask, tensor, torch.zeros((), dtype=dtype))
-    defined = tensor.clone()
-    reference.prune_(defined, tk.pack_mask(mask))
-    assert same_bits(defined, expected)
-    assert tk.prune_(tensor, tk.pack_mask(mask)) is tensor
-    assert same_bits(tensor, expected)
+def test_prune():
+    shapes = [*SHAPES, (7,), (9,), (70_001,)]
+    tensors = [awkward_weight(shape, dtype) for shape in shapes for dtype in DTYPES]
+    masks = [gaussian(tensor.numel()).reshape(tensor.shape) > 0.5 for tensor in tensors]
+    expected = [torch.where(mask, each, 0).to(each.dtype) for each, mask in zip(tensors, masks, strict=True)]
+    packed, defined = [tk.pack_mask(mask) for mask in masks], [tensor.clone() for tensor in tensors]
+    reference.prune_(defined, packed)
+    tk.prune_(tensors, packed)
+    assert all(map(same_bits, defined, expected))
+    assert all(map(same_bits, tensors, expected))
 
 
 def test_prune_strided_and_trained():
-    whole = torch.ones(9, 12)
-    tk.prune_(whole.t()[::2], tk.pack_mask(torch.zeros(6, 9, dtype=torch.bool)))
+    whole, parameter = torch.ones(9, 12), torch.ones(4).requires_grad_()
+    masks = torch.zeros(6, 9, dtype=torch.bool), torch.tensor([True, False, True, False])
+    tk.prune_([whole.t()[::2], parameter], [tk.pack_mask(mask) for mask in masks])
     assert whole.sum(dim=0).tolist() == [0, 9] * 6
-    parameter = torch.ones(4).requires_grad_()
-    tk.prune_(parameter, tk.pack_mask(torch.tensor([True, False, True, False])))
     assert parameter.tolist() == [1, 0, 1, 0]
+
+
+def test_prune_nothing():
+    tk.prune_([], [])
+    tk.prune_([torch.ones(0, 3)], [torch.empty(0, dtype=torch.uint8)])
 
 
 @pytest.mark.parametrize("ranking", ["signed", "abs"])

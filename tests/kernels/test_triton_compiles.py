@@ -21,6 +21,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from tamt_kernels import dispatch  # noqa: E402
 from tamt_kernels.triton_kernels import (  # noqa: E402
     common,
+    cosine,
     mask_adamw,
     mask_weights,
     masked_embedding,
@@ -28,7 +29,7 @@ from tamt_kernels.triton_kernels import (  # noqa: E402
     threshold,
 )
 
-MODULES = (common, mask_adamw, mask_weights, masked_embedding, masked_matmul, threshold)
+MODULES = (common, cosine, mask_adamw, mask_weights, masked_embedding, masked_matmul, threshold)
 GPUS = (70, 75, 80, 90, 100)
 POINTERS = {
     torch.float64: "*fp64",
@@ -82,10 +83,13 @@ def launches(gpu=GPUS[-1]):
         masked_embedding.masked_embedding(ids, half.view(48, 256), score.view(48, 256), values[0], cuts[0])
         masked_embedding.masked_embedding_backward(half[:40], ids, half, None, torch.float32)
         label = ""
+        # Hidden states under autocast: a layer norm's are float32, those of a teacher in a half type are not.
+        cosine.cosine(half.view(16, 768), score.view(16, 768))
+        cosine.cosine_backward(values, half.view(16, 768), score.view(16, 768))
         mask_weights.binarize(score, values[0], cuts[0])
         packed = mask_weights.pack_mask(half > 0)
         mask_weights.unpack_mask(packed, [96, 128])
-        mask_weights.prune_(score.clone(), packed)
+        mask_weights.prune_([score.clone()], [packed])
         threshold.topk_threshold_unchecked([score] * 2, [5, 6])
         # A step with gradients in float32, in a half type, and without new masks. The search's own kernels are above;
         # two of them ask here whether the step is taken, and its window is around the last threshold.

@@ -18,10 +18,10 @@ from tamt.finetune import finetune, loop
 from tamt.finetune.batches import bucketed
 from tamt.finetune.classification import Classification, encode
 from tamt.mask_file import MaskInfo, load_masks, save_masks
-from tamt.masking import apply_masks, magnitude_masks, prunable_weights
+from tamt.masking import apply_masks, magnitude_masks, packed_masks, prunable_weights
 from tamt.models import load_classifier, load_tokenizer
 from tamt.run_folder import RunFolder
-from tamt.training import NonFiniteError
+from tamt.training import NonFiniteError, make_optimizer
 
 SENTENCES = ["the {} dog sees a house", "a {} cat finds the river by the road", "{} fish", "the bird hears a {} tree"]
 SETTINGS = {"epochs": 2, "batch_size": 8, "lr": 1e-3, "eval_every": 3}
@@ -106,13 +106,19 @@ def test_the_gradient_of_pruned_weights_is_outside_the_norm(tiny_bert: Path) -> 
     model = load_classifier(str(tiny_bert), ["a", "b"])
     masks = magnitude_masks(prunable_weights(model), 0.7)
     apply_masks(model, masks)
-    loop.keep_zeros(model, masks)
+    optimizer, _ = make_optimizer(model.parameters(), 0.1, 10, pruned=packed_masks(model, masks))
     for _ in range(2):  # accumulated
         model(input_ids=torch.tensor([[2, 7, 8, 3]]), labels=torch.tensor([1])).loss.backward()
+    everywhere = {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.base_model.named_parameters()}
+    kept = {f"bert.{name}": mask for name, mask in (everywhere | masks).items()}
+    remaining = [p.grad[kept.get(name, ...)].flatten() for name, p in model.named_parameters()]
+    expected = torch.cat(remaining).norm()
+    torch.testing.assert_close(optimizer.step(scale=torch.ones(())), expected)
     for name, weight in prunable_weights(model).items():
         assert weight.grad is not None
         assert weight.grad[~masks[name]].count_nonzero() == 0
         assert weight.grad[masks[name]].count_nonzero() > 0
+        assert weight[~masks[name]].count_nonzero() == 0
 
 
 @pytest.mark.parametrize("name", ["tiny_bert", "tiny_roberta"])

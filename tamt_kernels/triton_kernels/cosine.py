@@ -1,0 +1,86 @@
+"""The cosine between the rows of two tensors, and its gradient: each one pass over both, in their own types."""
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# A kernel's arguments are of Triton's own language, which no annotation tells.
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tamt_kernels.reference import SMALLEST_NORMS
+from tamt_kernels.triton_kernels.common import launch, rounded, widen
+
+# Columns at once: a row of BERT-base's 768 is read by one program, whose gradient finds it in the cache again.
+LARGEST_BLOCK = 1024
+WARPS = 4
+
+
+@triton.jit
+def _sums(constant, trained, columns, BLOCK: tl.constexpr):
+    """Of two rows: the sums of their product, and of the squares of each."""
+    lane = tl.arange(0, BLOCK)
+    product = tl.zeros((BLOCK,), tl.float32)
+    squares, trained_squares = product, product
+    for start in range(0, columns, BLOCK):
+        inside = lane < columns - start
+        c = widen(tl.load(constant + start + lane, mask=inside, other=0.0))
+        t = widen(tl.load(trained + start + lane, mask=inside, other=0.0))
+        product += c * t
+        squares += c * c
+        trained_squares += t * t
+    return tl.sum(product), tl.sum(squares), tl.sum(trained_squares)
+
+
+@triton.jit
+def _norms(squares, trained_squares, SMALLEST: tl.constexpr):
+    return tl.maximum(tl.sqrt_rn(squares) * tl.sqrt_rn(trained_squares), SMALLEST)
+
+
+@triton.jit
+def cosine_kernel(constant, trained, cosine, columns, SMALLEST: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    product, squares, trained_squares = _sums(constant + row * columns, trained + row * columns, columns, BLOCK)
+    tl.store(cosine + row, tl.div_rn(product, _norms(squares, trained_squares, SMALLEST)))
+
+
+@triton.jit
+def cosine_gradient_kernel(
+    grad_cosine, constant, trained, grad, columns, SMALLEST: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """g (c / (|c| |t|) - cos t / |t|²), without the second term where the norms are as small as may be."""
+    row = tl.program_id(0).to(tl.int64)
+    constant, trained, grad = constant + row * columns, trained + row * columns, grad + row * columns
+    product, squares, trained_squares = _sums(constant, trained, columns, BLOCK)
+    norms = _norms(squares, trained_squares, SMALLEST)
+    towards = tl.div_rn(tl.load(grad_cosine + row), norms)
+    along = tl.where(norms > SMALLEST, tl.div_rn(towards * product, trained_squares), 0.0)
+    lane = tl.arange(0, BLOCK)
+    for start in range(0, columns, BLOCK):
+        inside = lane < columns - start
+        c = widen(tl.load(constant + start + lane, mask=inside, other=0.0))
+        t = widen(tl.load(trained + start + lane, mask=inside, other=0.0))
+        tl.store(grad + start + lane, rounded(towards * c - along * t, grad.dtype.element_ty), mask=inside)
+
+
+def _how(columns: int) -> dict[str, float]:
+    block = min(LARGEST_BLOCK, triton.next_power_of_2(max(columns, 1)))
+    return {"SMALLEST": SMALLEST_NORMS, "BLOCK": block, "num_warps": WARPS}
+
+
+def cosine(constant: Tensor, trained: Tensor) -> Tensor:
+    found = torch.empty(trained.shape[:-1], dtype=torch.float32, device=trained.device)
+    columns = trained.shape[-1]
+    launch(
+        cosine_kernel, (found.numel(),), constant.contiguous(), trained.contiguous(), found, columns, **_how(columns)
+    )
+    return found
+
+
+def cosine_backward(grad_cosine: Tensor, constant: Tensor, trained: Tensor) -> Tensor:
+    grad = torch.empty(trained.shape, dtype=trained.dtype, device=trained.device)
+    columns = trained.shape[-1]
+    launch(
+        cosine_gradient_kernel, (grad_cosine.numel(),), grad_cosine.contiguous(), constant.contiguous(),
+        trained.contiguous(), grad, columns, **_how(columns),
+    )  # fmt: skip
+    return grad
