@@ -5,10 +5,12 @@ of the compiler for a whole process.
 """
 
 import copy
+from random import Random
 
 import pytest
 import torch
 from triton._C import libtriton
+from triton.runtime.interpreter import interpreter_builder
 
 import tamt_kernels as tk
 from tamt_kernels import dispatch, reference
@@ -45,6 +47,20 @@ def small_and_poisoned(monkeypatch):
     torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def programs_in_any_order(monkeypatch):
+    """The programs of a launch run in a random order, as a GPU keeps none."""
+    in_order, random = interpreter_builder.set_grid_idx, Random(0)
+    order = []
+
+    def set_grid_idx(x, y, z):
+        if (x, y, z) == (0, 0, 0):
+            order[:] = random.sample(range(interpreter_builder.grid_dim[0]), interpreter_builder.grid_dim[0])
+        in_order(order[x], y, z)
+
+    monkeypatch.setattr(interpreter_builder, "set_grid_idx", set_grid_idx)
 
 
 def test_outputs_are_poisoned():
