@@ -41,6 +41,7 @@ void register_cpu_kernels(const std::set<std::string>& choosing) {
   add("mask_weight", &mask_weight_cpu);
   add("mask_weights", &mask_weights_cpu);
   add("ste_backward", &ste_backward_cpu);
+  add("ste_backward_all", &ste_backward_all_cpu);
   add("ste_backward_into", &ste_backward_into_cpu);
   add("masked_embedding", &masked_embedding_cpu);
   add("masked_embedding_backward", &masked_embedding_backward_cpu);

@@ -19,6 +19,9 @@ constexpr int64_t kGrain = 32768;
 // The same in rows.
 inline int64_t grain_of_rows(int64_t columns) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns)); }
 
+// Where the next of several matrices in one tensor begins, as group_offsets in tamt_kernels/reference.py has it.
+inline int64_t padded(int64_t size) { return (size + 15) / 16 * 16; }
+
 inline Type type_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case at::kFloat:
@@ -55,6 +58,8 @@ std::tuple<at::Tensor, at::Tensor> mask_weights_cpu(
     const at::Tensor& cuts, at::ScalarType dtype, bool pack, bool absolute);
 at::Tensor ste_backward_cpu(
     const at::Tensor& grad_masked_weight, const at::Tensor& weight, std::optional<at::ScalarType> dtype);
+at::Tensor ste_backward_all_cpu(
+    const std::vector<at::Tensor>& grads, const std::vector<at::Tensor>& weights, at::ScalarType dtype);
 at::Tensor ste_backward_into_cpu(
     at::Tensor& grad_score, const at::Tensor& grad_masked_weight, const at::Tensor& weight, bool add, bool square);
 at::Tensor masked_embedding_cpu(

@@ -17,7 +17,7 @@ from tamt_kernels.optim import MaskAdamW
 from tamt_kernels.pack import pack_mask, unpack_mask
 from tamt_kernels.prune import prune_
 from tamt_kernels.reference import Thresholds
-from tamt_kernels.ste_backward import ste_backward
+from tamt_kernels.ste_backward import ste_backward, ste_backward_all
 from tamt_kernels.threshold import topk_threshold
 
 load_extension()
@@ -38,6 +38,7 @@ __all__ = [
     "prune_",
     "reuse_freed_memory",
     "ste_backward",
+    "ste_backward_all",
     "topk_threshold",
     "unpack_mask",
     "update_masks",

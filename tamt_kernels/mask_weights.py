@@ -12,7 +12,7 @@ from tamt_kernels.library import define, differentiate
 from tamt_kernels.mask_weight import operator as _mask_weight
 from tamt_kernels.pack import operator as _pack
 from tamt_kernels.reference import Thresholds, group_offsets
-from tamt_kernels.ste_backward import operator as _ste_backward
+from tamt_kernels.ste_backward import products_of
 
 
 def _looped(
@@ -61,12 +61,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad_masked: Tensor, _grad_bits: Tensor) -> tuple[Any, ...]:
-    weights = ctx.saved_tensors
+    weights = list(ctx.saved_tensors)
     offsets, _total = group_offsets([weight.numel() for weight in weights])
-    grad_scores = [
-        _ste_backward(grad_masked[offset : offset + weight.numel()].reshape(weight.shape), weight, dtype)
-        for weight, offset, dtype in zip(weights, offsets, ctx.score_dtypes, strict=True)
-    ]
+    lie = zip(weights, offsets, strict=True)
+    grads = [grad_masked[offset : offset + weight.numel()].reshape(weight.shape) for weight, offset in lie]
+    dtype = ctx.score_dtypes[0] if len(set(ctx.score_dtypes)) == 1 else torch.float32  # to be rounded once
+    products = products_of(grads, weights, dtype)
+    grad_scores = [product.to(dtype) for product, dtype in zip(products, ctx.score_dtypes, strict=True)]
     # Torch 2.11 passes no argument that has its default value, and takes no gradient for it; 2.14 takes either.
     return ([None] * len(weights), grad_scores, None, None, None, None, None)[: len(ctx.needs_input_grad)]
 

@@ -157,6 +157,15 @@ def ste_backward(grad_masked_weight: Tensor, weight: Tensor, dtype: torch.dtype 
     return (grad_masked_weight.to(torch.float32) * weight.to(torch.float32)).to(dtype).contiguous()
 
 
+def ste_backward_all(grads: list[Tensor], weights: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """``ste_backward`` of every matrix in one flat tensor, at ``group_offsets``; zeros between."""
+    offsets, total = group_offsets([weight.numel() for weight in weights])
+    products = torch.zeros(total, dtype=dtype, device=weights[0].device)
+    for grad, weight, offset in zip(grads, weights, offsets, strict=True):
+        products[offset : offset + weight.numel()] = ste_backward(grad, weight, dtype).reshape(-1)
+    return products
+
+
 def gradient_norm(grads: list[Tensor], weights: list[Tensor]) -> Tensor:
     """The norm of all scores' gradients together, √Σ(d(W ⊙ m) ⊙ W)², products in float32 and their sum in float64."""
     squares = [

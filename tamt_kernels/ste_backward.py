@@ -1,5 +1,6 @@
 """The straight-through gradient of a score."""
 
+from collections.abc import Sequence
 from typing import Literal, overload
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from tamt_kernels import checks, reference
 from tamt_kernels.library import define, differentiate, refuse_double_backward
+from tamt_kernels.reference import group_offsets
 
 
 def _fake(grad_masked_weight: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -32,6 +34,30 @@ _into = define(
     eager=reference.ste_backward_into,
     fake=_fake_into,
 )
+
+
+def _looped(grads: list[Tensor], weights: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """The definition, over the operator of one matrix and so its fastest kernel."""
+    offsets, total = group_offsets([weight.numel() for weight in weights])
+    products = torch.zeros(total, dtype=dtype, device=weights[0].device)
+    for grad, weight, offset in zip(grads, weights, offsets, strict=True):
+        products[offset : offset + weight.numel()] = operator(grad, weight, dtype).reshape(-1)
+    return products
+
+
+def _fake_all(grads: list[Tensor], weights: list[Tensor], dtype: torch.dtype) -> Tensor:
+    _offsets, total = group_offsets([weight.numel() for weight in weights])
+    return torch.empty(total, dtype=dtype, device=weights[0].device)
+
+
+_all = define(
+    "ste_backward_all(Tensor[] grads, Tensor[] weights, ScalarType dtype) -> Tensor",
+    eager=_looped,
+    fake=_fake_all,
+    triton="ste_backward",
+    composed_of="ste_backward",
+)
+differentiate("ste_backward_all", refuse_double_backward)
 
 
 @overload
@@ -104,3 +130,46 @@ def ste_backward(
         grad_score = add_to
     squares = _into(grad_score.detach(), grad_masked_weight.detach(), weight.detach(), add_to is not None, squared_norm)
     return (grad_score, squares) if squared_norm else grad_score
+
+
+def ste_backward_all(
+    grads: Sequence[Tensor], weights: Sequence[Tensor], dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """``ste_backward`` of every matrix, on a GPU in one launch: dS = d(W ⊙ m) ⊙ W (eq. 4).
+
+    Args:
+        grads: M gradients of masked weights, of any shape on one device; float32, float16 or bfloat16.
+        weights: M tensors W, each of the shape of its gradient; float32, float16 or bfloat16.
+        dtype: of the results; by default the type to which torch promotes the first gradient and its weight.
+
+    Returns:
+        The products, each of its weight's shape and rounded once to ``dtype``. They cannot be differentiated again.
+        They lie in one flat tensor: to keep one is to keep all in memory.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong dtype, shape, device or length, or more than 2**31 entries.
+    """
+    grads, weights = list(grads), list(weights)
+    if len(weights) != len(grads):
+        raise ValueError(
+            f"ste_backward_all: weights has length {len(weights)} but must have {len(grads)}, as grads has"
+        )
+    for i, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
+        checks.matrix("ste_backward_all", f"grads[{i}]", grad)
+        checks.matrix("ste_backward_all", f"weights[{i}]", weight)
+        reason = f"the shape of weights[{i}]"
+        checks.shape("ste_backward_all", f"grads[{i}]", grad, tuple(weight.shape), reason)
+        checks.device("ste_backward_all", f"grads[{i}]", grad, weight.device, f"weights[{i}]")
+        checks.device("ste_backward_all", f"weights[{i}]", weight, weights[0].device, "weights[0]")
+    checks.result_dtype("ste_backward_all", dtype)
+    if not weights:
+        return []
+    return products_of(grads, weights, dtype or torch.promote_types(grads[0].dtype, weights[0].dtype))
+
+
+def products_of(grads: list[Tensor], weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """``ste_backward_all`` of tensors that are known to fit."""
+    products = _all(grads, weights, dtype)
+    offsets, _total = group_offsets([weight.numel() for weight in weights])
+    lie = zip(weights, offsets, strict=True)
+    return [products[offset : offset + weight.numel()].view(weight.shape) for weight, offset in lie]

@@ -14,7 +14,7 @@ from benchmarks.kernels.setting import COMPILED, COPY, DENSE, EAGER, FLOAT_MASK,
 from benchmarks.measure import Comparison, Contenders
 from tamt_kernels import reference
 
-PACKBITS, UNPACKBITS, LOOP = "np.packbits", "np.unpackbits", "mask_weight loop"
+PACKBITS, UNPACKBITS, LOOP, STE_LOOP = "np.packbits", "np.unpackbits", "mask_weight loop", "ste_backward loop"
 
 Arguments = list[tuple[Any, ...]]
 
@@ -143,6 +143,9 @@ def ste_backward(setting: Setting) -> Iterator[Comparison]:
         arguments: Arguments = [(torch.randn_like(each).to(dtype), each) for each in weights]
         moved = entries(shapes) * (dtype.itemsize + 4 + 4)
         found = contenders(setting, arguments, moved, tk.ste_backward, reference.ste_backward)
+        if len(shapes) > 1:
+            grads = [grad for grad, _ in arguments]
+            found |= {OURS: partial(tk.ste_backward_all, grads, weights), STE_LOOP: found[OURS]}
         yield Comparison("ste_backward", "backward", case, found, moved)
 
 

@@ -10,9 +10,6 @@
 namespace tamt {
 namespace {
 
-// Where the next matrix begins, as group_offsets in tamt_kernels/reference.py has it.
-int64_t padded(int64_t size) { return (size + 15) / 16 * 16; }
-
 struct Piece {
   size_t matrix;
   int64_t begin, end;

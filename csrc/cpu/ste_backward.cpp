@@ -37,6 +37,21 @@ at::Tensor ste_backward_cpu(
   return out;
 }
 
+at::Tensor ste_backward_all_cpu(
+    const std::vector<at::Tensor>& grads, const std::vector<at::Tensor>& weights, at::ScalarType dtype) {
+  int64_t total = 0, offset = 0;
+  for (const at::Tensor& weight : weights) total += padded(weight.numel());
+  at::Tensor products = weights[0].new_empty({total}, dtype);
+  for (size_t m = 0; m < weights.size(); ++m) {
+    const int64_t size = weights[m].numel();
+    at::Tensor product = products.narrow(0, offset, size);
+    multiply(grads[m], weights[m], product, {});
+    products.narrow(0, offset + size, padded(size) - size).zero_();
+    offset += padded(size);
+  }
+  return products;
+}
+
 at::Tensor ste_backward_into_cpu(
     at::Tensor& grad_score, const at::Tensor& grad_masked_weight, const at::Tensor& weight, bool add, bool square) {
   at::Tensor out = grad_score.contiguous();

@@ -47,6 +47,23 @@ def rounded(x, TYPE: tl.constexpr):
 
 
 @triton.jit
+def read(pointer, inside, WHOLE: tl.constexpr):
+    """A tile in float32. Only without a condition are loads 16 bytes wide."""
+    if WHOLE:
+        return widen(tl.load(pointer))
+    return widen(tl.load(pointer, mask=inside, other=0.0))
+
+
+@triton.jit
+def pointer_at(place, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """The address that lies at a place, of entries of a type."""
+    found = tl.load(place).to(tl.pointer_type(TYPE))
+    if ALIGNED:  # what the compiler cannot see of an address that it loads
+        found = tl.multiple_of(found, 16)
+    return found
+
+
+@triton.jit
 def keeps(score, index, value, cut, ABSOLUTE: tl.constexpr):
     """The mask: where the score is above the threshold, or ties with it before the cut (eq. 3)."""
     rank = widen(score)

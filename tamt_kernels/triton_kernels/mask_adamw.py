@@ -31,6 +31,8 @@ from tamt_kernels.triton_kernels.common import (
     goes,
     keeps,
     launch,
+    pointer_at,
+    read,
     rounded,
     table,
     tiles_of,
@@ -69,27 +71,11 @@ NOT_MADE = tl.constexpr(-(1 << 62))
 
 
 @triton.jit
-def _read(pointer, inside, WHOLE: tl.constexpr):
-    """A tile in float32. Only without a condition are loads 16 bytes wide."""
-    if WHOLE:
-        return widen(tl.load(pointer))
-    return widen(tl.load(pointer, mask=inside, other=0.0))
-
-
-@triton.jit
 def _write(pointer, value, inside, WHOLE: tl.constexpr):
     if WHOLE:
         tl.store(pointer, value)
     else:
         tl.store(pointer, value, mask=inside)
-
-
-@triton.jit
-def _address(pointer, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    found = tl.load(pointer).to(tl.pointer_type(TYPE))
-    if ALIGNED:  # what the compiler cannot see of an address that it loads
-        found = tl.multiple_of(found, 16)
-    return found
 
 
 @triton.jit
@@ -105,12 +91,12 @@ def norm_kernel(
     start = (tile - tl.load(row + 2)) * TILE
     lane = tl.arange(0, TILE)
     inside = lane < size - start
-    grad = _address(gradients + matrix, G_TYPE, ALIGNED) + start + lane
-    weight = _address(row, W_TYPE, ALIGNED) + start + lane
+    grad = pointer_at(gradients + matrix, G_TYPE, ALIGNED) + start + lane
+    weight = pointer_at(row, W_TYPE, ALIGNED) + start + lane
     if start + TILE <= size:
-        product = _read(grad, inside, True) * _read(weight, inside, True)
+        product = read(grad, inside, True) * read(weight, inside, True)
     else:
-        product = _read(grad, inside, False) * _read(weight, inside, False)
+        product = read(grad, inside, False) * read(weight, inside, False)
     wide = product.to(tl.float64)
     tl.store(sums + tile, tl.sum(wide * wide))
 
@@ -125,8 +111,8 @@ def _update(
     The square root is rounded right, which torch's on a CPU, MKL's, is not for seven entries in a thousand.
     """
     # All is read before anything is written: a compiler does not see that no address is another's.
-    g, w, s = _read(grad, inside, WHOLE), _read(weight, inside, WHOLE), _read(score, inside, WHOLE)
-    m, v = _read(mean, inside, WHOLE), _read(square, inside, WHOLE)
+    g, w, s = read(grad, inside, WHOLE), read(weight, inside, WHOLE), read(score, inside, WHOLE)
+    m, v = read(mean, inside, WHOLE), read(square, inside, WHOLE)
     gradient = g * w * factor
     # torch interpolates from the nearer end.
     near = new_mean < 0.5
@@ -157,11 +143,11 @@ def adamw_kernel(
     begin = (tile - tl.load(row + FIRST_TILE)) * TILE
     end = tl.minimum(begin + TILE, size)
     factor, step_size, root, left = tl.load(rates), tl.load(rates + 1), tl.load(rates + 2), tl.load(rates + 3)
-    grad = _address(gradients + matrix, G_TYPE, ALIGNED)
+    grad = pointer_at(gradients + matrix, G_TYPE, ALIGNED)
     operand = operands + matrix * OPERANDS
-    weight = _address(operand + WEIGHT, W_TYPE, ALIGNED)
-    mean, square = _address(operand + MEAN, tl.float32, ALIGNED), _address(operand + SQUARE, tl.float32, ALIGNED)
-    score = _address(row + ADDRESS, tl.float32, ALIGNED)
+    weight = pointer_at(operand + WEIGHT, W_TYPE, ALIGNED)
+    mean, square = pointer_at(operand + MEAN, tl.float32, ALIGNED), pointer_at(operand + SQUARE, tl.float32, ALIGNED)
+    score = pointer_at(row + ADDRESS, tl.float32, ALIGNED)
     if RENEW:
         offset = tl.load(operand + OFFSET)
         if ALIGNED:
@@ -220,7 +206,7 @@ def remask_kernel(
     row, search, operand = rows + matrix * COLUMNS, state + matrix * STATE, operands + matrix * OPERANDS
     share, shares = tl.program_id(0) - tl.load(row + FIRST_SHARE), tl.load(row + SHARES)
     offset, value, cut = tl.load(operand + OFFSET), tl.load(values + matrix), tl.load(cuts + matrix)
-    weight, score = _address(operand + WEIGHT, W_TYPE, ALIGNED), _address(row + ADDRESS, tl.float32, ALIGNED)
+    weight, score = pointer_at(operand + WEIGHT, W_TYPE, ALIGNED), pointer_at(row + ADDRESS, tl.float32, ALIGNED)
     masked += offset
     served, count = searched(row, search)
     size = tl.where((offset != NOT_MADE) & (goes(rates) | OVERWRITTEN), tl.load(row + SIZE), 0)

@@ -145,6 +145,17 @@ def test_ste_backward(grad_dtype, weight_dtype, result):
 
 
 @pytest.mark.parametrize("result", DTYPES)
+@pytest.mark.parametrize("grad_dtype", DTYPES)
+def test_ste_backward_of_many_matrices(grad_dtype, result):
+    shapes = [*SHAPES, (70_001,), (256, 64)]
+    grads = [gaussian(torch.Size(shape).numel()).reshape(shape).to(grad_dtype) for shape in shapes]
+    weights = [awkward_weight(shape, torch.float32) for shape in shapes]
+    found = tk.ste_backward_all(on_gpu(*grads), on_gpu(*weights), result)
+    for each, grad, weight in zip(found, grads, weights, strict=True):
+        assert same_bits(each.cpu(), reference.ste_backward(grad, weight, result))
+
+
+@pytest.mark.parametrize("result", DTYPES)
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 @pytest.mark.parametrize("grad_dtype", DTYPES)
 def test_ste_backward_adds_to_a_gradient_and_sums_its_squares(grad_dtype, weight_dtype, result):

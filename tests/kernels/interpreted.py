@@ -21,6 +21,7 @@ from tamt_kernels.triton_kernels import (
     mask_weights,
     masked_embedding,
     masked_matmul,
+    ste_backward,
     threshold,
 )
 
@@ -38,6 +39,7 @@ def small_and_poisoned(monkeypatch):
     """Tiles so small that a few thousand entries are many; outputs that hold NaN where nothing is written."""
     assert dispatch.interpreted()
     monkeypatch.setattr(mask_weights, "TILE", 256)
+    monkeypatch.setattr(ste_backward, "TILE", 256)
     monkeypatch.setattr(threshold, "TILE", 256)
     monkeypatch.setattr(mask_adamw, "TILE", 256)
     monkeypatch.setattr(threshold, "LEAST_ROOM", 16)
@@ -72,7 +74,7 @@ def test_triton_runs():
     found = tk.backends()
     assert {name for name, each in found.items() if each["cpu"] == "triton"} >= {
         "topk_threshold", "topk_threshold_unchecked", "binarize", "pack_mask", "unpack_mask", "prune_",
-        "mask_weight", "mask_weights", "cosine", "cosine_backward",
+        "mask_weight", "mask_weights", "cosine", "cosine_backward", "ste_backward_all",
         "masked_embedding", "masked_embedding_backward", "gradient_norm", "mask_adamw",
         "masked_matmul", "masked_matmul_backward_x", "masked_matmul_backward_score",
     }  # fmt: skip
@@ -173,6 +175,22 @@ def test_mask_weights(result, pack):
         expected = reference.mask_weights(w, s, *thresholds, result, pack)
         assert same_bits(found[0], expected[0])
         assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("result", DTYPES)
+def test_ste_backward_all(result):
+    shapes = [(33, 20), (), (0, 4), (256,), (7, 37), (16, 64)]
+    grads = [gaussian(torch.Size(shape).numel()).reshape(shape) for shape in shapes]
+    weights = [awkward_weight(shape, torch.float32) for shape in shapes]
+    for g, w in [
+        (grads, weights),
+        ([each.bfloat16() for each in grads], [each.half() for each in weights]),
+        ([grads[0].half(), *grads[1:]], weights),
+        ([grads[0].t(), grads[5][1:, 3:]], [weights[0].t(), weights[5][1:, 3:]]),
+        ([grads[3][1:]], [weights[3][1:]]),  # not aligned
+    ]:
+        found = operators.ste_backward_all(g, w, result)
+        assert same_bits(found, reference.ste_backward_all(g, w, result))
 
 
 def check_thresholds(scores, keep, last=None, absolute=False):

@@ -150,6 +150,23 @@ def test_ste_backward_of_strided_tensors():
     assert same_bits(tk.ste_backward(grad[1:, 3::2], weight[1:, 3::2]), grad[1:, 3::2] * weight[1:, 3::2])
 
 
+@pytest.mark.parametrize("result", [None, *DTYPES])
+def test_ste_backward_of_many_matrices(result):
+    shapes = [*SHAPES, (70_001,)]
+    grads = [gaussian(torch.Size(shape).numel()).reshape(shape) for shape in shapes]
+    weights = [awkward_weight(shape, torch.bfloat16) for shape in shapes]
+    grads += [grads[-1].half(), gaussian(60).reshape(6, 10).t()]
+    weights += [weights[-1], gaussian(60).reshape(10, 6)]
+    found = tk.ste_backward_all(grads, weights, result)
+    expected = [reference.ste_backward(*each, result or torch.float32) for each in zip(grads, weights, strict=True)]
+    assert all(map(same_bits, found, expected))
+    assert [each.shape for each in found] == [each.shape for each in weights]
+    dtype = result or torch.float32
+    flat = torch.ops.tamt_kernels.ste_backward_all(grads, weights, dtype)
+    assert same_bits(flat, reference.ste_backward_all(grads, weights, dtype))
+    assert tk.ste_backward_all([], []) == []
+
+
 @pytest.mark.parametrize("result", DTYPES)
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 @pytest.mark.parametrize("grad_dtype", DTYPES)

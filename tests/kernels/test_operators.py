@@ -42,6 +42,8 @@ def samples():
     yield "gradient_norm", ([score, score.half()], [weight, weight])
     yield "ste_backward", (score, weight)
     yield "ste_backward", (score.t(), weight.t().half(), torch.bfloat16)
+    yield "ste_backward_all", ([score, weight.t()], [weight, score.t()], torch.float32)
+    yield "ste_backward_all", ([score.half(), weight], [weight, score.bfloat16()], torch.float16)
     yield "ste_backward_into", (torch.ones(7, 9), score, weight)
     yield "ste_backward_into", (torch.ones(9, 7).half().t(), score, weight.half(), False, True)
     x = torch.linspace(-1, 1, 18).reshape(2, 9).requires_grad_()

@@ -97,6 +97,30 @@ CASES = {
     "mask_weight: dtype": (tk.mask_weight, (DOUBLE, S, VALUE, CUT), TypeError, "weight has dtype float64"),
     "mask_weight: result": (tk.mask_weight, (W, S, VALUE, CUT, torch.int8), TypeError, "dtype is torch.int8"),
     "mask_weight: devices": (tk.mask_weight, (W, META, VALUE, CUT), ValueError, "score is on meta but must be on cpu"),
+    "ste_backward_all: lengths": (
+        tk.ste_backward_all,
+        ([W], []),
+        ValueError,
+        "weights has length 0 but must have 1, as grads has",
+    ),
+    "ste_backward_all: dtype": (
+        tk.ste_backward_all,
+        ([W, W.long()], [W, W]),
+        TypeError,
+        r"grads\[1\] has dtype int64 but must have float32",
+    ),
+    "ste_backward_all: shape": (
+        tk.ste_backward_all,
+        ([W[0]], [W]),
+        ValueError,
+        r"grads\[0\] has shape \(6,\) but must have \(4, 6\), the shape of weights\[0\]",
+    ),
+    "ste_backward_all: device": (
+        tk.ste_backward_all,
+        ([W, W.to("meta")], [W, W.to("meta")]),
+        ValueError,
+        r"weights\[1\] is on meta but must be on cpu, as weights\[0\] is",
+    ),
     "mask_weights: lengths": (
         tk.mask_weights,
         ([W, W], [S], tk.Thresholds(torch.ones(2), torch.ones(2).long())),
