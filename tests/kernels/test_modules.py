@@ -183,6 +183,17 @@ def test_compiles_without_a_graph_break(model, autocast):
         torch.testing.assert_close(a, b)
 
 
+def test_a_backward_pass_compiles_too(model):
+    model(IDS).square().sum().backward()
+    expected = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+    model.zero_grad()
+    loss = model(IDS).square().sum()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        loss.backward()
+    for found, grad in zip((p.grad for p in model.parameters() if p.requires_grad), expected, strict=True):
+        torch.testing.assert_close(found, grad)
+
+
 def test_update_masks_refuses_nan(model):
     model[1].score.data[3, 3] = torch.nan
     with pytest.raises(ValueError, match="has NaN"):
