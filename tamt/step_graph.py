@@ -36,7 +36,8 @@ class StepGraph:
     """Takes steps, from a CUDA graph where batches of the same shapes came a few times before.
 
     What a step reads and changes must stay where it is in memory, and a step must wait for nothing. The learning rates
-    are those that the optimizer's groups have as numbers when a step is taken.
+    are those that the optimizer's groups have as numbers when a step is taken. An optimizer of torch's must be able to
+    count its steps on the device, as a fused one does.
 
     Args:
         take: takes a step, and forgets its gradients.
@@ -75,14 +76,16 @@ class StepGraph:
     def _record(self, batches: list[Batch]) -> Recorded:
         inputs = [{name: tensor.clone() for name, tensor in batch.items()} for batch in batches]
         groups = self._optimizer.param_groups
-        numbers = [group["lr"] for group in groups]
-        try:  # a graph would hold on to the numbers
+        as_they_are = [dict(group) for group in groups]
+        try:
             for group, rate in zip(groups, self._rates, strict=True):
-                group["lr"] = rate
+                group["lr"] = rate  # a graph would hold on to the number
+                group["capturable"] = True  # else torch's optimizers refuse; set before, they would warn of other steps
             return Recorded(inputs, self._recorder.record(lambda: self._take(inputs)))
         finally:
-            for group, number in zip(groups, numbers, strict=True):
-                group["lr"] = number
+            for group, before in zip(groups, as_they_are, strict=True):
+                group.clear()
+                group.update(before)
 
     def _replay(self, recorded: Recorded, batches: list[Batch]) -> Outcome:
         for read, batch in zip(recorded.inputs, batches, strict=True):

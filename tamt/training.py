@@ -124,8 +124,20 @@ class ClippedAdamW(AdamW):
         norm = torch.nn.utils.get_total_norm(grads) / scale
         torch._foreach_mul_(grads, (MAX_GRADIENT_NORM / (norm + 1e-6)).clamp(max=1.0) / scale)
         self.found_inf = (~norm.isfinite()).float()  # which the fused kernel looks at
+        rates = [group["lr"] for group in self.param_groups]
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate.float() if isinstance(rate, Tensor) else rate  # on a GPU it takes no other tensor
         super().step()
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
         return norm
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Begin anew: moments and counts of steps are 0, where they are in memory."""
+        for state in self.state.values():
+            for tensor in state.values():
+                tensor.zero_()
 
 
 class Figures(Mapping[str, float]):
@@ -325,7 +337,7 @@ def training_steps(
         first: number of the first step, from 1.
         last: number of the last step.
         check_every: steps between two checks that all processes hold the same.
-        cuda_graphs: start steps from CUDA graphs, see `tamt.step_graph`; of `tk.MaskAdamW`, on a GPU, in one process.
+        cuda_graphs: start steps from CUDA graphs, see `tamt.step_graph`; on a GPU, in one process.
         options: of the optimizer's step.
 
     Yields:

@@ -164,9 +164,10 @@ def _mask_training(search: Search, objective: Objective, loss: Callable[[Any], M
     return partial(next, steps)
 
 
-def imp(setting: Setting) -> Step:
+def imp(setting: Setting, cuda_graphs: bool = False) -> Step:
     """A step of IMP between two prunings: all weights train, and the pruned ones are set to zero again."""
     search = setting.search(teacher=False)
+    search.cuda_graphs = cuda_graphs
     model = search.student.model
     model.requires_grad_(True)
     model.get_output_embeddings().weight.requires_grad_(False)
@@ -174,12 +175,16 @@ def imp(setting: Setting) -> Step:
     weights, packed = [weight for weight, _ in pruned], [bits for _, bits in pruned]
     optimizer, schedule = make_optimizer([p for p in model.parameters() if p.requires_grad], LEARNING_RATE, STEPS)
     losses, batches = Losses("mlm", search.student), search.batches(1, search.masking)
-    steps = training_steps(search.accelerator, model, optimizer, schedule, batches, losses, 1, STEPS)
+    steps = training_steps(
+        search.accelerator, model, optimizer, schedule, batches, losses, 1, STEPS, cuda_graphs=cuda_graphs
+    )
 
     def step() -> None:
         next(steps)
         tk.prune_(weights, packed)
 
+    for _ in range(WARM_UP + 1 if cuda_graphs else 0):
+        step()
     return step
 
 
@@ -314,7 +319,7 @@ def fine_tuning(setting: Setting, pruned: bool) -> Step:
 OURS, OURS_COMPILED = "tamt", "tamt --compile"
 GRAPHS, GRAPHS_COMPILED = "tamt --cuda-graphs", "tamt --cuda-graphs --compile"
 ORDINARY, COMPILED = "ordinary", "ordinary, torch.compile"
-HUGGING_FACE, IMP, DENSE = "HF dense MLM", "IMP", "dense"
+HUGGING_FACE, IMP, IMP_GRAPHS, DENSE = "HF dense MLM", "IMP", "IMP --cuda-graphs", "dense"
 NEEDED, NEEDED_GRAPHS = "encoder step + inference", "encoder step + inference, CUDA graphs"
 FINE_TUNING = "fine-tuning"
 
@@ -328,6 +333,7 @@ CONTENDERS: dict[str, dict[str, Callable[[Setting], Step]]] = {
         COMPILED: partial(ordinary, objective="mlm", compiled=True),
         HUGGING_FACE: hugging_face,
         IMP: imp,
+        IMP_GRAPHS: partial(imp, cuda_graphs=True),
     },
     "kd": {
         OURS: partial(tamt, objective="kd"),
@@ -344,4 +350,4 @@ CONTENDERS: dict[str, dict[str, Callable[[Setting], Step]]] = {
     FINE_TUNING: {OURS: partial(fine_tuning, pruned=True), DENSE: partial(fine_tuning, pruned=False)},
 }
 NEEDS_COMPILER = {OURS_COMPILED, GRAPHS_COMPILED, COMPILED}
-NEEDS_GPU = {GRAPHS, GRAPHS_COMPILED, NEEDED_GRAPHS}
+NEEDS_GPU = {GRAPHS, GRAPHS_COMPILED, NEEDED_GRAPHS, IMP_GRAPHS}

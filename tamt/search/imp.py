@@ -69,7 +69,7 @@ def iterative_pruning(search: Search) -> list[dict]:
         sparsity = min(search.sparsity, (step // interval + 1) / STAGES)
         masks = prune_and_reset(weights, parameters, initial, masks, sparsity)
         packed = [tk.pack_mask(masks[name]) for name in weights]
-        optimizer.state.clear()
+        optimizer.forget()
         name = MASK_FILE if sparsity == search.sparsity else f"masks/sparsity-{sparsity:g}.safetensors"
         search.save(masks, step, name, sparsity)
         dev = search.dev_losses()
@@ -90,6 +90,7 @@ def iterative_pruning(search: Search) -> list[dict]:
         done + 1,
         search.steps,
         search.check_every,
+        search.cuda_graphs,
     )
     with Progress(search.method, search.steps, done) as progress, termination.deferred():
         try:

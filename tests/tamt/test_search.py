@@ -366,9 +366,9 @@ def test_only_mask_training_compiles(run) -> None:
         run("imp", compile=True)
 
 
-def test_cuda_graphs_need_mask_training_a_gpu_and_one_process(run, monkeypatch) -> None:
-    with pytest.raises(UserError, match="--cuda-graphs is for mask training, not imp"):
-        run("imp", cuda_graphs=True)
+def test_cuda_graphs_need_training_a_gpu_and_one_process(run, monkeypatch) -> None:
+    with pytest.raises(UserError, match="--cuda-graphs is for methods that train, not omp"):
+        run("omp", cuda_graphs=True)
     module = sys.modules["tamt.search.train"]
     monkeypatch.setattr(module, "_gpu_is_there", lambda: False)
     with pytest.raises(UserError, match="--cuda-graphs needs a GPU, and there is none"):
