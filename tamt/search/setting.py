@@ -58,7 +58,7 @@ class Search:
     compile: bool = False
     """Whether mask training compiles the encoder and the teacher; other methods do not."""
     cuda_graphs: bool = False
-    """Whether mask training starts its steps from CUDA graphs, see `tamt.step_graph`; other methods do not."""
+    """Whether mask training and IMP start their steps from CUDA graphs, see `tamt.step_graph`."""
     results: list[dict] = field(default_factory=list)
 
     def batches(self, first: int, masking: TokenMasking | None) -> Iterator[dict[str, Tensor]]:
