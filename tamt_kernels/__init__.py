@@ -1,7 +1,7 @@
 """Masked-weight operations on tensors: exact top-k masks, masked layers and their straight-through gradients.
 
-Every operation has one definition, in plain torch (``tamt_kernels.reference``), and the same result wherever
-it runs.
+Every operation has one definition, in plain torch (``tamt_kernels.reference``). A mask, a threshold or a masked weight
+has the same bits wherever it is made.
 """
 
 from tamt_kernels.binarize import binarize

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-# Up to this many rows a product waits for W more than for its multiplications, so that masking W as it is read wins.
+# Up to this many rows a product waits for W more than for its multiplications, and masking W as it is read should win.
 FEW_ROWS = 64
 
 BACKENDS = ("cpp", "triton", "eager")

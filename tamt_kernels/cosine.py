@@ -52,8 +52,8 @@ def cosine(constant: Tensor, trained: Tensor) -> Tensor:
         trained: of that shape and on that device; float32, float16 or bfloat16.
 
     Returns:
-        float32 [...]. The norms' product is 1e-8 at least, as in ``torch.nn.functional.cosine_similarity``: the cosine
-        with a row of zeros is 0.
+        float32 [...]. Either norm is 1e-8 at least, as in ``torch.nn.functional.cosine_similarity``: the cosine with a
+        row of zeros is 0.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape or device, or more than 2**31 entries.

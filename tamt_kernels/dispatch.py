@@ -213,7 +213,7 @@ def backends(dtype: torch.dtype | None = None, entries: int | None = None) -> di
     a GPU it is ``masked_matmul``.
 
     Args:
-        dtype: of W, or of the score where an operation takes no W: float32, float16 or bfloat16; by default any.
+        dtype: of W, or of the first tensor where an operation takes no W: float32, float16 or bfloat16; by default any.
         entries: of it, or of all matrices together; by default any number.
     """
     dtypes = FLOAT_TYPES if dtype is None else (dtype,)

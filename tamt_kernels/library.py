@@ -1,7 +1,7 @@
 """The operator library ``torch.ops.tamt_kernels``.
 
 Each operator is defined once, with its plain-torch definition as the kernel of every device. A faster kernel
-registers itself for its device and takes precedence there; callers, fakes and autograd stay the same.
+registers itself for its device and takes precedence there; callers and fakes stay the same.
 """
 
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def define(
 def differentiate(name: str, backward: Callable[..., Any], save: Callable[..., None] | None = None) -> None:
     """Register an operator's gradient: ``save(ctx, inputs, output)`` runs in the forward, then ``backward``.
 
-    Where the extension is loaded, its own goes before it (csrc/autograd.cpp).
+    Of ``mask_weight`` and ``masked_embedding`` the extension has its own, which goes before it (csrc/autograd.cpp).
     """
     torch.library.register_autograd(f"tamt_kernels::{name}", backward, setup_context=save, lib=LIBRARY)
 

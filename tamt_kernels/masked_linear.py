@@ -119,8 +119,8 @@ def masked_linear(
     The gradients are dX = dY (W ⊙ m) and, straight through, dS = (dYᵀ X) ⊙ W (eq. 4).
 
     ``mask_weight`` and torch's matrix product: at 1-4 thousand tokens or more, a product that masks W as it
-    goes is slower than one over a W ⊙ m written once. Up to 64 rows, or what ``autotune`` measured, it is faster,
-    and is what runs on a GPU.
+    goes is slower than one over a W ⊙ m written once. Up to 64 rows, or what ``autotune`` measured, such a product
+    is what runs on a GPU, from sm_80 on.
     Under autocast W ⊙ m is written in autocast's type, without a second pass.
 
     Args:

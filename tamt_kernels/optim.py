@@ -41,7 +41,7 @@ class MaskAdamW(Optimizer):
         max_norm: the norm of the gradients of all scores and ``others`` together is clipped at this; None for no
             clipping.
         dtype: of the masked weights, that in which the forward computes: autocast's where that is on. By default
-            that of each weight's model, float32.
+            that of the first module's weight.
         overwrite: whether the backward of a linear layer writes d(W ⊙ m) over W ⊙ m, which ``step`` writes anew: the
             gradients take no memory of their own, 0.34 GB less for BERT-base in float32. Then a step takes one backward
             pass, and always renews. An embedding on a CPU keeps no W ⊙ m either, 0.09 GB, but masks the rows that it

@@ -21,7 +21,7 @@ def prune_(tensors: Sequence[Tensor], packed: Sequence[Tensor]) -> None:
     """Set the pruned entries of tensors to exactly zero, in place, whatever they were: NaN and infinities too.
 
     What a fine-tuning needs of its gradients, so that pruned weights stay zero, and IMP of its weights: one pass over
-    the tensors, on a GPU in one launch for each dtype, and a bit an entry of the masks.
+    the tensors, on a GPU in one launch for each dtype and one for their addresses, and a bit an entry of the masks.
 
     Args:
         tensors: float32, float16 or bfloat16, of any shape, on one device; no gradient is tracked.

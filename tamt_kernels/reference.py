@@ -355,25 +355,24 @@ def masked_embedding_backward(
     return grad_score
 
 
-SMALLEST_NORMS = 1e-8  # by which a cosine divides at least, as torch.nn.functional.cosine_similarity does
+SMALLEST_NORM = 1e-8  # of either row, for a cosine to divide by, as in torch.nn.functional.cosine_similarity
 
 
 def cosine(constant: Tensor, trained: Tensor) -> Tensor:
     """The cosine over the last dimension, in float32."""
     constant, trained = constant.float(), trained.float()
-    norms = torch.linalg.vector_norm(constant, dim=-1) * torch.linalg.vector_norm(trained, dim=-1)
-    return torch.linalg.vecdot(constant, trained) / norms.clamp(min=SMALLEST_NORMS)
+    norms = [torch.linalg.vector_norm(each, dim=-1).clamp(min=SMALLEST_NORM) for each in (constant, trained)]
+    return torch.linalg.vecdot(constant, trained) / (norms[0] * norms[1])
 
 
 def cosine_backward(grad_cosine: Tensor, constant: Tensor, trained: Tensor) -> Tensor:
-    """g (c / (‖c‖ ‖t‖) − cos t / ‖t‖²), the gradient of what is trained; where the norms are as small as may be, their
-    product is a constant, and the first term is all of it.
+    """g (c / (‖c‖ ‖t‖) − cos t / ‖t‖²), the gradient of what is trained; where ‖t‖ is as small as may be, it is a
+    constant, and the first term is all of the gradient.
     """
     constant, wide = constant.float(), trained.float()
-    norm = torch.linalg.vector_norm(wide, dim=-1)
-    norms = (torch.linalg.vector_norm(constant, dim=-1) * norm).clamp(min=SMALLEST_NORMS)
-    towards = grad_cosine / norms
-    along = towards * torch.linalg.vecdot(constant, wide) / norm.square()
-    along = along.masked_fill(norms <= SMALLEST_NORMS, 0)
+    norms = [torch.linalg.vector_norm(each, dim=-1).clamp(min=SMALLEST_NORM) for each in (constant, wide)]
+    towards = grad_cosine / (norms[0] * norms[1])
+    along = towards * torch.linalg.vecdot(constant, wide) / norms[1].square()
+    along = along.masked_fill(norms[1] <= SMALLEST_NORM, 0)
     grad = constant * towards.unsqueeze(-1)
     return grad.addcmul_(wide, along.unsqueeze(-1), value=-1).to(trained.dtype)

@@ -135,7 +135,7 @@ def ste_backward(
 def ste_backward_all(
     grads: Sequence[Tensor], weights: Sequence[Tensor], dtype: torch.dtype | None = None
 ) -> list[Tensor]:
-    """``ste_backward`` of every matrix, on a GPU in one launch: dS = d(W ⊙ m) ⊙ W (eq. 4).
+    """``ste_backward`` of every matrix, on a GPU in one launch and one for addresses: dS = d(W ⊙ m) ⊙ W (eq. 4).
 
     Args:
         grads: M gradients of masked weights, of any shape on one device; float32, float16 or bfloat16.

@@ -9,7 +9,7 @@ namespace tamt {
 namespace {
 
 constexpr int64_t kLanes = 16;
-constexpr float kSmallestNorms = 1e-8f;  // SMALLEST_NORMS of the definition
+constexpr float kSmallestNorm = 1e-8f;  // SMALLEST_NORM of the definition
 
 // In a fixed number of sums, so that the order is the same for every instruction set.
 template <typename A, typename B>
@@ -27,14 +27,14 @@ TAMT_INLINE inline float dot(const A* a, const B* b, int64_t size) {
 
 // What the cosine of two rows and its gradient are made of. The second and third time a row is in the L1 cache.
 struct Row {
-  float product, norms, trained_squares;
+  float product, norm, trained_norm, trained_squares;
 };
 
 template <typename Constant, typename Trained>
 TAMT_INLINE inline Row row_of(const Constant* constant, const Trained* trained, int64_t columns) {
   const float squares = dot(constant, constant, columns), trained_squares = dot(trained, trained, columns);
-  const float norms = std::max(std::sqrt(squares) * std::sqrt(trained_squares), kSmallestNorms);
-  return {dot(constant, trained, columns), norms, trained_squares};
+  const auto norm = [](float square) { return std::max(std::sqrt(square), kSmallestNorm); };
+  return {dot(constant, trained, columns), norm(squares), norm(trained_squares), trained_squares};
 }
 
 // Calls `visit` with pointers of the types that are named.
@@ -58,7 +58,7 @@ void cosine_kernel(
     vectorised([=]() TAMT_INLINE {
       for (int64_t row = begin; row < end; ++row) {
         const Row of_row = row_of(c + row * columns, t + row * columns, columns);
-        cosine[row] = of_row.product / of_row.norms;
+        cosine[row] = of_row.product / (of_row.norm * of_row.trained_norm);
       }
     });
   });
@@ -73,9 +73,9 @@ void cosine_backward_kernel(
     vectorised([=]() TAMT_INLINE {
       for (int64_t row = begin; row < end; ++row) {
         const Row of_row = row_of(c + row * columns, t + row * columns, columns);
-        const float towards = grad_cosine[row] / of_row.norms;
+        const float towards = grad_cosine[row] / (of_row.norm * of_row.trained_norm);
         const float along =
-            of_row.norms > kSmallestNorms ? towards * of_row.product / of_row.trained_squares : 0.0f;
+            of_row.trained_norm > kSmallestNorm ? towards * of_row.product / of_row.trained_squares : 0.0f;
         for (int64_t i = row * columns; i < (row + 1) * columns; ++i) {
           g[i] = from_float<Trained>(towards * to_float(c[i]) - along * to_float(t[i]));
         }

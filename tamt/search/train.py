@@ -94,8 +94,8 @@ def train(
         prune_pooler: mask the pooler too, by the one-shot method, as it gets no gradient.
         compile: compile the encoder and the KD teacher with torch.compile, which takes minutes at the first step; off,
             as it is slower on a CPU; on an H100 a step took 38 ms in place of 61.
-        cuda_graphs: on a GPU, in one process: start each step of mask training or IMP as one CUDA graph, with or
-            without compile.
+        cuda_graphs: on a GPU, in one process: start each step of mask training, compiled or not, or of IMP as one CUDA
+            graph.
         head: head.safetensors of an earlier run, in place of a warm-up.
         head_warmup_steps: steps for which a fresh MLM head is trained alone first.
         save_at: steps at which the mask is saved along the way, such as 100,200.

@@ -150,7 +150,7 @@ def attempt(output: Path, run: Run, keep_models: bool) -> Outcome:
         text = f"{type(error).__name__}: {first} (traceback in {complaint})"
         return Outcome(run, error=text, seconds=time.monotonic() - started)
     finally:
-        gc.collect()  # the model, whose hooks refer to itself
+        gc.collect()  # the model, if something in it refers to itself
         gc.unfreeze()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

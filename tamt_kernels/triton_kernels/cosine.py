@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tamt_kernels.reference import SMALLEST_NORMS
+from tamt_kernels.reference import SMALLEST_NORM
 from tamt_kernels.triton_kernels.common import launch, rounded, widen
 
 # Columns at once: a row of BERT-base's 768 is read by one program, whose gradient finds it in the cache again.
@@ -32,28 +32,28 @@ def _sums(constant, trained, columns, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _norms(squares, trained_squares, SMALLEST: tl.constexpr):
-    return tl.maximum(tl.sqrt_rn(squares) * tl.sqrt_rn(trained_squares), SMALLEST)
+def _norm(squares, SMALLEST: tl.constexpr):
+    return tl.maximum(tl.sqrt_rn(squares), SMALLEST)
 
 
 @triton.jit
 def cosine_kernel(constant, trained, cosine, columns, SMALLEST: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     product, squares, trained_squares = _sums(constant + row * columns, trained + row * columns, columns, BLOCK)
-    tl.store(cosine + row, tl.div_rn(product, _norms(squares, trained_squares, SMALLEST)))
+    tl.store(cosine + row, tl.div_rn(product, _norm(squares, SMALLEST) * _norm(trained_squares, SMALLEST)))
 
 
 @triton.jit
 def cosine_gradient_kernel(
     grad_cosine, constant, trained, grad, columns, SMALLEST: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """g (c / (|c| |t|) - cos t / |t|²), without the second term where the norms are as small as may be."""
+    """g (c / (|c| |t|) - cos t / |t|²), without the second term where |t| is as small as may be."""
     row = tl.program_id(0).to(tl.int64)
     constant, trained, grad = constant + row * columns, trained + row * columns, grad + row * columns
     product, squares, trained_squares = _sums(constant, trained, columns, BLOCK)
-    norms = _norms(squares, trained_squares, SMALLEST)
-    towards = tl.div_rn(tl.load(grad_cosine + row), norms)
-    along = tl.where(norms > SMALLEST, tl.div_rn(towards * product, trained_squares), 0.0)
+    norm = _norm(trained_squares, SMALLEST)
+    towards = tl.div_rn(tl.load(grad_cosine + row), _norm(squares, SMALLEST) * norm)
+    along = tl.where(norm > SMALLEST, tl.div_rn(towards * product, trained_squares), 0.0)
     lane = tl.arange(0, BLOCK)
     for start in range(0, columns, BLOCK):
         inside = lane < columns - start
@@ -64,7 +64,7 @@ def cosine_gradient_kernel(
 
 def _how(columns: int) -> dict[str, float]:
     block = min(LARGEST_BLOCK, triton.next_power_of_2(max(columns, 1)))
-    return {"SMALLEST": SMALLEST_NORMS, "BLOCK": block, "num_warps": WARPS}
+    return {"SMALLEST": SMALLEST_NORM, "BLOCK": block, "num_warps": WARPS}
 
 
 def cosine(constant: Tensor, trained: Tensor) -> Tensor:

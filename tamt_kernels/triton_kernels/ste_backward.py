@@ -1,4 +1,4 @@
-"""The straight-through products of all matrices in one launch; of one, CUDA and torch have no more to do."""
+"""The straight-through products of all matrices in one launch. Those of one matrix CUDA or torch take."""
 # mypy: allow-untyped-defs, allow-incomplete-defs
 # A kernel's arguments are of Triton's own language, which no annotation tells.
 

@@ -96,6 +96,8 @@ void run_masks(int64_t size) {
     pack_mask_kernel(mask.data(), size, packed.data(), 0, packed.size());
     unpack_mask_kernel(packed.data(), unpacked.data(), size, 0, packed.size());
     for (const Type type : kTypes) {
+      Entries pruned(size, type);
+      prune_kernel(pruned.data(), type, packed.data(), size, 0, packed.size());
       for (const Type out_type : kTypes) {
         Entries weight(size, type), out(size, out_type);
         mask_weight_kernel(weight.data(), type, score.data(), value, cut, absolute, out.data(), out_type, 0, size);
@@ -132,6 +134,19 @@ void run_embedding(int64_t columns) {
     masked_embedding_kernel(
         lookups.data(), lookups.data(), whole.data(), type, score.data(), 0.01f, up_to(rows * columns), up_to(1) == 1,
         looked_up.data(), columns, 0, lookups.size());
+  }
+}
+
+void run_cosine(int64_t columns) {
+  const int64_t rows = up_to(4);
+  Array<float> cosine(rows), grad_cosine = numbers(rows);
+  for (const Type constant_type : kTypes) {
+    for (const Type type : kTypes) {
+      Entries constant(rows * columns, constant_type), trained(rows * columns, type), grad(rows * columns, type);
+      cosine_kernel(constant.data(), constant_type, trained.data(), type, cosine.data(), columns, 0, rows);
+      cosine_backward_kernel(
+          grad_cosine.data(), constant.data(), constant_type, trained.data(), type, grad.data(), columns, 0, rows);
+    }
   }
 }
 
@@ -180,6 +195,7 @@ int main() {
       run_masks(size);
       run_gradients(size);
       run_embedding(size);
+      run_cosine(size);
       run_thresholds(size);
       run_adamw(size);
     }

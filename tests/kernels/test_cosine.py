@@ -30,6 +30,11 @@ def test_the_gradient_has_the_type_of_what_is_trained():
     assert trained.grad.dtype == torch.bfloat16
 
 
+def test_rows_are_small_one_by_one():
+    constant, trained = torch.tensor([[1e-6, 0], [1e-9, 0]]), torch.tensor([[1e-6, 0], [1e3, 0]])
+    assert tk.cosine(constant, trained).tolist() == pytest.approx([1, 0.1])
+
+
 def test_rows_of_zeros():
     constant, trained = torch.zeros(2, 4), torch.ones(2, 4)
     trained[1] = 0
