@@ -33,7 +33,8 @@ def _sums(constant, trained, columns, BLOCK: tl.constexpr):
 
 @triton.jit
 def _norm(squares, SMALLEST: tl.constexpr):
-    return tl.maximum(tl.sqrt_rn(squares), SMALLEST)
+    norm = tl.sqrt_rn(squares)
+    return tl.where(norm < SMALLEST, SMALLEST, norm)  # NaN stays, which a maximum would drop
 
 
 @triton.jit
@@ -53,7 +54,7 @@ def cosine_gradient_kernel(
     product, squares, trained_squares = _sums(constant, trained, columns, BLOCK)
     norm = _norm(trained_squares, SMALLEST)
     towards = tl.div_rn(tl.load(grad_cosine + row), _norm(squares, SMALLEST) * norm)
-    along = tl.where(norm > SMALLEST, tl.div_rn(towards * product, trained_squares), 0.0)
+    along = tl.where(norm <= SMALLEST, 0.0, tl.div_rn(towards * product, trained_squares))
     lane = tl.arange(0, BLOCK)
     for start in range(0, columns, BLOCK):
         inside = lane < columns - start

@@ -55,6 +55,22 @@ def test_a_constant_from_inference_mode():
     torch.testing.assert_close(trained.grad, torch.tensor([[3.0, 4.0]]) / 25 - 0.96 * torch.tensor([[4.0, 3.0]]) / 25)
 
 
+def test_a_constant_that_changes_before_the_backward_pass_is_noticed():
+    constant, trained = torch.ones(1, 2), torch.ones(1, 2, requires_grad=True)
+    cosine = tk.cosine(constant, trained)
+    constant.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        cosine.sum().backward()
+
+
+def test_a_row_that_is_no_number_has_no_gradient_that_is():
+    constant, trained = torch.tensor([[1.0, 2.0]]), torch.tensor([[torch.nan, 1.0]], requires_grad=True)
+    cosine = tk.cosine(constant, trained)
+    cosine.sum().backward()
+    assert cosine.isnan().all()
+    assert trained.grad.isnan().all()
+
+
 def test_strided():
     constant, trained = gaussian(60).reshape(5, 12).t(), gaussian(60).reshape(12, 5).flip(0)
     torch.testing.assert_close(tk.cosine(constant, trained), F.cosine_similarity(constant, trained, dim=-1))
