@@ -207,6 +207,30 @@ def test_imp_weights_equal_theta_0_bit_for_bit_after_every_pruning(run, monkeypa
     assert seen == [0.1, 0.2, 0.3, 0.4, 0.5]
 
 
+def test_imp_trains_only_what_is_left_from_empty_moments(run, monkeypatch) -> None:
+    now: dict[str, dict] = {}
+    emptied: list[bool] = []
+    prune, steps = imp.prune_and_reset, imp.training_steps
+
+    def pruned(weights, *rest):
+        now.update(weights=weights, masks=prune(weights, *rest), moments={"empty"})
+        return now["masks"]
+
+    def checked(accelerator, model, optimizer, *rest):
+        for taken in steps(accelerator, model, optimizer, *rest):
+            now["moments"] = set()
+            yield taken  # to the search, which cuts the weights after each step, and prunes after some
+            assert all(weight[~now["masks"][name]].count_nonzero() == 0 for name, weight in now["weights"].items())
+            moments = [tensor for state in optimizer.state.values() for tensor in state.values()]
+            emptied.append(not any(tensor.any() for tensor in moments))
+            assert emptied[-1] == bool(now["moments"])
+
+    monkeypatch.setattr(imp, "prune_and_reset", pruned)
+    monkeypatch.setattr(imp, "training_steps", checked)
+    run("imp", sparsity=0.5, steps=40, lr=1e-3)
+    assert sum(emptied) == 4
+
+
 def test_imp_ranks_the_trained_weights() -> None:
     weight = torch.nn.Parameter(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
     initial = {"model.w": weight.detach().clone()}
