@@ -20,13 +20,14 @@ def _fake_backward(grad_cosine: Tensor, constant: Tensor, trained: Tensor) -> Te
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     constant, trained = inputs
     # What comes from inference mode cannot be saved, and has no version that would tell of a change.
-    ctx.constant = constant if constant.is_inference() else None
-    ctx.save_for_backward(trained, *([] if constant.is_inference() else [constant]))
+    ctx.unsaved = [constant] if constant.is_inference() else []
+    ctx.save_for_backward(trained, *([] if ctx.unsaved else [constant]))
 
 
 def _backward(ctx: Any, grad_cosine: Tensor) -> tuple[None, Tensor]:
     trained, *saved = ctx.saved_tensors
-    return None, _backward_operator(grad_cosine, saved[0] if saved else ctx.constant, trained)
+    (constant,) = saved or ctx.unsaved
+    return None, _backward_operator(grad_cosine, constant, trained)
 
 
 _operator = define(

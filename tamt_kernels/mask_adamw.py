@@ -27,7 +27,7 @@ def _over_operators(*arguments: Any) -> None:
 gradient_norm = define(
     "gradient_norm(Tensor[] grads, Tensor[] weights) -> Tensor",
     eager=reference.gradient_norm,
-    triton="mask_adamw",
+    triton="ste_backward",
     fake=_fake_norm,
 )
 mask_adamw = define(

@@ -11,7 +11,7 @@ from tamt_kernels.binarize import operator as _binarize
 from tamt_kernels.library import define, differentiate
 from tamt_kernels.mask_weight import operator as _mask_weight
 from tamt_kernels.pack import operator as _pack
-from tamt_kernels.reference import Thresholds, group_offsets
+from tamt_kernels.reference import Thresholds, group_offsets, ungrouped
 from tamt_kernels.ste_backward import products_of
 
 
@@ -62,11 +62,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad_masked: Tensor, _grad_bits: Tensor) -> tuple[Any, ...]:
     weights = list(ctx.saved_tensors)
-    offsets, _total = group_offsets([weight.numel() for weight in weights])
-    lie = zip(weights, offsets, strict=True)
-    grads = [grad_masked[offset : offset + weight.numel()].reshape(weight.shape) for weight, offset in lie]
     dtype = ctx.score_dtypes[0] if len(set(ctx.score_dtypes)) == 1 else torch.float32  # to be rounded once
-    products = products_of(grads, weights, dtype)
+    products = products_of(ungrouped(grad_masked, weights), weights, dtype)
     grad_scores = [product.to(dtype) for product, dtype in zip(products, ctx.score_dtypes, strict=True)]
     # Torch 2.11 passes no argument that has its default value, and takes no gradient for it; 2.14 takes either.
     return ([None] * len(weights), grad_scores, None, None, None, None, None)[: len(ctx.needs_input_grad)]
@@ -130,9 +127,6 @@ def mask_weights(
         return [], []
     masked, bits = _operator(weights, scores, *thresholds, dtype or weights[0].dtype, pack, absolute)
     offsets, _total = group_offsets([weight.numel() for weight in weights])
-    views, packed = [], []
-    for weight, offset in zip(weights, offsets, strict=True):
-        views.append(masked[offset : offset + weight.numel()].view(weight.shape))
-        if pack:
-            packed.append(bits[offset // 8 : offset // 8 + (weight.numel() + 7) // 8])
-    return views, packed
+    lie = zip(weights, offsets, strict=True)
+    packed = [bits[offset // 8 : offset // 8 + (weight.numel() + 7) // 8] for weight, offset in lie] if pack else []
+    return ungrouped(masked, weights), packed

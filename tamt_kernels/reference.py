@@ -127,6 +127,13 @@ def group_offsets(sizes: list[int]) -> tuple[list[int], int]:
     return offsets, end
 
 
+def ungrouped(flat: Tensor, matrices: list[Tensor]) -> list[Tensor]:
+    """What of a flat tensor lies at the ``group_offsets`` of matrices, each part in its matrix's shape."""
+    offsets, _total = group_offsets([each.numel() for each in matrices])
+    lie = zip(matrices, offsets, strict=True)
+    return [flat[offset : offset + each.numel()].reshape(each.shape) for each, offset in lie]
+
+
 def mask_weights(
     weights: list[Tensor],
     scores: list[Tensor],
@@ -157,12 +164,18 @@ def ste_backward(grad_masked_weight: Tensor, weight: Tensor, dtype: torch.dtype 
     return (grad_masked_weight.to(torch.float32) * weight.to(torch.float32)).to(dtype).contiguous()
 
 
-def ste_backward_all(grads: list[Tensor], weights: list[Tensor], dtype: torch.dtype) -> Tensor:
+def ste_backward_all(
+    grads: list[Tensor],
+    weights: list[Tensor],
+    dtype: torch.dtype,
+    *,
+    ste_backward: Callable[..., Tensor] = ste_backward,
+) -> Tensor:
     """``ste_backward`` of every matrix in one flat tensor, at ``group_offsets``; zeros between."""
-    offsets, total = group_offsets([weight.numel() for weight in weights])
+    _offsets, total = group_offsets([weight.numel() for weight in weights])
     products = torch.zeros(total, dtype=dtype, device=weights[0].device)
-    for grad, weight, offset in zip(grads, weights, offsets, strict=True):
-        products[offset : offset + weight.numel()] = ste_backward(grad, weight, dtype).reshape(-1)
+    for grad, weight, product in zip(grads, weights, ungrouped(products, weights), strict=True):
+        product.copy_(ste_backward(grad, weight, dtype))
     return products
 
 

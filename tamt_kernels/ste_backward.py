@@ -1,14 +1,14 @@
 """The straight-through gradient of a score."""
 
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from tamt_kernels import checks, reference
 from tamt_kernels.library import define, differentiate, refuse_double_backward
-from tamt_kernels.reference import group_offsets
+from tamt_kernels.reference import group_offsets, ungrouped
 
 
 def _fake(grad_masked_weight: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -36,13 +36,8 @@ _into = define(
 )
 
 
-def _looped(grads: list[Tensor], weights: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """The definition, over the operator of one matrix and so its fastest kernel."""
-    offsets, total = group_offsets([weight.numel() for weight in weights])
-    products = torch.zeros(total, dtype=dtype, device=weights[0].device)
-    for grad, weight, offset in zip(grads, weights, offsets, strict=True):
-        products[offset : offset + weight.numel()] = operator(grad, weight, dtype).reshape(-1)
-    return products
+def _by_ste_backward(*arguments: Any) -> Tensor:
+    return reference.ste_backward_all(*arguments, ste_backward=operator)
 
 
 def _fake_all(grads: list[Tensor], weights: list[Tensor], dtype: torch.dtype) -> Tensor:
@@ -52,7 +47,7 @@ def _fake_all(grads: list[Tensor], weights: list[Tensor], dtype: torch.dtype) ->
 
 _all = define(
     "ste_backward_all(Tensor[] grads, Tensor[] weights, ScalarType dtype) -> Tensor",
-    eager=_looped,
+    eager=_by_ste_backward,
     fake=_fake_all,
     triton="ste_backward",
     composed_of="ste_backward",
@@ -169,7 +164,4 @@ def ste_backward_all(
 
 def products_of(grads: list[Tensor], weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """``ste_backward_all`` of tensors that are known to fit."""
-    products = _all(grads, weights, dtype)
-    offsets, _total = group_offsets([weight.numel() for weight in weights])
-    lie = zip(weights, offsets, strict=True)
-    return [products[offset : offset + weight.numel()].view(weight.shape) for weight, offset in lie]
+    return ungrouped(_all(grads, weights, dtype), weights)

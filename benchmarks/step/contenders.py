@@ -172,7 +172,6 @@ def imp(setting: Setting, cuda_graphs: bool = False) -> Step:
     model.requires_grad_(True)
     model.get_output_embeddings().weight.requires_grad_(False)
     pruned = packed_masks(model, magnitude_masks(prunable_weights(model), SPARSITY))
-    weights, packed = [weight for weight, _ in pruned], [bits for _, bits in pruned]
     optimizer, schedule = make_optimizer([p for p in model.parameters() if p.requires_grad], LEARNING_RATE, STEPS)
     losses, batches = Losses("mlm", search.student), search.batches(1, search.masking)
     steps = training_steps(
@@ -181,7 +180,7 @@ def imp(setting: Setting, cuda_graphs: bool = False) -> Step:
 
     def step() -> None:
         next(steps)
-        tk.prune_(weights, packed)
+        tk.prune_(*zip(*pruned, strict=True))
 
     for _ in range(WARM_UP + 1 if cuda_graphs else 0):
         step()

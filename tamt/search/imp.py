@@ -10,7 +10,7 @@ from torch import Tensor
 import tamt_kernels as tk
 from tamt import processes, termination
 from tamt.console import Progress
-from tamt.masking import Masks, prunable_weights, sparsity_of, top_masks
+from tamt.masking import Masks, packed_masks, prunable_weights, sparsity_of, top_masks
 from tamt.objectives import Losses
 from tamt.search.setting import MASK_FILE, Search
 from tamt.training import NonFiniteError, make_optimizer, restore_training, training_state, training_steps
@@ -38,7 +38,7 @@ def iterative_pruning(search: Search) -> list[dict]:
     optimizer, schedule = make_optimizer(parameters.values(), search.lr, search.schedule_steps)
     weights = prunable_weights(student.model)
     masks: Masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-    packed: list[Tensor] = []  # the masks as every step cuts by them
+    packed: list[tuple[Tensor, Tensor]] = []  # the weights and the masks that every step cuts them by
     interval = search.schedule_steps // STAGES
     results: list[dict] = []
 
@@ -56,7 +56,7 @@ def iterative_pruning(search: Search) -> list[dict]:
             for name, parameter in parameters.items():
                 parameter.copy_(checkpoint["trained"][name])
         masks = {name: mask.to(search.accelerator.device) for name, mask in checkpoint["masks"].items()}
-        packed = [tk.pack_mask(masks[name]) for name in weights]
+        packed = packed_masks(student.model, masks)
         results = checkpoint["results"]
         restore_training(checkpoint, search.accelerator, optimizer, schedule)
 
@@ -68,7 +68,7 @@ def iterative_pruning(search: Search) -> list[dict]:
         processes.check_trained(step, parameters.values())
         sparsity = min(search.sparsity, (step // interval + 1) / STAGES)
         masks = prune_and_reset(weights, parameters, initial, masks, sparsity)
-        packed = [tk.pack_mask(masks[name]) for name in weights]
+        packed = packed_masks(student.model, masks)
         optimizer.forget()
         name = MASK_FILE if sparsity == search.sparsity else f"masks/sparsity-{sparsity:g}.safetensors"
         search.save(masks, step, name, sparsity)
@@ -95,7 +95,7 @@ def iterative_pruning(search: Search) -> list[dict]:
     with Progress(search.method, search.steps, done) as progress, termination.deferred():
         try:
             for step, parts in steps:
-                tk.prune_(list(weights.values()), packed)
+                tk.prune_(*zip(*packed, strict=True))
                 if step % search.log_every == 0 or step == search.steps:
                     sparsity = sparsity_of(masks)
                     lr = float(schedule.get_last_lr()[0])

@@ -15,14 +15,12 @@ the weights masked again 0.05: 1.6 ms.
 # mypy: allow-untyped-defs, allow-incomplete-defs
 # A kernel's arguments are of Triton's own language, which no annotation tells.
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from tamt_kernels.reference import whole_gradient
 from tamt_kernels.triton_kernels.common import (
-    TILE,
     TYPES,
     Table,
     addresses,
@@ -35,7 +33,6 @@ from tamt_kernels.triton_kernels.common import (
     read,
     rounded,
     table,
-    tiles_of,
     widen,
 )
 from tamt_kernels.triton_kernels.threshold import (
@@ -76,29 +73,6 @@ def _write(pointer, value, inside, WHOLE: tl.constexpr):
         tl.store(pointer, value)
     else:
         tl.store(pointer, value, mask=inside)
-
-
-@triton.jit
-def norm_kernel(
-    tile_matrix, rows, gradients, sums,
-    G_TYPE: tl.constexpr, W_TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """The sum of the squares of a tile's d(W ⊙ m) ⊙ W."""
-    tile = tl.program_id(0)
-    matrix = tl.load(tile_matrix + tile)
-    row = rows + matrix * 3
-    size = tl.load(row + 1)
-    start = (tile - tl.load(row + 2)) * TILE
-    lane = tl.arange(0, TILE)
-    inside = lane < size - start
-    grad = pointer_at(gradients + matrix, G_TYPE, ALIGNED) + start + lane
-    weight = pointer_at(row, W_TYPE, ALIGNED) + start + lane
-    if start + TILE <= size:
-        product = read(grad, inside, True) * read(weight, inside, True)
-    else:
-        product = read(grad, inside, False) * read(weight, inside, False)
-    wide = product.to(tl.float64)
-    tl.store(sums + tile, tl.sum(wide * wide))
 
 
 @triton.jit
@@ -226,27 +200,6 @@ def remask_kernel(
             index = tl.load(indices + candidate, mask=inside, other=0)
             rank = key_score(tl.load(keys + candidate, mask=inside, other=0))
             _mask(weight, masked, index, keeps(rank, index, value, cut, False), inside)
-
-
-def gradient_norm(grads: list[Tensor], weights: list[Tensor]) -> Tensor:
-    device = weights[0].device
-    grads, weights = alike(grads), alike(weights)
-    sizes = [each.numel() for each in weights]
-
-    def make() -> Table:
-        tiles = [tiles_of(size, TILE) for size in sizes]
-        rows = [(w.data_ptr(), size, sum(tiles[:i])) for i, (w, size) in enumerate(zip(weights, sizes, strict=True))]
-        return Table(rows, tiles, device)
-
-    matrices = table(("gradient_norm", device, TILE, *(each.data_ptr() for each in weights), *sizes), make)
-    # Summed in one order, by torch: float atomics would give other bits each time.
-    sums = torch.empty(matrices.tile_matrix.numel(), dtype=torch.float64, device=device)
-    launch(
-        norm_kernel, (sums.numel(),), matrices.tile_matrix, matrices.rows, addresses(grads), sums,
-        G_TYPE=TYPES[grads[0].dtype], W_TYPE=TYPES[weights[0].dtype], ALIGNED=aligned((*grads, *weights)), TILE=TILE,
-        num_warps=WARPS,
-    )  # fmt: skip
-    return sums.sum().sqrt().to(torch.float32)
 
 
 def mask_adamw(

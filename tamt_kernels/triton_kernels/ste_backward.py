@@ -1,6 +1,8 @@
-"""The straight-through products of all matrices in one launch. Those of one matrix CUDA or torch take."""
+"""The straight-through products of all matrices in one launch, or their norm; one matrix is CUDA's or torch's."""
 # mypy: allow-untyped-defs, allow-incomplete-defs
 # A kernel's arguments are of Triton's own language, which no annotation tells.
+
+from typing import Any
 
 import torch
 import triton
@@ -26,49 +28,94 @@ from tamt_kernels.triton_kernels.common import (
 WARPS = 8
 
 
+# Columns of the table of matrices; the offset is that of the product.
+WEIGHT, SIZE, FIRST_TILE, OFFSET, COLUMNS = (tl.constexpr(i) for i in range(5))
+
+
+@triton.jit
+def _product(
+    tile_matrix, rows, gradients, G_TYPE: tl.constexpr, W_TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr
+):
+    """Of this program's tile of any of the matrices d(W ⊙ m) ⊙ W in float32, zeros beyond the matrix; with the matrix's
+    row in the table, and where in the matrix the tile begins.
+    """
+    tile = tl.program_id(0)
+    matrix = tl.load(tile_matrix + tile)
+    row = rows + matrix * COLUMNS
+    start = (tile - tl.load(row + FIRST_TILE)) * TILE
+    size, lane = tl.load(row + SIZE), tl.arange(0, TILE)
+    inside = lane < size - start
+    grad = pointer_at(gradients + matrix, G_TYPE, ALIGNED) + start + lane
+    weight = pointer_at(row + WEIGHT, W_TYPE, ALIGNED) + start + lane
+    if start + TILE <= size:
+        product = read(grad, inside, True) * read(weight, inside, True)
+    else:
+        product = read(grad, inside, False) * read(weight, inside, False)
+    return product, row, start
+
+
 @triton.jit
 def products_kernel(
     tile_matrix, rows, gradients, products,
     G_TYPE: tl.constexpr, W_TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of any of the matrices: d(W ⊙ m) ⊙ W, in float32 and rounded once."""
-    tile = tl.program_id(0)
-    matrix = tl.load(tile_matrix + tile)
-    row = rows + matrix * 4
-    size, offset = tl.load(row + 1), tl.load(row + 2)
+    """A tile's products, rounded once."""
+    product, row, start = _product(tile_matrix, rows, gradients, G_TYPE, W_TYPE, ALIGNED, TILE)
+    size, offset, lane = tl.load(row + SIZE), tl.load(row + OFFSET), tl.arange(0, TILE)
     if ALIGNED:
         offset = tl.multiple_of(offset, 16)
-    start = (tile - tl.load(row + 3)) * TILE
-    lane = tl.arange(0, TILE)
-    inside = lane < size - start
-    grad = pointer_at(gradients + matrix, G_TYPE, ALIGNED) + start + lane
-    weight = pointer_at(row, W_TYPE, ALIGNED) + start + lane
-    product = products + offset + start + lane
+    result, target = rounded(product, products.dtype.element_ty), products + offset + start + lane
     if start + TILE <= size:
-        tl.store(product, rounded(read(grad, inside, True) * read(weight, inside, True), products.dtype.element_ty))
+        tl.store(target, result)
     else:
-        result = read(grad, inside, False) * read(weight, inside, False)
-        tl.store(product, rounded(result, products.dtype.element_ty), mask=inside)
+        tl.store(target, result, mask=lane < size - start)
+
+
+@triton.jit
+def norm_kernel(
+    tile_matrix, rows, gradients, sums,
+    G_TYPE: tl.constexpr, W_TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The sum of the squares of a tile's products."""
+    product, _row, _start = _product(tile_matrix, rows, gradients, G_TYPE, W_TYPE, ALIGNED, TILE)
+    wide = product.to(tl.float64)
+    tl.store(sums + tl.program_id(0), tl.sum(wide * wide))
 
 
 def ste_backward_all(grads: list[Tensor], weights: list[Tensor], dtype: torch.dtype) -> Tensor:
-    device, sizes = weights[0].device, [each.numel() for each in weights]
-    offsets, total = group_offsets(sizes)
+    sizes = [weight.numel() for weight in weights]
     # Up to 15 entries lie between the matrices, zero by definition; BERT's matrices leave no gap to fill.
     new = torch.zeros if any(size % 16 for size in sizes) else torch.empty
-    products = new(total, dtype=dtype, device=device)
+    products = new(group_offsets(sizes)[1], dtype=dtype, device=weights[0].device)
     grads, weights = alike(grads), alike(weights)
+    _launch(products_kernel, grads, weights, _matrices(weights), products)
+    return products
+
+
+def gradient_norm(grads: list[Tensor], weights: list[Tensor]) -> Tensor:
+    grads, weights = alike(grads), alike(weights)
+    matrices = _matrices(weights)
+    # Summed in one order, by torch: float atomics would give other bits each time.
+    sums = torch.empty(matrices.tile_matrix.numel(), dtype=torch.float64, device=weights[0].device)
+    _launch(norm_kernel, grads, weights, matrices, sums)
+    return sums.sum().sqrt().to(torch.float32)
+
+
+def _matrices(weights: list[Tensor]) -> Table:
+    device, sizes = weights[0].device, [weight.numel() for weight in weights]
 
     def make() -> Table:
         tiles = [tiles_of(size, TILE) for size in sizes]
-        lie = zip(weights, sizes, offsets, strict=True)
-        rows = [(w.data_ptr(), size, offset, sum(tiles[:i])) for i, (w, size, offset) in enumerate(lie)]
+        lie = zip(weights, sizes, group_offsets(sizes)[0], strict=True)
+        rows = [(weight.data_ptr(), size, sum(tiles[:i]), offset) for i, (weight, size, offset) in enumerate(lie)]
         return Table(rows, tiles, device)
 
-    matrices = table(("ste_backward_all", device, TILE, *(each.data_ptr() for each in weights), *sizes), make)
+    return table(("ste_backward_all", device, TILE, *(weight.data_ptr() for weight in weights), *sizes), make)
+
+
+def _launch(kernel: Any, grads: list[Tensor], weights: list[Tensor], matrices: Table, result: Tensor) -> None:
     launch(
-        products_kernel, (matrices.tile_matrix.numel(),), matrices.tile_matrix, matrices.rows, addresses(grads),
-        products, G_TYPE=TYPES[grads[0].dtype], W_TYPE=TYPES[weights[0].dtype], ALIGNED=aligned((*grads, *weights)),
-        TILE=TILE, num_warps=WARPS,
+        kernel, (matrices.tile_matrix.numel(),), matrices.tile_matrix, matrices.rows, addresses(grads), result,
+        G_TYPE=TYPES[grads[0].dtype], W_TYPE=TYPES[weights[0].dtype], ALIGNED=aligned((*grads, *weights)), TILE=TILE,
+        num_warps=WARPS,
     )  # fmt: skip
-    return products

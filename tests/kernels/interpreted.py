@@ -41,7 +41,6 @@ def small_and_poisoned(monkeypatch):
     monkeypatch.setattr(mask_weights, "TILE", 256)
     monkeypatch.setattr(ste_backward, "TILE", 256)
     monkeypatch.setattr(threshold, "TILE", 256)
-    monkeypatch.setattr(mask_adamw, "TILE", 256)
     monkeypatch.setattr(threshold, "LEAST_ROOM", 16)
     monkeypatch.setattr(threshold, "SHARE", 512)
     monkeypatch.setattr(threshold, "PART", 128)
@@ -738,7 +737,7 @@ def test_gradient_norm():
 
 def test_the_launches_of_a_step_do_not_grow_with_the_matrices(monkeypatch):
     started = []
-    for module in (common, mask_adamw, mask_weights, threshold):
+    for module in (common, mask_adamw, mask_weights, ste_backward, threshold):
         real = module.launch
         record = lambda kernel, *rest, real=real, **options: (started.append(kernel), real(kernel, *rest, **options))  # noqa: E731
         monkeypatch.setattr(module, "launch", record)

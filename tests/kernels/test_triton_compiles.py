@@ -104,7 +104,7 @@ def launches(gpu=GPUS[-1]):
         ):
             label = f"in a step, {str(grad.dtype).removeprefix('torch.')}{'' if renew else ', masks kept'}"
             before = len(recorded)
-            mask_adamw.gradient_norm([grad] * 2, [score] * 2)
+            ste_backward.gradient_norm([grad] * 2, [score] * 2)
             lists = [[tensor] * 2 for tensor in (grad, score, score, score, score)]
             mask_adamw.mask_adamw(*lists, masked, values, cuts, [5, 6], rates, 0.9, 0.999, 1e-8, renew)
             some = {each.name: each for each in recorded[before:] if each.kernel.__name__ in kernels}
