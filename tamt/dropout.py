@@ -154,8 +154,33 @@ def _product(first: Tensor, second: Tensor, factor: float) -> Tensor:
     return torch.baddbmm(first.new_empty(()), first, second, beta=0, alpha=factor)
 
 
+def attention_mask(*arguments: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
+    """transformers' mask of `attention`, or None where all tokens are attended to.
+
+    On a GPU that is where no mask is given: to look for padding in one would be to wait for the device. transformers'
+    own, while a CUDA graph is recorded, makes a mask of ones of none, which no fused attention takes: a step of
+    BERT-base at 16 × 512 tokens took 44 ms on an H200 in place of 24.
+
+    Args:
+        arguments: those of `transformers.masking_utils.sdpa_mask`.
+        attention_mask: true, or one, where a token is none of padding, [batch, length].
+        options: more of them.
+
+    Returns:
+        bool, [batch, 1, length, length].
+    """
+    bidirectional = options.pop("allow_is_bidirectional_skip", False)
+    if bidirectional and attention_mask is None:
+        return None
+    on_gpu = attention_mask is not None and attention_mask.device.type != "cpu"
+    mask: Tensor | None = sdpa_mask(
+        *arguments, attention_mask=attention_mask, allow_is_bidirectional_skip=bidirectional and not on_gpu, **options
+    )
+    return mask
+
+
 AttentionInterface.register(ATTENTION, attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(ATTENTION, attention_mask)
 
 
 def use_fast_dropout(model: PreTrainedModel) -> None:

@@ -89,8 +89,8 @@ class Setting(NamedTuple):
         return heads[head](config()).to(self.device)
 
     def blocks(self, vocabulary: int) -> Blocks:
-        """Random text."""
-        tokens = torch.randint(5, vocabulary, (64 * self.length,), generator=torch.Generator().manual_seed(0))
+        """Random text that fills its blocks, as that of a corpus does but for the last one."""
+        tokens = torch.randint(5, vocabulary, (64 * (self.length - 2),), generator=torch.Generator().manual_seed(0))
         return Blocks(tokens.int(), self.length, [2], [3], 0)
 
     def search(self, teacher: bool) -> Search:

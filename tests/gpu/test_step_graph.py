@@ -19,6 +19,7 @@ def take_steps(objective, graphs, dropout=0.0, accumulation=1, compiled=False, w
     setting = Setting(torch.device("cuda"), "tiny", 4, 64, accumulation)
     search = setting.search(teacher="kd" in objective)
     search.cuda_graphs, search.compile, search.lr, search.schedule_steps = graphs, compiled, 5e-3, STEPS
+    search.train_blocks.tokens = search.train_blocks.tokens[:-10]  # the last block is padded, a batch of another shape
     set_dropout(search.student.model, dropout)
     first = magnitude_masks(prunable_weights(search.student.encoder), search.sparsity)
     head = search.student.head_parameters() if "mlm" in objective else {}

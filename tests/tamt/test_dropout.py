@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertModel
+from transformers.masking_utils import bidirectional_mask_function
 
-from tamt.dropout import ATTENTION, Dropout, attention, drop, use_fast_dropout
+from tamt.dropout import ATTENTION, Dropout, attention, attention_mask, drop, use_fast_dropout
 
 
 @pytest.mark.parametrize(("p", "dtype"), [(0.1, torch.float32), (0.5, torch.bfloat16), (0.37, torch.float64)])
@@ -125,6 +126,22 @@ def test_padding_gets_no_attention():
     torch.manual_seed(0)
     value[:, :, 3:] += 100
     assert torch.equal(attention(nn.Module(), query, key, value, mask, dropout=0.25)[0], output)
+
+
+def test_a_mask_is_made_of_one_alone_and_without_a_look_at_its_entries_on_a_device(monkeypatch):
+    sizes = {
+        "batch_size": 2,
+        "q_length": 12,
+        "kv_length": 12,
+        "mask_function": bidirectional_mask_function,
+        "allow_is_causal_skip": False,
+    }
+    monkeypatch.setattr("transformers.masking_utils.is_tracing", lambda *_: True)  # as in a graph's recording
+    assert attention_mask(**sizes, allow_is_bidirectional_skip=True) is None
+    monkeypatch.undo()
+    on_device = torch.ones(2, 12, dtype=torch.bool, device="meta")  # of which no entry can be looked at
+    made = attention_mask(**sizes, attention_mask=on_device, allow_is_bidirectional_skip=True, device="meta")
+    assert made.shape == (2, 1, 12, 12)
 
 
 def test_a_saved_model_knows_nothing_of_it(tmp_path):
