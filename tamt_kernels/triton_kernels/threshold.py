@@ -67,7 +67,7 @@ BINS = tl.constexpr(256)
 # all at once.
 SHARE = 1 << 19
 
-TIES_REGISTERS = 128  # told no number, Triton spills on some GPUs, though it need not
+TIES_REGISTERS = 136  # told no number, Triton spills on some GPUs, though it need not
 
 # Keys on either side of the last threshold that the warm window reaches. It follows what the threshold moves, four
 # times as far, and slowly back; a window with no room for all that is inside is narrowed at once. In 400 steps of AdamW
@@ -86,10 +86,11 @@ ADDRESS, SIZE, FIRST_TILE, TILES, FIRST_SHARE, SHARES, FIRST_CANDIDATE, ROOM, KE
 )
 
 # Columns of the state of a search: the keys at the ends of the window and the two in it whose ties are counted; the
-# counts; how many programs have counted ties; then, for each digit, the rank that is sought among the entries that
-# share the digits up to it, and these digits.
-LOW, HIGH, FIRST, SECOND, ABOVE, AT_FIRST, AT_SECOND, CANDIDATES, IS_NAN, FINISHED = (
-    tl.constexpr(i) for i in range(10)
+# counts; how many programs have counted ties, and of the candidates among these how many there are and the last one's
+# index; then, for each digit, the rank that is sought among the entries that share the digits up to it, and these
+# digits.
+LOW, HIGH, FIRST, SECOND, ABOVE, AT_FIRST, AT_SECOND, CANDIDATES, IS_NAN, FINISHED, TIED, LAST = (
+    tl.constexpr(i) for i in range(12)
 )
 RANK, PREFIX, STATE = tl.constexpr(16), tl.constexpr(24), tl.constexpr(32)
 
@@ -212,6 +213,30 @@ def begin_count(row, search, keys, indices):
 
 
 @triton.jit
+def _as_bits(inside, PART: tl.constexpr):
+    """Which of its entries of a part are inside, as bits of a word of each thread."""
+    entry = tl.arange(0, PART)
+    bit = tl.full((PART,), 1, tl.uint32) << (entry // (LANES * VECTOR) * VECTOR + entry % VECTOR)
+    return _of_each_thread(tl.where(inside, bit, 0), PART)
+
+
+@triton.jit
+def _next_inside(left, start, score, ABSOLUTE: tl.constexpr):
+    """Of each thread's entries inside the first one, if it has any: whether, its index, its score, and the others."""
+    others = left & (left - 1)
+    place = _ones((left ^ others) - 1)
+    index = start + (place // VECTOR * LANES + tl.arange(0, LANES)) * VECTOR + place % VECTOR
+    value = widen(tl.load(score + index, mask=left != 0, other=0.0))
+    return left != 0, index, tl.abs(value) if ABSOLUTE else value, others
+
+
+@triton.jit
+def _counted_apart(value, first, second):
+    """NaN, and two counts in a word, of the first and of the second key."""
+    return (value != value).to(tl.int32), (value == first).to(tl.int32) + ((value == second).to(tl.int32) << 16)
+
+
+@triton.jit
 def count_part(
     value, score, start, end, search, low, high, first, second, keys, indices, room, above, ties,
     ABSOLUTE: tl.constexpr, PART: tl.constexpr, WHOLE: tl.constexpr,
@@ -223,31 +248,38 @@ def count_part(
     """
     if ABSOLUTE:
         value = tl.abs(value)
+    # Of an entry that is not inside, as nearly all are, no more is asked than these two comparisons. NaN is inside.
     entry = tl.arange(0, PART)
-    is_nan = value != value
+    is_above = value > high
+    inside = ((value < low) | is_above) == 0
     if not WHOLE:
         valid = entry < end - start
-        value, is_nan = tl.where(valid, value, float("nan")), is_nan & valid
-    above += _of_each_thread((value > high).to(tl.int32) + (is_nan.to(tl.int32) << 16), PART)
-    ties += _of_each_thread((value == first).to(tl.int32) + ((value == second).to(tl.int32) << 16), PART)
-    inside = (value >= low) & (value <= high) & (value != first) & (value != second)
-    bit = tl.full((PART,), 1, tl.uint32) << (entry // (LANES * VECTOR) * VECTOR + entry % VECTOR)
-    left = _of_each_thread(tl.where(inside, bit, 0), PART)
+        is_above, inside = is_above & valid, inside & valid
+    above += _of_each_thread(is_above.to(tl.int32), PART)
+    left = _as_bits(inside, PART)
     counts = _ones(left)
     count = tl.sum(counts)
     if count > 0:
+        rest = left
+        for _ in range(tl.max(counts)):
+            found, _index, again, others = _next_inside(rest, start, score, ABSOLUTE)
+            is_nan, tied = _counted_apart(again, first, second)
+            is_nan, tied = tl.where(found, is_nan, 0), tl.where(found, tied, 0)
+            above += is_nan << 16
+            ties += tied
+            left = tl.where((is_nan | tied) != 0, left ^ rest ^ others, left)
+            rest = others
+        counts = _ones(left)
+        count = tl.sum(counts)
+    if count > 0:
         before = tl.atomic_add(search + CANDIDATES, count.to(tl.int64), sem="relaxed")
         if before + count <= room:
-            lane = tl.arange(0, LANES)
             position = before + tl.cumsum(counts, axis=0) - counts
             for _ in range(tl.max(counts)):
-                found, others = left != 0, left & (left - 1)
-                place = _ones((left ^ others) - 1)
-                index = start + (place // VECTOR * LANES + lane) * VECTOR + place % VECTOR
-                tl.store(keys + position, score_key(tl.load(score + index, mask=found), ABSOLUTE), mask=found)
+                found, index, again, left = _next_inside(left, start, score, ABSOLUTE)
+                tl.store(keys + position, score_key(again, False), mask=found)
                 tl.store(indices + position, index.to(tl.int32), mask=found)
                 position += 1
-                left = others
     return above, ties
 
 
@@ -438,6 +470,10 @@ def ties_kernel(
             equal = valid & (tl.load(keys + candidate + lane, mask=valid, other=0) == threshold)
             index = tl.load(indices + candidate + lane, mask=equal, other=0)
             tl.atomic_add(ties + index // TILE, 1, mask=equal, sem="relaxed")
+            tied = tl.sum(equal.to(tl.int64))
+            if tied > 0:
+                tl.atomic_add(search + TIED, tied, sem="relaxed")
+                tl.atomic_max(search + LAST, tl.max(index, axis=0).to(tl.int64), sem="relaxed")
     else:
         for start in range(share * TILE, count, shares * TILE):
             key = _load_keys(row, start, count, S_TYPE, ABSOLUTE, ALIGNED, TILE)
@@ -446,9 +482,12 @@ def ties_kernel(
     # All threads have counted before one of them says so; what it then learns holds for all of them.
     tl.debug_barrier()
     if tl.atomic_add(search + FINISHED, tl.full((), 1, tl.int64), sem="acq_rel") == shares - 1:
-        cut = _locate(
-            row, search, threshold, rank, served, tile_ties, window_ties, S_TYPE, ABSOLUTE, ALIGNED, TILE, BLOCK
-        )  # fmt: skip
+        if served & (tl.load(search + TIED) == rank):  # all are kept, as a tie that has none is
+            cut = tl.load(search + LAST) + 1
+        else:
+            cut = _locate(
+                row, search, threshold, rank, served, tile_ties, window_ties, S_TYPE, ABSOLUTE, ALIGNED, TILE, BLOCK
+            )  # fmt: skip
         nothing, is_nan, going = tl.load(row + KEEP) == 0, tl.load(search + IS_NAN) != 0, goes(factor)
         value = tl.where(is_nan, float("nan"), tl.where(nothing, float("inf"), key_score(threshold)))
         tl.store(values + matrix, value, mask=going)
