@@ -5,11 +5,10 @@ import argparse
 from benchmarks import clocks, machine, report
 from benchmarks.measure import measure
 from benchmarks.step import add_options, results_in, setting_of
-from benchmarks.step.contenders import CONTENDERS, GRAPHS, IMP, IMP_GRAPHS, OURS
+from benchmarks.step.contenders import CONTENDERS, IMP, OURS
 
 BATCH = {"cpu": "16x512", "cuda": "16x512"}
 METHODS = {"IMP": ("mlm", IMP), "TAMT-MLM": ("mlm", OURS), "TAMT-KD": ("kd", OURS)}
-FROM_GRAPHS = {"IMP": ("mlm", IMP_GRAPHS), "TAMT-MLM": ("mlm", GRAPHS), "TAMT-KD": ("kd", GRAPHS)}
 STEPS = 22_000
 PAPER = {
     "bert-base": {"IMP": "4 h 06", "TAMT-MLM": "3 h 55", "TAMT-KD": "4 h 47"},
@@ -35,10 +34,7 @@ def run(options: argparse.Namespace) -> None:
     case = f"{setting.model}, {setting.batch} × {setting.length} tokens in {setting.accumulation} parts"
     heading = ", ".join([case, *(f"{name} {value}" for name, value in described.items())])
     print(heading, flush=True)
-    methods = dict(METHODS)
-    if setting.device.type == "cuda":
-        methods |= {f"{name} --cuda-graphs": contender for name, contender in FROM_GRAPHS.items()}
-    steps = {name: CONTENDERS[objective][contender](setting) for name, (objective, contender) in methods.items()}
+    steps = {name: CONTENDERS[objective][contender](setting) for name, (objective, contender) in METHODS.items()}
     measured = measure(steps, clocks.clock(setting.device), 0)
     lines = [("method", "step, ms", "20 %", "80 %", "1,000 steps, s", "22 k steps, extrapolated", "the paper's")]
     for name, each in measured.items():
@@ -51,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
                 report.figure(each.p80_ms),
                 report.figure(each.median_ms),
                 f"{hours} h {minutes:02}",
-                PAPER.get(setting.model, {}).get(name.partition(" ")[0], "–"),
+                PAPER.get(setting.model, {}).get(name, "–"),
             )
         )
     results.write(

@@ -67,6 +67,10 @@ class Setting(NamedTuple):
         return self.batch * self.length
 
     @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
     def precision(self) -> Precision:
         """What a training step computes in: bfloat16 on a GPU, float16 where it has none."""
         if self.device.type == "cpu":
@@ -124,17 +128,17 @@ class Setting(NamedTuple):
         )
 
 
-def tamt(setting: Setting, objective: Objective, compiled: bool = False, cuda_graphs: bool = False) -> Step:
-    """Mask training as `tamt train` does it, with or without `--compile` and `--cuda-graphs`."""
+def tamt(setting: Setting, objective: Objective, compiled: bool = False, cuda_graphs: bool = True) -> Step:
+    """Mask training as `tamt train` does it, with or without `--compile` and `--no-cuda-graphs`."""
     search = setting.search(teacher="kd" in objective)
-    search.compile, search.cuda_graphs = compiled, cuda_graphs
+    search.compile, search.cuda_graphs = compiled, cuda_graphs and setting.on_gpu
     return _mask_training(search, objective, Losses(objective, search.student, search.teacher))
 
 
-def encoder_and_inference(setting: Setting, cuda_graphs: bool = False) -> Step:
+def encoder_and_inference(setting: Setting) -> Step:
     """What KD cannot do without: the step of the masked encoder, and one forward of the dense one."""
     search = setting.search(teacher=True)
-    search.cuda_graphs = cuda_graphs
+    search.cuda_graphs = setting.on_gpu
     teacher = search.teacher
     assert teacher is not None
 
@@ -164,10 +168,10 @@ def _mask_training(search: Search, objective: Objective, loss: Callable[[Any], M
     return partial(next, steps)
 
 
-def imp(setting: Setting, cuda_graphs: bool = False) -> Step:
+def imp(setting: Setting, cuda_graphs: bool = True) -> Step:
     """A step of IMP between two prunings: all weights train, and the pruned ones are set to zero again."""
     search = setting.search(teacher=False)
-    search.cuda_graphs = cuda_graphs
+    search.cuda_graphs = cuda_graphs = cuda_graphs and setting.on_gpu
     model = search.student.model
     model.requires_grad_(True)
     model.get_output_embeddings().weight.requires_grad_(False)
@@ -316,37 +320,35 @@ def fine_tuning(setting: Setting, pruned: bool) -> Step:
 
 
 OURS, OURS_COMPILED = "tamt", "tamt --compile"
-GRAPHS, GRAPHS_COMPILED = "tamt --cuda-graphs", "tamt --cuda-graphs --compile"
+NO_GRAPHS, NO_GRAPHS_COMPILED = "tamt --no-cuda-graphs", "tamt --no-cuda-graphs --compile"
 ORDINARY, COMPILED = "ordinary", "ordinary, torch.compile"
-HUGGING_FACE, IMP, IMP_GRAPHS, DENSE = "HF dense MLM", "IMP", "IMP --cuda-graphs", "dense"
-NEEDED, NEEDED_GRAPHS = "encoder step + inference", "encoder step + inference, CUDA graphs"
-FINE_TUNING = "fine-tuning"
+HUGGING_FACE, IMP, IMP_NO_GRAPHS, DENSE = "HF dense MLM", "IMP", "IMP --no-cuda-graphs", "dense"
+NEEDED, FINE_TUNING = "encoder step + inference", "fine-tuning"
 
 CONTENDERS: dict[str, dict[str, Callable[[Setting], Step]]] = {
     "mlm": {
         OURS: partial(tamt, objective="mlm"),
-        GRAPHS: partial(tamt, objective="mlm", cuda_graphs=True),
+        NO_GRAPHS: partial(tamt, objective="mlm", cuda_graphs=False),
         OURS_COMPILED: partial(tamt, objective="mlm", compiled=True),
-        GRAPHS_COMPILED: partial(tamt, objective="mlm", compiled=True, cuda_graphs=True),
+        NO_GRAPHS_COMPILED: partial(tamt, objective="mlm", compiled=True, cuda_graphs=False),
         ORDINARY: partial(ordinary, objective="mlm"),
         COMPILED: partial(ordinary, objective="mlm", compiled=True),
         HUGGING_FACE: hugging_face,
         IMP: imp,
-        IMP_GRAPHS: partial(imp, cuda_graphs=True),
+        IMP_NO_GRAPHS: partial(imp, cuda_graphs=False),
     },
     "kd": {
         OURS: partial(tamt, objective="kd"),
-        GRAPHS: partial(tamt, objective="kd", cuda_graphs=True),
+        NO_GRAPHS: partial(tamt, objective="kd", cuda_graphs=False),
         ORDINARY: partial(ordinary, objective="kd"),
         NEEDED: encoder_and_inference,
-        NEEDED_GRAPHS: partial(encoder_and_inference, cuda_graphs=True),
     },
     "mlm+kd": {
         OURS: partial(tamt, objective="mlm+kd"),
-        GRAPHS: partial(tamt, objective="mlm+kd", cuda_graphs=True),
+        NO_GRAPHS: partial(tamt, objective="mlm+kd", cuda_graphs=False),
         ORDINARY: partial(ordinary, objective="mlm+kd"),
     },
     FINE_TUNING: {OURS: partial(fine_tuning, pruned=True), DENSE: partial(fine_tuning, pruned=False)},
 }
-NEEDS_COMPILER = {OURS_COMPILED, GRAPHS_COMPILED, COMPILED}
-NEEDS_GPU = {GRAPHS, GRAPHS_COMPILED, NEEDED_GRAPHS, IMP_GRAPHS}
+NEEDS_COMPILER = {OURS_COMPILED, NO_GRAPHS_COMPILED, COMPILED}
+NEEDS_GPU = {NO_GRAPHS, NO_GRAPHS_COMPILED, IMP_NO_GRAPHS}

@@ -3,17 +3,7 @@
 from typing import NamedTuple
 
 from benchmarks import report
-from benchmarks.step.contenders import (
-    DENSE,
-    FINE_TUNING,
-    GRAPHS,
-    HUGGING_FACE,
-    NEEDED,
-    NEEDED_GRAPHS,
-    ORDINARY,
-    OURS,
-    Setting,
-)
+from benchmarks.step.contenders import DENSE, FINE_TUNING, HUGGING_FACE, NEEDED, ORDINARY, OURS, Setting
 
 Key = tuple[str, str]  # objective, contender
 
@@ -34,8 +24,6 @@ TIMES = [
 ]
 PEAKS = [Target("mlm", ORDINARY, {"cpu": 0.75, "cuda": 0.60}), Target("kd", ORDINARY, {"cpu": 0.75, "cuda": 0.60})]
 BOOKKEEPING = {"cpu": 0.10, "cuda": 0.12}
-WITH_GRAPHS = {NEEDED: NEEDED_GRAPHS}
-"""What ours with CUDA graphs is held against in place of these, as it has them too."""
 SEARCH_STEPS, SEARCH_MINUTES = 22_000, 10.0  # on one H100, where the paper's V100 takes 3 h 55
 
 
@@ -47,31 +35,16 @@ def verdicts(
     lines: list[tuple[str, ...]] = [("target", "against", "at most", "measured", "met")]
     for what, targets, figures in (("time", TIMES, medians), ("peak memory", PEAKS, peaks)):
         for target in targets:
-            for ours, against in _pairs(target, medians):
-                mine, other = (figures.get((target.objective, name)) for name in (ours, against))
-                ratio = mine / other if mine and other else None
-                lines.append(
-                    _line(f"{what}, {target.objective}{_apart(ours)}", against, target.most[device], ratio, " ×")
-                )
+            mine, other = (figures.get((target.objective, name)) for name in (OURS, target.against))
+            ratio = mine / other if mine and other else None
+            lines.append(_line(f"{what}, {target.objective}", target.against, target.most[device], ratio, " ×"))
     share = None if bookkeeping is None else 100 * bookkeeping
     lines.append(_line("MaskAdamW.step, mlm", "the whole step", 100 * BOOKKEEPING[device], share, " %"))
-    for ours in (OURS, GRAPHS) if device == "cuda" else ():
-        median = medians.get(("mlm", ours))
+    if device == "cuda":
+        median = medians.get(("mlm", OURS))
         minutes = None if median is None else median * SEARCH_STEPS / 60e3
-        lines.append(_line(f"22 k steps, mlm{_apart(ours)}, extrapolated", "–", SEARCH_MINUTES, minutes, " min"))
+        lines.append(_line("22 k steps, mlm, extrapolated", "–", SEARCH_MINUTES, minutes, " min"))
     return report.table(lines)
-
-
-def _pairs(target: Target, medians: dict[Key, float]) -> list[tuple[str, str]]:
-    """Ours and what it is held against, first without CUDA graphs and then, where it was measured, with."""
-    pairs = [(OURS, target.against)]
-    if (target.objective, GRAPHS) in medians:
-        pairs.append((GRAPHS, WITH_GRAPHS.get(target.against, target.against)))
-    return pairs
-
-
-def _apart(ours: str) -> str:
-    return "" if ours == OURS else f", {ours}"
 
 
 def _line(what: str, against: str, most: float, measured: float | None, unit: str) -> tuple[str, ...]:

@@ -51,9 +51,10 @@ from tamt_kernels.triton_kernels.threshold import (
     STATE,
     Search,
     begin_count,
-    count_part,
+    collect,
     end_count,
     key_score,
+    outside,
     searched,
 )
 
@@ -127,7 +128,7 @@ def adamw_kernel(
         if ALIGNED:
             offset = tl.multiple_of(offset, 16)
         low, high, first, second, keys, indices, room = begin_count(row, search, keys, indices)
-    above, ties = tl.zeros((LANES,), tl.int32), tl.zeros((LANES,), tl.int32)
+    above, is_nan, ties = tl.zeros((LANES,), tl.int32), tl.zeros((LANES,), tl.int32), tl.zeros((LANES,), tl.int32)
     for start in range(begin, end, PART):
         entry = start + tl.arange(0, PART)
         inside = entry < size
@@ -151,12 +152,14 @@ def adamw_kernel(
                     tl.store(masked + offset + entry, result)
                 else:
                     tl.store(masked + offset + entry, result, mask=inside)
-            above, ties = count_part(
-                new, score, start, end, search, low, high, first, second, keys, indices, room, above, ties,
-                ABSOLUTE, PART, False,
-            )  # fmt: skip
+            part_above, found = outside(new, start, end, low, high, ABSOLUTE, PART, False)
+            above += part_above
+            if tl.max(found) > 0:
+                part_nan, part_ties = collect(found, start, score, search, first, second, keys, indices, room, ABSOLUTE)
+                is_nan += part_nan
+                ties += part_ties
     if RENEW:
-        end_count(above, ties, tile, search, tile_ties, window_ties)
+        end_count(tl.sum(above), is_nan, ties, tile, search, tile_ties, window_ties)
 
 
 @triton.jit

@@ -45,7 +45,6 @@ from tamt_kernels.triton_kernels.common import (
 
 # A program that reads all scores is one warp, so that none waits for another. It goes through its tile in parts, of
 # which a thread has up to 32 entries: their scores in registers, and whether they lie in the window as bits of a word.
-PART = 1024
 LANES = tl.constexpr(32)
 VECTOR = tl.constexpr(4)  # entries side by side in a thread, 16 bytes in float32
 
@@ -213,16 +212,28 @@ def begin_count(row, search, keys, indices):
 
 
 @triton.jit
-def _as_bits(inside, PART: tl.constexpr):
-    """Which of its entries of a part are inside, as bits of a word of each thread."""
+def outside(value, start, end, low, high, ABSOLUTE: tl.constexpr, PART: tl.constexpr, WHOLE: tl.constexpr):
+    """Of a part of a tile, the scores ``value``: how many each thread has above the window, and which neither above nor
+    below, NaN too, as bits of a word.
+
+    More than these two comparisons is asked of no entry outside, as nearly all are.
+    """
+    if ABSOLUTE:
+        value = tl.abs(value)
     entry = tl.arange(0, PART)
+    is_above = value > high
+    inside = ((value < low) | is_above) == 0
+    if not WHOLE:
+        is_above, inside = is_above & (entry < end - start), inside & (entry < end - start)
     bit = tl.full((PART,), 1, tl.uint32) << (entry // (LANES * VECTOR) * VECTOR + entry % VECTOR)
-    return _of_each_thread(tl.where(inside, bit, 0), PART)
+    return _of_each_thread(is_above.to(tl.int32), PART), _of_each_thread(tl.where(inside, bit, 0), PART)
 
 
 @triton.jit
 def _next_inside(left, start, score, ABSOLUTE: tl.constexpr):
-    """Of each thread's entries inside the first one, if it has any: whether, its index, its score, and the others."""
+    """Of the entries of a part that each thread has inside the first one, if it has any: whether, its index, its score,
+    and the others.
+    """
     others = left & (left - 1)
     place = _ones((left ^ others) - 1)
     index = start + (place // VECTOR * LANES + tl.arange(0, LANES)) * VECTOR + place % VECTOR
@@ -231,100 +242,121 @@ def _next_inside(left, start, score, ABSOLUTE: tl.constexpr):
 
 
 @triton.jit
-def _counted_apart(value, first, second):
-    """NaN, and two counts in a word, of the first and of the second key."""
-    return (value != value).to(tl.int32), (value == first).to(tl.int32) + ((value == second).to(tl.int32) << 16)
-
-
-@triton.jit
-def count_part(
-    value, score, start, end, search, low, high, first, second, keys, indices, room, above, ties,
-    ABSOLUTE: tl.constexpr, PART: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """Add a part of a tile, the scores ``value``, to its counts, and compact what lies inside the window.
-
-    By thread and with two counts in a word, ``above`` has those above the window, and NaN; ``ties`` those of its first
-    and of its second key. The scores lie in memory, too, from ``start`` on: the few inside are read again.
+def tell_apart(left, start, score, first, second, ABSOLUTE: tl.constexpr):
+    """Of the entries inside those that are neither NaN nor tie with the window's first or second key; and how many each
+    thread has of the others: of NaN, and, with two counts in a word, of ties.
     """
-    if ABSOLUTE:
-        value = tl.abs(value)
-    # Of an entry that is not inside, as nearly all are, no more is asked than these two comparisons. NaN is inside.
-    entry = tl.arange(0, PART)
-    is_above = value > high
-    inside = ((value < low) | is_above) == 0
-    if not WHOLE:
-        valid = entry < end - start
-        is_above, inside = is_above & valid, inside & valid
-    above += _of_each_thread(is_above.to(tl.int32), PART)
-    left = _as_bits(inside, PART)
-    counts = _ones(left)
-    count = tl.sum(counts)
-    if count > 0:
-        rest = left
-        for _ in range(tl.max(counts)):
-            found, _index, again, others = _next_inside(rest, start, score, ABSOLUTE)
-            is_nan, tied = _counted_apart(again, first, second)
-            is_nan, tied = tl.where(found, is_nan, 0), tl.where(found, tied, 0)
-            above += is_nan << 16
-            ties += tied
-            left = tl.where((is_nan | tied) != 0, left ^ rest ^ others, left)
-            rest = others
-        counts = _ones(left)
-        count = tl.sum(counts)
-    if count > 0:
-        before = tl.atomic_add(search + CANDIDATES, count.to(tl.int64), sem="relaxed")
-        if before + count <= room:
-            position = before + tl.cumsum(counts, axis=0) - counts
-            for _ in range(tl.max(counts)):
-                found, index, again, left = _next_inside(left, start, score, ABSOLUTE)
-                tl.store(keys + position, score_key(again, False), mask=found)
-                tl.store(indices + position, index.to(tl.int32), mask=found)
-                position += 1
-    return above, ties
+    is_nan, ties, rest = tl.zeros((LANES,), tl.int32), tl.zeros((LANES,), tl.int32), left
+    for _ in range(tl.max(_ones(left))):
+        found, _index, value, others = _next_inside(rest, start, score, ABSOLUTE)
+        nan_here = found & (value != value)
+        at_first, at_second = found & (value == first), found & (value == second)
+        is_nan += nan_here.to(tl.int32)
+        ties += at_first.to(tl.int32) + (at_second.to(tl.int32) << 16)
+        left = tl.where(nan_here | at_first | at_second, left ^ rest ^ others, left)
+        rest = others
+    return left, is_nan, ties
 
 
 @triton.jit
-def end_count(above, ties, tile, search, tile_ties, window_ties):
-    """Add what was counted of a tile to what was of its matrix."""
-    above, ties = tl.sum(above), tl.sum(ties)
-    tl.atomic_add(search + ABOVE, (above & 0xFFFF).to(tl.int64), sem="relaxed")
+def reserve(counts, search, room):
+    """Where each thread's candidates go, of which it has ``counts``, and whether there is room for all."""
+    count = tl.sum(counts)
+    before = tl.atomic_add(search + CANDIDATES, count.to(tl.int64), sem="relaxed")
+    return before + tl.cumsum(counts, axis=0) - counts, before + count <= room
+
+
+@triton.jit
+def compact(left, start, score, position, keys, indices, ABSOLUTE: tl.constexpr):
+    """Write the candidates of a part from ``position`` on; return where the next ones go."""
+    for _ in range(tl.max(_ones(left))):
+        found, index, value, left = _next_inside(left, start, score, ABSOLUTE)
+        tl.store(keys + position, score_key(value, False), mask=found)
+        tl.store(indices + position, index.to(tl.int32), mask=found)
+        position += found.to(tl.int64)
+    return position
+
+
+@triton.jit
+def collect(left, start, score, search, first, second, keys, indices, room, ABSOLUTE: tl.constexpr):
+    """All three of them, for one part; returns the counts of NaN and of ties."""
+    left, is_nan, ties = tell_apart(left, start, score, first, second, ABSOLUTE)
+    position, fits = reserve(_ones(left), search, room)
+    if fits:
+        compact(left, start, score, position, keys, indices, ABSOLUTE)
+    return is_nan, ties
+
+
+@triton.jit
+def end_count(above, is_nan, ties, tile, search, tile_ties, window_ties):
+    """Add what was counted of a tile, of NaN and of ties by each thread, to what was of its matrix."""
+    is_nan, ties = tl.sum(is_nan), tl.sum(ties)
+    tl.atomic_add(search + ABOVE, above.to(tl.int64), sem="relaxed")
     tl.atomic_add(search + AT_FIRST, (ties & 0xFFFF).to(tl.int64), sem="relaxed")
     tl.atomic_add(search + AT_SECOND, (ties >> 16).to(tl.int64), sem="relaxed")
     tl.store(window_ties + tile, ties)
     tl.store(tile_ties + tile, 0)
-    if above >> 16 > 0:
+    if is_nan > 0:
         tl.store(search + IS_NAN, tl.full((), 1, tl.int64))
+
+
+@triton.jit
+def _whole(score, start, end, low, high, ABSOLUTE: tl.constexpr, PART: tl.constexpr):
+    """`outside` of a part that is read."""
+    value = widen(tl.load(score + start + tl.arange(0, PART)))
+    return outside(value, start, end, low, high, ABSOLUTE, PART, True)
 
 
 @triton.jit
 def window_kernel(
     tile_matrix, rows, state, keys, indices, tile_ties, window_ties,
-    S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr,
+    S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile's share in the count of the window."""
     tile = tl.program_id(0)
     matrix = tl.load(tile_matrix + tile)
     row, search = rows + matrix * COLUMNS, state + matrix * STATE
-    begin = (tile - tl.load(row + FIRST_TILE)) * TILE
-    end = tl.minimum(begin + TILE, tl.load(row + SIZE))
+    start = (tile - tl.load(row + FIRST_TILE)) * TILE
+    end = tl.load(row + SIZE)
     score = _scores(row, S_TYPE, ALIGNED)
     low, high, first, second, keys, indices, room = begin_count(row, search, keys, indices)
-    above, ties = tl.zeros((LANES,), tl.int32), tl.zeros((LANES,), tl.int32)
-    entry = tl.arange(0, PART)
-    whole = end - (end - begin) % PART
-    for start in range(begin, whole, PART):
-        value = widen(tl.load(score + start + entry))
-        above, ties = count_part(
-            value, score, start, end, search, low, high, first, second, keys, indices, room, above, ties,
-            ABSOLUTE, PART, True,
-        )  # fmt: skip
-    if whole < end:
-        value = widen(tl.load(score + whole + entry, mask=entry < end - whole, other=0.0))
-        above, ties = count_part(
-            value, score, whole, end, search, low, high, first, second, keys, indices, room, above, ties,
-            ABSOLUTE, PART, False,
-        )  # fmt: skip
-    end_count(above, ties, tile, search, tile_ties, window_ties)
+    if start + TILE <= end:
+        # Four parts, of whose candidates a place is asked for at once: for those of each by themselves a warp waited
+        # as long again as for its scores.
+        PART: tl.constexpr = TILE // 4
+        start_1, start_2, start_3 = start + PART, start + 2 * PART, start + 3 * PART
+        # Each sum is taken at once: left for the end, it has the comparisons' outcomes kept in registers, 100 of them.
+        above_0, left_0 = _whole(score, start, end, low, high, ABSOLUTE, PART)
+        above = tl.sum(above_0)
+        above_1, left_1 = _whole(score, start_1, end, low, high, ABSOLUTE, PART)
+        above += tl.sum(above_1)
+        above_2, left_2 = _whole(score, start_2, end, low, high, ABSOLUTE, PART)
+        above += tl.sum(above_2)
+        above_3, left_3 = _whole(score, start_3, end, low, high, ABSOLUTE, PART)
+        above += tl.sum(above_3)
+        left_0, nan_0, ties_0 = tell_apart(left_0, start, score, first, second, ABSOLUTE)
+        left_1, nan_1, ties_1 = tell_apart(left_1, start_1, score, first, second, ABSOLUTE)
+        left_2, nan_2, ties_2 = tell_apart(left_2, start_2, score, first, second, ABSOLUTE)
+        left_3, nan_3, ties_3 = tell_apart(left_3, start_3, score, first, second, ABSOLUTE)
+        position, fits = reserve(_ones(left_0) + _ones(left_1) + _ones(left_2) + _ones(left_3), search, room)
+        if fits:
+            position = compact(left_0, start, score, position, keys, indices, ABSOLUTE)
+            position = compact(left_1, start_1, score, position, keys, indices, ABSOLUTE)
+            position = compact(left_2, start_2, score, position, keys, indices, ABSOLUTE)
+            compact(left_3, start_3, score, position, keys, indices, ABSOLUTE)
+        is_nan = nan_0 + nan_1 + nan_2 + nan_3
+        ties = ties_0 + ties_1 + ties_2 + ties_3
+    else:
+        above, is_nan, ties = tl.zeros((), tl.int32), tl.zeros((LANES,), tl.int32), tl.zeros((LANES,), tl.int32)
+        entry = tl.arange(0, LANES * VECTOR)
+        for begin in range(start, end, LANES * VECTOR):
+            value = widen(tl.load(score + begin + entry, mask=entry < end - begin, other=0.0))
+            part_above, left = outside(value, begin, end, low, high, ABSOLUTE, LANES * VECTOR, False)
+            part_nan, part_ties = collect(left, begin, score, search, first, second, keys, indices, room, ABSOLUTE)
+            above += tl.sum(part_above)
+            is_nan += part_nan
+            ties += part_ties
+    end_count(above, is_nan, ties, tile, search, tile_ties, window_ties)
 
 
 @triton.jit
@@ -578,7 +610,7 @@ class Search:
             )  # fmt: skip
 
     def count(self) -> None:
-        launch(window_kernel, self.tiles, *self.counted, **self.how, PART=PART, num_warps=1)
+        launch(window_kernel, self.tiles, *self.counted, **self.how, num_warps=1)
 
     def finish(self, values: Tensor, cuts: Tensor, has_nan: Tensor | None, factor: Tensor | None = None) -> None:
         """Write the thresholds, unless ``factor`` says that no step is taken."""

@@ -1,4 +1,4 @@
-"""Steps of mask training from CUDA graphs, as `tamt train --cuda-graphs` takes them."""
+"""Steps of mask training from CUDA graphs, as `tamt train` takes them."""
 
 import pytest
 import torch

@@ -40,10 +40,9 @@ def small_and_poisoned(monkeypatch):
     assert dispatch.interpreted()
     monkeypatch.setattr(mask_weights, "TILE", 256)
     monkeypatch.setattr(ste_backward, "TILE", 256)
-    monkeypatch.setattr(threshold, "TILE", 256)
+    monkeypatch.setattr(threshold, "TILE", 512)
     monkeypatch.setattr(threshold, "LEAST_ROOM", 16)
     monkeypatch.setattr(threshold, "SHARE", 512)
-    monkeypatch.setattr(threshold, "PART", 128)
     monkeypatch.setattr(mask_adamw, "PART", 128)
     torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
     yield
@@ -313,7 +312,7 @@ def candidates_of(score, keep, last, absolute=False):
 
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 127, 128, 129, 255, 256, 257, 300, 511, 640, 1000])
+@pytest.mark.parametrize("n", [1, 127, 128, 129, 300, 511, 512, 513, 640, 1000, 1100])
 def test_a_window_counts_every_entry_of_whole_and_other_parts(n, dtype, absolute, monkeypatch):
     monkeypatch.setattr(threshold, "COMPACTED", 1)
     monkeypatch.setattr(threshold, "REACH", 1 << 22)
@@ -328,7 +327,7 @@ def test_a_window_counts_every_entry_of_whole_and_other_parts(n, dtype, absolute
         inside = (key >= low) & (key <= high) & ~tied
         counts, ties, found = candidates_of(some, 1, last, absolute)
         assert counts == [(key > high).sum(), tied.sum(), 0, 0]
-        assert ties == [each.sum() for each in tied.split(256)]
+        assert ties == [each.sum() for each in tied.split(threshold.TILE)]
         assert found == dict(zip(inside.nonzero().flatten().tolist(), key[inside].tolist(), strict=True))
 
 

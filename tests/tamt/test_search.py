@@ -390,14 +390,32 @@ def test_only_mask_training_compiles(run) -> None:
         run("imp", compile=True)
 
 
-def test_cuda_graphs_need_training_a_gpu_and_one_process(run, monkeypatch) -> None:
-    with pytest.raises(UserError, match="--cuda-graphs is for methods that train, not omp"):
-        run("omp", cuda_graphs=True)
+@pytest.mark.parametrize(
+    ("method", "options", "gpu", "count", "told"),
+    [
+        ("tamt-kd", {}, True, 1, True),
+        ("tamt-kd", {"no_cuda_graphs": True}, True, 1, False),
+        ("tamt-kd", {}, True, 2, False),
+        ("tamt-kd", {}, False, 1, False),
+        ("omp", {}, True, 1, False),
+    ],
+)
+def test_where_steps_start_from_cuda_graphs_is_told(
+    run, monkeypatch, capsys, method, options, gpu, count, told
+) -> None:
+    class EnoughError(Exception):
+        """Nothing is to be trained here."""
+
+    def start(*_: object) -> None:
+        raise EnoughError
+
+    def twin(*_: object) -> None:  # the last that is made before
+        monkeypatch.setattr(module.processes, "count", lambda: count)
+
     module = sys.modules["tamt.search.train"]
-    monkeypatch.setattr(module, "_gpu_is_there", lambda: False)
-    with pytest.raises(UserError, match="--cuda-graphs needs a GPU, and there is none"):
-        run("tamt-kd", cuda_graphs=True)
-    monkeypatch.setattr(module, "_gpu_is_there", lambda: True)
-    monkeypatch.setattr(module.processes, "count", lambda: 2)
-    with pytest.raises(UserError, match="--cuda-graphs is for one process"):
-        run("tamt-kd", cuda_graphs=True)
+    monkeypatch.setattr(module, "_gpu_is_there", lambda: gpu)
+    monkeypatch.setattr(module.RunFolder, "start", start)
+    monkeypatch.setattr(module, "dense_twin", twin)
+    with pytest.raises(EnoughError):
+        run(method, **options)
+    assert ("each step starts as one CUDA graph" in capsys.readouterr().err) == told

@@ -75,7 +75,7 @@ def test_a_search_from_graphs_finds_the_same_mask(
     steps = 30 if method == "imp" else WARM_UP + 9  # of which IMP takes 18, and prunes after every third
     for graphs in (False, True):
         train(
-            method, model, tmp_path / str(graphs), [str(corpus)], max_length=16, steps=steps, cuda_graphs=graphs,
+            method, model, tmp_path / str(graphs), [str(corpus)], max_length=16, steps=steps, no_cuda_graphs=not graphs,
             accumulation=accumulation, batch_size=8, log_every=1,
         )  # fmt: skip
     first, second = (load_masks(tmp_path / str(graphs) / "mask.safetensors")[0] for graphs in (False, True))
@@ -140,9 +140,7 @@ def test_a_step_that_cannot_be_recorded_is_told(recorder, monkeypatch) -> None:
     step, weight, optimizer = stepper()
     for _ in range(WARM_UP):
         step(batch(1.0))
-    with pytest.raises(
-        UserError, match=r"cannot hold a step here \(it waits for the device\); leave --cuda-graphs out"
-    ):
+    with pytest.raises(UserError, match=r"cannot hold a step here \(it waits for the device\); give --no-cuda-graphs"):
         step(batch(1.0))
     assert weight.item() == -WARM_UP
     assert isinstance(optimizer.param_groups[0]["lr"], float)
