@@ -1,14 +1,13 @@
 """The product with a masked weight that is masked on the way, for a few rows: no W ⊙ m is ever written.
 
 With few rows a product waits for W, not for its multiplications: reading W and S once beats writing W ⊙ m and reading
-it again, on an H200 for 768 → 3,072 and a row by 10.2 µs to 14.9, and for 64 rows by 11.8 to 15.3. Beyond, cuBLAS over
+it again, on an H200 for 768 → 3,072 and a row by 10.5 µs to 14.9, and for 64 rows by 12.1 to 15.3. Beyond, cuBLAS over
 a W ⊙ m written once per step is faster.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
 # A kernel's arguments are of Triton's own language, which no annotation tells.
 
 import math
-from typing import NamedTuple
 
 import torch
 import triton
@@ -21,6 +20,7 @@ from tamt_kernels.triton_kernels.common import TYPES, keeps, launch, rounded, ti
 # Tiles of the output that are programs enough to keep a large GPU's memory busy: each has some 36 KB of S and W in
 # flight, and an H100 needs 2 MB in all. With fewer the sum is split, into this many programs.
 ENOUGH_TILES, PROGRAMS = 96, 192
+WARPS, STAGES = 4, 4
 BLOCK_PARTS, PARTS_AT_ONCE = 128, 8
 BLOCK_GRADIENT = 64
 WARPS_GRADIENT, STAGES_GRADIENT = 8, 2
@@ -114,25 +114,15 @@ def gradient_kernel(
     tl.store(grad_score + out[:, None] * length + term[None, :], product, mask=inside)
 
 
-class Tile(NamedTuple):
-    """Rows, outputs and terms of the sum that a program has at once, its warps, and how many tiles are in flight."""
+def _blocks(rows: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Rows, outputs and terms of the sum in a tile.
 
-    rows: int
-    outputs: int
-    terms: int
-    warps: int = 4
-    stages: int = 4
-
-
-def _tile(rows: int, dtype: torch.dtype) -> Tile:
-    """On an H200 the fastest of a dozen for a row, 10.2 us where others took 10.5 to 18.6, and of eight for 64 rows,
-    11.8 us for 12.1 to 16.4.
+    On an H200 a row takes 10.5 µs, 10.2 by two warps, and 10.7 to 18.6 by ten other tiles; 64 rows 12.1, 11.8 by twice
+    the terms, and 12.7 to 16.4 by six others. Those two spill where W and S lie different ways.
     """
     if dtype == torch.float32:  # no tensor cores: larger tiles spill
-        return Tile(16 if rows <= 16 else 32, 16, 32)
-    if rows <= 16:
-        return Tile(16, 16, 128, warps=2)
-    return Tile(32 if rows <= 32 else 64, 16, 128, stages=3)
+        return (16 if rows <= 16 else 32), 16, 32
+    return (16, 16, 128) if rows <= 16 else ((32 if rows <= 32 else 64), 16, 64)
 
 
 def _upcast(dtype: torch.dtype) -> bool:
@@ -156,11 +146,11 @@ def _masked_product(
     if weight.stride() != score.stride():  # Triton 3.8 compiles no mask of another layout than W's
         weight, score = weight.contiguous(), score.contiguous()
     bias = bias.contiguous() if bias is not None else None
-    tile = _tile(rows, x.dtype)
-    grid = tiles_of(outputs, tile.outputs), tiles_of(rows, tile.rows)
+    block_rows, block_out, block_sum = _blocks(rows, x.dtype)
+    grid = tiles_of(outputs, block_out), tiles_of(rows, block_rows)
     tiles = max(math.prod(grid), 1)
-    parts = 1 if tiles >= ENOUGH_TILES else min(PROGRAMS // tiles, max(length // (2 * tile.terms), 1))
-    piece = max(tiles_of(tiles_of(length, parts), tile.terms), 1) * tile.terms
+    parts = 1 if tiles >= ENOUGH_TILES else min(PROGRAMS // tiles, max(length // (2 * block_sum), 1))
+    piece = max(tiles_of(tiles_of(length, parts), block_sum), 1) * block_sum
     parts = max(tiles_of(length, piece), 1)
     output = torch.empty((*x.shape[:-1], outputs), dtype=x.dtype, device=x.device)
     # The parts are written apart and summed in order: atomics would give other bits each time.
@@ -170,8 +160,7 @@ def _masked_product(
         flat, weight, score, value, cut, bias if parts == 1 else None, products,
         rows, outputs, length, piece, *flat.stride(), *weight.stride(), *index_strides,
         TYPE=TYPES[x.dtype], ABSOLUTE=absolute, UPCAST=_upcast(x.dtype),
-        BLOCK_ROWS=tile.rows, BLOCK_OUT=tile.outputs, BLOCK_SUM=tile.terms,
-        num_warps=tile.warps, num_stages=tile.stages,
+        BLOCK_ROWS=block_rows, BLOCK_OUT=block_out, BLOCK_SUM=block_sum, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     if parts > 1:
         launch(
@@ -208,7 +197,7 @@ def masked_matmul_backward_score(grad: Tensor, x: Tensor, weight: Tensor, dtype:
         gradient_kernel, (tiles_of(outputs, BLOCK_GRADIENT), tiles_of(length, BLOCK_GRADIENT)),
         flat_grad, flat_x, weight, grad_score, rows, outputs, length,
         *flat_grad.stride(), *flat_x.stride(), *weight.stride(),
-        UPCAST=_upcast(x.dtype), BLOCK_ROWS=_tile(rows, x.dtype).rows, BLOCK=BLOCK_GRADIENT,
+        UPCAST=_upcast(x.dtype), BLOCK_ROWS=_blocks(rows, x.dtype)[0], BLOCK=BLOCK_GRADIENT,
         num_warps=WARPS_GRADIENT, num_stages=STAGES_GRADIENT,
     )  # fmt: skip
     return grad_score

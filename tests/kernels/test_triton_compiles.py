@@ -232,12 +232,13 @@ def test_products_read_16_bytes_at_a_time_ahead_of_their_use():
         assert len(re.findall(r"ld\.global", ptx)) == 2  # the threshold
 
 
+@pytest.mark.parametrize("rows", [3, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_products_of_awkward_weights_compile(dtype, monkeypatch):
+def test_products_of_awkward_weights_compile(dtype, rows, monkeypatch):
     recorded = []
     record = lambda kernel, grid, *arguments, **options: recorded.append(Launch("", kernel, arguments, options))  # noqa: E731
     monkeypatch.setattr(masked_matmul, "launch", record)
-    score, x = torch.zeros(96, 512), torch.zeros(3, 512, dtype=dtype)
+    score, x = torch.zeros(96, 512), torch.zeros(rows, 512, dtype=dtype)
     threshold = torch.zeros(()), torch.zeros((), dtype=torch.int64)
     for weight in (torch.zeros(96, 512, dtype=dtype), torch.zeros(96, 512)):
         masked_matmul.masked_matmul(x, weight, score, *threshold)
