@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import tamt_kernels as tk
 from benchmarks import scores
@@ -18,6 +18,7 @@ TOKENS = (1, 16, 64, 256, 2048)
 MORE_TOKENS = (*TOKENS, 8192)  # where there is a GPU
 IDS = 2048
 WHOLE_MATRIX = "mask_weight, then dense"
+IN_TRAINING = "MaskedLinear under MaskAdamW"  # which has masked the weight in its step
 
 Mask = tuple[Tensor, Tensor, Tensor]  # S, φ and the cut
 
@@ -92,6 +93,10 @@ def _linear(
         ),
         DENSE: Layer(lambda: F.linear(x, trained, bias), [x, trained]),
     }
+    module = tk.MaskedLinear(nn.Parameter(weight), nn.Parameter(bias), scores.keep(setting.up_projection))
+    tk.MaskAdamW([module])
+    assert module.made is not None
+    layers[IN_TRAINING] = Layer(lambda: module(x), [x, module.made])
     if compiled:
         layers[COMPILED] = Layer(lambda: compiled(x, weight, *mask, bias), [x, score])
     activations = x.element_size() * x.shape[0] * sum(weight.shape)
