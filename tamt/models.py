@@ -9,6 +9,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -63,17 +64,22 @@ class MaskedLanguageModel:
         """The model without its head."""
         return self.model.base_model
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the vocabulary, [n, vocabulary], for hidden states [n, width] of the last layer."""
+    @property
+    def decoder(self) -> nn.Linear:
+        """The last layer of the head, to the vocabulary."""
+        decoder: nn.Linear = self.model.get_output_embeddings()
+        return decoder
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        """What the decoder reads, [n, its width], for hidden states [n, width] of the last layer."""
         model = self.model
         if hasattr(model, "cls"):  # BERT
-            return model.cls(hidden)
+            return model.cls.predictions.transform(hidden)
         if hasattr(model, "lm_head"):  # RoBERTa and its kin
-            return model.lm_head(hidden)
+            return model.lm_head.layer_norm(F.gelu(model.lm_head.dense(hidden)))
         if hasattr(model, "vocab_projector"):  # DistilBERT
-            hidden = model.vocab_layer_norm(model.activation(model.vocab_transform(hidden)))
-            return model.vocab_projector(hidden)
-        return model.generator_lm_head(model.generator_predictions(hidden))  # ELECTRA
+            return model.vocab_layer_norm(model.activation(model.vocab_transform(hidden)))
+        return model.generator_predictions(hidden)  # ELECTRA
 
     def head_parameters(self) -> dict[str, nn.Parameter]:
         """What of the head trains: transform, LayerNorm and output bias; not the decoder's matrix."""

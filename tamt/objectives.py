@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import tamt_kernels as tk
+from tamt.decoder_loss import decoder_loss
 from tamt.models import MaskedLanguageModel
 
 Objective = Literal["mlm", "kd", "mlm+kd"]
@@ -97,9 +98,8 @@ def mlm_loss(head: MaskedLanguageModel, hidden: Tensor, batch: Batch) -> Tensor:
         hidden: last hidden states, [batch, length, width].
         batch: prepared.
     """
-    logits = head.logits(hidden.flatten(0, 1).index_select(0, batch["positions"])).float()
-    loss = F.cross_entropy(logits, batch["labels"], reduction="sum", ignore_index=IGNORED)
-    return loss / batch["masked_tokens"].clamp(min=1)
+    read = head.transform(hidden.flatten(0, 1).index_select(0, batch["positions"]))
+    return decoder_loss(read, head.decoder, batch["labels"], IGNORED) / batch["masked_tokens"].clamp(min=1)
 
 
 def kd_loss(teacher: tuple[Tensor, ...], student: tuple[Tensor, ...], batch: Batch) -> Tensor:
