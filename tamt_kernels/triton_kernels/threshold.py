@@ -2,8 +2,9 @@
 
 Scores are ranked by integer keys of the same order (-0 and +0 equal, denormals not flushed). A window of keys
 that is to hold the threshold is known first; then one read of the scores counts the entries above it and those
-equal to two keys in it, and compacts the others inside. Four digits of 8 bits find the threshold among these few,
-each by a histogram of the entries that share the digits before it. One launch per step serves all matrices.
+equal to two keys in it, and compacts the others inside. Digits of 8 bits, of those in which the window's keys differ,
+find the threshold among these few, each by a histogram of the entries that share the digits before it. One launch per
+step serves all matrices.
 
 Cold, the window lies between two order statistics of a sample, whose ties are those that are counted. Scores with
 many ties, two values at first, so have them at an end of the window and not inside. Warm, it lies around the last
@@ -11,13 +12,12 @@ threshold, whose ties are counted: while scores are learnt, the threshold moves 
 is remembered on the device.
 
 A matrix whose window does not hold the threshold, or holds too many entries, is read again for each digit, and
-once more for the ties, all by the counts in the device's memory; but it is never sorted or copied.
+once more for the ties, all by the counts in the device's memory; but it is never sorted or copied. That takes 2.5 ms if
+it befalls all 73 matrices of BERT-base.
 
-For the 108 million entries of BERT-base on an H100, where one read of them takes 0.16 ms, this took 1.02 ms cold and
-0.84 warm when programs of eight warps, two to a processor, read a tile each, and fifteen launches made a search. As it
-is now it was not measured. On paper, at the 7.5 instructions an entry that sm_90 gets for a part and with 23 to 28
-warps on a processor, the window is bound by memory, 0.16 to 0.18 ms; the other six launches take 4 to 8 µs each while
-there are few candidates: 0.20 ms warm, and 0.23 cold.
+For the 108 million entries of BERT-base on an H200, where one read of them takes 0.117 ms, a search took 0.167 ms warm
+and 0.40 cold (commit 2ea63e7). Of the latter 0.13 ms were four histograms of the 4.4 % of the entries that a sample's
+window takes in, of which one or two are spared since; 0.04 the sample, 0.02 the ties.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
 # A kernel's arguments are of Triton's own language, which no annotation tells.
@@ -58,8 +58,8 @@ TILES_AT_ONCE = 1024  # whose ties are summed up; BERT's word embedding has 5,72
 SAMPLES = 8192
 SAMPLE_WARPS = 16
 
-# Histograms of 256 values count as fast as scores come from memory; those of 2,048 take eight times as long, on an H100
-# 1.9 ms in place of 0.24 for 108 million entries, on paper: each warp asks of each bin who is in it.
+# A histogram of 256 values takes an H200 0.03 ms for 4.8 million candidates and 0.5 for all 108 million entries. One of
+# 2,048 would take eight times as long, as each warp asks of each bin who is in it.
 DIGITS = tl.constexpr(4)
 BINS = tl.constexpr(256)
 # Entries of a matrix for each program that looks through its candidates: 261 programs for BERT-base, which an H100 runs
@@ -382,17 +382,39 @@ def _load_searched(
 
 
 @triton.jit
-def _digit(key, DIGIT: tl.constexpr):
-    """The digits before one, and this one."""
-    if DIGIT == 1:
-        before, digit = key * 0, (key >> 24) + 128
-    else:
-        before, digit = key >> (40 - 8 * DIGIT), (key >> (32 - 8 * DIGIT)) & 255
-    return before, digit
+def _span(search, served):
+    """The least key that is looked at, and in how many bits the others differ from it."""
+    low, high = tl.load(search + LOW).to(tl.int32), tl.load(search + HIGH).to(tl.int32)
+    low = tl.where(served, low, -2147483648)
+    span = tl.where(served, high - low, -1).to(tl.uint32, bitcast=True)
+    bits = tl.full((), 0, tl.int32)
+    for i in tl.static_range(32):
+        bits += ((span >> i) != 0).to(tl.int32)
+    return low, bits
 
 
 @triton.jit
-def _select(row, search, histograms, served, DIGIT: tl.constexpr):
+def _bits_left(bits, DIGIT: tl.constexpr):
+    """How many bits the digits up to one leave."""
+    return tl.maximum(bits - 8 * DIGIT, 0)
+
+
+@triton.jit
+def _digit(key, low, bits, DIGIT: tl.constexpr):
+    """The digits before one, and this one, of a key's distance from the least one. The first has the highest bits."""
+    left = _bits_left(bits, DIGIT)
+    upto = (key.to(tl.uint32, bitcast=True) - low.to(tl.uint32, bitcast=True)) >> left.to(tl.uint32)
+    if DIGIT == 1:
+        before, digit = upto * 0, upto
+    else:
+        width = (_bits_left(bits, DIGIT - 1) - left).to(tl.uint32)
+        before = upto >> width
+        digit = upto - (before << width)
+    return before.to(tl.int32, bitcast=True), digit.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _select(row, search, histograms, served, low, bits, DIGIT: tl.constexpr):
     """The digits up to one, of the entry that is sought, and its rank among those that share them."""
     rank = tl.load(row + KEEP) - tl.where(served, tl.load(search + ABOVE), 0)
     prefix = tl.full((), 0, tl.int32)
@@ -402,14 +424,14 @@ def _select(row, search, histograms, served, DIGIT: tl.constexpr):
         bins = tl.arange(0, BINS)
         counts = tl.load(histograms + (DIGIT - 1) * BINS + bins)
         # The ties of two keys were counted, not collected.
-        first, first_digit = _digit(tl.load(search + FIRST).to(tl.int32), DIGIT)
-        second, second_digit = _digit(tl.load(search + SECOND).to(tl.int32), DIGIT)
+        first, first_digit = _digit(tl.load(search + FIRST).to(tl.int32), low, bits, DIGIT)
+        second, second_digit = _digit(tl.load(search + SECOND).to(tl.int32), low, bits, DIGIT)
         counts += tl.where(served & (first == prefix) & (bins == first_digit), tl.load(search + AT_FIRST), 0)
         counts += tl.where(served & (second == prefix) & (bins == second_digit), tl.load(search + AT_SECOND), 0)
         at_least = tl.sum(counts) - tl.cumsum(counts, axis=0) + counts  # entries of this digit or a larger one
         digit = tl.maximum(tl.sum((at_least >= rank).to(tl.int32)) - 1, 0)
         rank -= tl.sum(tl.where(bins == digit, at_least - counts, 0))
-        prefix = digit - 128 if DIGIT == 1 else (prefix << 8) | digit
+        prefix = (prefix << (_bits_left(bits, DIGIT - 1) - _bits_left(bits, DIGIT))) | digit
     return rank, prefix
 
 
@@ -420,13 +442,16 @@ def histogram_kernel(
 ):  # fmt: skip
     """Count each value of a digit among the entries that share the digits before it.
 
-    Which these are each program finds for itself, from the histogram that the launch before has finished.
+    Which these are each program finds for itself, from the histogram that the launch before has finished. Where keys do
+    not differ in so many bits there is nothing to count.
     """
     matrix = tl.load(share_matrix + tl.program_id(0))
     row, search, histograms = rows + matrix * COLUMNS, state + matrix * STATE, histograms + matrix * (DIGITS * BINS)
     share, shares = tl.program_id(0) - tl.load(row + FIRST_SHARE), tl.load(row + SHARES)
     served, count = searched(row, search)
-    rank, prefix = _select(row, search, histograms, served, DIGIT - 1)
+    low, bits = _span(search, served)
+    rank, prefix = _select(row, search, histograms, served, low, bits, DIGIT - 1)
+    count = tl.where(_bits_left(bits, DIGIT - 1) > 0, count, 0)
     if share == 0:
         tl.store(search + RANK + DIGIT - 1, rank)
         tl.store(search + PREFIX + DIGIT - 1, prefix.to(tl.int64))
@@ -434,7 +459,7 @@ def histogram_kernel(
     found = tl.zeros((BINS,), tl.int32)
     for start in range(share * TILE, count, shares * TILE):
         key = _load_searched(row, start, count, served, keys, S_TYPE, ABSOLUTE, ALIGNED, TILE)
-        before, digit = _digit(key, DIGIT)
+        before, digit = _digit(key, low, bits, DIGIT)
         valid = (lane < count - start) & (before == prefix)
         # The others count as zeros, and are taken away there.
         others = TILE - tl.sum(valid.to(tl.int32))
@@ -493,7 +518,9 @@ def ties_kernel(
     row, search, histograms = rows + matrix * COLUMNS, state + matrix * STATE, histograms + matrix * (DIGITS * BINS)
     share, shares = tl.program_id(0) - tl.load(row + FIRST_SHARE), tl.load(row + SHARES)
     served, count = searched(row, search)
-    rank, threshold = _select(row, search, histograms, served, DIGITS)
+    low, bits = _span(search, served)
+    rank, distance = _select(row, search, histograms, served, low, bits, DIGITS)
+    threshold = low + distance
     lane = tl.arange(0, TILE)
     ties = tile_ties + tl.load(row + FIRST_TILE)
     if served:
