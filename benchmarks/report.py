@@ -54,6 +54,9 @@ def bars(
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
+    highest = max(max(times.values()) / times[ours] for times in panels.values())
+    while highest > ticks[-1]:
+        ticks = (*ticks, ticks[-1] * 10)
     columns = min(3, len(panels))
     lines = (len(panels) + columns - 1) // columns
     canvas, axes = plt.subplots(
@@ -67,7 +70,7 @@ def bars(
         for line, (ratio, time) in enumerate(zip(ratios, times.values(), strict=True)):
             axis.text(max(ratio, 1), line, f" {figure(time)} ms", va="center", fontsize=7)
         axis.set_xscale("log")
-        axis.set_xlim(ticks[0] / 2, ticks[-1] * 2)
+        axis.set_xlim(ticks[0] / 2, ticks[-1] * 4)  # room for the longest bar's figure
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks[:-1]] + [f"{ticks[-1]:g} ×"])
         axis.minorticks_off()
         axis.invert_yaxis()

@@ -8,8 +8,8 @@ import torch
 
 from benchmarks import clocks, report, scores
 from benchmarks.__main__ import main
-from benchmarks.kernels import OPERATIONS, targets, threshold
-from benchmarks.kernels.setting import OURS, Setting
+from benchmarks.kernels import OPERATIONS, layers, targets, threshold
+from benchmarks.kernels.setting import COMPILED, EAGER, OURS, Setting
 from benchmarks.measure import measure
 
 CPU = torch.device("cpu")
@@ -150,3 +150,15 @@ def test_a_machine_without_matplotlib_is_told(tmp_path, monkeypatch):
     message = report.bars(tmp_path / "kernels.png", "title", {"a": {OURS: 1.0}}, OURS)
     assert message == "kernels.png is left out, as matplotlib is not installed"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_contender_with_other_gradients_is_left_out(capsys):
+    x = torch.ones(3, requires_grad=True)
+    right, wrong = layers.Layer(lambda: 2 * x, [x]), layers.Layer(lambda: 2 * x.detach() + 0 * x, [x])
+    contenders = {OURS: right, EAGER: right, COMPILED: wrong}
+    found = [set(each.contenders) for each in layers.directions("product", "three", contenders, {}, (1, 1))]
+    assert found == [{OURS, EAGER, COMPILED}, {OURS, EAGER}, {OURS, EAGER}]
+    assert (
+        f"product, three: left out, as its gradients are not those of the definition: {COMPILED}"
+        in capsys.readouterr().out
+    )
