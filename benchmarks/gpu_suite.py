@@ -59,8 +59,9 @@ def parts(folder: Path, capability: tuple[int, int]) -> list[Part]:
     pytest = [*python, "-m", "pytest", "--color=no", "-p", "no:cacheprovider", "--durations=10"]
     # Neither is among what the machine must have: without hypothesis one file of tests is lost, without xdist time.
     without = [] if importlib.util.find_spec("hypothesis") else ["--ignore=tests/kernels/test_threshold.py"]
-    # What is compiled for no GPU in particular is tested anywhere.
-    without += ["--ignore=tests/kernels/test_triton_compiles.py", "--ignore=tests/kernels/test_cuda_compiles.py"]
+    # What is interpreted, or compiled for no GPU in particular, is tested anywhere; it takes minutes.
+    anywhere = ("test_triton.py", "test_triton_compiles.py", "test_cuda_compiles.py")
+    without += [f"--ignore=tests/kernels/{name}" for name in anywhere]
     parallel = ["-n", WORKERS, "-p", "no:benchmark"] if importlib.util.find_spec("xdist") else []
     # Left alone, each worker takes a thread on every core: in 150 s a quarter of the kernels' tests were done.
     one_thread = {"OMP_NUM_THREADS": "1"} if parallel else {}
@@ -78,8 +79,8 @@ def parts(folder: Path, capability: tuple[int, int]) -> list[Part]:
         Part("step benchmarks", [*python, *step], 180, unavailable=unavailable),
         Part("kernel benchmarks", [*python, *kernels], 150),
         *(sanitizer(tool) for tool in ("memcheck", "racecheck")),
+        Part("kernel tests", [*pytest, *parallel, *without, "tests/kernels"], 100, one_thread),
         Part("compiled step benchmarks", [*python, *compiled], 120, unavailable=unavailable),
-        Part("kernel tests", [*pytest, *parallel, *without, "tests/kernels"], 150, one_thread),
     ]
 
 

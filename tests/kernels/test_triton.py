@@ -16,11 +16,13 @@ def version(package):
     return tuple(int(part) for part in importlib.metadata.version(package).split(".")[:2])
 
 
+# Halves of about the same length, three minutes each, for two processes to share.
+@pytest.mark.parametrize("some", ["window or sample", "not (window or sample)"])
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_under_the_interpreter():
+def test_under_the_interpreter(some):
     if version("triton") < (3, 7) and version("numpy") >= (2, 4):
         pytest.skip("the interpreter of Triton before 3.7 counts no loop with numpy 2.4")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TAMT_KERNELS": "triton", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/kernels/interpreted.py"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/kernels/interpreted.py", "-k", some]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
