@@ -36,9 +36,9 @@ def decoder_loss(hidden: Tensor, decoder: nn.Linear, labels: Tensor, ignored: in
     """
     if decoder.weight.requires_grad:
         raise ValueError("decoder_loss: the decoder's weight requires a gradient but must be frozen")
-    loss: Tensor = _DecoderLoss.apply(
-        hidden, decoder.weight, decoder.bias, labels, ignored, torch.is_grad_enabled() and hidden.requires_grad
-    )
+    trains = hidden.requires_grad or (decoder.bias is not None and decoder.bias.requires_grad)
+    backward = torch.is_grad_enabled() and trains
+    loss: Tensor = _DecoderLoss.apply(hidden, decoder.weight, decoder.bias, labels, ignored, backward)
     return loss
 
 

@@ -91,6 +91,14 @@ def test_nothing_is_lost_where_nothing_is_masked():
         assert not decoder_loss(hidden, layer, labels, IGNORED).requires_grad
 
 
+def test_a_bias_trains_under_hidden_states_that_do_not():
+    layer, (hidden, labels) = decoder(), rows(6)
+    loss = decoder_loss(hidden.detach(), layer, labels, IGNORED)
+    expected = F.cross_entropy(layer(hidden.detach()), labels, reduction="sum", ignore_index=IGNORED)
+    found, wanted = (torch.autograd.grad(each, layer.bias) for each in (loss, expected))
+    torch.testing.assert_close(found, wanted)
+
+
 def test_a_matrix_that_trains_is_refused():
     layer, (hidden, labels) = decoder(), rows(3)
     layer.weight.requires_grad_(True)
