@@ -1,9 +1,9 @@
 """The runner of the GPU suite, with parts that need no GPU."""
 
+import fcntl
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -47,15 +47,22 @@ def test_all_is_well(tmp_path):
 
 
 def test_a_part_out_of_time_ends_with_what_it_started(tmp_path):
-    marker = tmp_path.parent / f"{tmp_path.name}-marker"
-    child = f"import time, pathlib; time.sleep(2); pathlib.Path({str(marker)!r}).touch()"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', {child!r}])"
+    held = tmp_path.parent / f"{tmp_path.name}-held"
+    child = f"""
+import fcntl, time
+with open({str(held)!r}, "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    time.sleep(60)
+    file.write("done")
+"""
+    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-S', '-c', {child!r}]); time.sleep(60)"
     code, (found, late), _log = run_all(tmp_path, [part("slow", parent, 1), part("late", "pass")], seconds=1)
     assert code == 1
     assert found["reason"] == "not done after 1 s"
     assert late["reason"] == "the time of the whole suite is used up"
-    time.sleep(1.5)
-    assert not marker.exists()
+    with held.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # which is there as soon as its holder is not
+    assert held.read_text() == ""
 
 
 def test_a_part_out_of_time_has_the_last_word(tmp_path):
