@@ -84,7 +84,7 @@ class MaskedLanguageModel:
     def head_parameters(self) -> dict[str, nn.Parameter]:
         """What of the head trains: transform, LayerNorm and output bias; not the decoder's matrix."""
         inside = {id(parameter) for parameter in self.encoder.parameters()}
-        inside.add(id(self.model.get_output_embeddings().weight))
+        inside.add(id(self.decoder.weight))
         return {name: p for name, p in self.model.named_parameters() if id(p) not in inside}
 
     def load_head(self, state: dict[str, Tensor], source: Path) -> None:

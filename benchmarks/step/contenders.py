@@ -73,7 +73,7 @@ class Setting(NamedTuple):
     @property
     def precision(self) -> Precision:
         """What a training step computes in: bfloat16 on a GPU, float16 where it has none."""
-        if self.device.type == "cpu":
+        if not self.on_gpu:
             return "fp32"
         return "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
 

@@ -20,7 +20,7 @@ def peak(setting: Setting, objective: str, name: str) -> int | None:
     Raises:
         RuntimeError: the process failed.
     """
-    if setting.device.type == "cuda":
+    if setting.on_gpu:
         return _peak_here(setting, objective, name)
     asked = json.dumps([str(setting.device), *setting[1:], objective, name])
     command = [sys.executable, "-m", "benchmarks.step.memory", asked]

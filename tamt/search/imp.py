@@ -32,7 +32,7 @@ def iterative_pruning(search: Search) -> list[dict]:
     started = time.monotonic() - search.folder.seconds
     student = search.student
     student.model.requires_grad_(True)
-    student.model.get_output_embeddings().weight.requires_grad_(False)
+    student.decoder.weight.requires_grad_(False)
     parameters = {name: p for name, p in student.model.named_parameters() if p.requires_grad}
     initial = {name: p.detach().clone() for name, p in parameters.items()}
     optimizer, schedule = make_optimizer(parameters.values(), search.lr, search.schedule_steps)
