@@ -27,6 +27,7 @@ from tamt.data import demo
 from tamt.dropout import use_fast_dropout
 from tamt.errors import UserError
 from tamt.masking import POOLER, prunable_modules
+from tamt.shared_cast import share_casts
 
 REMEDY = "give a folder that save_pretrained wrote or a hub name such as bert-base-uncased"
 
@@ -117,7 +118,7 @@ def load_masked_language_model(name: str) -> MaskedLanguageModel:
         )
     missing = _check_complete(model, info["missing_keys"], name)
     prunable_modules(model)
-    use_fast_dropout(model)
+    speed_up(model)
     decoder = model.get_output_embeddings()
     decoder.weight = nn.Parameter(model.get_input_embeddings().weight.detach().clone(), requires_grad=False)
     heads = MaskedLanguageModel(model, fresh_head=False)
@@ -159,7 +160,7 @@ def _load_fresh(factory: Any, name: str, **options: Any) -> PreTrainedModel:
     model, info = _load_model(factory, name, ignore_mismatched_sizes=True, **options)
     _check_complete(model, info["missing_keys"], name)
     prunable_modules(model)
-    use_fast_dropout(model)
+    speed_up(model)
     inside = set(model.base_model.modules())
     for module in model.modules():
         if module in inside:
@@ -171,6 +172,12 @@ def _load_fresh(factory: Any, name: str, **options: Any) -> PreTrainedModel:
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
     return model
+
+
+def speed_up(model: PreTrainedModel) -> None:
+    """Change how fast a model trains, in place, but not what it is: see `tamt.dropout` and `tamt.shared_cast`."""
+    use_fast_dropout(model)
+    share_casts(model)
 
 
 def load_encoder(name: str) -> tuple[PreTrainedModel, set[str]]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from tamt import processes
+from tamt.console import say
 from tamt.errors import UserError
 
 Batch = Mapping[str, Tensor]
@@ -21,8 +23,23 @@ Take = Callable[[Iterable[Batch]], Outcome]
 
 WARM_UP = 3
 """Steps taken before one is recorded: these compile kernels, and make what the optimizer keeps."""
-MOST = 4
+MOST = 8
 """Graphs, one for each shape of a step's batches; a step of another shape is taken without one."""
+
+
+def starts_from_graphs(refused: bool) -> bool:
+    """Whether steps start from CUDA graphs, which is told: on a GPU, unless refused by `--no-cuda-graphs`.
+
+    In one process, as others are not waited for inside of a graph.
+    """
+    from_graphs = not refused and _gpu_is_there() and processes.count() == 1
+    if from_graphs:
+        say("each step starts as one CUDA graph; --no-cuda-graphs starts its kernels one by one")
+    return from_graphs
+
+
+def _gpu_is_there() -> bool:
+    return torch.cuda.is_available()
 
 
 class Recorded(NamedTuple):

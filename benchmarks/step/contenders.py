@@ -25,9 +25,8 @@ from benchmarks import scores
 from benchmarks.kernels.eager import float_mask_weight
 from benchmarks.kernels.threshold import by_kthvalue
 from tamt.data.corpora import Blocks, train_batches
-from tamt.dropout import use_fast_dropout
 from tamt.masking import apply_masks, keep_of, magnitude_masks, packed_masks, prunable_modules, prunable_weights
-from tamt.models import MaskedLanguageModel, dense_twin
+from tamt.models import MaskedLanguageModel, dense_twin, speed_up
 from tamt.objectives import Losses, Objective, TokenMasking, encode
 from tamt.search.mask_training import start
 from tamt.search.setting import Search
@@ -100,7 +99,7 @@ class Setting(NamedTuple):
     def search(self, teacher: bool) -> Search:
         """A search as `tamt train` sets it up, but for its folder."""
         model = self.masked_language_model()
-        use_fast_dropout(model)
+        speed_up(model)
         decoder = model.get_output_embeddings()
         decoder.weight = nn.Parameter(decoder.weight.detach().clone(), requires_grad=False)
         accelerator, vocabulary = self.accelerator(), model.config.vocab_size
@@ -163,7 +162,12 @@ def _mask_training(search: Search, objective: Objective, loss: Callable[[Any], M
     steps = training_steps(
         search.accelerator, model, optimizer, schedule, batches, loss, 1, STEPS, cuda_graphs=search.cuda_graphs
     )
-    for _ in range(WARM_UP + 1 if search.cuda_graphs else 0):  # whose last one is recorded, and takes a second
+    return under_way(steps, search.cuda_graphs)
+
+
+def under_way(steps: Iterator[object], cuda_graphs: bool) -> Step:
+    """Takes the next of some steps, of which those up to the one that is recorded, which takes a second, are done."""
+    for _ in range(WARM_UP + 1 if cuda_graphs else 0):
         next(steps)
     return partial(next, steps)
 
@@ -182,12 +186,12 @@ def imp(setting: Setting, cuda_graphs: bool = True) -> Step:
         search.accelerator, model, optimizer, schedule, batches, losses, 1, STEPS, cuda_graphs=cuda_graphs
     )
 
+    take = under_way(steps, cuda_graphs)
+
     def step() -> None:
-        next(steps)
+        take()
         tk.prune_(*zip(*pruned, strict=True))
 
-    for _ in range(WARM_UP + 1 if cuda_graphs else 0):
-        step()
     return step
 
 
@@ -299,10 +303,10 @@ class _FloatMasked(nn.Module):
         return F.linear(x, weight, self.layer.bias)
 
 
-def fine_tuning(setting: Setting, pruned: bool) -> Step:
+def fine_tuning(setting: Setting, pruned: bool, cuda_graphs: bool = True) -> Step:
     """Fine-tuning as `tamt finetune` does it, of a subnetwork or of the full model."""
     model, accelerator = setting.classifier(), setting.accelerator()
-    use_fast_dropout(model)
+    speed_up(model)
     masks = magnitude_masks(prunable_weights(model), SPARSITY) if pruned else {}
     if pruned:
         apply_masks(model, masks)
@@ -316,7 +320,11 @@ def fine_tuning(setting: Setting, pruned: bool) -> Step:
     def loss(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(model(batch["input_ids"]).logits.float(), batch["labels"])}
 
-    return partial(next, training_steps(accelerator, model, optimizer, schedule, batches(), loss, 1, STEPS))
+    cuda_graphs = cuda_graphs and setting.on_gpu
+    return under_way(
+        training_steps(accelerator, model, optimizer, schedule, batches(), loss, 1, STEPS, cuda_graphs=cuda_graphs),
+        cuda_graphs,
+    )
 
 
 OURS, OURS_COMPILED = "tamt", "tamt --compile"
@@ -348,7 +356,11 @@ CONTENDERS: dict[str, dict[str, Callable[[Setting], Step]]] = {
         NO_GRAPHS: partial(tamt, objective="mlm+kd", cuda_graphs=False),
         ORDINARY: partial(ordinary, objective="mlm+kd"),
     },
-    FINE_TUNING: {OURS: partial(fine_tuning, pruned=True), DENSE: partial(fine_tuning, pruned=False)},
+    FINE_TUNING: {
+        OURS: partial(fine_tuning, pruned=True),
+        NO_GRAPHS: partial(fine_tuning, pruned=True, cuda_graphs=False),
+        DENSE: partial(fine_tuning, pruned=False),
+    },
 }
 NEEDS_COMPILER = {OURS_COMPILED, NO_GRAPHS_COMPILED, COMPILED}
 NEEDS_GPU = {NO_GRAPHS, NO_GRAPHS_COMPILED, IMP_NO_GRAPHS}

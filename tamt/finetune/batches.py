@@ -1,15 +1,21 @@
 """Which rows a training step takes: random, but of like length, so that little is padding."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from tamt import processes
 
 WINDOW = 50
 """Batches within which rows are sorted by length: 5 % of SST-2's tokens are then padding, of shuffled rows 67 %."""
+
+
+LENGTHS = 4
+"""So many at most have the batches of steps that start from CUDA graphs, as each takes a graph of its own."""
 
 
 def training_batches(lengths: np.ndarray, batch_size: int, seed: int, first: int) -> Iterator[list[int]]:
@@ -64,3 +70,21 @@ def bucketed(lengths: np.ndarray, batch_size: int, generator: np.random.Generato
     order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
     cut = [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
     return [cut[i] for i in generator.permutation(len(cut))]
+
+
+def pad(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Sequence[int]]], few_lengths: bool
+) -> dict[str, Tensor]:
+    """Rows as a batch on the CPU, each feature int64 [rows, length], padded to the longest row.
+
+    Args:
+        tokenizer: knows how to pad; its `model_max_length` is what a row has at most.
+        rows: the features of each, `input_ids` among them.
+        few_lengths: pad further, to the next of four lengths that lie a multiple of 8 tokens apart, of GLUE 32.
+    """
+    length = max(len(row["input_ids"]) for row in rows)
+    if few_lengths:
+        longest = tokenizer.model_max_length
+        step = 8 * math.ceil(longest / (8 * LENGTHS))
+        length = min(step * math.ceil(length / step), longest)
+    return dict(tokenizer.pad(rows, padding="max_length", max_length=length, return_tensors="pt"))

@@ -14,7 +14,7 @@ from tamt import processes
 from tamt.data.rows import Rows
 from tamt.data.tasks import Task
 from tamt.errors import UserError
-from tamt.finetune.batches import shared_batches, steps_per_epoch
+from tamt.finetune.batches import pad, shared_batches, steps_per_epoch
 from tamt.finetune.metrics import METRICS
 
 
@@ -57,6 +57,7 @@ class Classification:
         batch_size: rows that go through the model at once, at most; twice as many where it is measured.
         step_rows: rows of a training step, over all processes.
         dev: the dev sets by name; the score is that of the first, whose name is "".
+        cuda_graphs: training batches have few lengths, as a graph is for one.
     """
 
     task: Task
@@ -68,6 +69,7 @@ class Classification:
     batch_size: int
     step_rows: int
     seed: int
+    cuda_graphs: bool = False
     _outputs: dict[str, np.ndarray] = field(default_factory=dict)
     """Logits of the last evaluation, [rows, labels], or [rows] of a regression."""
 
@@ -85,7 +87,7 @@ class Classification:
         """This process's training batches without end from step `first` (from 1) on; see `shared_batches`."""
         parts = self.accelerator.gradient_accumulation_steps
         for indices, share in shared_batches(self.train.lengths(), self.step_rows, parts, self.seed, first):
-            yield {**self._collate(self.train, indices), "share": share}
+            yield {**self._collate(self.train, indices, self.cuda_graphs), "share": share}
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Cross-entropy, or the squared error of a regression; the batch's share in the mean over the step."""
@@ -141,7 +143,8 @@ class Classification:
         size = 2 * self.batch_size  # nothing is kept for a backward pass
         outputs = []
         for start in range(0, len(order), size)[processes.dealt()]:
-            batch = self._collate(rows, order[start : start + size].tolist())
+            batch = self._collate(rows, order[start : start + size].tolist(), few_lengths=False)
+            batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
             with self.accelerator.autocast():
                 outputs.append(self._logits(batch).double().cpu().numpy())
         found = np.concatenate(processes.collect(outputs))
@@ -155,7 +158,7 @@ class Classification:
         ).logits
         return logits.squeeze(-1) if self.task.kind == "regression" else logits
 
-    def _collate(self, rows: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
-        batch = self.tokenizer.pad([rows.features[i] for i in indices], return_tensors="pt")
+    def _collate(self, rows: Encoded, indices: Sequence[int], few_lengths: bool) -> dict[str, Tensor]:
+        batch = pad(self.tokenizer, [rows.features[i] for i in indices], few_lengths)
         batch["labels"] = torch.tensor([rows.labels[i] for i in indices])
-        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        return batch

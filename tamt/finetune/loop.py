@@ -31,6 +31,7 @@ class Job(Protocol):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     accelerator: Accelerator
+    cuda_graphs: bool
 
     @property
     def train_samples(self) -> int:
@@ -128,7 +129,16 @@ def train_subnetwork(
         try:
             batches = job.batches(done + 1)
             for step, parts in training_steps(
-                job.accelerator, model, optimizer, schedule, batches, job.loss, done + 1, steps, check_every
+                job.accelerator,
+                model,
+                optimizer,
+                schedule,
+                batches,
+                job.loss,
+                done + 1,
+                steps,
+                check_every,
+                job.cuda_graphs,
             ):
                 last = step == steps
                 if step % log_every == 0 or last:

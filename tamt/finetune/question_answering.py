@@ -14,7 +14,7 @@ from tamt import processes
 from tamt.data.squad import Question
 from tamt.data.tasks import Task
 from tamt.errors import UserError
-from tamt.finetune.batches import shared_batches, steps_per_epoch
+from tamt.finetune.batches import pad, shared_batches, steps_per_epoch
 from tamt.finetune.metrics import answer_exact_match, answer_f1
 
 LONGEST_QUESTION = 64
@@ -178,6 +178,7 @@ class QuestionAnswering:
     Attributes:
         batch_size: windows that go through the model at once, at most; twice as many where it is measured.
         step_rows: windows of a training step, over all processes.
+        cuda_graphs: training batches have few lengths, as a graph is for one.
     """
 
     task: Task
@@ -192,6 +193,7 @@ class QuestionAnswering:
     seed: int
     n_best: int
     max_answer_length: int
+    cuda_graphs: bool = False
     _answers: list[Answer] = field(default_factory=list)
     """To the dev questions, in the last evaluation."""
 
@@ -210,8 +212,8 @@ class QuestionAnswering:
         parts = self.accelerator.gradient_accumulation_steps
         for indices, share in shared_batches(_lengths(self.train), self.step_rows, parts, self.seed, first):
             windows = [self.train[i] for i in indices]
-            batch = self._collate(windows)
-            answers = torch.tensor([window.answer for window in windows]).to(self.accelerator.device)
+            batch = self._collate(windows, self.cuda_graphs)
+            answers = torch.tensor([window.answer for window in windows])
             yield batch | {"starts": answers[:, 0], "ends": answers[:, 1], "share": share}
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -229,8 +231,10 @@ class QuestionAnswering:
         found: list[list[tuple[int, tuple[np.ndarray, np.ndarray]]]] = []
         for begin in range(0, len(order), size)[processes.dealt()]:
             numbers = order[begin : begin + size]
+            batch = self._collate([self.dev[i] for i in numbers], few_lengths=False)
+            batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
             with self.accelerator.autocast():
-                logits = self._logits(self._collate([self.dev[i] for i in numbers]))
+                logits = self._logits(batch)
             pairs = zip(*(part.float().cpu().numpy() for part in logits), strict=True)
             found.append(list(zip(numbers, pairs, strict=True)))
         outputs = {number: pair for batch in processes.collect(found) for number, pair in batch}
@@ -270,10 +274,9 @@ class QuestionAnswering:
         outputs = self.model(**batch)
         return outputs.start_logits, outputs.end_logits
 
-    def _collate(self, windows: Sequence[Window]) -> dict[str, Tensor]:
+    def _collate(self, windows: Sequence[Window], few_lengths: bool) -> dict[str, Tensor]:
         features = [{name: values.tolist() for name, values in window.features.items()} for window in windows]
-        batch = self.tokenizer.pad(features, return_tensors="pt")
-        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        return pad(self.tokenizer, features, few_lengths)
 
 
 def _lengths(windows: Sequence[Window]) -> np.ndarray:

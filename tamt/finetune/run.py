@@ -27,13 +27,16 @@ from tamt.mask_file import MaskInfo, load_masks
 from tamt.masking import Masks, apply_masks, sparsity_of
 from tamt.models import load_classifier, load_question_answerer, load_tokenizer, longest_input
 from tamt.run_folder import CONFIG, KEEP, RESULTS, RunFolder, check_output, finished_results, processes_of_run
+from tamt.step_graph import starts_from_graphs
 from tamt.training import CHECK_EVERY, Precision, make_accelerator
 
 N_BEST = 20
 MAX_ANSWER_LENGTH = 30
 
-MakeJob = Callable[[dict, Accelerator], Job]
-"""Makes a job from the settings of a run; the rows are read once for all seeds."""
+MakeJob = Callable[[dict, Accelerator, bool], Job]
+"""Makes a job from the settings of a run, its accelerator, and whether its steps start from CUDA graphs.
+
+The rows are read once for all seeds."""
 
 
 def finetune(
@@ -65,6 +68,7 @@ def finetune(
     keep: int = KEEP,
     processes_of_step: int | None = None,
     check_every: int = CHECK_EVERY,
+    no_cuda_graphs: bool = False,
     resume: bool = False,
 ) -> dict:
     """Fine-tune a subnetwork, or the full model, on a task; what the mask prunes stays exactly zero.
@@ -106,6 +110,8 @@ def finetune(
         processes_of_step: a training step takes the batches of so many processes, however many share them; by default
             of those that were started, and on --resume of those that the run began with.
         check_every: steps between two checks that all processes hold the same weights.
+        no_cuda_graphs: start the kernels of a step one by one. On a GPU, in one process, each step is else started as
+            one CUDA graph, and its batch padded to one of four lengths.
         resume: go on with the interrupted run, or runs, in the output folder; what is finished is not done again.
     """
     settings = {name: value for name, value in locals().items() if name != "resume"}
@@ -195,7 +201,7 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
     step_rows = task.batch_size * (settings["processes_of_step"] or 1)
     parts = processes.parts_of_step(step_rows, task.batch_size)
     accelerator = make_accelerator(settings["precision"], parts, settings["seed"])
-    job = make_job(settings, accelerator)
+    job = make_job(settings, accelerator, starts_from_graphs(settings["no_cuda_graphs"]))
     masks: Masks = {}
     info: MaskInfo | None = None
     if mask is not None:
@@ -248,7 +254,9 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
     return result
 
 
-def _classification(task: Task, rows: dict[str, Rows], settings: dict, accelerator: Accelerator) -> Classification:
+def _classification(
+    task: Task, rows: dict[str, Rows], settings: dict, accelerator: Accelerator, cuda_graphs: bool
+) -> Classification:
     with processes.one_first():
         model = load_classifier(settings["model"], task.label_names)
     tokenizer, length = _tokenizer_and_length(task, model, settings)
@@ -268,11 +276,12 @@ def _classification(task: Task, rows: dict[str, Rows], settings: dict, accelerat
         batch_size=task.batch_size,
         step_rows=task.batch_size * (settings["processes_of_step"] or 1),
         seed=settings["seed"],
+        cuda_graphs=cuda_graphs,
     )
 
 
 def _question_answering(
-    task: Task, questions: dict[str, list[Question]], settings: dict, accelerator: Accelerator
+    task: Task, questions: dict[str, list[Question]], settings: dict, accelerator: Accelerator, cuda_graphs: bool
 ) -> QuestionAnswering:
     with processes.one_first():
         model = load_question_answerer(settings["model"])
@@ -294,6 +303,7 @@ def _question_answering(
         seed=settings["seed"],
         n_best=settings["n_best"] or N_BEST,
         max_answer_length=settings["max_answer_length"] or MAX_ANSWER_LENGTH,
+        cuda_graphs=cuda_graphs,
     )
 
 

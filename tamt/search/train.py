@@ -5,8 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from tamt import processes
 from tamt.console import say
 from tamt.data.corpora import load_corpus, load_dev_corpus
@@ -21,6 +19,7 @@ from tamt.search.imp import STAGES, iterative_pruning, steps_to
 from tamt.search.mask_training import Initial, train_masks
 from tamt.search.oneshot import oneshot
 from tamt.search.setting import HEAD_FILE, Search
+from tamt.step_graph import starts_from_graphs
 from tamt.training import CHECK_EVERY, Precision, compute_dtype, make_accelerator
 
 Method = Literal["tamt-mlm", "tamt-kd", "tamt-mlm+kd", "imp", "omp", "rand"]
@@ -141,10 +140,7 @@ def train(
     student.model.to(accelerator.device)
     in_place = method not in OBJECTIVES  # these cut the student's own weights, so the teacher needs its own
     teacher = copy.deepcopy(student.encoder) if in_place else dense_twin(student.encoder, compute_dtype(accelerator))
-    # Other processes are not waited for inside of a graph.
-    cuda_graphs = not no_cuda_graphs and method not in {"omp", "rand"} and _gpu_is_there() and processes.count() == 1
-    if cuda_graphs:
-        say("each step starts as one CUDA graph; --no-cuda-graphs starts its kernels one by one")
+    cuda_graphs = method not in {"omp", "rand"} and starts_from_graphs(no_cuda_graphs)
 
     with RunFolder.start(output, settings, resume, keep) as folder:
         search = Search(
@@ -197,10 +193,6 @@ def last_step(method: Method, sparsity: float, steps: int | None) -> int:
     if method == "imp":
         return steps_to(sparsity, steps or SCHEDULE_STEPS)
     return steps or min(PAPER_STEPS.items(), key=lambda item: abs(item[0] - sparsity))[1]
-
-
-def _gpu_is_there() -> bool:
-    return torch.cuda.is_available()
 
 
 def _check(settings: dict) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import tamt.search.imp as imp
-from tamt import masking
+from tamt import masking, step_graph
 from tamt.checkpoint import read_checkpoint
 from tamt.errors import UserError
 from tamt.evaluate import evaluate
@@ -413,7 +413,7 @@ def test_where_steps_start_from_cuda_graphs_is_told(
         monkeypatch.setattr(module.processes, "count", lambda: count)
 
     module = sys.modules["tamt.search.train"]
-    monkeypatch.setattr(module, "_gpu_is_there", lambda: gpu)
+    monkeypatch.setattr(step_graph, "_gpu_is_there", lambda: gpu)
     monkeypatch.setattr(module.RunFolder, "start", start)
     monkeypatch.setattr(module, "dense_twin", twin)
     with pytest.raises(EnoughError):

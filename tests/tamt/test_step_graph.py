@@ -13,8 +13,10 @@ import torch
 
 from tamt import step_graph
 from tamt.errors import UserError
+from tamt.finetune import finetune
+from tamt.finetune.batches import pad
 from tamt.mask_file import load_masks
-from tamt.models import load_masked_language_model
+from tamt.models import load_masked_language_model, load_tokenizer
 from tamt.objectives import IGNORED, Losses, TokenMasking, prepare
 from tamt.search import train
 from tamt.step_graph import MOST, WARM_UP, StepGraph
@@ -71,7 +73,7 @@ def model(still: Path) -> str:
 def test_a_search_from_graphs_finds_the_same_mask(
     method, accumulation, model, corpus: Path, tmp_path: Path, monkeypatch, recorder
 ) -> None:
-    monkeypatch.setattr(sys.modules["tamt.search.train"], "_gpu_is_there", lambda: True)
+    monkeypatch.setattr(step_graph, "_gpu_is_there", lambda: True)
     steps = 30 if method == "imp" else WARM_UP + 9  # of which IMP takes 18, and prunes after every third
     for graphs in (False, True):
         train(
@@ -80,13 +82,52 @@ def test_a_search_from_graphs_finds_the_same_mask(
         )  # fmt: skip
     first, second = (load_masks(tmp_path / str(graphs) / "mask.safetensors")[0] for graphs in (False, True))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    losses = [
-        [row["loss"] for row in map(json.loads, (tmp_path / str(graphs) / "metrics.jsonl").open()) if "loss" in row]
-        for graphs in (False, True)
-    ]
+    losses = [losses_of(tmp_path / str(graphs)) for graphs in (False, True)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert recorder.recorded == 1  # batches with more or fewer masked tokens have one shape
     assert recorder.replayed == len(losses[1]) - WARM_UP >= 9
+
+
+def losses_of(output: Path) -> list[float]:
+    return [row["loss"] for row in map(json.loads, (output / "metrics.jsonl").open()) if "loss" in row]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_fine_tuning_from_graphs_is_the_same(
+    accumulation, model, cats_and_dogs, tmp_path: Path, monkeypatch, recorder
+) -> None:
+    monkeypatch.setattr(step_graph, "_gpu_is_there", lambda: True)
+    monkeypatch.setattr(sys.modules["tamt.finetune.run"].processes, "parts_of_step", lambda *_: accumulation)
+    scores = []
+    for graphs in (False, True):
+        found = finetune(
+            "classification", model, tmp_path / str(graphs), **cats_and_dogs, epochs=2, batch_size=8, max_length=30,
+            lr=1e-3, eval_every=20, log_every=1, no_cuda_graphs=not graphs,
+        )  # fmt: skip
+        scores.append(found["results"][0]["score"])
+    assert scores[0] == scores[1]
+    first, second = (losses_of(tmp_path / str(graphs)) for graphs in (False, True))
+    assert first == pytest.approx(second, rel=1e-4)
+    assert first[-1] < first[0] / 2
+    assert 2 <= recorder.recorded <= 4 + 2  # the last batch of an epoch is smaller
+    assert recorder.replayed > len(first) / 2
+
+
+@pytest.mark.parametrize(
+    ("longest", "few", "lengths"),
+    [(128, True, {32, 64, 96, 128}), (30, True, {8, 16, 24, 30}), (6, True, {6}), (20, False, set(range(3, 21)))],
+)
+def test_batches_for_graphs_have_few_lengths(model, longest, few, lengths) -> None:
+    tokenizer = load_tokenizer(model)
+    tokenizer.model_max_length = longest
+    found = set()
+    for tokens in range(3, longest + 1):
+        rows = [{"input_ids": [5] * length, "attention_mask": [1] * length} for length in (3, tokens)]
+        batch = pad(tokenizer, rows, few)
+        found.add(batch["input_ids"].shape[1])
+        assert batch["attention_mask"].sum(1).tolist() == [3, tokens]
+        assert (batch["input_ids"] == tokenizer.pad_token_id).equal(batch["attention_mask"] == 0)
+    assert found == lengths
 
 
 def stepper() -> tuple[StepGraph, torch.nn.Parameter, torch.optim.SGD]:

@@ -1,0 +1,87 @@
+"""`tamt train` and `tamt finetune` from end to end on a GPU, tiny models, as users call them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from tamt.finetune import finetune
+from tamt.mask_file import load_masks
+from tamt.run_folder import RunFolder
+from tamt.search import train
+from tamt.training import NonFiniteError
+
+STEPS = 24
+OPTIONS = {"max_length": 16, "batch_size": 8, "steps": STEPS, "log_every": 1, "eval_every": 8, "head_warmup_steps": 4}
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in map(json.loads, (run / "metrics.jsonl").open()) if "loss" in row]
+
+
+def differing(*files: Path) -> float:
+    """The share of entries in which two masks differ."""
+    first, second = (load_masks(file)[0] for file in files)
+    changed = sum(int((first[name] ^ second[name]).sum()) for name in first)
+    return changed / sum(mask.numel() for mask in first.values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("method", ["tamt-mlm", "tamt-kd", "tamt-mlm+kd", "imp", "omp", "rand"])
+def test_train_finds_the_mask_it_finds_without_graphs(method, precision, still: Path, corpus: Path, tmp_path: Path):
+    for name, refused in (("graphs", False), ("none", True)):
+        result = train(
+            method, str(still), tmp_path / name, [str(corpus)], precision=precision, no_cuda_graphs=refused, **OPTIONS
+        )
+        assert result["results"][-1]["sparsity"] == pytest.approx(0.7, abs=1e-3)
+        assert result["results"][-1]["kd_loss"] >= 0
+    assert losses(tmp_path / "graphs") == pytest.approx(losses(tmp_path / "none"), rel=3e-2)
+    assert differing(*(tmp_path / name / "mask.safetensors" for name in ("graphs", "none"))) < 0.02
+
+
+@pytest.mark.parametrize("method", ["tamt-mlm", "tamt-kd", "imp"])
+def test_an_interrupted_search_ends_with_the_same_mask(method, still: Path, corpus: Path, tmp_path: Path, monkeypatch):
+    train(method, str(still), tmp_path / "whole", [str(corpus)], save_every=5, **OPTIONS)
+    log = RunFolder.log
+
+    def interrupt(folder: RunFolder, step: int, **figures: float) -> None:
+        log(folder, step, **figures)
+        if step == 12:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "log", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(method, str(still), tmp_path / "halves", [str(corpus)], save_every=5, **OPTIONS)
+    monkeypatch.undo()
+    train(method, str(still), tmp_path / "halves", [str(corpus)], save_every=5, resume=True, **OPTIONS)
+    assert losses(tmp_path / "halves") == pytest.approx(losses(tmp_path / "whole"), rel=3e-2)
+    assert differing(*(tmp_path / name / "mask.safetensors" for name in ("whole", "halves"))) < 0.02
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_finetune_learns_the_same_from_graphs(precision, still: Path, cats_and_dogs, tmp_path: Path):
+    mask = tmp_path / "omp" / "mask.safetensors"
+    train("omp", str(still), mask.parent)
+    scores = []
+    for name, refused in (("graphs", False), ("none", True)):
+        found = finetune(
+            "classification", str(still), tmp_path / name, mask, **cats_and_dogs, epochs=3, batch_size=8,
+            max_length=30, lr=2e-3, eval_every=20, log_every=1, precision=precision, no_cuda_graphs=refused,
+        )  # fmt: skip
+        scores.append(found["results"][0]["score"])
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / name / "model")
+        for matrix, kept in load_masks(mask)[0].items():
+            assert not model.base_model.get_parameter(matrix)[~kept].any()
+    assert scores == [1.0, 1.0]
+    first, second = (losses(tmp_path / name) for name in ("graphs", "none"))
+    assert first[:20] == pytest.approx(second[:20], rel=5e-2)
+    assert first[-1] < first[0] / 4
+
+
+def test_a_fine_tuning_that_diverges_says_so_from_graphs_too(still: Path, cats_and_dogs, tmp_path: Path):
+    with pytest.raises(NonFiniteError, match=r"became .* at step"):
+        finetune(
+            "classification", str(still), tmp_path / "run", **cats_and_dogs, epochs=3, batch_size=8, max_length=30,
+            lr=1e30, log_every=1, precision="bf16",
+        )  # fmt: skip
