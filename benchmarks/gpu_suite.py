@@ -59,8 +59,8 @@ def parts(folder: Path, capability: tuple[int, int]) -> list[Part]:
     pytest = [*python, "-m", "pytest", "--color=no", "-p", "no:cacheprovider", "--durations=10"]
     # Neither is among what the machine must have: without hypothesis one file of tests is lost, without xdist time.
     without = [] if importlib.util.find_spec("hypothesis") else ["--ignore=tests/kernels/test_threshold.py"]
-    # What is interpreted, or compiled for no GPU in particular, is tested anywhere; it takes minutes.
-    anywhere = ("test_triton.py", "test_triton_compiles.py", "test_cuda_compiles.py")
+    # What is interpreted, compiled for no GPU in particular, or of the CPU alone is tested anywhere; it takes minutes.
+    anywhere = ("test_triton.py", "test_triton_compiles.py", "test_cuda_compiles.py", "test_sanitizers.py")
     without += [f"--ignore=tests/kernels/{name}" for name in anywhere]
     parallel = ["-n", WORKERS, "-p", "no:benchmark"] if importlib.util.find_spec("xdist") else []
     # Left alone, each worker takes a thread on every core: in 150 s a quarter of the kernels' tests were done.

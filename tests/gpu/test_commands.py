@@ -1,11 +1,14 @@
 """`tamt train` and `tamt finetune` from end to end on a GPU, tiny models, as users call them."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForSequenceClassification
 
+from tamt.data.corpora import Blocks
 from tamt.finetune import finetune
 from tamt.mask_file import load_masks
 from tamt.run_folder import RunFolder
@@ -14,6 +17,18 @@ from tamt.training import NonFiniteError
 
 STEPS = 24
 OPTIONS = {"max_length": 16, "batch_size": 8, "steps": STEPS, "log_every": 1, "eval_every": 8, "head_warmup_steps": 4}
+
+
+@pytest.fixture(autouse=True)
+def _text_without_datasets(monkeypatch):
+    """What `load_corpus` makes of a text, as a machine with a GPU need not have the library that it reads text by."""
+
+    def load_corpus(*_: object) -> tuple[Blocks, Blocks]:
+        tokens = torch.randint(5, 28, (5000,), generator=torch.Generator().manual_seed(0)).int()
+        return Blocks(tokens, OPTIONS["max_length"], [2], [3], 0).split(300)
+
+    monkeypatch.setattr(sys.modules["tamt.search.train"], "load_corpus", load_corpus)
+    monkeypatch.setattr(sys.modules["tamt.search.train"], "load_dev_corpus", lambda *_: load_corpus()[1])
 
 
 def losses(run: Path) -> list[float]:
@@ -27,12 +42,17 @@ def differing(*files: Path) -> float:
     return changed / sum(mask.numel() for mask in first.values())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("method", ["tamt-mlm", "tamt-kd", "tamt-mlm+kd", "imp", "omp", "rand"])
-def test_train_finds_the_mask_it_finds_without_graphs(method, precision, still: Path, corpus: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [
+        *((method, "bf16") for method in ("tamt-mlm", "tamt-kd", "tamt-mlm+kd", "imp", "omp", "rand")),
+        *((method, precision) for method in ("tamt-mlm+kd", "imp") for precision in ("fp16", "fp32")),
+    ],
+)
+def test_train_finds_the_mask_it_finds_without_graphs(method, precision, still: Path, tmp_path: Path):
     for name, refused in (("graphs", False), ("none", True)):
         result = train(
-            method, str(still), tmp_path / name, [str(corpus)], precision=precision, no_cuda_graphs=refused, **OPTIONS
+            method, str(still), tmp_path / name, ["text"], precision=precision, no_cuda_graphs=refused, **OPTIONS
         )
         assert result["results"][-1]["sparsity"] == pytest.approx(0.7, abs=1e-3)
         assert result["results"][-1]["kd_loss"] >= 0
@@ -40,9 +60,9 @@ def test_train_finds_the_mask_it_finds_without_graphs(method, precision, still: 
     assert differing(*(tmp_path / name / "mask.safetensors" for name in ("graphs", "none"))) < 0.02
 
 
-@pytest.mark.parametrize("method", ["tamt-mlm", "tamt-kd", "imp"])
-def test_an_interrupted_search_ends_with_the_same_mask(method, still: Path, corpus: Path, tmp_path: Path, monkeypatch):
-    train(method, str(still), tmp_path / "whole", [str(corpus)], save_every=5, **OPTIONS)
+@pytest.mark.parametrize("method", ["tamt-mlm+kd", "imp"])
+def test_an_interrupted_search_ends_with_the_same_mask(method, still: Path, tmp_path: Path, monkeypatch):
+    train(method, str(still), tmp_path / "whole", ["text"], save_every=5, **OPTIONS)
     log = RunFolder.log
 
     def interrupt(folder: RunFolder, step: int, **figures: float) -> None:
@@ -50,11 +70,11 @@ def test_an_interrupted_search_ends_with_the_same_mask(method, still: Path, corp
         if step == 12:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(RunFolder, "log", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train(method, str(still), tmp_path / "halves", [str(corpus)], save_every=5, **OPTIONS)
-    monkeypatch.undo()
-    train(method, str(still), tmp_path / "halves", [str(corpus)], save_every=5, resume=True, **OPTIONS)
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "log", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(method, str(still), tmp_path / "halves", ["text"], save_every=5, **OPTIONS)
+    train(method, str(still), tmp_path / "halves", ["text"], save_every=5, resume=True, **OPTIONS)
     assert losses(tmp_path / "halves") == pytest.approx(losses(tmp_path / "whole"), rel=3e-2)
     assert differing(*(tmp_path / name / "mask.safetensors" for name in ("whole", "halves"))) < 0.02
 

@@ -482,43 +482,6 @@ def test_overwriting_under_autocast():
         assert torch.equal(used(module), module.masked_weight(torch.bfloat16))
 
 
-def test_layers_of_the_same_input_share_what_autocast_makes_of_it():
-    torch.manual_seed(0)
-    layers = nn.ModuleList(tk.MaskedLinear.from_linear(nn.Linear(8, 6), 20) for _ in range(3))
-    others = copy.deepcopy(layers)
-    optimizer, plain = (tk.MaskAdamW(each, dtype=torch.bfloat16, overwrite=each is layers) for each in (layers, others))
-    data, kept, gradients = torch.randn(5, 8), [], []
-    for each in (layers, others):
-        leaf = data.clone().requires_grad_()
-        x = leaf * 1  # of a leaf autocast itself keeps what it makes
-        with (
-            torch.autocast("cpu", dtype=torch.bfloat16),
-            torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
-        ):
-            products = [layer(x) for layer in each]
-        if each is layers:
-            assert len({tensor.data_ptr() for tensor in kept if tensor.shape == x.shape}) == 1
-        sum(y.float().pow(3).sum() for y in products).backward()
-        gradients.append(leaf.grad)
-    assert torch.equal(*gradients)  # added up in float32
-    for mine, their in zip(layers, others, strict=True):
-        assert torch.equal(mine.made.grad, their.made.grad)
-    assert torch.equal(optimizer.step(), plain.step())
-
-
-def test_what_autocast_makes_of_an_input_is_made_anew_when_it_changes():
-    layer = tk.MaskedLinear.from_linear(nn.Linear(8, 6), 20)
-    optimizer, x = tk.MaskAdamW(layer, dtype=torch.bfloat16, overwrite=True), torch.randn(5, 8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        first = layer(x)
-        x.mul_(2)
-        assert not torch.equal(layer(x), first)
-        with torch.inference_mode():
-            other = torch.ones(5, 8)
-        layer(other.clone())
-    assert optimizer is not None
-
-
 def test_overwriting_under_another_type_than_autocasts():
     """The masked weight's type is computed in, as its gradient is written over it."""
     model = make()

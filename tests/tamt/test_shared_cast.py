@@ -18,7 +18,10 @@ from transformers import (
     RobertaModel,
 )
 
+import tamt_kernels as tk
+from tamt.masking import magnitude_masks, prunable_weights
 from tamt.models import dense_twin
+from tamt.search.mask_training import wrap
 from tamt.shared_cast import share_casts
 
 SIZES = {"vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
@@ -98,6 +101,16 @@ def test_computes_the_same_and_keeps_less(pair) -> None:
         if first.grad is not None:
             difference = (first.grad - second.grad).norm()
             assert difference <= 2e-2 * first.grad.norm() + 1e-6, name
+
+
+def test_masked_layers_keep_less_too(pair) -> None:
+    kept = []
+    for model in pair:
+        masked = wrap(model, magnitude_masks(prunable_weights(model), 0.7), "signed")
+        model.requires_grad_(False)
+        tk.MaskAdamW(masked.values(), dtype=torch.bfloat16, overwrite=True)
+        kept.append(run(model)[1])
+    assert kept[0] - kept[1] >= 2 * 2 * IDS.numel() * 32 * 2
 
 
 def test_without_autocast_nothing_changes(pair) -> None:
