@@ -1,6 +1,7 @@
 """A training step as one CUDA graph, which starts its kernels at once, in place of Python, which starts one by one.
 
-On an H200 Python takes 57 ms for the kernels of a step of BERT-base at 16 × 512 tokens, and the device 18 to run them.
+On an H100 Python takes 45 ms for the kernels of a step of BERT-base, and the device 20 to run those of a search at
+16 × 512 tokens, 8 those of a fine-tuning at 32 × 32.
 """
 
 from collections import Counter
