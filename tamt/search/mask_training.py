@@ -93,11 +93,11 @@ def train_masks(
                 tensor.copy_(checkpoint["trained"][name])
         tk.update_masks(masked.values())
         restore_training(checkpoint, search.accelerator, optimizer, schedule)
-        masks = checkpoint["masks"]
+        masks = {name: mask.to(search.accelerator.device) for name, mask in checkpoint["masks"].items()}
         for name, mask in masks.items():  # where thresholds are not renewed at each step, the scores have moved on
             module = masked[name]
             assert module.made is not None
-            module.made.detach().copy_(module.weight).masked_fill_(~mask.to(module.weight.device), 0)
+            module.made.detach().copy_(module.weight).masked_fill_(~mask, 0)
 
     done = search.folder.resume(restore)
     losses = Losses(objective, student, search.teacher, kd_weight)

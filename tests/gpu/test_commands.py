@@ -1,4 +1,4 @@
-"""`tamt train` and `tamt finetune` from end to end on a GPU, tiny models, as users call them."""
+"""`tamt train`, `tamt evaluate` and `tamt finetune` from end to end on a GPU, tiny models, as users call them."""
 
 import json
 import sys
@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from tamt.data.corpora import Blocks
+from tamt.evaluate import evaluate
 from tamt.finetune import finetune
 from tamt.mask_file import load_masks
 from tamt.run_folder import RunFolder
@@ -28,7 +29,8 @@ def _text_without_datasets(monkeypatch):
         return Blocks(tokens, OPTIONS["max_length"], [2], [3], 0).split(300)
 
     monkeypatch.setattr(sys.modules["tamt.search.train"], "load_corpus", load_corpus)
-    monkeypatch.setattr(sys.modules["tamt.search.train"], "load_dev_corpus", lambda *_: load_corpus()[1])
+    for module in ("tamt.search.train", "tamt.evaluate"):
+        monkeypatch.setattr(sys.modules[module], "load_dev_corpus", lambda *_: load_corpus()[1])
 
 
 def losses(run: Path) -> list[float]:
@@ -60,9 +62,10 @@ def test_train_finds_the_mask_it_finds_without_graphs(method, precision, still: 
     assert differing(*(tmp_path / name / "mask.safetensors" for name in ("graphs", "none"))) < 0.02
 
 
-@pytest.mark.parametrize("method", ["tamt-mlm+kd", "imp"])
-def test_an_interrupted_search_ends_with_the_same_mask(method, still: Path, tmp_path: Path, monkeypatch):
-    train(method, str(still), tmp_path / "whole", ["text"], save_every=5, **OPTIONS)
+@pytest.mark.parametrize(("method", "every"), [("tamt-mlm+kd", 1), ("tamt-mlm+kd", 4), ("imp", 1)])
+def test_an_interrupted_search_ends_with_the_same_mask(method, every, still: Path, tmp_path: Path, monkeypatch):
+    options = {**OPTIONS, "save_every": 5, "threshold_every": every}
+    train(method, str(still), tmp_path / "whole", ["text"], **options)
     log = RunFolder.log
 
     def interrupt(folder: RunFolder, step: int, **figures: float) -> None:
@@ -73,10 +76,19 @@ def test_an_interrupted_search_ends_with_the_same_mask(method, still: Path, tmp_
     with monkeypatch.context() as patched:
         patched.setattr(RunFolder, "log", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train(method, str(still), tmp_path / "halves", ["text"], save_every=5, **OPTIONS)
-    train(method, str(still), tmp_path / "halves", ["text"], save_every=5, resume=True, **OPTIONS)
+            train(method, str(still), tmp_path / "halves", ["text"], **options)
+    train(method, str(still), tmp_path / "halves", ["text"], resume=True, **options)
     assert losses(tmp_path / "halves") == pytest.approx(losses(tmp_path / "whole"), rel=3e-2)
     assert differing(*(tmp_path / name / "mask.safetensors" for name in ("whole", "halves"))) < 0.02
+
+
+def test_evaluate_finds_the_losses_of_the_search(still: Path, tmp_path: Path):
+    (searched,) = train("tamt-mlm+kd", str(still), tmp_path / "run", ["text"], precision="bf16", **OPTIONS)["results"]
+    mask, head = (tmp_path / "run" / name for name in ("mask.safetensors", "head.safetensors"))
+    (found,) = evaluate(str(still), ["text"], mask, head, OPTIONS["max_length"], precision="bf16")["results"]
+    assert found["sparsity"] == searched["sparsity"]
+    for loss in ("mlm_loss", "kd_loss"):
+        assert found[loss] == pytest.approx(searched[loss], rel=1e-2)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
