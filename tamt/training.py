@@ -122,8 +122,10 @@ class ClippedAdamW(AdamW):
         tk.prune_([grad for grad, _ in pruned], [packed for _, packed in pruned])
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads) / scale
-        torch._foreach_mul_(grads, (MAX_GRADIENT_NORM / (norm + 1e-6)).clamp(max=1.0) / scale)
-        self.found_inf = (~norm.isfinite()).float()  # which the fused kernel looks at
+        # The fused kernel divides by the one, and does nothing where the other is 1. A pass of its own that scaled
+        # BERT-base's gradients took 10 of 95 ms on 2 cores.
+        self.grad_scale = scale / (MAX_GRADIENT_NORM / (norm + 1e-6)).clamp(max=1.0)
+        self.found_inf = (~norm.isfinite()).float()
         rates = [group["lr"] for group in self.param_groups]
         for group, rate in zip(self.param_groups, rates, strict=True):
             group["lr"] = rate.float() if isinstance(rate, Tensor) else rate  # on a GPU it takes no other tensor
