@@ -10,6 +10,7 @@ from tamt.training import (
     FIRST_LOSS_SCALE,
     GROWTH_INTERVAL,
     LARGEST_LOSS,
+    MAX_GRADIENT_NORM,
     LossScale,
     NonFiniteError,
     make_accelerator,
@@ -90,6 +91,24 @@ def test_a_gradient_that_overflows_fp16_is_left_out_until_the_scale_fits() -> No
     accelerator.scaler.check()
     assert accelerator.scaler.scale == FIRST_LOSS_SCALE / 4
     assert seen[0] == seen[1] == 1 > seen[2] > seen[3]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_a_step_clips_and_updates_as_torch_does(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in ((5, 7), (3,))] for _ in range(2))
+    optimizer, _ = make_optimizer(ours, 0.1, 1000, weight_decay=0.01)
+    other = torch.optim.AdamW(theirs, lr=0.1, weight_decay=0.01)
+    for size in (0.01, 3.0, 0.2, 100.0):  # of which the second and the last are clipped
+        for mine, their in zip(ours, theirs, strict=True):
+            their.grad = size * torch.randn(their.shape, generator=generator)
+            mine.grad = their.grad * scale
+        wanted = torch.nn.utils.clip_grad_norm_(theirs, MAX_GRADIENT_NORM)
+        torch.testing.assert_close(optimizer.step(scale=torch.tensor(scale)), wanted)
+        other.step()
+        for mine, their in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine, their)
+            torch.testing.assert_close(mine.grad, their.grad)
 
 
 def test_the_loss_scale_changes_no_update() -> None:
