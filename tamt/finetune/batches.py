@@ -12,8 +12,6 @@ from tamt import processes
 
 WINDOW = 50
 """Batches within which rows are sorted by length: 5 % of SST-2's tokens are then padding, of shuffled rows 67 %."""
-
-
 LENGTHS = 4
 """So many at most have the batches of steps that start from CUDA graphs, as each takes a graph of its own."""
 
