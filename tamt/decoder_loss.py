@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tamt.shared_cast import autocast_dtype
+
 ROWS = 256
 """Whose logits are made at a time: 31 MB in float32 for BERT's vocabulary."""
 
@@ -47,13 +49,12 @@ class _DecoderLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignored: int, backward: bool
     ) -> Tensor:
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        dtype = autocast_dtype(hidden)
         scale = HALF_SCALE if dtype == torch.float16 else 1.0
         loss = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden, dtype=dtype) if backward else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if backward and bias is not None else None
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(hidden.device.type, enabled=False):
             matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
             for first in range(0, len(hidden), ROWS):
                 some = slice(first, first + ROWS)

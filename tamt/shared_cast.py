@@ -27,10 +27,13 @@ def share_casts(model: PreTrainedModel) -> None:
 def _cast(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of an attention, the first of which is what it reads, in the type that autocast computes in."""
     if positional:
-        return (_as_autocast(positional[0]), *positional[1:]), named
-    return positional, {**named, "hidden_states": _as_autocast(named["hidden_states"])}
+        first, *others = positional
+        return (first.to(autocast_dtype(first)), *others), named
+    hidden = named["hidden_states"]
+    return positional, {**named, "hidden_states": hidden.to(autocast_dtype(hidden))}
 
 
-def _as_autocast(hidden: Tensor) -> Tensor:
-    device = hidden.device.type
-    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+def autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """The type that autocast computes in on the device of a tensor; where it is off, the tensor's own."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype

@@ -1,7 +1,9 @@
 """Tiny models and text that every test of `tamt` can train on in a second."""
 
+import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # No test reaches a hub or the user's caches; Hugging Face's libraries read these when they are imported.
@@ -112,6 +114,12 @@ def tiny_roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def losses_of() -> Callable[[Path], list[float]]:
+    """The training losses in the folder of a run, one a line of its metrics."""
+    return lambda run: [row["loss"] for row in map(json.loads, (run / "metrics.jsonl").open()) if "loss" in row]
 
 
 @pytest.fixture

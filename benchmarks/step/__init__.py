@@ -83,10 +83,11 @@ def run(options: argparse.Namespace) -> None:
     medians: dict[tuple[str, str], float] = {}
     peaks: dict[tuple[str, str], int | None] = {}
     bookkeeping: float | None = None
+    left_out = (NEEDS_COMPILER if options.quick or options.no_compile else set()) | (
+        set() if setting.on_gpu else NEEDS_GPU
+    )
     for objective in options.objective or CONTENDERS:
         makers = CONTENDERS[objective]
-        left_out = NEEDS_COMPILER if options.quick or options.no_compile else set()
-        left_out |= set() if setting.on_gpu else NEEDS_GPU
         steps = {name: make(setting) for name, make in makers.items() if name not in left_out}
         measured = measure(steps, clock, options.seconds, OURS)
         # A profile does not tell which operation a kernel of a graph is of; without graphs the same kernels run.

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -159,14 +160,20 @@ def _mask_training(search: Search, objective: Objective, loss: Callable[[Any], M
         for module in masked.values():
             scores.train_(module.score, scores.STEPS[scores.USUAL], drawn)
     batches, model = search.batches(1, search.masking if mlm else None), search.student.model
-    steps = training_steps(
-        search.accelerator, model, optimizer, schedule, batches, loss, 1, STEPS, cuda_graphs=search.cuda_graphs
-    )
-    return under_way(steps, search.cuda_graphs)
+    return _step(search.accelerator, model, optimizer, schedule, batches, loss, search.cuda_graphs)
 
 
-def under_way(steps: Iterator[object], cuda_graphs: bool) -> Step:
-    """Takes the next of some steps, of which those up to the one that is recorded, which takes a second, are done."""
+def _step(
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    optimizer: Any,
+    schedule: LRScheduler,
+    batches: Iterator[Any],
+    loss: Callable[[Any], Mapping[str, Tensor]],
+    cuda_graphs: bool,
+) -> Step:
+    """Takes the next of tamt's training steps; those up to the one that is recorded, which takes a second, are done."""
+    steps = training_steps(accelerator, model, optimizer, schedule, batches, loss, 1, STEPS, cuda_graphs=cuda_graphs)
     for _ in range(WARM_UP + 1 if cuda_graphs else 0):
         next(steps)
     return partial(next, steps)
@@ -175,18 +182,14 @@ def under_way(steps: Iterator[object], cuda_graphs: bool) -> Step:
 def imp(setting: Setting, cuda_graphs: bool = True) -> Step:
     """A step of IMP between two prunings: all weights train, and the pruned ones are set to zero again."""
     search = setting.search(teacher=False)
-    search.cuda_graphs = cuda_graphs = cuda_graphs and setting.on_gpu
+    search.cuda_graphs = cuda_graphs and setting.on_gpu
     model = search.student.model
     model.requires_grad_(True)
     model.get_output_embeddings().weight.requires_grad_(False)
     pruned = packed_masks(model, magnitude_masks(prunable_weights(model), SPARSITY))
     optimizer, schedule = make_optimizer([p for p in model.parameters() if p.requires_grad], LEARNING_RATE, STEPS)
     losses, batches = Losses("mlm", search.student), search.batches(1, search.masking)
-    steps = training_steps(
-        search.accelerator, model, optimizer, schedule, batches, losses, 1, STEPS, cuda_graphs=cuda_graphs
-    )
-
-    take = under_way(steps, cuda_graphs)
+    take = _step(search.accelerator, model, optimizer, schedule, batches, losses, search.cuda_graphs)
 
     def step() -> None:
         take()
@@ -320,11 +323,7 @@ def fine_tuning(setting: Setting, pruned: bool, cuda_graphs: bool = True) -> Ste
     def loss(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(model(batch["input_ids"]).logits.float(), batch["labels"])}
 
-    cuda_graphs = cuda_graphs and setting.on_gpu
-    return under_way(
-        training_steps(accelerator, model, optimizer, schedule, batches(), loss, 1, STEPS, cuda_graphs=cuda_graphs),
-        cuda_graphs,
-    )
+    return _step(accelerator, model, optimizer, schedule, batches(), loss, cuda_graphs and setting.on_gpu)
 
 
 OURS, OURS_COMPILED = "tamt", "tamt --compile"

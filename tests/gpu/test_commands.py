@@ -1,6 +1,5 @@
 """`tamt train`, `tamt evaluate` and `tamt finetune` from end to end on a GPU, tiny models, as users call them."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -33,10 +32,6 @@ def _text_without_datasets(monkeypatch):
         monkeypatch.setattr(sys.modules[module], "load_dev_corpus", lambda *_: load_corpus()[1])
 
 
-def losses(run: Path) -> list[float]:
-    return [row["loss"] for row in map(json.loads, (run / "metrics.jsonl").open()) if "loss" in row]
-
-
 def differing(*files: Path) -> float:
     """The share of entries in which two masks differ."""
     first, second = (load_masks(file)[0] for file in files)
@@ -51,19 +46,21 @@ def differing(*files: Path) -> float:
         *((method, precision) for method in ("tamt-mlm+kd", "imp") for precision in ("fp16", "fp32")),
     ],
 )
-def test_train_finds_the_mask_it_finds_without_graphs(method, precision, still: Path, tmp_path: Path):
+def test_train_finds_the_mask_it_finds_without_graphs(method, precision, still: Path, losses_of, tmp_path: Path):
     for name, refused in (("graphs", False), ("none", True)):
         result = train(
             method, str(still), tmp_path / name, ["text"], precision=precision, no_cuda_graphs=refused, **OPTIONS
         )
         assert result["results"][-1]["sparsity"] == pytest.approx(0.7, abs=1e-3)
         assert result["results"][-1]["kd_loss"] >= 0
-    assert losses(tmp_path / "graphs") == pytest.approx(losses(tmp_path / "none"), rel=3e-2)
+    assert losses_of(tmp_path / "graphs") == pytest.approx(losses_of(tmp_path / "none"), rel=3e-2)
     assert differing(*(tmp_path / name / "mask.safetensors" for name in ("graphs", "none"))) < 0.02
 
 
 @pytest.mark.parametrize(("method", "every"), [("tamt-mlm+kd", 1), ("tamt-mlm+kd", 4), ("imp", 1)])
-def test_an_interrupted_search_ends_with_the_same_mask(method, every, still: Path, tmp_path: Path, monkeypatch):
+def test_an_interrupted_search_ends_with_the_same_mask(
+    method, every, still: Path, losses_of, tmp_path: Path, monkeypatch
+):
     options = {**OPTIONS, "save_every": 5, "threshold_every": every}
     train(method, str(still), tmp_path / "whole", ["text"], **options)
     log = RunFolder.log
@@ -78,7 +75,7 @@ def test_an_interrupted_search_ends_with_the_same_mask(method, every, still: Pat
         with pytest.raises(KeyboardInterrupt):
             train(method, str(still), tmp_path / "halves", ["text"], **options)
     train(method, str(still), tmp_path / "halves", ["text"], resume=True, **options)
-    assert losses(tmp_path / "halves") == pytest.approx(losses(tmp_path / "whole"), rel=3e-2)
+    assert losses_of(tmp_path / "halves") == pytest.approx(losses_of(tmp_path / "whole"), rel=3e-2)
     assert differing(*(tmp_path / name / "mask.safetensors" for name in ("whole", "halves"))) < 0.02
 
 
@@ -92,7 +89,7 @@ def test_evaluate_finds_the_losses_of_the_search(still: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_finetune_learns_the_same_from_graphs(precision, still: Path, cats_and_dogs, tmp_path: Path):
+def test_finetune_learns_the_same_from_graphs(precision, still: Path, cats_and_dogs, losses_of, tmp_path: Path):
     mask = tmp_path / "omp" / "mask.safetensors"
     train("omp", str(still), mask.parent)
     scores = []
@@ -106,7 +103,7 @@ def test_finetune_learns_the_same_from_graphs(precision, still: Path, cats_and_d
         for matrix, kept in load_masks(mask)[0].items():
             assert not model.base_model.get_parameter(matrix)[~kept].any()
     assert scores == [1.0, 1.0]
-    first, second = (losses(tmp_path / name) for name in ("graphs", "none"))
+    first, second = (losses_of(tmp_path / name) for name in ("graphs", "none"))
     assert first[:20] == pytest.approx(second[:20], rel=5e-2)
     assert first[-1] < first[0] / 4
 

@@ -111,7 +111,7 @@ def test_an_interval_of_thresholds_renews_only_then(run, tmp_path: Path) -> None
     assert all(int(mask.sum()) == keep_of(mask.numel(), 0.7) for mask in masks.values())
 
 
-def test_accumulation_equals_a_larger_batch(run, tmp_path: Path, still: Path) -> None:
+def test_accumulation_equals_a_larger_batch(run, losses_of, tmp_path: Path, still: Path) -> None:
     # IMP's weights move from the first step on. With dropout off, 4 batches of 2 are the same 8 blocks as 1 of 8,
     # though their numbers of masked tokens differ.
     options = {
@@ -124,10 +124,7 @@ def test_accumulation_equals_a_larger_batch(run, tmp_path: Path, still: Path) ->
     }
     run(output="large", batch_size=8, **options)
     run(output="small", batch_size=2, accumulation=4, **options)
-    losses = [
-        [line["loss"] for line in map(json.loads, (tmp_path / output / "metrics.jsonl").open()) if "loss" in line]
-        for output in ("large", "small")
-    ]
+    losses = [losses_of(tmp_path / output) for output in ("large", "small")]
     assert len(losses[0]) == 10
     assert losses[0][0] - losses[0][-1] > 0.05
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

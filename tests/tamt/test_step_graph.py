@@ -4,7 +4,6 @@ Like a graph it reads the batches and the learning rates that lay in memory when
 """
 
 import inspect
-import json
 import sys
 from pathlib import Path
 
@@ -71,7 +70,7 @@ def model(still: Path) -> str:
 @pytest.mark.parametrize("method", ["tamt-mlm", "tamt-mlm+kd", "imp"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_search_from_graphs_finds_the_same_mask(
-    method, accumulation, model, corpus: Path, tmp_path: Path, monkeypatch, recorder
+    method, accumulation, model, corpus: Path, losses_of, tmp_path: Path, monkeypatch, recorder
 ) -> None:
     monkeypatch.setattr(step_graph, "_gpu_is_there", lambda: True)
     steps = 30 if method == "imp" else WARM_UP + 9  # of which IMP takes 18, and prunes after every third
@@ -88,13 +87,9 @@ def test_a_search_from_graphs_finds_the_same_mask(
     assert recorder.replayed == len(losses[1]) - WARM_UP >= 9
 
 
-def losses_of(output: Path) -> list[float]:
-    return [row["loss"] for row in map(json.loads, (output / "metrics.jsonl").open()) if "loss" in row]
-
-
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_fine_tuning_from_graphs_is_the_same(
-    accumulation, model, cats_and_dogs, tmp_path: Path, monkeypatch, recorder
+    accumulation, model, cats_and_dogs, losses_of, tmp_path: Path, monkeypatch, recorder
 ) -> None:
     monkeypatch.setattr(step_graph, "_gpu_is_there", lambda: True)
     monkeypatch.setattr(sys.modules["tamt.finetune.run"].processes, "parts_of_step", lambda *_: accumulation)
