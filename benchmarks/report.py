@@ -1,6 +1,7 @@
 """The results of a run: a CSV file that grows as they come, a table, a picture."""
 
 import csv
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -78,7 +79,7 @@ def bars(
         axis.tick_params(labelsize=8)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    canvas.suptitle(title, fontsize=11)
+    canvas.suptitle(textwrap.fill(title, 50 * columns), fontsize=11)
     canvas.supxlabel(f"time over that of {ours} (orange: faster than it); median", fontsize=9)
     canvas.savefig(path, dpi=90)
     plt.close(canvas)
