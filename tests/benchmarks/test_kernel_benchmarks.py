@@ -77,9 +77,12 @@ def test_a_gpu_that_is_not_there(capsys):
 
 
 class CountingClock:
+    def __init__(self, milliseconds=1.0):
+        self.milliseconds = milliseconds
+
     def time(self, run):
         run()
-        return 1.0
+        return self.milliseconds
 
     def peak_memory(self, run):
         return 7
@@ -91,6 +94,13 @@ def test_contenders_run_by_turns():
     rounds = order[2:]  # after a warm-up of each
     assert [sorted(rounds[i : i + 2]) for i in range(0, len(rounds), 2)] == [["a", "b"]] * 3
     assert measured["a"] == (1.0, 1.0, 1.0, 3, 7)
+
+
+@pytest.mark.parametrize("milliseconds", [0.028582, 0.09687, 0.1 + 0.2])
+def test_quantiles_of_equal_samples_are_equal(milliseconds):
+    """Interpolated by a sum of two products, the first of them comes out above the median."""
+    measured = measure({"a": lambda: None}, CountingClock(milliseconds), 0)["a"]
+    assert measured.p20_ms == measured.median_ms == measured.p80_ms == milliseconds
 
 
 def test_the_memory_of_a_call():
