@@ -4,6 +4,7 @@ A message names the operation, the argument, what it was and what it must be.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -67,6 +68,47 @@ def packed(operation: str, name: str, value: object, shape_: tuple[int, ...]) ->
     dtype(operation, name, value, (torch.uint8,))
     entries = math.prod(shape_)
     shape(operation, name, value, ((entries + 7) // 8,), f"a bit an entry of {shape_}")
+
+
+def integers(operation: str, name: str, values: Iterable[object]) -> None:
+    for value in values:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{operation}: {name} is a {type(value).__name__} but must be an int")
+
+
+def keep(operation: str, name: str, count: object, score_name: str, score: Tensor) -> None:
+    """How many entries of a score, or of what ranks in its place, are kept."""
+    integers(operation, name, [count])
+    assert isinstance(count, int)
+    if not 0 <= count <= score.numel():
+        raise ValueError(
+            f"{operation}: {name} is {count} but must be from 0 to {score.numel()}, the entries of {score_name} of "
+            f"shape {tuple(score.shape)}"
+        )
+
+
+def row(operation: str, name: str, index: object, weight: Tensor) -> None:
+    """A row of a weight, from its first or, if negative, from its end."""
+    integers(operation, name, [index])
+    assert isinstance(index, int)
+    rows = weight.shape[0]
+    if not -rows <= index < rows:
+        raise ValueError(
+            f"{operation}: {name} is {index} but must be from {-rows} to {rows - 1}, as weight has shape "
+            f"{tuple(weight.shape)}"
+        )
+
+
+def thresholds(operation: str, name: str, pair: tuple[Tensor, ...], scores: list[Tensor], scores_name: str) -> None:
+    """``Thresholds`` of the matrices of a list."""
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise TypeError(f"{operation}: {name} is {pair!r:.60} but must be Thresholds, a pair of values and cuts")
+    for part, each, kind in zip(("values", "cuts"), pair, (torch.float32, torch.int64), strict=True):
+        tensor(operation, f"{name}.{part}", each)
+        dtype(operation, f"{name}.{part}", each, (kind,))
+        shape(operation, f"{name}.{part}", each, (len(scores),), f"an entry for each of {scores_name}")
+        if scores:
+            device(operation, f"{name}.{part}", each, scores[0].device, f"{scores_name}[0]")
 
 
 def threshold(operation: str, value: Tensor, cut: Tensor, device_: torch.device) -> None:

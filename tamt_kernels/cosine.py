@@ -50,7 +50,7 @@ def cosine(constant: Tensor, trained: Tensor) -> Tensor:
 
     Args:
         constant: [..., width]; float32, float16 or bfloat16. It may come from ``torch.inference_mode``, as a
-            teacher's hidden states do.
+            teacher's hidden states do; not under ``torch.compile``.
         trained: of that shape and on that device; float32, float16 or bfloat16.
 
     Returns:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tamt_kernels import checks
+from tamt_kernels import checks, reference
 from tamt_kernels.binarize import operator as _binarize
 from tamt_kernels.library import define, differentiate
 from tamt_kernels.mask_weight import operator as _mask_weight
@@ -15,26 +15,9 @@ from tamt_kernels.reference import Thresholds, group_offsets, ungrouped
 from tamt_kernels.ste_backward import products_of
 
 
-def _looped(
-    weights: list[Tensor],
-    scores: list[Tensor],
-    values: Tensor,
-    cuts: Tensor,
-    dtype: torch.dtype,
-    pack: bool = False,
-    absolute: bool = False,
-) -> tuple[Tensor, Tensor]:
+def _looped(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The definition, over the operators of one matrix and so their fastest kernels."""
-    offsets, total = group_offsets([weight.numel() for weight in weights])
-    masked = torch.zeros(total, dtype=dtype, device=values.device)
-    bits = torch.zeros(total // 8 if pack else 0, dtype=torch.uint8, device=values.device)
-    for weight, score, value, cut, offset in zip(weights, scores, values, cuts, offsets, strict=True):
-        each = _mask_weight(weight, score, value, cut, dtype, absolute)
-        masked[offset : offset + weight.numel()] = each.reshape(-1)
-        if pack:
-            packed = _pack(_binarize(score, value, cut, absolute))
-            bits[offset // 8 : offset // 8 + packed.numel()] = packed
-    return masked, bits
+    return reference.mask_weights(*arguments, mask_weight=_mask_weight, binarize=_binarize, pack_mask=_pack)
 
 
 def _fake(
@@ -115,12 +98,7 @@ def mask_weights(
     for i, (weight, score) in enumerate(zip(weights, scores, strict=True)):
         checks.weight_and_score("mask_weights", weight, score, f"s[{i}]")
         checks.device("mask_weights", f"weights[{i}]", weight, weights[0].device, "weights[0]")
-    for name, each, kind in zip(("values", "cuts"), thresholds, (torch.float32, torch.int64), strict=True):
-        checks.tensor("mask_weights", f"thresholds.{name}", each)
-        checks.dtype("mask_weights", f"thresholds.{name}", each, (kind,))
-        checks.shape("mask_weights", f"thresholds.{name}", each, (len(weights),), "an entry for each weight")
-        if weights:
-            checks.device("mask_weights", f"thresholds.{name}", each, weights[0].device, "weights[0]")
+    checks.thresholds("mask_weights", "thresholds", thresholds, weights, "weights")
     checks.result_dtype("mask_weights", dtype)
     absolute = checks.absolute("mask_weights", ranking)
     if not weights:

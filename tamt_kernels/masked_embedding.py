@@ -96,14 +96,9 @@ def masked_embedding(
     checks.dimensions("masked_embedding", "weight", weight, 2)
     checks.device("masked_embedding", "ids", ids, weight.device, "weight")
     checks.threshold("masked_embedding", value, cut, score.device)
-    rows = weight.shape[0]
     if padding_idx is not None:
-        if not -rows <= padding_idx < rows:
-            raise ValueError(
-                f"masked_embedding: padding_idx is {padding_idx} but must be from {-rows} to {rows - 1}, "
-                f"as weight has shape {tuple(weight.shape)}"
-            )
-        padding_idx %= rows
+        checks.row("masked_embedding", "padding_idx", padding_idx, weight)
+        padding_idx %= weight.shape[0]
     absolute = checks.absolute("masked_embedding", ranking)
     rows_of_masked_weight: Tensor = _operator(ids, weight, score, value, cut, padding_idx, absolute)
     return rows_of_masked_weight

@@ -1,5 +1,6 @@
 """A linear layer over a masked weight."""
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor
 from tamt_kernels import checks, dispatch, reference
 from tamt_kernels.choices import size_class
 from tamt_kernels.library import define, differentiate, refuse_double_backward
-from tamt_kernels.mask_weight import mask_weight
 from tamt_kernels.mask_weight import operator as _mask_weight
 from tamt_kernels.ste_backward import operator as _ste_backward
 
@@ -51,8 +51,25 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[2]:
         grad_score = _backward_score(grad_output, x, weight, score.dtype)
     if ctx.bias_dtype is not None and ctx.needs_input_grad[5]:
-        grad_bias = grad_output.reshape(-1, weight.shape[0]).sum(dim=0, dtype=torch.float32).to(ctx.bias_dtype)
+        rows = grad_output.reshape(math.prod(grad_output.shape[:-1]), weight.shape[0])
+        grad_bias = rows.sum(dim=0, dtype=torch.float32).to(ctx.bias_dtype)
     return grad_x, None, grad_score, None, None, grad_bias, None
+
+
+def _save_backward_x(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.absolute = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_of_backward_x(ctx: Any, grad_grad_x: Tensor) -> tuple[Tensor | None, ...]:
+    """As dX is a product like Y, torch differentiates it where ``mask_weight`` comes first: so here."""
+    grad_output, weight, score, value, cut = ctx.saved_tensors
+    grad_grad_output = grad_score = None
+    if ctx.needs_input_grad[0]:
+        grad_grad_output = _matmul(grad_grad_x, weight, score, value, cut, None, ctx.absolute)
+    if ctx.needs_input_grad[2]:
+        grad_score = _backward_score(grad_output, grad_grad_x, weight, score.dtype)
+    return grad_grad_output, None, grad_score, None, None, None
 
 
 def _by_mask_weight(*arguments: Any) -> Tensor:
@@ -91,7 +108,7 @@ _backward_score = define(
     composed_of="ste_backward",
 )
 differentiate("masked_matmul", _backward, _save)
-differentiate("masked_matmul_backward_x", refuse_double_backward)
+differentiate("masked_matmul_backward_x", _backward_of_backward_x, _save_backward_x)
 differentiate("masked_matmul_backward_score", refuse_double_backward)
 
 
@@ -116,7 +133,8 @@ def masked_linear(
 ) -> Tensor:
     """Y = X (W ⊙ m)ᵀ + b (section 3.4.1).
 
-    The gradients are dX = dY (W ⊙ m) and, straight through, dS = (dYᵀ X) ⊙ W (eq. 4).
+    The gradients are dX = dY (W ⊙ m) and, straight through, dS = (dYᵀ X) ⊙ W (eq. 4). dX may be differentiated
+    again; dS may not, which raises a RuntimeError.
 
     ``mask_weight`` and torch's matrix product: at 1-4 thousand tokens or more, a product that masks W as it
     goes is slower than one over a W ⊙ m written once. Up to 64 rows, or what ``autotune`` measured, such a product
@@ -124,15 +142,15 @@ def masked_linear(
     Under autocast W ⊙ m is written in autocast's type, without a second pass.
 
     Args:
-        x: [..., in]; of the weight's dtype unless autocast is on.
-        weight: W [out, in], frozen.
-        score: S [out, in].
+        x: [..., in]; float32, float16 or bfloat16, that of the weight unless autocast is on.
+        weight: W [out, in], frozen; float32, float16 or bfloat16.
+        score: S [out, in]; float32, float16 or bfloat16.
         value, cut: the threshold, as in ``mask_weight``.
-        bias: [out] or None.
+        bias: [out] or None; of the weight's dtype unless autocast is on.
         ranking: that of ``topk_threshold``.
 
     Returns:
-        [..., out].
+        [..., out], of the weight's dtype, under autocast of autocast's.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape or device, or more than 2**31 entries.
@@ -150,15 +168,17 @@ def masked_linear(
         checks.matrix("masked_linear", "bias", bias)
         checks.shape("masked_linear", "bias", bias, (weight.shape[0],), "an entry for each row of weight")
         checks.device("masked_linear", "bias", bias, weight.device, "weight")
+    checks.threshold("masked_linear", value, cut, score.device)
+    absolute = checks.absolute("masked_linear", ranking)
     dtype = weight.dtype
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-    elif x.dtype != dtype:
-        raise TypeError(f"masked_linear: x has dtype {x.dtype} but must have {dtype}, that of weight")
+    else:
+        checks.dtype("masked_linear", "x", x, (dtype,))
+        if bias is not None:
+            checks.dtype("masked_linear", "bias", bias, (dtype,))
     few_rows = _few_rows(str(x.device), str(dtype))[size_class(weight.numel())]
     if 0 < x.numel() <= few_rows * x.shape[-1]:
-        absolute = checks.absolute("masked_linear", ranking)
-        checks.threshold("masked_linear", value, cut, score.device)
         product: Tensor = _matmul(x.to(dtype), weight, score, value, cut, bias, absolute)
         return product
-    return F.linear(x, mask_weight(weight, score, value, cut, dtype, ranking=ranking), bias)
+    return F.linear(x, _mask_weight(weight, score, value, cut, dtype, absolute), bias)

@@ -23,6 +23,12 @@ INITIAL_THRESHOLD = 0.01
 INITIAL_SCALE = 2.0
 
 
+def _parameter(name: str, argument: str, value: object) -> None:
+    if not isinstance(value, nn.Parameter):
+        raise TypeError(f"{name}: {argument} is a {type(value).__name__} but must be an nn.Parameter")
+    checks.matrix(name, argument, value)
+
+
 class _MaskedWeight(nn.Module):
     """A frozen weight W and a trained score S, of which the ``keep`` largest entries make the mask."""
 
@@ -46,9 +52,12 @@ class _MaskedWeight(nn.Module):
         super().__init__()
         name = type(self).__name__
         checks.absolute(name, ranking)
-        if not isinstance(weight, nn.Parameter):
-            raise TypeError(f"{name}: weight is a {type(weight).__name__} but must be an nn.Parameter")
+        _parameter(name, "weight", weight)
+        checks.dimensions(name, "weight", weight, 2)
+        checks.keep(name, "keep", keep, "weight", weight)
         if mask is None:
+            if weight.isnan().any():
+                raise ValueError(f"{name}: weight has NaN entries but must have none, as they rank nowhere")
             thresholds = topk_threshold([weight], [keep], ranking="abs")
             mask = binarize(weight, thresholds.values[0], thresholds.cuts[0], ranking="abs")
         checks.tensor(name, "mask", mask)
@@ -102,10 +111,12 @@ class _MaskedWeight(nn.Module):
         self.made = None
         # .half() and its like must not round the score and its threshold: scores that were apart would tie,
         # and the mask would change. They move to other devices, but stay float32.
-        score, value = self.score.data, self.value
+        score, grad, value = self.score.data, self.score.grad, self.value
+        grad = None if grad is None else grad.detach()  # the very tensor is converted in its place
         super()._apply(fn, recurse)
         if self.score.dtype != torch.float32:
             self.score.data = score.to(self.score.device)
+            self.score.grad = None if grad is None else grad.to(self.score.device)
             self.value = value.to(self.score.device)
         return self
 
@@ -116,9 +127,17 @@ class _MaskedWeight(nn.Module):
 class MaskedLinear(_MaskedWeight):
     """``nn.Linear`` over W ⊙ m.
 
-    ``weight`` [out, in] and ``bias`` [out] (or None) are frozen; ``score`` [out, in] is a float32 parameter,
-    the only one that trains. ``value`` (float32) and ``cut`` (int64) are the threshold, buffers that
-    ``update_masks`` renews.
+    ``score`` [out, in] is a float32 parameter, the only one that trains. ``value`` (float32) and ``cut`` (int64) are
+    the threshold, buffers that ``update_masks`` renews.
+
+    Args:
+        weight: W [out, in], a parameter, which is frozen; float32, float16 or bfloat16.
+        bias: a parameter [out], which is frozen, or None.
+        keep, mask, ranking: as in ``from_linear``.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or number of ones, or is out of
+            range; or the weight is NaN somewhere and no mask is given.
     """
 
     bias: Tensor | None
@@ -132,9 +151,12 @@ class MaskedLinear(_MaskedWeight):
         ranking: checks.Ranking = "signed",
     ) -> None:
         super().__init__(weight, keep, mask, ranking)
+        if bias is not None:
+            _parameter("MaskedLinear", "bias", bias)
+            checks.shape("MaskedLinear", "bias", bias, (weight.shape[0],), "an entry for each row of weight")
+            checks.device("MaskedLinear", "bias", bias, weight.device, "weight")
+            bias.requires_grad_(False)
         self.bias = bias
-        if self.bias is not None:
-            self.bias.requires_grad_(False)
         self.out_features, self.in_features = weight.shape
 
     @classmethod
@@ -152,8 +174,7 @@ class MaskedLinear(_MaskedWeight):
             ranking: whether entries rank by the score ("signed") or its absolute value ("abs").
 
         Raises:
-            TypeError, ValueError: the mask has the wrong dtype, shape, device or number of ones; keep is out
-                of range.
+            TypeError, ValueError: the layer is no ``nn.Linear``; else as the class does.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"MaskedLinear: linear is a {type(linear).__name__} but must be an nn.Linear")
@@ -169,7 +190,16 @@ class MaskedLinear(_MaskedWeight):
 
 
 class MaskedEmbedding(_MaskedWeight):
-    """``nn.Embedding`` over W ⊙ m. Parameters and buffers are those of ``MaskedLinear``, without a bias."""
+    """``nn.Embedding`` over W ⊙ m. Parameters and buffers are those of ``MaskedLinear``, without a bias.
+
+    Args:
+        weight: W [rows, columns], a parameter, which is frozen; float32, float16 or bfloat16.
+        padding_idx: a row whose score gets no gradient, as in ``masked_embedding``.
+        keep, mask, ranking: as in ``MaskedLinear.from_linear``.
+
+    Raises:
+        TypeError, ValueError: as ``MaskedLinear`` does.
+    """
 
     def __init__(
         self,
@@ -180,6 +210,8 @@ class MaskedEmbedding(_MaskedWeight):
         ranking: checks.Ranking = "signed",
     ) -> None:
         super().__init__(weight, keep, mask, ranking)
+        if padding_idx is not None:
+            checks.row("MaskedEmbedding", "padding_idx", padding_idx, weight)
         self.padding_idx = padding_idx
         self.num_embeddings, self.embedding_dim = weight.shape
 

@@ -28,6 +28,9 @@ class MaskAdamW(Optimizer):
     a gradient that is not finite changes nothing, and is not counted. Nothing waits for a GPU, so a step can be
     captured in a CUDA graph, after one that was not.
 
+    The gradients are those of masked weights, which no parameter of the model is: the optimizer's ``zero_grad``
+    forgets them and the model's does not, and a loss is scaled by ``step(scale=...)``, not by a ``GradScaler``.
+
     On a CPU the gradient of an embedding is sparse, as that of ``nn.Embedding(sparse=True)``: it holds the rows that
     were looked up, and rows that never were take no time but for their part in the threshold. On a GPU the number of
     these rows would have to be waited for.
@@ -37,7 +40,7 @@ class MaskAdamW(Optimizer):
         others: further parameters to train, such as a head; in the second of the two ``param_groups``.
         lr: learning rate; a 0-dim tensor on the device where a CUDA graph is to follow a schedule, as a graph holds
             a number as it was when captured.
-        betas, eps, weight_decay: AdamW's; the paper's are the defaults.
+        betas, eps, weight_decay: AdamW's, but eps may not be 0 in float32; the paper's are the defaults.
         max_norm: the norm of the gradients of all scores and ``others`` together is clipped at this; None for no
             clipping.
         dtype: of the masked weights, that in which the forward computes: autocast's where that is on. By default
@@ -45,8 +48,9 @@ class MaskAdamW(Optimizer):
         overwrite: whether the backward of a linear layer writes d(W ⊙ m) over W ⊙ m, which ``step`` writes anew: the
             gradients take no memory of their own, 0.34 GB less for BERT-base in float32. Then a step takes one backward
             pass, and always renews. An embedding on a CPU keeps no W ⊙ m either, 0.09 GB, but masks the rows that it
-            looks up. Without effect on a layer called several times in a forward pass, on an embedding on a GPU, and on
-            a linear layer under ``torch.compile``.
+            looks up. Linear layers then compute in ``dtype``, whatever autocast's is. Without effect on a layer called
+            several times in a forward pass, on an embedding on a GPU, and on a linear layer under ``torch.compile``.
+            With activation checkpointing a checkpoint is made once more for each layer in it that follows a GELU.
 
     Raises:
         ValueError: there is no masked module, or they differ in device or ranking, or a number is out of range.
@@ -105,7 +109,7 @@ class MaskAdamW(Optimizer):
         """Take a step.
 
         Args:
-            closure: not supported.
+            closure: not supported, and must be None.
             scale: what the loss was multiplied by, 0-dim float32 on the device, for float16.
             renew: whether to renew the masks; without, ``update_masks`` has to, some steps later.
 
@@ -116,7 +120,12 @@ class MaskAdamW(Optimizer):
         Raises:
             RuntimeError: no backward pass went before, a module was copied or moved, or ``renew`` is false and
                 masked weights are overwritten.
+            TypeError: there is a closure.
         """
+        if closure is not None:
+            raise TypeError(
+                f"MaskAdamW: closure is a {type(closure).__name__} but must be None; call backward, then step"
+            )
         scores, others = self.param_groups[0], self.param_groups[1] if len(self.param_groups) > 1 else None
         made, grads, weights, places = self._made_and_gradients()
         if not renew and any(module.overwritten for module in self.modules):
@@ -126,7 +135,10 @@ class MaskAdamW(Optimizer):
         norm = gradient_norm(grads, weights)
         trained = [p for p in others["params"] if p.grad is not None] if others else []
         if trained:
-            norm = torch.linalg.vector_norm(torch.stack([norm, *torch._foreach_norm([p.grad for p in trained])]))
+            norms = torch._foreach_norm(
+                [p.grad for p in trained], 2, torch.float32
+            )  # whose squares float16 cannot hold
+            norm = torch.linalg.vector_norm(torch.stack([norm, *norms]))
         unscale = torch.ones_like(norm) if scale is None else 1 / scale
         norm = norm * unscale
         # As torch.nn.utils.clip_grad_norm_ clips; what is not finite stays so, and stops the kernel.
@@ -175,6 +187,15 @@ class MaskAdamW(Optimizer):
                     with torch.no_grad():
                         module.made.copy_(module.masked_weight(module.made.dtype))
                 module.made.grad = None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused once the optimizer is made, as its groups are two: scores and ``others``. Raises a RuntimeError."""
+        if hasattr(self, "_weights"):
+            raise RuntimeError("MaskAdamW: a group cannot be added; give its parameters as others when making it")
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("MaskAdamW: it cannot be copied or pickled, as it belongs to its modules; use its state_dict")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state that ``state_dict`` gave; scores are loaded apart, and ``update_masks`` called then."""
@@ -297,7 +318,8 @@ def _check(
         ("lr", lr, getattr(lr, "ndim", 0) == 0 and lr >= 0),
         ("betas[0]", betas[0], 0 <= betas[0] < 1),
         ("betas[1]", betas[1], 0 <= betas[1] < 1),
-        ("eps", eps, eps >= 0),
+        # 0 would make NaN, 0 / 0, of the score of a weight that no input reaches.
+        ("eps", eps, eps >= torch.finfo(torch.float32).tiny),
         ("weight_decay", weight_decay, weight_decay >= 0),
         ("max_norm", max_norm, max_norm is None or max_norm > 0),
     ):

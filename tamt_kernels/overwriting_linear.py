@@ -36,12 +36,13 @@ class _OverwritingLinear(torch.autograd.Function):
             x = F.gelu(x, approximate=ctx.approximate)
         grad, flat_x = grads[0].reshape(-1, weight.shape[0]), x.reshape(-1, weight.shape[1])
         grad_x = (grad @ weight).view(x.shape) if ctx.needs_input_grad[0] else None
+        grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
         if ctx.module.uses > 1:  # another backward pass reads the weight
-            return grad_x, grad.t() @ flat_x, None, None, None, None
+            return grad_x, grad.t() @ flat_x, grad_bias, None, None, None
         memory = ctx.module.made.detach()
         torch.mm(grad.t(), flat_x, out=memory)
         ctx.module.made.grad = memory
-        return grad_x, None, None, None, None, None
+        return grad_x, None, grad_bias, None, None, None
 
 
 def overwriting_linear(x: Tensor, module: "MaskedLinear") -> Tensor:
@@ -68,12 +69,12 @@ def overwriting_linear(x: Tensor, module: "MaskedLinear") -> Tensor:
             "optimizer's step, or call its zero_grad, before the next forward"
         )
     bias, device = module.bias, x.device.type
-    if not torch.is_grad_enabled():
-        return F.linear(x, module.made, bias)
     if torch.is_autocast_enabled(device):
         x, bias = x.to(module.made.dtype), None if bias is None else bias.to(module.made.dtype)
     # The backward takes gradients in the type of the masked weight, to which they are written.
     with torch.autocast(device, enabled=False):
+        if not torch.is_grad_enabled():
+            return F.linear(x, module.made, bias)
         product: Tensor = _OverwritingLinear.apply(x, module.made, bias, module, *_kept(x))
     return product
 

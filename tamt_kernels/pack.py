@@ -61,11 +61,14 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
         A bool tensor of that shape, on the packed tensor's device.
 
     Raises:
-        TypeError: ``packed`` is not a uint8 tensor.
+        TypeError: ``packed`` is not a uint8 tensor, or ``shape`` no sequence of ints.
         ValueError: its length is not that of a packed mask of this shape, or the shape has more than 2**31
             entries.
     """
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"unpack_mask: shape is a {type(shape).__name__} but must be a sequence of ints")
     shape = list(shape)
+    checks.integers("unpack_mask", "an extent of shape", shape)
     if any(extent < 0 for extent in shape):
         raise ValueError(f"unpack_mask: shape is {tuple(shape)} but must have no negative extent")
     if (entries := math.prod(shape)) > checks.MAX_ENTRIES:

@@ -142,6 +142,10 @@ def mask_weights(
     dtype: torch.dtype,
     pack: bool = False,
     absolute: bool = False,
+    *,
+    mask_weight: Callable[..., Tensor] = mask_weight,
+    binarize: Callable[..., Tensor] = binarize,
+    pack_mask: Callable[..., Tensor] = pack_mask,
 ) -> tuple[Tensor, Tensor]:
     """W ⊙ m of every matrix in one flat tensor, at ``group_offsets``, and with ``pack`` the masks' bits at an
     eighth of these; zeros between.
@@ -328,8 +332,9 @@ def masked_matmul_backward_score(
     ste_backward: Callable[..., Tensor] = ste_backward,
 ) -> Tensor:
     """dS = (dYᵀ X) ⊙ W (eq. 4), summed and multiplied in float32 and rounded once."""
-    flat_grad = grad_output.reshape(-1, weight.shape[0]).to(torch.float32)
-    flat_x = x.reshape(flat_grad.shape[0], weight.shape[1]).to(torch.float32)
+    rows = math.prod(grad_output.shape[:-1])
+    flat_grad = grad_output.reshape(rows, weight.shape[0]).to(torch.float32)
+    flat_x = x.reshape(rows, weight.shape[1]).to(torch.float32)
     return ste_backward(flat_grad.t() @ flat_x, weight, dtype)
 
 

@@ -72,7 +72,8 @@ def topk_threshold(
         last: thresholds of the same matrices that may be near, as those of one optimizer step before. They
             never change the result; they make it come sooner, where they are near.
         check_nan: whether to wait for a GPU to say that no score is NaN, all that is ever waited for. Without,
-            a score with NaN entries gets value NaN and cut 0, a mask of zeros; a CPU raises all the same.
+            a score with NaN entries gets value NaN and cut 0, a mask of zeros; a CPU raises all the same, and with
+            ``last`` breaks the graph of ``torch.compile`` to do so.
 
     Returns:
         ``Thresholds(values, cuts)``, float32 [M] and int64 [M], on the scores' device. A keep of 0 gives
@@ -89,28 +90,19 @@ def topk_threshold(
     for i, (score, count) in enumerate(zip(scores, keep, strict=True)):
         checks.matrix("topk_threshold", f"scores[{i}]", score)
         checks.device("topk_threshold", f"scores[{i}]", score, scores[0].device, "scores[0]")
-        if not isinstance(count, int) or isinstance(count, bool):
-            raise TypeError(f"topk_threshold: keep[{i}] is a {type(count).__name__} but must be an int")
-        if not 0 <= count <= score.numel():
-            raise ValueError(
-                f"topk_threshold: keep[{i}] is {count} but must be from 0 to {score.numel()}, the entries of "
-                f"scores[{i}] of shape {tuple(score.shape)}"
-            )
+        checks.keep("topk_threshold", f"keep[{i}]", count, f"scores[{i}]", score)
     absolute = checks.absolute("topk_threshold", ranking)
     if last is not None:
-        for name, each, kind in zip(("values", "cuts"), last, (torch.float32, torch.int64), strict=True):
-            checks.tensor("topk_threshold", f"last.{name}", each)
-            checks.dtype("topk_threshold", f"last.{name}", each, (kind,))
-            checks.shape("topk_threshold", f"last.{name}", each, (len(scores),), "an entry for each of scores")
-            if scores:
-                checks.device("topk_threshold", f"last.{name}", each, scores[0].device, "scores[0]")
+        checks.thresholds("topk_threshold", "last", last, scores, "scores")
+    if not scores:
+        return Thresholds(*_fake([], []))
     detached = [score.detach() for score in scores]
     check_nan = check_nan or not scores or not scores[0].is_cuda
     if last is None and check_nan:
         values, cuts = _operator(detached, keep, absolute)
         return Thresholds(values, cuts)
     values, cuts, has_nan = unchecked(detached, keep, last.values if last is not None else None, absolute)
-    if check_nan:
+    if check_nan and not has_nan.is_meta:
         for i, each in enumerate(has_nan.tolist()):
             if each:
                 raise ValueError(f"topk_threshold: scores[{i}] has NaN entries; a score must be a number or infinite")

@@ -58,7 +58,7 @@ at::Tensor ste_backward_into_cpu(
   const double squares = multiply(grad_masked_weight, weight, out, {add, square});
   if (!out.is_same(grad_score)) grad_score.copy_(out);
   at::Tensor sum = weight.new_empty(square ? at::IntArrayRef{} : at::IntArrayRef{0}, at::kFloat);
-  if (square) sum.fill_(squares);
+  if (square) sum.fill_(static_cast<float>(squares));  // which may be infinite, as the definition's
   return sum;
 }
 

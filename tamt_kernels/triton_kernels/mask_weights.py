@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tamt_kernels import reference
 from tamt_kernels.reference import group_offsets
 from tamt_kernels.triton_kernels.common import (
     TILE,
@@ -17,6 +18,7 @@ from tamt_kernels.triton_kernels.common import (
     alike,
     keeps,
     launch,
+    pointer_at,
     rounded,
     table,
     tiles_of,
@@ -89,11 +91,8 @@ def group_kernel(
     tile = tl.program_id(0)
     matrix = tl.load(tile_matrix + tile)
     row = rows + matrix * 5
-    weight = tl.load(row).to(tl.pointer_type(W_TYPE))
-    score = tl.load(row + 1).to(tl.pointer_type(S_TYPE))
-    if ALIGNED:  # what the compiler cannot see of an address that it loads
-        weight = tl.multiple_of(weight, 16)
-        score = tl.multiple_of(score, 16)
+    weight = pointer_at(row, W_TYPE, ALIGNED)
+    score = pointer_at(row + 1, S_TYPE, ALIGNED)
     size = tl.load(row + 2)
     offset = tl.load(row + 3)
     if ALIGNED:
@@ -223,15 +222,19 @@ def unpack_mask(packed: Tensor, shape: list[int]) -> Tensor:
 
 
 def prune_(tensors: list[Tensor], packed: list[Tensor]) -> None:
-    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        some = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
+    whole = [i for i, tensor in enumerate(tensors) if tensor.is_contiguous()]
+    for dtype in dict.fromkeys(tensors[i].dtype for i in whole):
+        some = [i for i in whole if tensors[i].dtype == dtype]
         _prune([tensors[i] for i in some], [packed[i] for i in some])
+    # Others one by one and in place: of several that share memory, copies would undo each other's zeros.
+    rest = [i for i in range(len(tensors)) if i not in set(whole)]
+    reference.prune_([tensors[i] for i in rest], [packed[i] for i in rest])
 
 
 def _prune(tensors: list[Tensor], packed: list[Tensor]) -> None:
-    """Prune tensors of one dtype."""
+    """Prune contiguous tensors of one dtype."""
     device, sizes = tensors[0].device, [tensor.numel() for tensor in tensors]
-    entries, packed = [tensor.contiguous() for tensor in tensors], [bits.contiguous() for bits in packed]
+    packed = [bits.contiguous() for bits in packed]
 
     def make() -> Table:
         tiles = [tiles_of(size, TILE) for size in sizes]
@@ -240,9 +243,6 @@ def _prune(tensors: list[Tensor], packed: list[Tensor]) -> None:
 
     matrices = table(("prune_", device, TILE, *(bits.data_ptr() for bits in packed), *sizes), make)
     launch(
-        prune_kernel, (matrices.tile_matrix.numel(),), matrices.tile_matrix, matrices.rows, addresses(entries),
+        prune_kernel, (matrices.tile_matrix.numel(),), matrices.tile_matrix, matrices.rows, addresses(tensors),
         TYPE=TYPES[tensors[0].dtype], TILE=TILE, num_warps=WARPS,
     )  # fmt: skip
-    for tensor, pruned in zip(tensors, entries, strict=True):
-        if pruned.data_ptr() != tensor.data_ptr():
-            tensor.copy_(pruned)

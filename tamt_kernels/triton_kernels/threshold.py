@@ -39,6 +39,7 @@ from tamt_kernels.triton_kernels.common import (
     goes,
     launch,
     matrix_of_each,
+    pointer_at,
     table,
     tiles_of,
     widen,
@@ -112,17 +113,9 @@ def key_score(key):
 
 
 @triton.jit
-def _scores(row, S_TYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    score = tl.load(row + ADDRESS).to(tl.pointer_type(S_TYPE))
-    if ALIGNED:  # what the compiler cannot see of an address that it loads
-        score = tl.multiple_of(score, 16)
-    return score
-
-
-@triton.jit
 def _load_keys(row, start, size, S_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr,
                TILE: tl.constexpr):  # fmt: skip
-    score = _scores(row, S_TYPE, ALIGNED)
+    score = pointer_at(row + ADDRESS, S_TYPE, ALIGNED)
     lane = tl.arange(0, TILE)
     # Only without a condition are loads 16 bytes wide.
     if start + TILE <= size:
@@ -319,7 +312,7 @@ def window_kernel(
     row, search = rows + matrix * COLUMNS, state + matrix * STATE
     start = (tile - tl.load(row + FIRST_TILE)) * TILE
     end = tl.load(row + SIZE)
-    score = _scores(row, S_TYPE, ALIGNED)
+    score = pointer_at(row + ADDRESS, S_TYPE, ALIGNED)
     low, high, first, second, keys, indices, room = begin_count(row, search, keys, indices)
     if start + TILE <= end:
         # Four parts, of whose candidates a place is asked for at once: for those of each by themselves a warp waited

@@ -107,6 +107,14 @@ def test_prune():
     assert all(map(same_bits, tensors, expected))
 
 
+def test_prune_tensors_that_share_memory():
+    whole = torch.ones(6, 6)
+    masks = [gaussian(36).reshape(6, 6) > 0, gaussian(36).flip(0).reshape(6, 6) > 0]
+    expected = (masks[0] & masks[1].t()).float()
+    tk.prune_([whole, whole.t()], [reference.pack_mask(mask) for mask in masks])
+    assert torch.equal(whole, expected)
+
+
 @pytest.mark.parametrize("trained_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cosine(dtype, trained_dtype, monkeypatch):
@@ -235,6 +243,11 @@ def served(scores, keep, last=None, absolute=False):
     ties = state[:, threshold.AT_FIRST.value] + state[:, threshold.AT_SECOND.value]
     kept, room = rows[:, threshold.KEEP.value], rows[:, threshold.ROOM.value]
     return ((above < kept) & (kept <= above + candidates + ties) & (candidates <= room)).tolist()
+
+
+def test_thresholds_of_nothing():
+    last = tk.Thresholds(torch.empty(0), torch.empty(0, dtype=torch.int64))
+    assert tk.topk_threshold([], [], last=last).values.shape == (0,)
 
 
 def test_thresholds_of_samples(monkeypatch):
@@ -548,10 +561,11 @@ def test_a_long_sum_is_split_and_always_the_same(monkeypatch):
     assert started[4:] == ["product_kernel"]
 
 
+@pytest.mark.parametrize("outputs", [6, 0])
 @pytest.mark.parametrize("leading", [(), (5,), (2, 3), (0,), (65,)])
-def test_masked_linear(leading):
-    score, value, cut = score_and_threshold((6, 9))
-    weight, bias = gaussian(54).flip(0).reshape(6, 9), torch.randn(6, requires_grad=True)
+def test_masked_linear(leading, outputs):
+    score, value, cut = score_and_threshold((outputs, 9))
+    weight, bias = gaussian(outputs * 9).flip(0).reshape(outputs, 9), torch.randn(outputs, requires_grad=True)
     x = torch.randn(*leading, 9, requires_grad=True)
     score.requires_grad_()
     y = tk.masked_linear(x, weight, score, value, cut, bias)

@@ -151,6 +151,22 @@ def test_an_id_out_of_range(bad):
         tk.masked_embedding(torch.tensor([0, bad]), weight, score, value, cut)
 
 
+def test_the_gradient_of_x_may_be_differentiated_again():
+    weight, score, value, cut = matrices(6, 9, 20)
+    x, grad = torch.randn(4, 9, requires_grad=True), torch.randn(4, 6, requires_grad=True)
+    towards = torch.randn(4, 9)
+    found, expected = [], []
+    for layer, grads in (
+        (lambda: tk.masked_linear(x, weight, score, value, cut), found),
+        (lambda: torch.ops.tamt_kernels.masked_matmul(x, weight, score, value, cut), found),
+        (lambda: F.linear(x, StraightThrough.apply(score, weight, tk.binarize(score, value, cut))), expected),
+    ):
+        (grad_x,) = torch.autograd.grad(layer(), x, grad, create_graph=True)
+        grads.append(torch.autograd.grad(grad_x, (grad, score), towards))
+    for each in found:
+        torch.testing.assert_close(each, expected[0])
+
+
 def test_double_backward_is_refused():
     weight, score, value, cut = matrices(6, 9, 20)
     x = torch.ones(2, 9, requires_grad=True)

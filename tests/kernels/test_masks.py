@@ -185,6 +185,13 @@ def test_ste_backward_adds_to_a_gradient_and_sums_its_squares(grad_dtype, weight
         assert same_bits(squares, total.double().square().sum().float())
 
 
+def test_squares_beyond_float32_are_infinite():
+    total = torch.ones(70)
+    found, squares = tk.ste_backward(torch.full((70,), 1e19), torch.ones(70), add_to=total, squared_norm=True)
+    assert squares.tolist() == torch.inf
+    assert found.tolist() == torch.full((70,), 1e19).tolist()
+
+
 def test_a_product_and_a_sum_are_rounded_apart():
     tiny = 2.0**-12
     grad, weight, total = torch.full((64,), 1 + tiny), torch.full((64,), 1 + tiny), torch.full((64,), -1.0)

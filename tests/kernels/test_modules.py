@@ -154,10 +154,19 @@ def test_half_weights_keep_the_score_and_so_the_mask(model, cast):
     train(model)
 
 
+def test_half_weights_keep_the_gradient_of_the_score(model):
+    model(IDS).square().sum().backward()
+    grads = [module.score.grad.clone() for module in (model[0], model[1], model[3])]
+    model.half()
+    for module, grad in zip((model[0], model[1], model[3]), grads, strict=True):
+        assert torch.equal(module.score.grad, grad)
+
+
 def test_moving_to_another_device(model):
     model.to("meta")
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert model[1].value.is_meta
+    assert model(IDS.to("meta")).shape == (2, 3, 4)
     assert model[1].score.dtype == torch.float32
 
 

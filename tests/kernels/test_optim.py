@@ -336,7 +336,7 @@ def test_a_copy_or_a_moved_module_masks_its_weight_itself():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="modules has no MaskedLinear"):
         tk.MaskAdamW(nn.Linear(2, 2))
-    for name, value in {"lr": -1.0, "eps": -1.0, "betas": (1.0, 0.9), "weight_decay": -0.1, "max_norm": 0.0}.items():
+    for name, value in {"lr": -1.0, "eps": 0.0, "betas": (1.0, 0.9), "weight_decay": -0.1, "max_norm": 0.0}.items():
         with pytest.raises(ValueError, match=f"MaskAdamW: {name}"):
             tk.MaskAdamW(make(), **{name: value})
     with pytest.raises(TypeError, match="dtype"):
@@ -344,8 +344,24 @@ def test_mistakes_are_named():
     mixed = nn.Sequential(make("abs"), make())
     with pytest.raises(ValueError, match="ranking 'signed' but must have 'abs'"):
         tk.MaskAdamW(mixed)
+    optimizer = tk.MaskAdamW(make())
     with pytest.raises(RuntimeError, match="no gradient"):
-        tk.MaskAdamW(make()).step()
+        optimizer.step()
+    with pytest.raises(TypeError, match="closure is a function but must be None"):
+        optimizer.step(lambda: None)
+    with pytest.raises(RuntimeError, match="a group cannot be added"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    with pytest.raises(TypeError, match="cannot be copied or pickled"):
+        copy.deepcopy(optimizer)
+
+
+def test_gradients_of_half_precision_beyond_its_range_are_clipped():
+    model, head = make(), nn.Parameter(torch.zeros(4, dtype=torch.float16))
+    optimizer = tk.MaskAdamW(model, [head], lr=LR)
+    backward(model, IDS[0])
+    head.grad = torch.full_like(head, 60_000)
+    torch.testing.assert_close(optimizer.step(), torch.tensor(120_000.0), rtol=1e-3, atol=0)
+    assert head.abs().max() > 0
 
 
 def used(module):
@@ -468,6 +484,17 @@ def test_a_layer_that_is_called_twice_keeps_its_masked_weight():
     assert layer.overwritten
 
 
+def test_a_bias_that_trains_gets_its_gradient():
+    torch.manual_seed(0)
+    layer, x = tk.MaskedLinear.from_linear(nn.Linear(8, 6), 20), torch.randn(2, 3, 8)
+    layer.bias.requires_grad_()
+    optimizer = tk.MaskAdamW(layer, [layer.bias], overwrite=True)
+    layer(x).square().sum().backward()
+    masked_weight = layer.masked_weight().detach()
+    torch.testing.assert_close(layer.bias.grad, 2 * (x @ masked_weight.t() + layer.bias.detach()).sum((0, 1)))
+    assert optimizer.step().isfinite()
+
+
 def test_overwriting_under_autocast():
     model = make()
     optimizer = tk.MaskAdamW(model, lr=LR, dtype=torch.bfloat16, overwrite=True)
@@ -488,6 +515,8 @@ def test_overwriting_under_another_type_than_autocasts():
     optimizer = tk.MaskAdamW(model, lr=LR, overwrite=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model[1](torch.randn(3, 8)).dtype == torch.float32
+        with torch.no_grad():
+            assert model[1](torch.randn(3, 8)).dtype == torch.float32
         loss = model(IDS[0]).pow(3).sum()
     optimizer.zero_grad()
     loss.backward()

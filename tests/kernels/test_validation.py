@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import tamt_kernels as tk
 
@@ -13,6 +14,7 @@ HUGE = torch.ones(1).expand(2**31 + 1)
 HUGE_MASK = torch.ones(1, dtype=torch.bool).expand(2**31 + 1)
 META = torch.ones(4, 6, device="meta")
 DOUBLE = W.double()
+PARAMETER = nn.Parameter(W.clone())
 
 CASES = {
     "threshold: lengths": (tk.topk_threshold, ([S, S], [1]), ValueError, "keep has length 1 but must have 2"),
@@ -74,6 +76,13 @@ CASES = {
         ([torch.zeros(8), torch.zeros(8, device="meta")], [torch.zeros(1, dtype=torch.uint8)] * 2),
         ValueError,
         r"tensors\[1\] is on meta but must be on cpu, as tensors\[0\] is",
+    ),
+    "unpack: no shape": (tk.unpack_mask, (torch.zeros(1, dtype=torch.uint8), 8), TypeError, "shape is a int"),
+    "unpack: extents": (
+        tk.unpack_mask,
+        (torch.zeros(1, dtype=torch.uint8), (2.0, 4)),
+        TypeError,
+        "an extent of shape is a float but must be an int",
     ),
     "unpack: shape": (tk.unpack_mask, (torch.zeros(1, dtype=torch.uint8), (-1,)), ValueError, r"shape is \(-1,\)"),
     "unpack: size": (
@@ -145,6 +154,12 @@ CASES = {
         ValueError,
         r"thresholds.values has shape \(2,\) but must have \(1,\)",
     ),
+    "mask_weights: no pair": (
+        tk.mask_weights,
+        ([W], [S], (torch.ones(1),)),
+        TypeError,
+        "thresholds is .* but must be Thresholds, a pair",
+    ),
     "threshold: last": (
         lambda last: tk.topk_threshold([S], [1], last=last),
         (tk.Thresholds(torch.ones(1), torch.ones(1)),),
@@ -187,6 +202,13 @@ CASES = {
         ValueError,
         r"weight has shape \(6,\) but must have 2 dimensions",
     ),
+    "linear: bias dtype": (
+        tk.masked_linear,
+        (torch.ones(6), W, S, VALUE, CUT, torch.ones(4).half()),
+        TypeError,
+        "bias has dtype float16 but must have float32",
+    ),
+    "linear: value dtype": (tk.masked_linear, (torch.ones(6), W, S, CUT, CUT), TypeError, "value has dtype int64"),
     "linear: bias": (
         tk.masked_linear,
         (torch.ones(6), W, S, VALUE, CUT, torch.ones(6)),
@@ -212,6 +234,41 @@ CASES = {
         ValueError,
         "padding_idx is 4 but must be from -4 to 3",
     ),
+    "embedding: padding type": (tk.masked_embedding, (IDS, W, S, VALUE, CUT, 1.5), TypeError, "padding_idx is a float"),
+    "MaskedLinear: weight": (
+        tk.MaskedLinear,
+        (W, None, 1),
+        TypeError,
+        "weight is a Tensor but must be an nn.Parameter",
+    ),
+    "MaskedLinear: weight dtype": (
+        tk.MaskedLinear,
+        (nn.Parameter(DOUBLE), None, 24, W > 0),
+        TypeError,
+        "weight has dtype float64",
+    ),
+    "MaskedLinear: dimensions": (
+        tk.MaskedLinear,
+        (nn.Parameter(W[0]), None, 1),
+        ValueError,
+        r"weight has shape \(6,\) but must have 2 dimensions",
+    ),
+    "MaskedLinear: keep": (tk.MaskedLinear, (PARAMETER, None, 25), ValueError, "keep is 25 but must be from 0 to 24"),
+    "MaskedLinear: keep type": (tk.MaskedLinear, (PARAMETER, None, 24.0, W > 0), TypeError, "keep is a float"),
+    "MaskedLinear: NaN": (tk.MaskedLinear, (nn.Parameter(W / 0 * 0), None, 1), ValueError, "weight has NaN entries"),
+    "MaskedLinear: bias": (
+        tk.MaskedLinear,
+        (PARAMETER, nn.Parameter(W[0]), 1),
+        ValueError,
+        r"bias has shape \(6,\) but must have \(4,\)",
+    ),
+    "MaskedLinear: bias type": (tk.MaskedLinear, (PARAMETER, W[:, 0], 1), TypeError, "bias is a Tensor but must be an"),
+    "MaskedEmbedding: padding": (
+        tk.MaskedEmbedding,
+        (PARAMETER, 1, None, 9),
+        ValueError,
+        "padding_idx is 9 but must be from -4 to 3",
+    ),
 }
 
 
@@ -221,6 +278,13 @@ def test_bad_arguments(function, arguments, error, message):
         function(*arguments)
     operation = message.partition(":")[0] if function.__name__ == "<lambda>" else function.__name__
     assert str(caught.value).startswith(operation + ": ")
+
+
+def test_what_cannot_be_wrapped_stays_trainable():
+    weight = nn.Parameter(W.clone())
+    with pytest.raises(TypeError, match="keep is a float"):
+        tk.MaskedLinear(weight, None, 24.0, W > 0)
+    assert weight.requires_grad
 
 
 def test_an_unknown_ranking():
