@@ -35,6 +35,17 @@ def find_cuda_home() -> str | None:
     return None
 
 
+def compiler_problem(compiler: str) -> str:
+    """Why a compiler cannot build the extension; nothing if it can."""
+    if not shutil.which(compiler.split()[0]):
+        return f"no C++ compiler ({compiler}) is found"
+    version = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True, check=False).stdout
+    if sys.platform == "linux" and "clang" in version:
+        # torch brings GCC's OpenMP; clang calls another, and does not know the AVX-512 kernels' vector width.
+        return f"no g++ is found ({compiler} is clang)"
+    return ""
+
+
 def extension() -> dict[str, Any]:
     """The arguments of ``setup`` that build what TAMT_BUILD asks for."""
     build = os.environ.get("TAMT_BUILD", "auto")
@@ -42,9 +53,7 @@ def extension() -> dict[str, Any]:
         sys.exit(f"TAMT_BUILD is {build!r} but must be one of {', '.join(BUILDS)}")
     if build == "none":
         return {}
-    compiler = os.environ.get("CXX") or "c++"
-    if not shutil.which(compiler.split()[0]):
-        missing = f"no C++ compiler ({compiler}) is found"
+    if missing := compiler_problem(os.environ.get("CXX") or "c++"):
         if build != "auto":
             sys.exit(f"TAMT_BUILD={build}, but {missing}")
         print(f"tamt: {missing}: the package is installed without its extension and runs on plain torch")

@@ -6,7 +6,7 @@
 
 #if defined(__x86_64__)
 #define TAMT_HAS_AVX2 1
-// Without fma: a fused multiply-add would round otherwise than the definitions do.
+// A product and a sum are rounded apart, as the definitions do, though AVX-512 has fma: the build contracts none.
 #define TAMT_AVX2 __attribute__((target("avx2,bmi,bmi2,popcnt")))
 #define TAMT_AVX512 \
   __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,bmi,bmi2,popcnt,prefer-vector-width=512")))

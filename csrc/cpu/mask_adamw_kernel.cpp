@@ -165,7 +165,7 @@ class Step {
       return parallel(pieces, [&](int64_t p) {
         const Piece& piece = selection_.pieces()[p];
         const AdamWMatrix& matrix = matrices_[piece.matrix];
-        if (overwritten(matrix)) mask(matrix, last_[piece.matrix], piece.begin, piece.end);
+        if (overwritten(matrix)) mask(matrix, thresholds_[piece.matrix], piece.begin, piece.end);
       });
     }
     if (renew_) selection_.choose_windows(parallel);
@@ -180,7 +180,8 @@ class Step {
   static std::vector<Threshold> last_of(const AdamWMatrix* matrices, int64_t count, const Threshold* thresholds) {
     std::vector<Threshold> last(thresholds, thresholds + count);
     for (int64_t m = 0; m < count; ++m) {
-      if (matrices[m].keep == 0) last[m] = {INFINITY, 0, false};
+      // A keep that has become 0: all that the last threshold kept is masked again.
+      if (matrices[m].keep == 0 && (last[m].value != INFINITY || last[m].cut != 0)) last[m].value = NAN;
       if (source == Source::kAbsolute && last[m].value < 0) last[m].value = NAN;
     }
     return last;

@@ -8,9 +8,10 @@ namespace tamt {
 void prune_cpu(const std::vector<at::Tensor>& tensors, const std::vector<at::Tensor>& packed) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     const at::Tensor entries = tensors[i].contiguous(), bytes = packed[i].contiguous();
+    void* const data = entries.mutable_data_ptr();  // before the loop: torch copies what is to be copied on a write
     at::parallel_for(0, bytes.numel(), kGrain / 8, [&](int64_t begin, int64_t end) {
       prune_kernel(
-          entries.mutable_data_ptr(), type_of(entries), bytes.const_data_ptr<uint8_t>(), entries.numel(), begin, end);
+          data, type_of(entries), bytes.const_data_ptr<uint8_t>(), entries.numel(), begin, end);
     });
     if (!entries.is_same(tensors[i])) tensors[i].copy_(entries);
   }

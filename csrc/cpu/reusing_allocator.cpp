@@ -7,6 +7,7 @@
 #include <c10/core/CPUAllocator.h>
 
 #if defined(__linux__)
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -36,11 +37,20 @@ class ReusingAllocator final : public c10::Allocator {
 
   // Never destroyed, as tensors may outlive everything.
   static ReusingAllocator& the_allocator() {
-    static auto* allocator = new ReusingAllocator;
+    static auto* allocator = made();
     return *allocator;
   }
 
  private:
+  // A process that forks, as for a loader's workers, does so between two calls of its other threads: a child in which
+  // one of them held the lock would wait for it for good.
+  static ReusingAllocator* made() {
+    pthread_atfork(
+        [] { the_allocator().mutex_.lock(); }, [] { the_allocator().mutex_.unlock(); },
+        [] { the_allocator().mutex_.unlock(); });
+    return new ReusingAllocator;
+  }
+
   struct Freed {
     void* data;
     size_t size;
@@ -62,11 +72,19 @@ class ReusingAllocator final : public c10::Allocator {
       return use(block);
     }
     while (!waiting_.empty() && used_ + waiting_bytes_ + size > most_used_) give_back(waiting_.begin());
-    void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* data = map(size);
+    if (data == MAP_FAILED) {
+      while (!waiting_.empty()) give_back(waiting_.begin());
+      data = map(size);
+    }
     TORCH_CHECK_WITH(
         OutOfMemoryError, data != MAP_FAILED, "not enough memory on the CPU: ", size, " bytes were asked for beside ",
         used_, " in use");
     return use({data, size});
+  }
+
+  static void* map(size_t size) {
+    return mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   }
 
   void* use(const Freed& block) {

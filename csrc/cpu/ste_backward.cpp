@@ -17,10 +17,11 @@ double multiply(const at::Tensor& grad, const at::Tensor& weight, at::Tensor& ou
   const at::Tensor g = grad.contiguous(), w = weight.contiguous();
   const int64_t size = w.numel(), blocks = (size + kBlock - 1) / kBlock;
   std::vector<double> squares(blocks);
+  void* const data = out.mutable_data_ptr();  // before the loop: torch copies what is to be copied on a write
   at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       squares[i] = ste_backward_kernel(
-          g.const_data_ptr(), type_of(g), w.const_data_ptr(), type_of(w), out.mutable_data_ptr(), type_of(out),
+          g.const_data_ptr(), type_of(g), w.const_data_ptr(), type_of(w), data, type_of(out),
           i * kBlock, std::min(size, (i + 1) * kBlock), options);
     }
   });

@@ -45,6 +45,16 @@ def test_a_machine_with_no_compiler_installs_and_is_told(tmp_path):
     assert "no C++ compiler (no-such-compiler) is found" in result.stdout
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere clang is the compiler")
+def test_clang_is_told_from_gcc(tmp_path):
+    clang = tmp_path / "c++"
+    clang.write_text("#!/bin/sh\necho Some clang version 18.1.8\n")
+    clang.chmod(0o755)
+    result = setup(tmp_path, CXX=str(clang))
+    assert result.returncode == 0
+    assert f"no g++ is found ({clang} is clang): the package is installed without its extension" in result.stdout
+
+
 def test_nothing_is_asked_for_where_nothing_is_built(tmp_path):
     result = setup(tmp_path, TAMT_BUILD="none")
     assert result.returncode == 0
@@ -72,3 +82,26 @@ def test_the_build_takes_any_torch_where_none_is_installed(monkeypatch, tmp_path
     module = backend()
     monkeypatch.setattr(module.sysconfig, "get_path", lambda name: str(tmp_path))
     assert "torch>=2.7" in module.get_requires_for_build_wheel(None)
+
+
+def test_sources_are_packed_without_torch(monkeypatch):
+    monkeypatch.setenv("TAMT_BUILD", "auto")
+    assert backend().get_requires_for_build_sdist(None) == ["setuptools>=77"]
+
+
+@pytest.mark.parametrize(
+    ("hook", "version", "kernels"),
+    [
+        ("build_sdist", "2.11.0", "none"),
+        ("build_wheel", "2.11.0+cpu", "cpu"),
+        ("build_wheel", "2.11.0", None),
+    ],
+)
+def test_a_build_links_what_the_installed_torch_has(monkeypatch, hook, version, kernels):
+    monkeypatch.setenv("TAMT_BUILD", "")
+    monkeypatch.delenv("TAMT_BUILD")
+    module, built = backend(), []
+    monkeypatch.setattr(module, "_installed_torch", lambda: version)
+    monkeypatch.setattr(f"setuptools.build_meta.{hook}", lambda: built.append(os.environ.get("TAMT_BUILD")))
+    getattr(module, hook)()
+    assert built == [kernels]

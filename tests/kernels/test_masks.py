@@ -185,6 +185,15 @@ def test_ste_backward_adds_to_a_gradient_and_sums_its_squares(grad_dtype, weight
         assert same_bits(squares, total.double().square().sum().float())
 
 
+def test_memory_that_is_to_be_copied_on_a_write():
+    ones = torch.ones(40)
+    tk.ste_backward(ones, ones, add_to=(total := torch._lazy_clone(ones)))
+    tk.prune_([pruned := torch._lazy_clone(ones)], [tk.pack_mask(torch.arange(40) < 7)])
+    assert total.tolist() == [2] * 40
+    assert pruned.tolist() == [1] * 7 + [0] * 33
+    assert ones.tolist() == [1] * 40
+
+
 def test_squares_beyond_float32_are_infinite():
     total = torch.ones(70)
     found, squares = tk.ste_backward(torch.full((70,), 1e19), torch.ones(70), add_to=total, squared_norm=True)

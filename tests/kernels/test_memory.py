@@ -11,6 +11,7 @@ from tamt_kernels.dispatch import find_extension
 MB = 1 << 18  # entries of float32
 
 START = f"""
+import signal
 import threading
 import torch
 import tamt_kernels as tk
@@ -78,6 +79,33 @@ try:
 except RuntimeError as error:
     assert "not enough memory on the CPU: 140737488355328 bytes were asked for" in str(error), error
 assert torch.ones(4 * MB).sum() == 4 * MB
+""",
+    "what waits is given back where there is no more": """
+import resource
+torch.ones(150 * MB)
+address_space = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) << 10
+resource.setrlimit(resource.RLIMIT_AS, (address_space + 400 * MB, -1))
+more = torch.ones(201 * MB)
+assert more[-1] == 1
+""",
+    "a fork while other threads take and free": """
+import os
+def work():
+    while not done:
+        torch.empty(MB)
+done = False
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads:
+    thread.start()
+forked = []
+for _ in range(20):
+    if not (pid := os.fork()):
+        signal.alarm(20)  # ends the child if it waits for a lock that no one holds
+        torch.empty(MB)
+        os._exit(0)
+    forked.append(os.waitpid(pid, 0)[1])
+done = True
+assert forked == [0] * 20, forked
 """,
     "resized and empty tensors": """
 a = torch.ones(4 * MB)

@@ -408,6 +408,20 @@ def test_an_embedding_masks_what_it_looks_up_and_keeps_nothing():
     assert torch.signbit(looked_up[7]).any()
 
 
+@pytest.mark.parametrize("keep", [0, 1, 400])
+def test_what_a_mask_keeps_may_change(keep):
+    """Of rows that were never looked up, too, which no step moves."""
+    model = make()
+    optimizer = tk.MaskAdamW(model, lr=LR)
+    for _ in range(2):
+        backward(model, IDS[0, :1])
+        optimizer.step()
+        optimizer.zero_grad()
+        model[0].keep = keep
+    assert int(model[0].mask.sum()) == keep
+    assert torch.equal(model[0].made, model[0].masked_weight())
+
+
 def test_what_was_overwritten_is_made_anew_after_a_step_that_is_left_out():
     model = make()
     optimizer = tk.MaskAdamW(model, lr=LR, overwrite=True)
