@@ -24,6 +24,8 @@ CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 WRITTEN_BY = "# written by tamt "
 """First line of `config.yaml`, before the version: a comment, so that the file is still one of options."""
+HARMLESS = {"save_every", "log_every", "keep", "no_cuda_graphs"}
+"""Settings that the results of a run do not depend on, so that it may be gone on with under others."""
 KEEP = 2
 """Checkpoints that are kept: the newest, and one to fall back on."""
 
@@ -37,7 +39,6 @@ class RunFolder:
     Attributes:
         path: the folder.
         resumed: the step of the checkpoint that the run goes on from, 0 for a run from its start.
-        seconds: how long the run had taken at that checkpoint.
     """
 
     def __init__(self, path: Path, keep: int, resume: bool) -> None:
@@ -46,7 +47,7 @@ class RunFolder:
         processes.by_first(self._open_metrics)
         self._checkpoint = self._newest_checkpoint()
         self.resumed: int = self._checkpoint["step"] if self._checkpoint else 0
-        self.seconds: float = self._checkpoint["seconds"] if self._checkpoint else 0.0
+        self._seconds_before: float = self._checkpoint["seconds"] if self._checkpoint else 0.0
         self._saved, self._opened = self.resumed, time.monotonic()
         steps = processes.gather(self.resumed)
         if self.resumed != steps[0] or len(set(steps)) > 1:
@@ -85,7 +86,8 @@ class RunFolder:
         Args:
             path: must not exist or be empty, unless `resume`.
             settings: what the run was asked for, written to `config.yaml`; values that YAML holds, or paths.
-            resume: go on with the run in `path`, which must have been started with the same settings.
+            resume: go on with the run in `path`, which must have been started with the same settings, but for
+                `HARMLESS` ones.
             keep: how many checkpoints to keep.
 
         Raises:
@@ -94,6 +96,11 @@ class RunFolder:
             DamagedCheckpointError: there are checkpoints, and none of them can be read.
         """
         return cls(path, keep, processes.by_first(lambda: _prepare(path, settings, resume)))
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken since its folder was made, without what an interruption lost."""
+        return self._seconds_before + time.monotonic() - self._opened
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -113,13 +120,16 @@ class RunFolder:
         """
         if not processes.first():
             return
-        line = (json.dumps({"step": step, **values}) + "\n").encode()
-        with telling(self.path / METRICS):
-            while line:
-                line = line[self._metrics.write(line) :]
+        self._write_metrics({"step": step, **values})
         with telling(self.path / "tensorboard"):
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
+
+    def _write_metrics(self, values: Mapping[str, float]) -> None:
+        line = (json.dumps(values) + "\n").encode()
+        with telling(self.path / METRICS):
+            while line:
+                line = line[self._metrics.write(line) :]
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
         """Save a checkpoint, atomically, and drop the oldest ones; nothing is done if the newest is of this step.
@@ -141,8 +151,7 @@ class RunFolder:
     def _save_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
         with telling(self.path / METRICS):
             os.fsync(self._metrics.fileno())  # the checkpoint counts on the lines before it
-        seconds = self.seconds + time.monotonic() - self._opened
-        own = {"step": step, "seconds": seconds, "metrics_bytes": self._metrics.tell()}
+        own = {"step": step, "seconds": self.seconds, "metrics_bytes": self._metrics.tell()}
         write_checkpoint(self.path / CHECKPOINTS / f"step-{step}.checkpoint", {**own, **state})
         # One of a later step is damaged, as the run went on from an earlier one.
         kept = [path for path in self._checkpoints() if _step_of(path) <= step][: self._keep]
@@ -152,6 +161,9 @@ class RunFolder:
 
     def resume(self, restore: Callable[[Mapping[str, Any]], None]) -> int:
         """Hand the newest good checkpoint, if there is one, to `restore`.
+
+        `metrics.jsonl` says so, in a line with `resumed`: the clock stood still before, and what follows may be done by
+        another machine.
 
         Returns:
             The step after which the run goes on, 0 at its start.
@@ -170,6 +182,8 @@ class RunFolder:
                 f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); start the run anew in another folder"
             ) from error
         say(f"resumed {self.path} at step {self.resumed}")
+        if processes.first():
+            self._write_metrics({"step": self.resumed, "resumed": True})
         return self.resumed
 
     def finish(self, results: Mapping[str, Any]) -> None:
@@ -297,7 +311,7 @@ def finished_results(path: Path, settings: Mapping[str, Any]) -> list[dict] | No
 def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
     started = read_yaml(path / CONFIG)
     for key, value in settings.items():
-        if started.get(key) != _plain(value):
+        if key not in HARMLESS and started.get(key) != _plain(value):
             raise UserError(
                 f"the run in {path} was started with {key} = {started.get(key)!r}, not {_plain(value)!r}; "
                 "go on with its own settings or give a new --output"

@@ -102,16 +102,30 @@ def load_corpus(
         UserError: a file is missing, empty or not UTF-8 text; the hub cannot be reached; the corpus is too short.
     """
     train = make_blocks(read_corpus(corpus, "train"), tokenizer, max_length)
-    if dev_corpus is not None:
-        return train, load_dev_corpus(dev_corpus, tokenizer, max_length)
-    if list(corpus) in (["wikitext-103"], ["demo"]):
-        return train, load_dev_corpus(corpus, tokenizer, max_length)
+    if dev_corpus is not None or _has_dev_text(corpus):
+        return train, load_dev_corpus(dev_corpus or corpus, tokenizer, max_length)
     if len(train) < 2:
         raise UserError(
             f"the corpus {' '.join(corpus)} fills only one block of {max_length} tokens, so none is left for dev text; "
             "give more text, a smaller --max-length or a --dev-corpus"
         )
     return train.split(len(train) - max(1, round(len(train) * HELD_OUT)))
+
+
+def load_held_out(
+    corpus: Sequence[str],
+    dev_corpus: Sequence[str] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> Blocks:
+    """The dev blocks of `load_corpus`, without making the train blocks where these are another text."""
+    if dev_corpus is not None or _has_dev_text(corpus):
+        return load_dev_corpus(dev_corpus or corpus, tokenizer, max_length)
+    return load_corpus(corpus, None, tokenizer, max_length)[1]
+
+
+def _has_dev_text(corpus: Sequence[str]) -> bool:
+    return list(corpus) in (["wikitext-103"], ["demo"])
 
 
 def load_dev_corpus(corpus: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Blocks:

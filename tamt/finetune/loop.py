@@ -2,9 +2,9 @@
 
 import json
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import Accelerator
@@ -21,7 +21,8 @@ from tamt.run_folder import RunFolder
 from tamt.training import NonFiniteError, make_optimizer, restore_training, trained_by, training_state, training_steps
 
 MODEL_FOLDER = "model"
-FORMER_MODEL = ".model.old"
+FORMER_MODEL = ".model.of-step-"
+PREDICTIONS = "predictions*.jsonl"
 
 
 class Job(Protocol):
@@ -102,7 +103,6 @@ def train_subnetwork(
     Raises:
         NonFiniteError, Terminated: after a checkpoint of the last good state was saved.
     """
-    started = time.monotonic() - folder.seconds
     model, metric = job.model, job.task.metrics[0]
     pruned = packed_masks(model, masks)
     optimizer, schedule = make_optimizer(model.parameters(), lr, steps, weight_decay, pruned)
@@ -121,9 +121,9 @@ def train_subnetwork(
         restore_training(checkpoint, job.accelerator, optimizer, schedule)
         best = checkpoint["best"]
 
-    if processes.first():
-        finish_save(folder)
     done = folder.resume(restore)
+    if processes.first():
+        restore_model(folder, best.get("step"))
     step, score, last = done, None, False
     with Progress(job.task.name, steps, done) as progress, termination.deferred():
         try:
@@ -142,7 +142,7 @@ def train_subnetwork(
             ):
                 last = step == steps
                 if step % log_every == 0 or last:
-                    folder.log(step, **parts, lr=float(schedule.get_last_lr()[0]), seconds=time.monotonic() - started)
+                    folder.log(step, **parts, lr=float(schedule.get_last_lr()[0]), seconds=folder.seconds)
                     progress.update(step, f"loss {parts['loss']:.4f}{_shown(metric, best)}")
                 if step % eval_every == 0 or last:
                     job.accelerator.scaler.check()
@@ -153,9 +153,10 @@ def train_subnetwork(
                     if not best or best["score"] is None or (score is not None and score > best["score"]):
                         if score is None and not best:
                             say(f"{metric} {UNDEFINED}: so at step {step}; it is reported as null")
+                        former = best.get("step")
                         best = {"score": score, "step": step, "metrics": scores, "waited": 0}
                         if processes.first():
-                            save_model(job, folder)
+                            save_model(job, folder, former)
                         processes.wait()
                     else:
                         best["waited"] += 1
@@ -164,44 +165,71 @@ def train_subnetwork(
                         break
                 if step % save_every == 0 and not last:
                     folder.save_checkpoint(step, state())
+                    drop_former_models(folder)
         except (NonFiniteError, termination.Terminated) as error:
             folder.save_checkpoint(error.last_good, state())
             raise
-    return Outcome(best["score"], best["step"], best["metrics"], score, step, time.monotonic() - started)
+    return Outcome(best["score"], best["step"], best["metrics"], score, step, folder.seconds)
 
 
 def _shown(metric: str, best: dict[str, Any]) -> str:
     return f" best {metric} {best['score']:.4f}" if best and best["score"] is not None else ""
 
 
-def save_model(job: Job, folder: RunFolder) -> None:
+def save_model(job: Job, folder: RunFolder, former_step: int | None) -> None:
     """Replace `model/` in the run folder by the present model and its tokenizer, in Hugging Face form.
 
     What the model predicted in the last evaluation goes into `predictions.jsonl`, or, where there are several dev
-    sets, also into `predictions_SET.jsonl`.
+    sets, also into `predictions_SET.jsonl`. The model before, with its predictions, stays beside it, hidden, until
+    `drop_former_models`: the run may have to go on from a checkpoint for which that one is the best.
+
+    Args:
+        job: the task, after an evaluation.
+        folder: of the run.
+        former_step: the step of the model that is replaced; None if there is none.
     """
-    target, fresh, former = (folder.path / name for name in (MODEL_FOLDER, ".model.new", FORMER_MODEL))
-    for leftover in (fresh, former):
-        shutil.rmtree(leftover, ignore_errors=True)
+    target, fresh = folder.path / MODEL_FOLDER, folder.path / ".model.new"
+    shutil.rmtree(fresh, ignore_errors=True)
     with telling(target):
         job.model.save_pretrained(fresh)
         job.tokenizer.save_pretrained(fresh)
         sync_tree(fresh)
-        if target.exists():
+        if former_step is None or any(_former_models(folder)):
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            former = folder.path / f"{FORMER_MODEL}{former_step}"
             target.rename(former)
+            for predictions in folder.path.glob(PREDICTIONS):
+                shutil.copy2(predictions, former)
         fresh.rename(target)
         sync_folder(folder.path)
-    shutil.rmtree(former, ignore_errors=True)
     for name, rows in job.predictions().items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(folder.path / predictions_file(name), lines)
 
 
-def finish_save(folder: RunFolder) -> None:
-    """Put the former model back where `save_model` was killed between its two renames, so that there is one again."""
-    target, former = folder.path / MODEL_FOLDER, folder.path / FORMER_MODEL
-    if former.exists() and not target.exists():
-        former.rename(target)
+def restore_model(folder: RunFolder, best_step: int | None) -> None:
+    """Put the model of `best_step` and its predictions back where a run that was broken off had gone on to others."""
+    former = folder.path / f"{FORMER_MODEL}{best_step}"
+    if former.exists():
+        target = folder.path / MODEL_FOLDER
+        with telling(target):
+            for predictions in former.glob(PREDICTIONS):
+                predictions.replace(folder.path / predictions.name)
+            shutil.rmtree(target, ignore_errors=True)
+            former.rename(target)
+    drop_former_models(folder)
+
+
+def drop_former_models(folder: RunFolder) -> None:
+    """Delete what `save_model` left of models before, once a checkpoint knows the present one, or the results do."""
+    if processes.first():
+        for former in _former_models(folder):
+            shutil.rmtree(former, ignore_errors=True)
+
+
+def _former_models(folder: RunFolder) -> Iterator[Path]:
+    return folder.path.glob(f"{FORMER_MODEL}*")
 
 
 def predictions_file(dev_set: str) -> str:

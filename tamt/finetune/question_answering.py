@@ -218,8 +218,11 @@ class QuestionAnswering:
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Mean of the cross-entropies of the start and the end, each over the tokens of a window; the batch's share."""
-        start, end = self._logits({name: batch[name] for name in batch if name not in ("starts", "ends", "share")})
-        loss = F.cross_entropy(start.float(), batch["starts"]) + F.cross_entropy(end.float(), batch["ends"])
+        logits = self._logits({name: batch[name] for name in batch if name not in ("starts", "ends", "share")})
+        # No answer lies in the padding: else the loss of a window would depend on the others of its batch.
+        padding = batch["attention_mask"] == 0
+        start, end = (each.float().masked_fill(padding, torch.finfo(torch.float32).min) for each in logits)
+        loss = F.cross_entropy(start, batch["starts"]) + F.cross_entropy(end, batch["ends"])
         return {"loss": loss / 2 * batch["share"]}
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from tamt.data.tasks import Task, find_task
 from tamt.errors import UserError, check_positive
 from tamt.files import write_atomically
 from tamt.finetune.classification import Classification, encode
-from tamt.finetune.loop import MODEL_FOLDER, Job, predictions_file, train_subnetwork
+from tamt.finetune.loop import MODEL_FOLDER, Job, drop_former_models, predictions_file, train_subnetwork
 from tamt.finetune.metrics import UNDEFINED
 from tamt.finetune.plots import draw_predictions
 from tamt.finetune.question_answering import QuestionAnswering, make_windows
@@ -246,6 +246,7 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
         if processes.first():
             draw_predictions(task, output)
         folder.finish({"results": [result]})
+        drop_former_models(folder)
     found = ", ".join(
         f"{name} {'undefined' if value is None else f'{value:.4f}'}" for name, value in result["dev"].items()
     )

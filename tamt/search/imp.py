@@ -1,13 +1,11 @@
 """IMP: train the weights on MLM, prune the smallest, put the rest back to where they started, and again (paper 2.1)."""
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import tamt_kernels as tk
 from tamt import processes, termination
 from tamt.console import Progress
 from tamt.masking import Masks, packed_masks, prunable_weights, sparsity_of, top_masks
@@ -29,16 +27,15 @@ def iterative_pruning(search: Search) -> list[dict]:
     Raises:
         NonFiniteError, Terminated: after a checkpoint of the last good state was saved.
     """
-    started = time.monotonic() - search.folder.seconds
     student = search.student
     student.model.requires_grad_(True)
     student.decoder.weight.requires_grad_(False)
     parameters = {name: p for name, p in student.model.named_parameters() if p.requires_grad}
     initial = {name: p.detach().clone() for name, p in parameters.items()}
-    optimizer, schedule = make_optimizer(parameters.values(), search.lr, search.schedule_steps)
     weights = prunable_weights(student.model)
     masks: Masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-    packed: list[tuple[Tensor, Tensor]] = []  # the weights and the masks that every step cuts them by
+    packed = packed_masks(student.model, masks)  # by which each step cuts the gradients
+    optimizer, schedule = make_optimizer(parameters.values(), search.lr, search.schedule_steps, pruned=packed)
     interval = search.schedule_steps // STAGES
     results: list[dict] = []
 
@@ -50,31 +47,35 @@ def iterative_pruning(search: Search) -> list[dict]:
             **training_state(search.accelerator, optimizer, schedule),
         }
 
+    def pack() -> None:
+        for (_, bits), (_, renewed) in zip(packed, packed_masks(student.model, masks), strict=True):
+            bits.copy_(renewed)  # in place, as a CUDA graph knows their addresses
+
     def restore(checkpoint: Mapping[str, Any]) -> None:
-        nonlocal masks, packed, results
+        nonlocal masks, results
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(checkpoint["trained"][name])
         masks = {name: mask.to(search.accelerator.device) for name, mask in checkpoint["masks"].items()}
-        packed = packed_masks(student.model, masks)
+        pack()
         results = checkpoint["results"]
         restore_training(checkpoint, search.accelerator, optimizer, schedule)
 
     done = search.folder.resume(restore)
 
     def prune(step: int) -> None:
-        nonlocal masks, packed
+        nonlocal masks
         search.accelerator.scaler.check()
         processes.check_trained(step, parameters.values())
         sparsity = min(search.sparsity, (step // interval + 1) / STAGES)
         masks = prune_and_reset(weights, parameters, initial, masks, sparsity)
-        packed = packed_masks(student.model, masks)
+        pack()
         optimizer.forget()
         name = MASK_FILE if sparsity == search.sparsity else f"masks/sparsity-{sparsity:g}.safetensors"
         search.save(masks, step, name, sparsity)
         dev = search.dev_losses()
         search.folder.log(step, sparsity=sparsity_of(masks), **{f"dev_{key}": value for key, value in dev.items()})
-        row = search.result(masks, step, time.monotonic() - started, dev)
+        row = search.result(masks, step, search.folder.seconds, dev)
         results.append({**row, "mask": str(search.folder.path / name)})
 
     if done == 0:
@@ -95,11 +96,10 @@ def iterative_pruning(search: Search) -> list[dict]:
     with Progress(search.method, search.steps, done) as progress, termination.deferred():
         try:
             for step, parts in steps:
-                tk.prune_(*zip(*packed, strict=True))
                 if step % search.log_every == 0 or step == search.steps:
                     sparsity = sparsity_of(masks)
                     lr = float(schedule.get_last_lr()[0])
-                    search.folder.log(step, **parts, sparsity=sparsity, lr=lr, seconds=time.monotonic() - started)
+                    search.folder.log(step, **parts, sparsity=sparsity, lr=lr, seconds=search.folder.seconds)
                     progress.update(step, f"loss {parts['loss']:.4f} sparsity {sparsity:.2%}")
                 if step % interval == 0:
                     prune(step)

@@ -1,6 +1,5 @@
 """TAMT: scores are trained through the straight-through estimator, and rank the weights into the mask (paper 3.4)."""
 
-import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -62,7 +61,6 @@ def train_masks(
     Raises:
         NonFiniteError, Terminated: after a checkpoint of the last good state was saved.
     """
-    started = time.monotonic() - search.folder.seconds
     student = search.student
     weights = prunable_weights(student.encoder)
     if initial == "omp":
@@ -127,7 +125,7 @@ def train_masks(
                     figures = {"sparsity": sparsity_of(present), "changed": _changed(first_bits, present)}
                     del present
                     lr = float(schedule.get_last_lr()[0])
-                    search.folder.log(step, **parts, **figures, lr=lr, seconds=time.monotonic() - started)
+                    search.folder.log(step, **parts, **figures, lr=lr, seconds=search.folder.seconds)
                     progress.update(step, _figures(parts["loss"], **figures))
                 if step in search.save_at:
                     search.save(masks_of(masked), step, f"masks/step-{step}.safetensors")
@@ -141,7 +139,7 @@ def train_masks(
             raise
     processes.check_trained(search.steps, trained_by(optimizer))
     masks = masks_of(masked)
-    seconds = time.monotonic() - started
+    seconds = search.folder.seconds
     search.save(masks, search.steps, MASK_FILE)
     if head:
         search.save_head()

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tamt import processes
 from tamt.console import say
-from tamt.data.corpora import load_corpus, load_dev_corpus
+from tamt.data.corpora import load_corpus, load_held_out
 from tamt.errors import UserError, check_positive, check_seed
 from tamt.evaluate import block_length, read_head
 from tamt.masking import Ranking
@@ -133,8 +133,8 @@ def train(
         train_blocks = dev_blocks = None
         if corpus and method not in {"omp", "rand"}:
             train_blocks, dev_blocks = load_corpus(corpus, dev_corpus, tokenizer, length)
-        elif text := dev_corpus or corpus:
-            dev_blocks = load_dev_corpus(text, tokenizer, length)
+        elif corpus or dev_corpus:
+            dev_blocks = load_held_out(corpus or [], dev_corpus, tokenizer, length)
     if dev_blocks is not None and eval_blocks is not None:
         dev_blocks, _ = dev_blocks.split(eval_blocks)
     student.model.to(accelerator.device)

@@ -20,7 +20,15 @@ from tamt.evaluate import evaluate
 from tamt.files import write_atomically
 from tamt.finetune import finetune
 from tamt.finetune.loop import MODEL_FOLDER
-from tamt.run_folder import CONFIG, RESULTS, DamagedCheckpointError, finished_results, version_of, write_config
+from tamt.run_folder import (
+    CONFIG,
+    HARMLESS,
+    RESULTS,
+    DamagedCheckpointError,
+    finished_results,
+    version_of,
+    write_config,
+)
 from tamt.search import train
 from tamt.sweep.plan import Kind, Run
 from tamt.untrusted import read_yaml
@@ -29,8 +37,6 @@ COMMANDS: dict[Kind, Callable[..., dict]] = {"search": train, "evaluate": evalua
 ASIDE = "aside"
 """The folder in that of a study to which runs are moved that cannot be used; nothing is deleted."""
 ERRORS = "errors"
-HARMLESS = {"save_every", "log_every", "keep"}
-"""Settings of a finished run that its results do not depend on."""
 
 State = Literal["done", "to resume", "new", "damaged", "other"]
 
@@ -109,7 +115,7 @@ def _difference(output: Path, run: Run, started: Mapping[str, Any], finished: bo
         there = started.get(name, default)
         if isinstance(there, str) and there.startswith(f"{former}/"):  # the study was moved since
             there = str(output) + there.removeprefix(former)
-        if name in HARMLESS and finished:
+        if name in HARMLESS:
             continue
         if name == "save_at" and finished and {*(asked or [])} <= {*(there or [])}:
             continue

@@ -28,8 +28,8 @@ def _text_without_datasets(monkeypatch):
         return Blocks(tokens, OPTIONS["max_length"], [2], [3], 0).split(300)
 
     monkeypatch.setattr(sys.modules["tamt.search.train"], "load_corpus", load_corpus)
-    for module in ("tamt.search.train", "tamt.evaluate"):
-        monkeypatch.setattr(sys.modules[module], "load_dev_corpus", lambda *_: load_corpus()[1])
+    for module, name in (("tamt.search.train", "load_held_out"), ("tamt.evaluate", "load_dev_corpus")):
+        monkeypatch.setattr(sys.modules[module], name, lambda *_: load_corpus()[1])
 
 
 def differing(*files: Path) -> float:

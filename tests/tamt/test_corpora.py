@@ -7,7 +7,7 @@ import datasets
 import pytest
 import torch
 
-from tamt.data.corpora import dev_batches, load_corpus, load_dev_corpus, train_batches
+from tamt.data.corpora import dev_batches, load_corpus, load_dev_corpus, load_held_out, train_batches
 from tamt.errors import UserError
 from tamt.models import load_tokenizer
 from tamt.objectives import TokenMasking
@@ -47,6 +47,13 @@ def test_files_without_dev_text_lend_their_last_blocks(tokenizer, corpus: Path) 
     assert len(train) + len(dev) == len(whole)
     assert len(dev) == round(0.05 * len(whole))
     assert torch.equal(torch.cat([train.tokens, dev.tokens]), whole.tokens)
+
+
+def test_what_is_only_measured_has_the_dev_text_of_what_is_trained(tokenizer, corpus: Path) -> None:
+    for dev_corpus in (None, [str(corpus)]):
+        _, dev = load_corpus([str(corpus)], dev_corpus, tokenizer, 16)
+        assert torch.equal(load_held_out([str(corpus)], dev_corpus, tokenizer, 16).tokens, dev.tokens)
+    assert len(load_held_out([], [str(corpus)], tokenizer, 16)) == len(dev)
 
 
 def test_each_epoch_has_every_block_in_another_order(tokenizer, corpus: Path) -> None:

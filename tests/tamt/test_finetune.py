@@ -210,6 +210,30 @@ def test_a_resumed_run_ends_as_the_unbroken_one(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_the_model_is_that_of_the_best_score_whatever_was_found_before_a_resume(
+    tiny_bert: Path, files: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is broken off after a better model was saved, and does not find so good a one again."""
+    scores, models, evaluate_really = iter([0.5, 0.9, None, *[0.4] * 9]), [], Classification.evaluate
+
+    def evaluate(self: Classification) -> dict[str, float]:
+        evaluate_really(self)
+        models.append(self.model.classifier.weight.detach().clone())
+        if (score := next(scores)) is None:
+            raise KeyboardInterrupt
+        return {"accuracy": score}
+
+    monkeypatch.setattr(Classification, "evaluate", evaluate)
+    options = {**files, "eval_every": 2, "epochs": 3, "save_every": 3}
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_bert, tmp_path / "run", **options)
+    result = run(tiny_bert, tmp_path / "run", resume=True, **options)
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model").classifier.weight
+    assert (result["score"], result["best_step"]) == (0.5, 2)
+    assert torch.equal(saved, models[0])
+    assert not list((tmp_path / "run").glob(".*"))
+
+
 def test_a_loss_that_is_no_number_stops_with_the_last_good_state(
     tiny_bert: Path, files: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

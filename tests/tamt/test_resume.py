@@ -15,7 +15,7 @@ from faults import Fault, Server, moments
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from tamt.finetune.loop import FORMER_MODEL, finish_save
+from tamt.finetune.loop import FORMER_MODEL, restore_model
 from tamt.mask_file import load_packed
 from tamt.run_folder import RunFolder
 from tamt.termination import EXIT_CODE
@@ -69,7 +69,8 @@ def outcome(run: Path) -> dict[str, Any]:
             packed = load_packed(path)
             bits = {name: array.tolist() for name, array in packed.bits.items()}
             masks[str(path.relative_to(run))] = {"info": packed.info, **bits}
-    timeless = [{key: value for key, value in row.items() if key != "seconds"} for row in [*lines, *results]]
+    rows = [row for row in [*lines, *results] if "resumed" not in row]
+    timeless = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
     predictions = {path.name: path.read_text() for path in run.glob("predictions*.jsonl")}
     return {"said": timeless, "held": masks, **predictions}
 
@@ -122,13 +123,20 @@ def test_a_run_ends_as_one_left_alone(name, kind, seed, server, commands, alone,
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_model_whose_replacement_was_broken_off_is_there_again(tmp_path: Path) -> None:
-    (tmp_path / FORMER_MODEL).mkdir()
-    (tmp_path / FORMER_MODEL / "config.json").write_text("former")
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_model_that_a_run_goes_back_to_is_there_again(replaced: bool, tmp_path: Path) -> None:
+    former = tmp_path / f"{FORMER_MODEL}4"
+    former.mkdir()
+    (former / "config.json").write_text("of step 4")
+    (former / "predictions.jsonl").write_text("of step 4")
+    if replaced:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_text("of step 8")
     with RunFolder.start(tmp_path / "none", {}) as folder:
         folder.path = tmp_path
-        finish_save(folder)
-        assert (tmp_path / "model" / "config.json").read_text() == "former"
-        (tmp_path / FORMER_MODEL).mkdir()
-        finish_save(folder)
-    assert (tmp_path / "model" / "config.json").read_text() == "former"
+        restore_model(folder, 4)
+        former.mkdir()
+        restore_model(folder, 8)  # the run goes on from the one that replaced it
+    assert (tmp_path / "model" / "config.json").read_text() == "of step 4"
+    assert (tmp_path / "predictions.jsonl").read_text() == "of step 4"
+    assert not former.exists()

@@ -78,6 +78,12 @@ def test_without_a_checkpoint_a_run_starts_again(run: Path) -> None:
     assert logged(run) == [{"step": 1, "loss": 7.0}]
 
 
+def test_a_resume_is_told_and_what_changes_no_result_may_change(run: Path) -> None:
+    with RunFolder.start(run, {"log_every": 7, "no_cuda_graphs": True}, resume=True) as folder:
+        assert folder.resume(lambda state: None) == 4
+    assert logged(run)[-1] == {"step": 4, "resumed": True}
+
+
 def test_time_before_the_checkpoint_counts(run: Path) -> None:
     with RunFolder.start(run, {}, resume=True) as folder:
         first = folder.seconds
@@ -114,7 +120,7 @@ def test_a_damaged_checkpoint_falls_back_on_the_one_before_and_says_so(run: Path
     said = capsys.readouterr().err
     assert f"{newest} cannot be read" in said
     assert "goes on from the one of step 3" in said
-    assert [line["step"] for line in logged(run)] == [1, 2, 3]
+    assert [line["step"] for line in logged(run) if "resumed" not in line] == [1, 2, 3]
     # The damaged one does not count as one of those that are kept.
     with RunFolder.start(run, {}, resume=True) as folder:
         folder.save_checkpoint(3, {})
@@ -153,7 +159,7 @@ def test_a_run_that_is_at_work_is_left_alone(run: Path) -> None:
             RunFolder.start(run, {}, resume=True)
         assert half_written.exists()
         folder.log(6, loss=0.1)
-    assert [line["step"] for line in logged(run)] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in logged(run) if "resumed" not in line] == [1, 2, 3, 4, 5, 6]
     assert resumed(run)[0] == 4
 
 
@@ -162,7 +168,7 @@ def test_a_checkpoint_right_after_the_start_knows_which_lines_come_after_it(run:
         folder.save_checkpoint(5, {})
         folder.log(6, loss=0.1)
     assert resumed(run)[0] == 5
-    assert [line["step"] for line in logged(run)] == [1, 2, 3, 4]
+    assert [line["step"] for line in logged(run) if "resumed" not in line] == [1, 2, 3, 4]
 
 
 def test_what_a_killed_save_left_is_removed(run: Path) -> None:

@@ -222,10 +222,19 @@ def test_imp_trains_only_what_is_left_from_empty_moments(run, monkeypatch) -> No
             emptied.append(not any(tensor.any() for tensor in moments))
             assert emptied[-1] == bool(now["moments"])
 
+    total_norm, parts = torch.nn.utils.get_total_norm, []
+
+    def norm(grads):  # of what a step clips
+        parts.append([weight.grad[~now["masks"][name]].any() for name, weight in now["weights"].items()])
+        return total_norm(grads)
+
     monkeypatch.setattr(imp, "prune_and_reset", pruned)
     monkeypatch.setattr(imp, "training_steps", checked)
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", norm)
     run("imp", sparsity=0.5, steps=40, lr=1e-3)
     assert sum(emptied) == 4
+    assert parts
+    assert not any(any(each) for each in parts)
 
 
 def test_imp_ranks_the_trained_weights() -> None:

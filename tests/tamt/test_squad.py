@@ -8,13 +8,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from tamt.data.squad import Question, load_questions
 from tamt.data.tasks import find_task
 from tamt.errors import UserError
 from tamt.finetune import finetune
-from tamt.finetune.question_answering import Window, best_answer, make_windows
+from tamt.finetune.question_answering import QuestionAnswering, Window, best_answer, make_windows
 from tamt.mask_file import MaskInfo, load_masks, save_masks
 from tamt.masking import magnitude_masks, prunable_weights
 from tamt.models import load_question_answerer, load_tokenizer
@@ -120,6 +121,24 @@ def test_roberta_has_no_token_types_and_long_questions_are_cut(tiny_roberta: Pat
     assert set(window.features) == {"input_ids", "attention_mask"}
     assert window.context == (18, 21), "16 tokens of the question between two separators"
     assert window.answer == (19, 19)
+
+
+def test_the_loss_of_a_window_does_not_depend_on_the_others_of_its_batch(tiny_bert: Path) -> None:
+    model, tokenizer = load_question_answerer(str(tiny_bert)).eval(), load_tokenizer(str(tiny_bert))
+    contexts = "the red cat", "the red cat sees a tree by the big road and the old dog finds a house"
+    questions = [Question(context, "the cat", context, ["red"], [4]) for context in contexts]
+    windows = [make_windows([question], tokenizer, model, max_length=32, stride=8)[0] for question in questions]
+
+    def loss(windows: list[Window]) -> float:
+        accelerator = Accelerator(cpu=True)
+        job = QuestionAnswering(
+            find_task("squad"), model, tokenizer, accelerator, windows, windows, questions, len(windows), len(windows),
+            seed=0, n_best=20, max_answer_length=30,
+        )  # fmt: skip
+        return float(job.loss(next(job.batches(1)))["loss"].detach())
+
+    alone = [loss([window]) for window in windows]
+    assert loss(windows) == pytest.approx(sum(alone) / 2, rel=1e-5)
 
 
 def window(begin: int, spans: list[tuple[int, int]]) -> Window:
