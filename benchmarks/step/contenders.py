@@ -21,7 +21,6 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-import tamt_kernels as tk
 from benchmarks import scores
 from benchmarks.kernels.eager import float_mask_weight
 from benchmarks.kernels.threshold import by_kthvalue
@@ -180,22 +179,18 @@ def _step(
 
 
 def imp(setting: Setting, cuda_graphs: bool = True) -> Step:
-    """A step of IMP between two prunings: all weights train, and the pruned ones are set to zero again."""
+    """A step of IMP between two prunings: all weights train, and the pruned ones stay zero."""
     search = setting.search(teacher=False)
     search.cuda_graphs = cuda_graphs and setting.on_gpu
     model = search.student.model
     model.requires_grad_(True)
     model.get_output_embeddings().weight.requires_grad_(False)
-    pruned = packed_masks(model, magnitude_masks(prunable_weights(model), SPARSITY))
-    optimizer, schedule = make_optimizer([p for p in model.parameters() if p.requires_grad], LEARNING_RATE, STEPS)
+    masks = magnitude_masks(prunable_weights(model), SPARSITY)
+    apply_masks(model, masks)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer, schedule = make_optimizer(trained, LEARNING_RATE, STEPS, pruned=packed_masks(model, masks))
     losses, batches = Losses("mlm", search.student), search.batches(1, search.masking)
-    take = _step(search.accelerator, model, optimizer, schedule, batches, losses, search.cuda_graphs)
-
-    def step() -> None:
-        take()
-        tk.prune_(*zip(*pruned, strict=True))
-
-    return step
+    return _step(search.accelerator, model, optimizer, schedule, batches, losses, search.cuda_graphs)
 
 
 def ordinary(setting: Setting, objective: Objective, compiled: bool = False) -> Step:
