@@ -501,7 +501,7 @@ def scatter(tickets: Sequence[tuple[Ticket, float]], scores: Scores, task: str) 
             about = about_ticket(ticket)
             gathered.setdefault((ticket.method, ticket.initial), []).append(_point(value, summary, about))
     return tuple(
-        _series(key, tuple(sorted(points)), line=False)
+        _series(key, tuple(sorted(points, key=lambda point: point[:2])), line=False)
         for key, points in sorted(gathered.items(), key=lambda item: order_of(item[0]))
     )
 

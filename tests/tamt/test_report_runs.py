@@ -9,7 +9,7 @@ from example_study import ExampleStudy
 
 from tamt.cli import main
 from tamt.errors import UserError
-from tamt.report.figures import AVERAGE, Figure, Missing, Scores, figures_of
+from tamt.report.figures import AVERAGE, Figure, Missing, Scores, figures_of, scatter
 from tamt.report.masks import compare_masks
 from tamt.report.runs import Study, read_study
 from tamt.report.tables import differences_table, scores_table
@@ -199,6 +199,17 @@ def test_masks_along_the_way_are_measured_by_evaluations(study: ExampleStudy) ->
     found = read_study(study.folder)
     assert [(t.mlm_loss, t.kd_loss) for t in found.tickets if t.step == 100] == [(3.5, 0.25)]
     assert found.skipped == []
+
+
+def test_masks_with_the_same_score_and_other_numbers_of_runs_are_drawn(study: ExampleStudy) -> None:
+    for seed, scores in ((0, (0.5,)), (1, (0.5, 0.5))):
+        ticket = study.search(MODEL, "imp", 0.7, seed)[0]
+        for number, score in enumerate(scores):
+            set_score(study.finetune(MODEL, "cola", ticket, number), score)
+    found = read_study(study.folder)
+    tickets = [(ticket, 0.3) for ticket in found.tickets if ticket.method == "imp"]
+    (series,) = scatter(tickets, Scores(found, MODEL), "cola")
+    assert sorted(point.runs for point in series.points) == [1, 2]
 
 
 def test_nothing_to_report_is_refused(tmp_path: Path, capsys, study: ExampleStudy) -> None:
