@@ -75,7 +75,7 @@ def demo(
                 "sparsity": search["sparsity"],
                 "kd_loss": search["kd_loss"],
                 "score": statistics.mean(scores),
-                "score_std": statistics.stdev(scores) if seeds > 1 else 0.0,
+                "score_std": statistics.stdev(scores) if seeds > 1 else None,
                 "scores": scores,
                 "search_seconds": search["seconds"],
                 "seconds": round(search["seconds"] + sum(run["seconds"] for run in runs), 1),

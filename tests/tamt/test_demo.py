@@ -60,6 +60,13 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path, monkeypatch, capsys)
     assert (folder / "results.json").read_bytes() == before
 
 
+def test_one_seed_has_no_spread(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(tmp_path / "demo", "--seeds", "1") == 0
+    results = json.loads((tmp_path / "demo" / "results.json").read_text(encoding="utf-8"))["results"]
+    assert [row["score_std"] for row in results] == [None] * len(LABELS)
+    assert "score_std" in capsys.readouterr().out
+
+
 def test_a_folder_that_holds_something_else_is_left_as_it_is(tmp_path: Path, capsys) -> None:
     (tmp_path / "results.json").write_text("mine")
     assert run(tmp_path) == run(tmp_path / "results.json") == 2
