@@ -2,7 +2,7 @@
 
 from tamt.report.figures import Chart, Figure, Scores, label_of, main_tickets
 from tamt.report.masks import MaskGroup
-from tamt.report.runs import Study
+from tamt.report.runs import EFFECTIVE_BATCH, Study
 from tamt.report.statistics import summarise
 from tamt.report.tables import Cell, Table
 
@@ -18,10 +18,10 @@ SECONDS = {
 """Of 22.34 K steps of IMP and 22 K of TAMT, batches of 16 × 512, on one V100 (Table 3)."""
 SIMILARITY = {60: "0.75", 80: "less than 0.6"}
 """Between masks of TAMT-MLM and IMP, by sparsity in percent (A.5)."""
-OF_SEARCHES = {"batch_size": "16", "max_length": "512", "lr": "5e-5, 2e-5 for TAMT-KD", "corpus": "wikitext-103"}
+OF_SEARCHES = {EFFECTIVE_BATCH: "16", "max_length": "512", "lr": "5e-5, 2e-5 for TAMT-KD", "corpus": "wikitext-103"}
 OF_TASKS = {
     "epochs": "3, 2 for squad",
-    "batch_size": "32, 16 for squad",
+    EFFECTIVE_BATCH: "32, 16 for squad",
     "max_length": "128, 384 for squad",
     "lr": "2e-5, 3e-5 for squad",
     "eval_every": "50, 500 for mnli, 1000 for squad",

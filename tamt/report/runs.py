@@ -1,12 +1,14 @@
 """What the run folders below a folder hold: subnetworks, their losses, their fine-tunings, and what cannot be used."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tamt.data.tasks import TASKS
 from tamt.errors import UserError
 from tamt.run_folder import CONFIG, METRICS, RESULTS, version_of
 from tamt.search.train import SCHEDULE_STEPS
@@ -19,10 +21,11 @@ NO_START = (*ONE_SHOT, "imp", "full", "published")
 """Methods for which it makes no difference which mask a search starts from."""
 UNKNOWN = "unknown"
 
+EFFECTIVE_BATCH = "effective batch"
+"""The blocks, or rows, of an optimizer step: `batch_size` × `accumulation` × `processes_of_step`."""
 SEARCH_SETTINGS = [
     "corpus",
-    "batch_size",
-    "accumulation",
+    EFFECTIVE_BATCH,
     "max_length",
     "lr",
     "precision",
@@ -30,13 +33,14 @@ SEARCH_SETTINGS = [
     "kd_weight",
     "threshold_every",
     "prune_pooler",
+    "head",
     "head_warmup_steps",
 ]
 """What searches of one method must share to be averaged, beside what the figures tell apart."""
 ONE_SHOT_SETTINGS = ("prune_pooler",)
 FINETUNE_SETTINGS = [
     "epochs",
-    "batch_size",
+    EFFECTIVE_BATCH,
     "max_length",
     "lr",
     "weight_decay",
@@ -254,7 +258,10 @@ def _alike(study: Study, runs: list[_Run], kind: str) -> list[_Run]:
         return ONE_SHOT_SETTINGS if run.config["method"] in ONE_SHOT else SEARCH_SETTINGS
 
     def settings(run: _Run) -> tuple:
-        return tuple((key, _hashable(run.config.get(key))) for key in keys(run))
+        return tuple(
+            (key, _effective_batch(run.config) if key == EFFECTIVE_BATCH else _hashable(run.config.get(key)))
+            for key in keys(run)
+        )
 
     def said(values: tuple) -> str:
         return "has " + ", ".join(f"{key} {_plain(value)}" for key, value in values)
@@ -276,6 +283,16 @@ def _alike(study: Study, runs: list[_Run], kind: str) -> list[_Run]:
             study.skip(run.name, f"{said(mine)} where most runs of {name} {said(theirs)}; they are not averaged")
         study.settings += [(model, name, key, _plain(value)) for key, value in common if value is not None]
     return kept
+
+
+def _effective_batch(config: Mapping[str, Any]) -> Any:
+    """The blocks or rows of an optimizer step; the factors where they are no numbers, None if no batch is known."""
+    task = TASKS.get(str(config.get("task")))
+    size = config.get("batch_size") or (task.batch_size if task else None)
+    factors = [size, config.get("accumulation") or 1, config.get("processes_of_step") or 1]
+    if all(isinstance(factor, int) for factor in factors):
+        return math.prod(factors)
+    return None if factors == [None, 1, 1] else _hashable(factors)
 
 
 def _model(run: _Run) -> str:

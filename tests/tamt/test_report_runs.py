@@ -11,6 +11,7 @@ from tamt.cli import main
 from tamt.errors import UserError
 from tamt.report.figures import AVERAGE, Figure, Missing, Scores, figures_of, scatter
 from tamt.report.masks import compare_masks
+from tamt.report.paper import settings_table
 from tamt.report.runs import Study, read_study
 from tamt.report.tables import differences_table, scores_table
 
@@ -142,6 +143,36 @@ def test_fine_tunings_with_other_settings_are_not_averaged_in(study: ExampleStud
     (name,) = settings
     assert f"has {name} {settings[name]}" in why(found, f"finetune/{folder.name}")
     assert len(found.fine_tunings) == 6
+
+
+@pytest.mark.parametrize("usual", [{}, {"batch_size": 32}, {"batch_size": 4, "processes_of_step": 8}])
+def test_runs_with_another_effective_batch_are_not_averaged_in(tmp_path: Path, usual) -> None:
+    example = ExampleStudy(tmp_path / "study")
+    ticket = example.search(MODEL, "omp", 0.7)[0]
+    for seed, settings in enumerate((usual, {"batch_size": 32}, {"processes_of_step": 8})):
+        folder = example.finetune(MODEL, "cola", ticket, seed, **settings)
+    found = read_study(example.folder)
+    assert "has effective batch 256 where most" in why(found, f"finetune/{folder.name}")
+    assert [item.seed for item in found.fine_tunings] == [0, 1]
+    assert ("cola", "effective batch", "32", "32, 16 for squad") in [row[1:] for row in settings_table(found).rows]
+
+
+def test_searches_with_another_effective_batch_or_head_are_not_averaged_in(tmp_path: Path) -> None:
+    example = ExampleStudy(tmp_path / "study")
+    alike: list[dict] = [
+        {"batch_size": 16},
+        {"batch_size": 2, "processes_of_step": 8},
+        {"batch_size": 4, "accumulation": 2, "processes_of_step": 2},
+    ]
+    others = [{"batch_size": 16, "processes_of_step": 8}, {"batch_size": 16, "head": "head.safetensors"}]
+    for seed, settings in enumerate([*alike, *others]):
+        example.search(MODEL, "tamt-mlm", 0.7, seed, **settings)
+    found = read_study(example.folder)
+    assert {ticket.seed for ticket in found.tickets} == {0, 1, 2}
+    assert [item.why.split(" where")[0] for item in found.skipped] == [
+        "has effective batch 128",
+        "has head head.safetensors",
+    ]
 
 
 def test_searches_with_other_settings_go_with_their_fine_tunings(study: ExampleStudy) -> None:
