@@ -20,6 +20,8 @@ ONE_SHOT = ("omp", "rand")
 NO_START = (*ONE_SHOT, "imp", "full", "published")
 """Methods for which it makes no difference which mask a search starts from."""
 UNKNOWN = "unknown"
+RESUMED = "resumed_at_step"
+"""Key of the line that a search adds to its metrics when it is resumed; its clock goes on from the checkpoint."""
 
 EFFECTIVE_BATCH = "effective batch"
 """The blocks, or rows, of an optimizer step: `batch_size` × `accumulation` × `processes_of_step`."""
@@ -69,7 +71,7 @@ class Ticket:
         step: after which the mask was taken.
         final: whether the search was for this mask, or passed it.
         mlm_loss: on the dev text, before fine-tuning; kd_loss likewise.
-        seconds: of the search up to this mask; None where the search was interrupted, so that no clock ran through.
+        seconds: of the search up to this mask; None where the search was resumed, as that time does not compare.
         mask: its file; None if it is not among the folders that were read.
         run: the folder of the search, relative to that of the study.
     """
@@ -111,7 +113,7 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class Curve:
-    """The dev losses of one search along its way: step, seconds (None after an interruption), and what was measured."""
+    """The dev losses of one search along its way: step, seconds (None if it was resumed), and what was measured."""
 
     ticket: Ticket
     points: tuple[tuple[int, float | None, dict[str, float]], ...]
@@ -310,7 +312,7 @@ def _read_searches(study: Study, runs: list[_Run]) -> None:
     found: list[tuple[Ticket, Any]] = []
     for run in runs:
         method, config = str(run.config["method"]), run.config
-        lines, interrupted = _metrics(study, run)
+        lines, resumed = _metrics(study, run)
         text = _dev_text(config)
         try:
             steps = 0 if method in ONE_SHOT else int(config.get("steps") or SCHEDULE_STEPS)
@@ -326,7 +328,7 @@ def _read_searches(study: Study, runs: list[_Run]) -> None:
                     final=True,
                     mlm_loss=_optional(row, "mlm_loss"),
                     kd_loss=_optional(row, "kd_loss"),
-                    seconds=None if interrupted else _optional(row, "seconds"),
+                    seconds=None if resumed else _optional(row, "seconds"),
                     mask=_mask_of(run, row),
                     run=run.name,
                 )
@@ -348,11 +350,11 @@ def _read_searches(study: Study, runs: list[_Run]) -> None:
                         mask=file,
                         mlm_loss=_optional(line, "dev_mlm_loss"),
                         kd_loss=_optional(line, "dev_kd_loss"),
-                        seconds=None if interrupted else _seconds_at(lines, int(number)),
+                        seconds=None if resumed else _seconds_at(lines, int(number)),
                     )
                 )
         points = tuple(
-            (step, None if interrupted else _seconds_at(lines, step), values)
+            (step, None if resumed else _seconds_at(lines, step), values)
             for step, line in sorted(lines.items())
             if (
                 values := {
@@ -394,27 +396,26 @@ def _dev_text(config: Mapping[str, Any]) -> tuple:
 
 
 def _metrics(study: Study, run: _Run) -> tuple[dict[int, dict[str, Any]], bool]:
-    """The lines of metrics.jsonl by step, those of a step together; and whether the run was interrupted."""
+    """The lines of metrics.jsonl by step, those of a step together; and whether the run was resumed."""
     lines: dict[int, dict[str, Any]] = {}
-    interrupted, last_seconds, damaged = False, 0.0, 0
+    resumed, damaged = False, 0
     for text in (_text(run.path / METRICS) or "").splitlines():
         try:
             line = json.loads(text)
+            if RESUMED in line:
+                resumed = True
+                continue
             step = int(line["step"])
         except (ValueError, KeyError, TypeError, RecursionError):
             damaged += 1
             continue
-        seconds = line.get("seconds")
-        if isinstance(seconds, int | float):
-            interrupted |= seconds < last_seconds
-            last_seconds = seconds
         if "head_warmup" not in line:
             lines.setdefault(step, {}).update(line)
     if damaged:
         study.skip(f"{run.name}/{METRICS}", f"has {damaged} damaged lines, which are left out")
-    if interrupted:
+    if resumed:
         study.skip(run.name, "was interrupted and resumed, so its search time is not known; its masks are used")
-    return lines, interrupted
+    return lines, resumed
 
 
 def _seconds_at(lines: Mapping[int, Mapping[str, Any]], step: int) -> float | None:
