@@ -5,6 +5,7 @@ from tamt.report.masks import MaskGroup
 from tamt.report.runs import EFFECTIVE_BATCH, Study
 from tamt.report.statistics import summarise
 from tamt.report.tables import Cell, Table
+from tamt.search.train import SCORE_TRAVEL
 
 SPEED_UP = {"search steps": "8.4", "search time (min)": "8.7"}
 """By how much TAMT is faster to IMP's best score at 70 % (4.2.3)."""
@@ -151,5 +152,8 @@ def settings_table(study: Study) -> Table:
         searching = name in ("omp", "rand", "imp") or name.startswith("tamt")
         paper = (OF_SEARCHES if searching else OF_TASKS).get(key, "—")
         rows.append((model, label_of(name) if searching else name, key, value, paper))
-    note = "Settings that the runs were given; what they left at its default is the paper's."
+    note = (
+        "Settings that the runs were given. What they left at its default is the paper's, but for the learning rate of "
+        f"a short mask training, raised to {SCORE_TRAVEL:g} / steps, and for tasks that the paper does not have."
+    )
     return Table("settings", "Settings", note, ("model", "method or task", "setting", "here", "in the paper"), rows)

@@ -244,6 +244,11 @@ def test_masks_with_the_same_score_and_other_numbers_of_runs_are_drawn(study: Ex
     assert sorted(point.runs for point in series.points) == [1, 2]
 
 
+def test_settings_say_which_learning_rate_is_not_the_papers(study: ExampleStudy) -> None:
+    note = settings_table(read_study(study.folder)).note
+    assert "learning rate of a short mask training, raised to 0.045 / steps" in note
+
+
 def test_nothing_to_report_is_refused(tmp_path: Path, capsys, study: ExampleStudy) -> None:
     (tmp_path / "empty").mkdir()
     unfinished = tmp_path / "unfinished"
