@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+from tamt.names import distinct
 from tamt.report.runs import UNKNOWN, FineTuning, Study, Ticket
 from tamt.report.statistics import Summary, summarise
 
@@ -179,8 +181,7 @@ def short_searches(study: Study, model: str) -> str:
 def figures_of(study: Study) -> list[Figure | Missing]:
     """Every figure of the paper that the study has the runs for, and what is missing for the others."""
     found: list[Figure | Missing] = []
-    for model in study.models:
-        suffix = f"-{slug(model)}" if len(study.models) > 1 else ""
+    for model, suffix in suffixes(study.models).items():
         scores = Scores(study, model)
         for define in (omp_and_random, by_sparsity, by_loss, by_steps, by_start, by_samples, along_the_search):
             figure = define(study, model, scores)
@@ -507,8 +508,9 @@ def scatter(tickets: Sequence[tuple[Ticket, float]], scores: Scores, task: str) 
 
 
 def about_ticket(ticket: Ticket) -> str:
-    """A mask's seed and step."""
-    parts = [f"mask seed {ticket.seed}"] if ticket.seed is not None else []
+    """A mask's seed and step, and where it lies if it came without its search."""
+    parts = ["/".join(Path(ticket.file).parts[-2:])] if ticket.file else []
+    parts += [f"mask seed {ticket.seed}"] if ticket.seed is not None else []
     return ", ".join([*parts, f"step {ticket.step:,}"] if ticket.steps else parts)
 
 
@@ -529,6 +531,13 @@ def _trained_on(scores: Scores) -> str:
     return f"Fine-tuned on so many samples: {numbers}."
 
 
-def slug(text: str) -> str:
+def suffixes(models: Sequence[str]) -> dict[str, str]:
+    """What the file names of each model's figures end with: nothing where there is one model."""
+    if len(models) < 2:
+        return dict.fromkeys(models, "")
+    return {model: f"-{name}" for model, name in distinct({model: _slug(model) for model in models}).items()}
+
+
+def _slug(text: str) -> str:
     """A text as part of a file name."""
     return "".join(c if c.isalnum() or c in ".-" else "-" for c in text).strip("-.") or "model"

@@ -18,7 +18,7 @@ from tamt.report.figures import (
     label_of,
     main_tickets,
     scatter,
-    slug,
+    suffixes,
 )
 from tamt.report.runs import Study, Ticket
 from tamt.report.statistics import summarise
@@ -133,10 +133,9 @@ def _readable(
 def mask_figures(study: Study, groups: list[MaskGroup]) -> list[Figure | Missing]:
     """Fig. 8 and 17, and the views by layer."""
     found: list[Figure | Missing] = []
-    for model in study.models:
+    for model, stem in suffixes(study.models).items():
         own = [group for group in groups if group.model == model]
-        suffix = f" ({model})" if len(study.models) > 1 else ""
-        stem = f"-{slug(model)}" if len(study.models) > 1 else ""
+        suffix = f" ({model})" if stem else ""
         found.append(_distance_figure(study, model, own, suffix, stem))
         found += _layer_figures(own, suffix, stem)
     return found

@@ -10,6 +10,7 @@ from typing import Any
 
 from tamt.data.tasks import TASKS
 from tamt.errors import UserError
+from tamt.names import distinct
 from tamt.run_folder import CONFIG, METRICS, RESULTS, version_of
 from tamt.search.train import SCHEDULE_STEPS
 from tamt.untrusted import read_json, read_yaml
@@ -53,6 +54,7 @@ FINETUNE_SETTINGS = [
     "max_answer_length",
     "precision",
     "data_dir",
+    "train_file",
     "dev_file",
     "text_column",
     "label_column",
@@ -73,7 +75,8 @@ class Ticket:
         mlm_loss: on the dev text, before fine-tuning; kd_loss likewise.
         seconds: of the search up to this mask; None where the search was resumed, as that time does not compare.
         mask: its file; None if it is not among the folders that were read.
-        run: the folder of the search, relative to that of the study.
+        run: the folder of the search, relative to that of the study; empty if it is not among them.
+        file: what fine-tunings call the mask whose search is not among the folders; None for the others.
     """
 
     model: str
@@ -89,11 +92,12 @@ class Ticket:
     seconds: float | None = None
     mask: Path | None = None
     run: str = ""
+    file: str | None = None
 
     @property
     def identity(self) -> tuple:
         """What two tickets share if they are the same subnetwork."""
-        return (self.model, self.method, self.initial, self.sparsity, self.seed, self.steps, self.step)
+        return (self.model, self.method, self.initial, self.sparsity, self.seed, self.steps, self.step, self.file)
 
 
 @dataclass(frozen=True)
@@ -153,13 +157,15 @@ class Study:
 
 @dataclass(frozen=True)
 class _Run:
-    """A finished run as it lies on the disk."""
+    """A finished run as it lies on the disk. `model` and `task` are what readers see: short, and of one thing alone."""
 
     name: str
     path: Path
     version: str | None
     config: dict[str, Any]
     rows: list[dict[str, Any]]
+    model: str = ""
+    task: str = ""
 
 
 def read_study(folder: Path) -> Study:
@@ -182,6 +188,7 @@ def read_study(folder: Path) -> Study:
         study, runs, lambda run: None, lambda run: run.version, lambda v: f"was written by tamt {v or '(unknown)'}"
     )
     study.version = runs[0].version
+    runs = _labelled(study, runs)
     searches = _alike(study, [r for r in runs if "method" in r.config], "method")
     fine_tunings = _alike(study, [r for r in runs if "task" in r.config], "task")
     evaluations = [run for run in runs if "method" not in run.config and "task" not in run.config]
@@ -270,7 +277,7 @@ def _alike(study: Study, runs: list[_Run], kind: str) -> list[_Run]:
 
     groups: dict[tuple, list[_Run]] = {}
     for run in runs:
-        groups.setdefault((_model(run), _task(run) if kind == "task" else run.config["method"]), []).append(run)
+        groups.setdefault((run.model, run.task if kind == "task" else run.config["method"]), []).append(run)
     kept = []
     for (model, name), members in groups.items():
         counted = Counter(map(settings, members))
@@ -297,14 +304,26 @@ def _effective_batch(config: Mapping[str, Any]) -> Any:
     return None if factors == [None, 1, 1] else _hashable(factors)
 
 
+def _labelled(study: Study, runs: list[_Run]) -> list[_Run]:
+    """The runs with labels for their models and tasks. Paths are told apart as they were written into the configs."""
+    short_models = {_model(run): Path(_model(run)).name if _is_path(_model(run)) else _model(run) for run in runs}
+    models = {full: name if _is_path(full) else full for full, name in distinct(short_models).items()}
+    tasks = distinct({_task(run): _task(run, short=True) for run in runs if "task" in run.config})
+    study.settings += [(label, "", "model", full) for full, label in models.items() if label != short_models[full]]
+    return [replace(run, model=models[_model(run)], task=tasks.get(_task(run), "")) for run in runs]
+
+
 def _model(run: _Run) -> str:
-    model = str(run.config.get("model"))
-    return Path(model).name if model.startswith((".", "/", "~")) else model
+    return str(run.config.get("model")).rstrip("/")
 
 
-def _task(run: _Run) -> str:
-    task, train_file = str(run.config["task"]), run.config.get("train_file")
-    return f"{task} of {Path(str(train_file)).stem}" if train_file else task
+def _is_path(model: str) -> bool:
+    return model.startswith((".", "/", "~"))
+
+
+def _task(run: _Run, short: bool = False) -> str:
+    task, train_file = str(run.config.get("task")), run.config.get("train_file")
+    return f"{task} of {Path(str(train_file)).stem if short else train_file}" if train_file else task
 
 
 def _read_searches(study: Study, runs: list[_Run]) -> None:
@@ -318,7 +337,7 @@ def _read_searches(study: Study, runs: list[_Run]) -> None:
             steps = 0 if method in ONE_SHOT else int(config.get("steps") or SCHEDULE_STEPS)
             tickets = [
                 Ticket(
-                    model=_model(run),
+                    model=run.model,
                     method=method,
                     initial=None if method in NO_START else str(config.get("initial", "omp")),
                     sparsity=round(_number(row, "sparsity"), 3),
@@ -440,7 +459,7 @@ def _read_evaluations(study: Study, runs: list[_Run]) -> None:
             study.skip(run.name, "is no run of tamt train, finetune or evaluate that this tamt knows")
             continue
         if not row.get("mask"):
-            study.full_losses.setdefault(_model(run), {}).update(losses)
+            study.full_losses.setdefault(run.model, {}).update(losses)
             continue
         ticket = _ticket_of(study, run, row, row.get("mask_seed"), row.get("mask_step"))
         if ticket is None:
@@ -468,14 +487,17 @@ def _read_fine_tunings(study: Study, runs: list[_Run], searches: set[str]) -> No
                 if ticket is None:
                     folder = _mask_key(str(mask))[0]
                     if any(Path(name).name == folder for name in searches):
-                        study.skip(run.name, f"fine-tunes a mask of {folder}, which is left out or holds another mask")
+                        study.skip(
+                            run.name,
+                            f"fine-tunes a mask of {folder}, which is left out, of another model or holds another mask",
+                        )
                         continue
                     ticket = _lonely(run, row)
                     ticket = lonely.setdefault(ticket.identity, ticket)
             fine_tuning = FineTuning(
-                model=_model(run),
+                model=run.model,
                 ticket=ticket,
-                task=_task(run),
+                task=run.task,
                 metric=str(row.get("metric", "score")),
                 seed=int(row["seed"]),
                 train_samples=int(row["train_samples"]),
@@ -500,7 +522,7 @@ def _lonely(run: _Run, row: Mapping[str, Any]) -> Ticket:
     """The ticket of a mask whose search is not among the folders: only what the fine-tuning says is known."""
     method = str(row["method"])
     return Ticket(
-        model=_model(run),
+        model=run.model,
         method=method,
         initial=None if method in NO_START else UNKNOWN,
         sparsity=round(_number(row, "sparsity"), 3),
@@ -508,7 +530,7 @@ def _lonely(run: _Run, row: Mapping[str, Any]) -> Ticket:
         steps=0,
         step=int(row.get("mask_step") or 0),
         final=True,
-        run=str(row["mask"]),
+        file=str(row["mask"]),
     )
 
 
@@ -520,7 +542,7 @@ def _ticket_of(study: Study, run: _Run, row: Mapping[str, Any], seed: int | None
         for ticket in study.tickets
         if ticket.mask is not None
         and _mask_key(str(ticket.mask)) == key
-        and ticket.model == _model(run)
+        and ticket.model == run.model
         and ticket.method == row.get("method")
         and abs(ticket.sparsity - float(row.get("sparsity", -1))) < 0.002
         and (seed is None or ticket.seed in (None, seed))

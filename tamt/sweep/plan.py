@@ -1,6 +1,5 @@
 """The runs of a study: which there are, what they are called, and which need which."""
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tamt.errors import UserError
+from tamt.names import distinct
 from tamt.search.imp import STAGES
 from tamt.search.setting import HEAD_FILE, MASK_FILE
 from tamt.search.train import OBJECTIVES, last_step
@@ -117,12 +117,7 @@ def model_names(models: Iterable[str]) -> dict[str, str]:
 
     Where two models would have the same one, each gets the start of its path's sha256.
     """
-    folders = {model: _slug(Path(model).name if Path(model).is_absolute() else model) for model in models}
-    same = [name.casefold() for name in folders.values()]
-    return {
-        model: name if same.count(name.casefold()) == 1 else f"{name}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
-        for model, name in folders.items()
-    }
+    return distinct({model: _slug(Path(model).name if Path(model).is_absolute() else model) for model in models})
 
 
 def _slug(text: str) -> str:

@@ -1,6 +1,7 @@
 """What the report reads: a whole study, and everything that can be wrong with one."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from example_study import ExampleStudy
 
 from tamt.cli import main
 from tamt.errors import UserError
-from tamt.report.figures import AVERAGE, Figure, Missing, Scores, figures_of, scatter
+from tamt.report.figures import AVERAGE, Figure, Missing, Scores, figures_of, scatter, suffixes
 from tamt.report.masks import compare_masks
 from tamt.report.paper import settings_table
 from tamt.report.runs import Study, read_study
@@ -192,6 +193,71 @@ def test_other_lengths_of_search_are_apart(study: ExampleStudy) -> None:
     assert min(row[3].mean for row in scores_table(found).rows) > 20  # the score of 0 is in no mean
     figure = next(f for f in figures_of(found) if isinstance(f, Figure) and f.paper == "Fig. 3, 4")
     assert "TAMT-KD at 70% 200, not 20" in figure.caption
+
+
+def two_models(folder: Path, *models: str) -> Study:
+    """What is read of the same runs of two models, whose scores are 0.2 and 0.8."""
+    for model, score in zip(models, (0.2, 0.8), strict=True):
+        example = ExampleStudy(folder / f"study of {score}", (model,))
+        ticket = example.search(model, "omp", 0.7)[0]
+        set_score(example.finetune(model, "cola", ticket, 0), score)
+    return read_study(folder)
+
+
+def test_models_of_one_name_are_apart(tmp_path: Path) -> None:
+    found = two_models(tmp_path, "/a/bert", "/b/bert")
+    assert found.skipped == []
+    assert sorted((row[3].mean, row[3].runs) for row in scores_table(found).rows) == [(20, 1), (80, 1)]
+    assert all(re.fullmatch("bert-[0-9a-f]{8}", model) for model in found.models)
+    assert {row[3] for row in settings_table(found).rows if row[2] == "model"} == {"/a/bert", "/b/bert"}
+
+
+def test_a_name_of_the_hub_stays_as_it_is(tmp_path: Path) -> None:
+    found = two_models(tmp_path, "bert", "/b/bert")
+    assert found.models[0] == "bert"
+    assert found.models[1].startswith("bert-")
+
+
+def test_a_model_with_a_name_of_its_own_is_called_by_it(tmp_path: Path) -> None:
+    assert two_models(tmp_path / "two", "/a/bert", "../roberta").models == ["bert", "roberta"]
+    assert two_models(tmp_path / "one", "/a/bert", "/a/bert/").models == ["bert"]
+
+
+def test_figures_of_two_models_are_in_files_of_their_own(tmp_path: Path) -> None:
+    found = two_models(tmp_path, "org/bert", "org-bert")
+    names = [figure.name for figure in figures_of(found) if isinstance(figure, Figure)]
+    assert len(names) == len(set(names)) > 1
+    assert len(set(suffixes(found.models).values())) == 2
+
+
+def test_train_files_of_one_name_are_apart(study: ExampleStudy) -> None:
+    ticket = study.search(MODEL, "imp", 0.7)[0]
+    for samples, file in enumerate(("/d1/train.tsv", "/d2/train.tsv", "/d2/other.tsv"), 1):
+        study.finetune(MODEL, "classification", ticket, 0, 10 * samples, train_file=file)
+    found = read_study(study.folder)
+    tasks = sorted(item.task for item in found.fine_tunings if item.ticket and item.ticket.method == "imp")
+    assert tasks[0] == "classification of other"
+    assert len(set(tasks)) == 3
+    assert all(re.fullmatch("classification of train-[0-9a-f]{8}", task) for task in tasks[1:])
+    shown = {row[1]: row[3] for row in settings_table(found).rows if row[2] == "train_file"}
+    assert sorted(shown) == tasks
+    assert sorted(shown.values()) == ["/d1/train.tsv", "/d2/other.tsv", "/d2/train.tsv"]
+
+
+def test_published_masks_of_one_sparsity_are_apart(study: ExampleStudy) -> None:
+    for seed, name in enumerate(("/p1/mask.pt", "/p2/mask.pt", "/p1/mask.pt")):
+        row = {"method": "published", "sparsity": 0.7, "seed": 0, "step": 0, "quality": 0.5}
+        study.finetune(MODEL, "cola", (name, row), seed)
+    found = read_study(study.folder)
+    masks = {item.ticket.file: item.ticket for item in found.fine_tunings if item.ticket and item.ticket.file}
+    assert set(masks) == {"/p1/mask.pt", "/p2/mask.pt"}
+    scores = Scores(found, MODEL)
+    assert {name: [*scores.runs(mask, "cola")] for name, mask in masks.items()} == {
+        "/p1/mask.pt": [0, 2],
+        "/p2/mask.pt": [1],
+    }
+    (series,) = scatter([(mask, 0.3) for mask in masks.values()], scores, "cola")
+    assert {point.about.split(",")[0] for point in series.points} == {"p1/mask.pt", "p2/mask.pt"}
 
 
 def test_a_copy_of_a_run_is_counted_once(study: ExampleStudy) -> None:
