@@ -22,6 +22,8 @@ CONFIG = "config.yaml"
 RESULTS = "results.json"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+RESUMED = "resumed"
+"""Key of the line in `metrics.jsonl` that tells of a resume."""
 WRITTEN_BY = "# written by tamt "
 """First line of `config.yaml`, before the version: a comment, so that the file is still one of options."""
 HARMLESS = {"save_every", "log_every", "keep", "no_cuda_graphs"}
@@ -162,7 +164,7 @@ class RunFolder:
     def resume(self, restore: Callable[[Mapping[str, Any]], None]) -> int:
         """Hand the newest good checkpoint, if there is one, to `restore`.
 
-        `metrics.jsonl` says so, in a line with `resumed`: the clock stood still before, and what follows may be done by
+        `metrics.jsonl` says so, in a line with `RESUMED`: the clock stood still before, and what follows may be done by
         another machine.
 
         Returns:
@@ -183,7 +185,7 @@ class RunFolder:
             ) from error
         say(f"resumed {self.path} at step {self.resumed}")
         if processes.first():
-            self._write_metrics({"step": self.resumed, "resumed": True})
+            self._write_metrics({"step": self.resumed, RESUMED: True})
         return self.resumed
 
     def finish(self, results: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from tamt.data.tasks import TASKS
 from tamt.errors import UserError
 from tamt.names import distinct
-from tamt.run_folder import CONFIG, METRICS, RESULTS, version_of
+from tamt.run_folder import CONFIG, METRICS, RESULTS, RESUMED, version_of
 from tamt.search.train import SCHEDULE_STEPS
 from tamt.untrusted import read_json, read_yaml
 
@@ -21,9 +21,6 @@ ONE_SHOT = ("omp", "rand")
 NO_START = (*ONE_SHOT, "imp", "full", "published")
 """Methods for which it makes no difference which mask a search starts from."""
 UNKNOWN = "unknown"
-RESUMED = "resumed_at_step"
-"""Key of the line that a search adds to its metrics when it is resumed; its clock goes on from the checkpoint."""
-
 EFFECTIVE_BATCH = "effective batch"
 """The blocks, or rows, of an optimizer step: `batch_size` × `accumulation` × `processes_of_step`."""
 SEARCH_SETTINGS = [
@@ -421,13 +418,11 @@ def _metrics(study: Study, run: _Run) -> tuple[dict[int, dict[str, Any]], bool]:
     for text in (_text(run.path / METRICS) or "").splitlines():
         try:
             line = json.loads(text)
-            if RESUMED in line:
-                resumed = True
-                continue
             step = int(line["step"])
         except (ValueError, KeyError, TypeError, RecursionError):
             damaged += 1
             continue
+        resumed |= RESUMED in line
         if "head_warmup" not in line:
             lines.setdefault(step, {}).update(line)
     if damaged:

@@ -277,7 +277,7 @@ def test_losses_on_other_dev_text_are_not_shown(study: ExampleStudy) -> None:
 
 def test_the_time_of_a_resumed_search_is_not_known(study: ExampleStudy) -> None:
     metrics = next(study.folder.glob("search/tamt-kd*seed1")) / "metrics.jsonl"
-    lines = [{"step": 50, "seconds": 40.0}, {"resumed_at_step": 50}, {"step": 200, "seconds": 90.0}]
+    lines = [{"step": 50, "seconds": 40.0}, {"step": 50, "resumed": True}, {"step": 200, "seconds": 90.0}]
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2')
     found = read_study(study.folder)
     assert [t.seconds for t in found.tickets if t.seed == 1] == [None]
