@@ -209,6 +209,8 @@ def _finished_runs(study: Study) -> Iterator[_Run]:
             continue  # several runs summed up, which are read themselves
         try:
             config = read_yaml(path / CONFIG)
+            if not all(isinstance(config.get(kind, ""), str) for kind in ("method", "task")):
+                raise UserError("neither a method nor a task")
         except UserError:
             study.skip(name, f"has a damaged {CONFIG}")
             continue
@@ -418,7 +420,7 @@ def _metrics(study: Study, run: _Run) -> tuple[dict[int, dict[str, Any]], bool]:
     for text in (_text(run.path / METRICS) or "").splitlines():
         try:
             line = json.loads(text)
-            step = int(line["step"])
+            step, _ = int(line["step"]), float(line.get("seconds", 0))
         except (ValueError, KeyError, TypeError, RecursionError):
             damaged += 1
             continue

@@ -103,6 +103,7 @@ def test_an_average_takes_only_runs_with_every_task(study: ExampleStudy) -> None
         ("results.json", None, "not finished"),
         ("config.yaml", "a: [", "damaged config.yaml"),
         ("config.yaml", "text", "damaged config.yaml"),
+        ("config.yaml", "method: [omp]", "damaged config.yaml"),
     ],
 )
 def test_a_damaged_fine_tuning_is_named_and_left_out(study: ExampleStudy, name, content, reason) -> None:
@@ -278,13 +279,14 @@ def test_losses_on_other_dev_text_are_not_shown(study: ExampleStudy) -> None:
 def test_the_time_of_a_resumed_search_is_not_known(study: ExampleStudy) -> None:
     metrics = next(study.folder.glob("search/tamt-kd*seed1")) / "metrics.jsonl"
     lines = [{"step": 50, "seconds": 40.0}, {"step": 50, "resumed": True}, {"step": 200, "seconds": 90.0}]
-    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2')
+    damaged = '{"step": 250, "seconds": null}\n{"step": 2'
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + damaged)
     found = read_study(study.folder)
     assert [t.seconds for t in found.tickets if t.seed == 1] == [None]
     assert {seconds for curve in found.curves if curve.ticket.seed == 1 for _, seconds, _ in curve.points} <= {None}
     assert {item.why.split(",")[0] for item in found.skipped} == {
         "was interrupted and resumed",
-        "has 1 damaged lines",
+        "has 2 damaged lines",
     }
 
 
