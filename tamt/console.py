@@ -57,6 +57,8 @@ class Progress:
 
 def show(results: list[dict]) -> None:
     """Print rows of results to stdout: what they share line by line, what differs as a table, one row's matrices."""
+    if not results:  # as of a study of which no run succeeded
+        return
     output = Console(highlight=False)
     columns = [key for key, value in results[0].items() if not isinstance(value, dict | list)]
     shared = [key for key in columns if all(row.get(key) == results[0][key] for row in results)]

@@ -186,6 +186,14 @@ def test_a_failing_run_stops_no_other(sweep, commands, tmp_path, capsys) -> None
     assert not complaint.exists()
 
 
+def test_a_study_of_which_no_run_succeeds_shows_no_results(sweep, commands, capsys) -> None:
+    commands.failing = {"search/omp_demo_s0.5": UserError("the disk is full; empty it")}
+    assert sweep(methods="omp", sparsities=0.5, search={}, full_model=False) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "failed: search/omp_demo_s0.5: the disk is full; empty it" in captured.err
+
+
 def test_dry_run_tells_and_writes_nothing(sweep, commands, tmp_path, capsys) -> None:
     assert sweep("--dry-run", "--json") == 0
     assert not (tmp_path / "study").exists()
