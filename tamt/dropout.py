@@ -188,6 +188,6 @@ def use_fast_dropout(model: PreTrainedModel) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
-                setattr(module, name, Dropout(child.p))
+                setattr(module, name, Dropout(child.p).train(child.training))
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)

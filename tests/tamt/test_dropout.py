@@ -118,6 +118,13 @@ def test_attention_drops_weights_in_training_alone(padded):
     torch.testing.assert_close(fast.eval()(**padded).last_hidden_state, usual(**padded).last_hidden_state)
 
 
+def test_a_model_that_evaluates_goes_on_evaluating(padded):
+    usual = model().eval()
+    fast = model().eval()
+    use_fast_dropout(fast)
+    torch.testing.assert_close(fast(**padded).last_hidden_state, usual(**padded).last_hidden_state)
+
+
 def test_padding_gets_no_attention():
     query, key, value = torch.randn(3, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(5) < 3).expand(1, 1, 5, 5)
