@@ -111,10 +111,10 @@ def load_masked_language_model(name: str) -> MaskedLanguageModel:
         UserError: the model cannot be had, has no prunable matrix or no MLM head that is known here.
     """
     model, info = _load_model(AutoModelForMaskedLM, name)
-    if not any(hasattr(model, head) for head in ("cls", "lm_head", "vocab_projector", "generator_lm_head")):
+    if not _head_is_known(model):
         raise UserError(
-            f"the MLM head of {type(model).__name__} is not known here; use a KD method, or a BERT, RoBERTa, "
-            "DistilBERT or ELECTRA model"
+            f"the MLM head of {type(model).__name__} is not known here; choose a BERT, RoBERTa, DistilBERT or ELECTRA "
+            "model"
         )
     missing = _check_complete(model, info["missing_keys"], name)
     prunable_modules(model)
@@ -124,6 +124,21 @@ def load_masked_language_model(name: str) -> MaskedLanguageModel:
     heads = MaskedLanguageModel(model, fresh_head=False)
     heads.fresh_head = any(key in missing for key in heads.head_parameters())
     return heads
+
+
+def _head_is_known(model: PreTrainedModel) -> bool:
+    """Whether `MaskedLanguageModel` computes the logits that the model's own MLM head does."""
+    head = getattr(model, "cls", None) or getattr(model, "lm_head", None)
+    if head is None:  # its layers are the model's own, under names that say what they do
+        return hasattr(model, "vocab_projector") or hasattr(model, "generator_lm_head")
+    read_as_known = MaskedLanguageModel(model, fresh_head=False)
+    hidden = torch.randn(1, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            logits = read_as_known.decoder(read_as_known.transform(hidden))
+            return torch.allclose(logits, head(hidden), rtol=1e-3, atol=1e-4, equal_nan=True)
+    except (AttributeError, RuntimeError, TypeError):  # another head under the same name: its layers or widths differ
+        return False
 
 
 def load_classifier(name: str, labels: Sequence[str] | None) -> PreTrainedModel:

@@ -1,0 +1,71 @@
+"""What of a checkpoint cannot be worked with is refused when it is loaded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForMaskedLM,
+    ConvBertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    EsmConfig,
+    MobileBertConfig,
+    ModernBertConfig,
+    PretrainedConfig,
+    RemBertConfig,
+)
+
+from tamt.errors import UserError
+from tamt.models import load_masked_language_model
+
+SIZES = {"vocab_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
+
+
+def saved(folder: Path, config: PretrainedConfig) -> str:
+    """The folder of a random model with an MLM head, whose biases are not zero either."""
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        # Its decoder reads the transform through a second matrix.
+        MobileBertConfig(**SIZES, embedding_size=16, intra_bottleneck_size=16, true_hidden_size=16),
+        RemBertConfig(**SIZES, input_embedding_size=16, output_embedding_size=24),  # it has no `transform`
+        EsmConfig(**SIZES, pad_token_id=0, mask_token_id=1),  # its bias is beside the decoder
+        ModernBertConfig(**SIZES, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_an_mlm_head_that_would_be_read_wrongly_is_refused(config: PretrainedConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the MLM head of \w+ForMaskedLM is not known here; choose a BERT"):
+        load_masked_language_model(saved(tmp_path, config))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DistilBertConfig(vocab_size=40, n_layers=2, n_heads=2, dim=32, hidden_dim=64),
+        ElectraConfig(**SIZES, embedding_size=16),
+        ConvBertConfig(**SIZES, embedding_size=16),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_known_mlm_head_gives_the_logits_of_the_model(config: PretrainedConfig, tmp_path: Path) -> None:
+    heads = load_masked_language_model(saved(tmp_path, config))
+    ids = torch.arange(8).unsqueeze(0)
+    with torch.no_grad():
+        logits = heads.decoder(heads.transform(heads.encoder(ids).last_hidden_state))
+        torch.testing.assert_close(logits, heads.model(ids).logits)
+
+
+def test_bert_and_roberta_are_known(tiny_bert: Path, tiny_roberta: Path) -> None:
+    for folder in (tiny_bert, tiny_roberta):
+        assert not load_masked_language_model(str(folder)).fresh_head
