@@ -84,6 +84,8 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention, torch's own but for dropout on a CPU, where torch's takes no fused path anyway.
 
+    On a CPU it is torch's too where a mask is added in place of bool, the types differ, or heads share their keys.
+
     Args:
         module: the layer.
         query, key, value: [batch, heads, length, width].
@@ -95,7 +97,10 @@ def attention(
         [batch, length, heads, width], and None for the weights.
     """
     as_torch = dropout == 0 or query.device.type != "cpu" or torch.compiler.is_compiling()
-    if as_torch or options.get("position_bias") is not None:
+    as_torch |= options.get("position_bias") is not None
+    as_torch |= attention_mask is not None and attention_mask.dtype != torch.bool
+    as_torch |= not query.dtype == key.dtype == value.dtype or query.shape[1] != key.shape[1]
+    if as_torch:
         found: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function
 
 from tamt.dropout import ATTENTION, Dropout, attention, attention_mask, drop, use_fast_dropout
@@ -107,6 +108,30 @@ def test_attention_and_its_gradients_are_those_of_their_parts(masked):
     grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
     found, wanted = (torch.autograd.grad(each, (query, key, value), grad) for each in (output, expected))
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("mask", "types", "heads_of_keys"),
+    [
+        (torch.zeros(2, 1, 1, 7).index_fill(3, torch.tensor([5, 6]), -1e9), [torch.float32] * 3, 4),  # LayoutLM's
+        (None, [torch.float32, torch.float32, torch.bfloat16], 4),  # rotary queries and keys under autocast
+        (None, [torch.float32] * 3, 2),
+    ],
+)
+def test_attention_of_a_kind_that_is_not_ours_is_that_of_torch(mask, types, heads_of_keys):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(2, heads, 7, 8, generator=generator).to(dtype)
+        for heads, dtype in zip((4, heads_of_keys, heads_of_keys), types, strict=True)
+    )
+    layer = nn.Module()
+    layer.is_causal, layer.num_key_value_groups = False, 4 // heads_of_keys
+    found = []
+    for each in (attention, sdpa_attention_forward):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(each(layer, query, key, value, mask, dropout=0.3)[0])
+    assert torch.equal(*found)
 
 
 def test_attention_drops_weights_in_training_alone(padded):
