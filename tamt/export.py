@@ -36,13 +36,19 @@ def export(model: str, mask: Path, output: Path) -> dict:
     with_head = not heads.fresh_head
     exported, state = _under_head(heads.model, trained) if with_head else (encoder, trained)
     # Beside the output under another name, and renamed when it is whole.
+    output = output.resolve()  # "." has no name
     fresh = output.with_name(f".{output.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     with telling(output):
         exported.save_pretrained(fresh, state_dict=state)
         tokenizer.save_pretrained(fresh)
         sync_tree(fresh)
-        fresh.rename(output)
+        if output.exists():  # filled and not replaced, as somebody's shell may stand in it
+            for file in fresh.iterdir():
+                file.rename(output / file.name)
+            fresh.rmdir()
+        else:
+            fresh.rename(output)
     say(f"the subnetwork is in {output}; open it with transformers' AutoModel or as the --model of a command")
     result = {
         "model": model,

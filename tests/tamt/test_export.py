@@ -65,6 +65,18 @@ def test_the_export_has_exact_zeros_and_its_mlm_head(
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["out"]
 
 
+def test_an_empty_folder_is_filled_from_within(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = write_mask(tiny_bert, tmp_path / "mask.safetensors")
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    assert main(["export", "--model", str(tiny_bert), "--mask", "../mask.safetensors", "--output", "."]) == 0
+    assert Path("config.json").is_file()
+    check_masked(AutoModelForMaskedLM.from_pretrained("."), AutoModelForMaskedLM.from_pretrained(tiny_bert), masks)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.safetensors", "out"]
+
+
 def test_the_pooler_goes_along_masked_or_not(tiny_bert: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     BertForPreTraining(BertConfig.from_pretrained(tiny_bert)).save_pretrained(tmp_path / "model")
