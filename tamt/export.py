@@ -30,7 +30,7 @@ def export(model: str, mask: Path, output: Path) -> dict:
     masks, info = load_masks(mask)
     encoder, missing = load_encoder(model)
     apply_masks(encoder, masks)
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, masking=False)
     trained = {name: tensor for name, tensor in encoder.state_dict().items() if name not in missing}
     heads = load_masked_language_model(model)
     with_head = not heads.fresh_head

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
@@ -40,11 +41,24 @@ def resolve(name: str) -> str:
     return str(demo.model_folder()) if name == "demo" else name
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model `name`. Raises UserError if it cannot be had or has no mask token."""
+def load_tokenizer(name: str, masking: bool = True) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model `name`; with a mask token where `masking` says that tokens will be masked.
+
+    Raises:
+        UserError: it cannot be had, lacks the mask token or that of padding, or has ids that the model does not know.
+    """
     tokenizer = _load(AutoTokenizer, name, "tokenizer")
-    if tokenizer.mask_token_id is None:
+    if masking and tokenizer.mask_token_id is None:
         raise UserError(f"the tokenizer of {name} has no mask token; choose an encoder of the BERT family")
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"the tokenizer of {name} has no padding token; set its pad_token and save it anew")
+    largest = max(tokenizer.get_vocab().values())
+    known = getattr(_load(AutoConfig, name, "configuration"), "vocab_size", None)
+    if known is not None and largest >= known:
+        raise UserError(
+            f"the tokenizer of {name} has ids up to {largest}, but the model's vocabulary ends at {known - 1}; give "
+            "the tokenizer that the model was trained with"
+        )
     return tokenizer
 
 

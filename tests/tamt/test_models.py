@@ -1,10 +1,12 @@
 """What of a checkpoint cannot be worked with is refused when it is loaded."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForMaskedLM,
     ConvBertConfig,
     DistilBertConfig,
@@ -13,11 +15,12 @@ from transformers import (
     MobileBertConfig,
     ModernBertConfig,
     PretrainedConfig,
+    PreTrainedTokenizerFast,
     RemBertConfig,
 )
 
 from tamt.errors import UserError
-from tamt.models import load_masked_language_model
+from tamt.models import load_masked_language_model, load_tokenizer
 
 SIZES = {"vocab_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
 
@@ -69,3 +72,34 @@ def test_a_known_mlm_head_gives_the_logits_of_the_model(config: PretrainedConfig
 def test_bert_and_roberta_are_known(tiny_bert: Path, tiny_roberta: Path) -> None:
     for folder in (tiny_bert, tiny_roberta):
         assert not load_masked_language_model(str(folder)).fresh_head
+
+
+@pytest.fixture
+def saved_tokenizer(tiny_bert: Path, tmp_path: Path) -> Callable[[str, str | None], str]:
+    """Writes the tiny BERT's tokenizer, one of its special tokens changed, beside its configuration."""
+
+    def save(special: str, token: str | None) -> str:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_bert)
+        setattr(tokenizer, special, token)
+        tokenizer.save_pretrained(tmp_path)
+        AutoConfig.from_pretrained(tiny_bert).save_pretrained(tmp_path)
+        return str(tmp_path)
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("special", "token", "message"),
+    [
+        ("mask_token", None, "has no mask token; choose"),
+        ("pad_token", None, "has no padding token; set"),
+        ("pad_token", "[NEW]", "has ids up to 28, but the model's vocabulary ends at 27; give"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_refused(special, token, message, saved_tokenizer) -> None:
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(saved_tokenizer(special, token))
+
+
+def test_no_mask_token_is_needed_where_nothing_is_masked(saved_tokenizer) -> None:
+    assert load_tokenizer(saved_tokenizer("mask_token", None), masking=False).pad_token == "[PAD]"
