@@ -265,6 +265,10 @@ def test_the_options_are_those_of_the_commands() -> None:
 def test_the_studies_that_ship_are_sound(file: Path) -> None:
     plan = make_plan(load_study(file))
     assert {run.kind for run in plan.runs} == {"search", "evaluate", "finetune"}
+    described = file.read_text() + (file.parents[1] / "docs" / "studies.md").read_text(encoding="utf-8")
+    for line in described.splitlines():
+        if line.startswith("# ") or f"`studies/{file.name}`" in line:
+            assert {f"{len(plan.runs):,}"}.issuperset(re.findall(r"([\d,]+) (?:short )?runs", line))
 
 
 def test_the_example_of_the_documentation_is_sound(tmp_path: Path) -> None:
