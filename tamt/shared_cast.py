@@ -25,11 +25,16 @@ def share_casts(model: PreTrainedModel) -> None:
 
 
 def _cast(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of an attention, the first of which is what it reads, in the type that autocast computes in."""
+    """The arguments of an attention, what it reads in the type that autocast computes in.
+
+    That is the first of them, or has the name that most models give it. Under another name it is left to autocast.
+    """
     if positional:
         first, *others = positional
         return (first.to(autocast_dtype(first)), *others), named
-    hidden = named["hidden_states"]
+    hidden = named.get("hidden_states")
+    if hidden is None:
+        return positional, named
     return positional, {**named, "hidden_states": hidden.to(autocast_dtype(hidden))}
 
 

@@ -123,6 +123,23 @@ def test_without_autocast_nothing_changes(pair) -> None:
         assert first.grad is None or torch.equal(first.grad, second.grad)
 
 
+def test_what_is_read_under_another_name_is_left_as_it_is() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query = nn.Linear(4, 4)
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return states
+
+    attention = Attention()
+    share_casts(attention)
+    states = torch.ones(2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention(states=states) is states
+        assert attention(states).dtype == torch.bfloat16
+
+
 def test_the_dense_twin_shares_casts_too(pair) -> None:
     _, shared = pair
     twin = dense_twin(shared, torch.bfloat16)
