@@ -127,7 +127,7 @@ def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--config", action="config", help="YAML file of options; those of the command line win")
-    required = []
+    required, lists = [], []
     for number, (key, parameter) in enumerate(inspect.signature(command).parameters.items()):
         flag = "--" + key.replace("_", "-")
         needed = parameter.default is parameter.empty
@@ -136,6 +136,7 @@ def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict
         if kind is bool:
             parser.add_argument(flag, action="store_true", help=help_text)
         elif number == 0 and get_origin(kind) is list:
+            lists.append(key)
             parser.add_argument(key, nargs="+", type=get_args(kind)[0], help=help_text)
         elif number == 0 and needed and kind is Path:
             parser.add_argument(key, type=Path, help=help_text)
@@ -146,6 +147,7 @@ def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict
             if kind == list[int]:
                 options = {"type": _integers, "metavar": "N,N"}
             elif get_origin(kind) is list:
+                lists.append(key)
                 options = {"type": get_args(kind)[0], "nargs": "+"}
             if default is not None:
                 help_text += f" Default: {default}."
@@ -153,7 +155,12 @@ def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict
     for file in _config_files(arguments):
         from tamt.untrusted import read_yaml
 
-        read_yaml(file)  # for its errors: jsonargparse follows aliases, nine of nine each into a gigabyte
+        # For its errors: jsonargparse follows aliases, nine of nine each into a gigabyte, and takes all for a list.
+        content = read_yaml(file)
+        for key in lists:
+            value = content.get(key)
+            if value is not None and not isinstance(value, list):
+                raise UserError(f"{key} in {file} is no list; write {key}: [{value}]")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object on stdout")
     try:
         chosen = vars(parser.parse_args(arguments))

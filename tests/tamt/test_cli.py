@@ -173,6 +173,14 @@ def test_config_holds_the_options_and_the_command_line_wins(command, tmp_path: P
     assert "sparsty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("value", "shown"), [("text.txt", "text.txt"), ("7", "7"), ("{a: 1}", "{'a': 1}")])
+def test_a_list_in_a_config_is_written_as_one(value, shown, command, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(f"corpus: {value}\n")
+    assert main([*command(corpus=None), "--config", str(file)]) == 2
+    assert capsys.readouterr().err == f"tamt train: error: corpus in {file} is no list; write corpus: [{shown}]\n"
+
+
 def test_kernels_that_are_not_there_are_one_line_too() -> None:
     words = [sys.executable, "-m", "tamt", "compare", "a", "b"]
     environment = {**os.environ, "TAMT_KERNELS": "magic"}
