@@ -79,7 +79,7 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], info: MaskInfo, exact: b
 
     Each mask is stored as ⌈n/8⌉ bytes, bit i % 8 of byte i // 8 the entry with flat index i; BERT-base's 73 matrices
     take 13.5 MB. The metadata holds the format, its version, `info`, the shape of every matrix and the number of its
-    ones as JSON, and a SHA-256 over all of this and the bits.
+    ones as JSON, and a SHA-256 over all of this and the bits. The same masks give the same bytes.
 
     Args:
         path: replaced if it exists.
@@ -107,7 +107,15 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], info: MaskInfo, exact: b
         "kept": json.dumps(packed.kept),
     }
     metadata["digest"] = _digest(metadata, packed.bits)
-    write_atomically(path, save(packed.bits, metadata))
+    write_atomically(path, _reproducible(save(packed.bits, metadata)))
+
+
+def _reproducible(content: bytes) -> bytes:
+    """A safetensors file, the names in its header in ascending order; safetensors gives metadata a random one."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # so that the data begin at a multiple of 8, as safetensors has it
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
 def load_masks(path: Path) -> tuple[Masks, MaskInfo]:

@@ -39,6 +39,18 @@ def test_round_trip(tmp_path: Path, masks) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mask.safetensors"]
 
 
+def test_the_same_masks_give_the_same_bytes(tmp_path: Path, masks) -> None:
+    path = tmp_path / "mask.safetensors"
+    written = set()
+    for _ in range(5):
+        save_masks(path, masks, INFO)
+        written.add(path.read_bytes())
+    (content,) = written
+    assert int.from_bytes(content[:8], "little") % 8 == 0
+    with safe_open(path, "np") as file:
+        assert file.keys() == sorted(masks)
+
+
 def test_bert_base_takes_at_most_13_7_megabytes(tmp_path: Path) -> None:
     with torch.device("meta"):
         shapes = {name: w.shape for name, w in prunable_weights(BertForMaskedLM(BertConfig())).items()}
