@@ -310,7 +310,7 @@ def _question_answering(
 
 def _tokenizer_and_length(task: Task, model: PreTrainedModel, settings: dict) -> tuple[PreTrainedTokenizerBase, int]:
     """The tokenizer, and the longest input in tokens, which it is saved with."""
-    tokenizer = load_tokenizer(settings["model"])
+    tokenizer = load_tokenizer(settings["model"], masking=False)
     longest = longest_input(model)
     if settings["max_length"] is not None and settings["max_length"] > longest:
         raise UserError(
