@@ -171,7 +171,7 @@ def masked_linear(
     checks.threshold("masked_linear", value, cut, score.device)
     absolute = checks.absolute("masked_linear", ranking)
     dtype = weight.dtype
-    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # which meta has not
         dtype = torch.get_autocast_dtype(x.device.type)
     else:
         checks.dtype("masked_linear", "x", x, (dtype,))
