@@ -72,14 +72,13 @@ def packed(operation: str, name: str, value: object, shape_: tuple[int, ...]) ->
 
 def integers(operation: str, name: str, values: Iterable[object]) -> None:
     for value in values:
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
             raise TypeError(f"{operation}: {name} is a {type(value).__name__} but must be an int")
 
 
-def keep(operation: str, name: str, count: object, score_name: str, score: Tensor) -> None:
+def keep(operation: str, name: str, count: int, score_name: str, score: Tensor) -> None:
     """How many entries of a score, or of what ranks in its place, are kept."""
     integers(operation, name, [count])
-    assert isinstance(count, int)
     if not 0 <= count <= score.numel():
         raise ValueError(
             f"{operation}: {name} is {count} but must be from 0 to {score.numel()}, the entries of {score_name} of "
@@ -87,10 +86,9 @@ def keep(operation: str, name: str, count: object, score_name: str, score: Tenso
         )
 
 
-def row(operation: str, name: str, index: object, weight: Tensor) -> None:
+def row(operation: str, name: str, index: int, weight: Tensor) -> None:
     """A row of a weight, from its first or, if negative, from its end."""
     integers(operation, name, [index])
-    assert isinstance(index, int)
     rows = weight.shape[0]
     if not -rows <= index < rows:
         raise ValueError(

@@ -135,9 +135,8 @@ class MaskAdamW(Optimizer):
         norm = gradient_norm(grads, weights)
         trained = [p for p in others["params"] if p.grad is not None] if others else []
         if trained:
-            norms = torch._foreach_norm(
-                [p.grad for p in trained], 2, torch.float32
-            )  # whose squares float16 cannot hold
+            # In float32, as float16 cannot hold the squares.
+            norms = torch._foreach_norm([p.grad for p in trained], 2, torch.float32)
             norm = torch.linalg.vector_norm(torch.stack([norm, *norms]))
         unscale = torch.ones_like(norm) if scale is None else 1 / scale
         norm = norm * unscale
