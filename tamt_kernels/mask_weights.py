@@ -86,7 +86,8 @@ def mask_weights(
 
     Returns:
         The masked weights, each of its weight's shape, and the packed masks (uint8 [⌈n / 8⌉]), none without
-        ``pack``. Each of the two lists lies in one flat tensor: to keep one matrix is to keep all in memory.
+        ``pack``. Each of the two lists lies in one flat tensor, and so do the scores' gradients: to keep one matrix is
+        to keep all in memory.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, device or length, or more than 2**31
