@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 import statistics
+import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -22,6 +23,7 @@ from benchmarks import machine
 from benchmarks.report import Csv, table
 from tamt.console import say
 from tamt.data.tasks import find_task
+from tamt.errors import UserError
 from tamt.files import write_atomically
 from tamt.finetune import finetune
 from tamt.run_folder import finished_results
@@ -45,7 +47,11 @@ TASKS: dict[str, dict[str, Any]] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what is not finished yet and write the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.finetune_table", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.finetune_table",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with glue, squad and text")
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--results", type=Path, help="folder of the table; that of the runs by default")
@@ -129,4 +135,7 @@ def _cell(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"python -m benchmarks.finetune_table: error: {error}")

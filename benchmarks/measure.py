@@ -2,14 +2,15 @@
 
 import random
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from benchmarks.clocks import Clock
 
 Contenders = dict[str, Callable[[], object]]
+Result = TypeVar("Result")
 
 FEWEST_SAMPLES, MOST_SAMPLES = 3, 100
 
@@ -44,7 +45,7 @@ def measure(contenders: Contenders, clock: Clock, seconds: float, ours: str = ""
     Each has the same share of the seconds. A slow one leaves when it has used its own up, after three samples at
     the earliest. One that fails is left out, which is said, unless it is ``ours``.
     """
-    contenders = {name: run for name, run in contenders.items() if _runs(name, run, ours)}
+    contenders = {name: run for name, run in contenders.items() if _tried(name, run, ours)}
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     spent = dict.fromkeys(contenders, 0.0)
     share = seconds / max(len(contenders), 1)
@@ -66,16 +67,20 @@ def measure(contenders: Contenders, clock: Clock, seconds: float, ours: str = ""
     return {name: _summary(samples[name], peaks[name]) for name in contenders}
 
 
-def _runs(name: str, run: Callable[[], object], ours: str) -> bool:
-    """Compile, tune, load: run a contender for the first time. Where it cannot, the times of the others still count."""
+def made(makers: Mapping[str, Callable[[], Result]], ours: str = "") -> dict[str, Result]:
+    """Contenders as their makers make them. One that fails is left out, which is said, unless it is ``ours``."""
+    return {name: contender for name, make in makers.items() for contender in _tried(name, make, ours)}
+
+
+def _tried(name: str, run: Callable[[], Result], ours: str) -> list[Result]:
+    """The result of a first call, which compiles, tunes and loads; none where it fails: the others still count."""
     try:
-        run()
+        return [run()]
     except Exception as error:
         if name == ours:
             raise
         print(f"{name} is left out, as it fails: {type(error).__name__}: {error}", flush=True)
-        return False
-    return True
+        return []
 
 
 def _summary(samples: list[float], peak_memory: int | None) -> Measurement:

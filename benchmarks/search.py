@@ -1,11 +1,13 @@
 """``python -m benchmarks search``: the time to a mask, the paper's Table 3 for this machine."""
 
 import argparse
+from functools import partial
 
 from benchmarks import clocks, machine, report
-from benchmarks.measure import measure
+from benchmarks.measure import made, measure
 from benchmarks.step import add_options, results_in, setting_of
 from benchmarks.step.contenders import CONTENDERS, IMP, OURS
+from tamt.errors import UserError
 
 BATCH = {"cpu": "16x512", "cuda": "16x512"}
 METHODS = {"IMP": ("mlm", IMP), "TAMT-MLM": ("mlm", OURS), "TAMT-KD": ("kd", OURS)}
@@ -26,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure a few steps of each method by turns, and leave ``search.csv`` and ``search.md`` in the output folder.
 
     Raises:
-        UserError: see `setting_of` and `results_in`.
+        UserError: see `setting_of` and `results_in`; no method can be measured.
     """
     setting = setting_of(options, BATCH)
     folder, results = results_in(options, setting, "search")
@@ -34,8 +36,10 @@ def run(options: argparse.Namespace) -> None:
     case = f"{setting.model}, {setting.batch} × {setting.length} tokens in {setting.accumulation} parts"
     heading = ", ".join([case, *(f"{name} {value}" for name, value in described.items())])
     print(heading, flush=True)
-    steps = {name: CONTENDERS[objective][contender](setting) for name, (objective, contender) in METHODS.items()}
-    measured = measure(steps, clocks.clock(setting.device), 0)
+    makers = {name: partial(CONTENDERS[objective][each], setting) for name, (objective, each) in METHODS.items()}
+    measured = measure(made(makers), clocks.clock(setting.device), 0)
+    if not measured:
+        raise UserError("no method can be measured here, for the reasons above; give a smaller --batch")
     lines = [("method", "step, ms", "20 %", "80 %", "1,000 steps, s", "22 k steps, extrapolated", "the paper's")]
     for name, each in measured.items():
         hours, minutes = divmod(round(each.median_ms * STEPS / 60e3), 60)
@@ -56,7 +60,10 @@ def run(options: argparse.Namespace) -> None:
             "batch": setting.batch,
             "length": setting.length,
             "method": name,
-            **each._asdict(),
+            "median_ms": each.median_ms,
+            "p20_ms": each.p20_ms,
+            "p80_ms": each.p80_ms,
+            "samples": each.samples,
             "seconds_per_1000_steps": each.median_ms,
             **described,
         }

@@ -113,9 +113,10 @@ def _linear(
     layers[IN_TRAINING] = Layer(lambda: module(x), [x, module.made])
     if compiled:
         layers[COMPILED] = Layer(lambda: compiled(x, weight, *mask, bias), [x, score])
-    activations = x.element_size() * x.shape[0] * sum(weight.shape)
+    rows = x.element_size() * x.shape[0]
+    outputs, inputs = rows * weight.shape[0], rows * weight.shape[1]
     matrix = weight.numel() * weight.element_size()
-    moved = activations + matrix + 4 * score.numel(), 2 * activations + 2 * matrix + 4 * score.numel()
+    moved = outputs + inputs + matrix + 4 * score.numel(), outputs + 2 * inputs + 2 * matrix + 4 * score.numel()
     forward_only: Contenders = {
         WHOLE_MATRIX: lambda: F.linear(x, tk.mask_weight(weight, *mask), bias),
         COPY: setting.copy(moved[0]),

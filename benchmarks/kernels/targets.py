@@ -54,6 +54,7 @@ TARGETS = [
     Target("cuda", *WARM, READ, 1.4),
     Target("cuda", "mask_weights", "forward", ALL, COPY, 1 / 0.85),
     Target("cuda", "ste_backward", "backward", ALL, COPY, 1 / 0.85),
+    Target("cuda", "mask_adamw", "both", ALL, COPY, 1 / 0.75),
     Target("cuda", "masked_linear", "both", "2048 tokens", DENSE, 1.05),
     Target("cuda", "masked_linear", "both", "256 tokens", DENSE, 1.10),
     *(Target("cuda", "masked_linear", "forward", f"{n} tokens", layers.WHOLE_MATRIX, 1.0) for n in (1, 16, 64)),

@@ -1,10 +1,11 @@
 """``python -m benchmarks step``: a whole step of a search, by turns with what could take its place."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from benchmarks import clocks, machine, report
-from benchmarks.measure import Measurement, measure
+from benchmarks.measure import Measurement, made, measure
 from benchmarks.step import memory, profile
 from benchmarks.step.contenders import CONTENDERS, MODELS, NEEDS_COMPILER, NEEDS_GPU, NO_GRAPHS, OURS, Setting
 from benchmarks.step.targets import verdicts
@@ -37,7 +38,7 @@ def setting_of(options: argparse.Namespace, batches: dict[str, str]) -> Setting:
     """What the options ask for.
 
     Raises:
-        UserError: there is no such device, or the batch is none.
+        UserError: there is no such device, or the batch is none that the model takes.
     """
     device = machine.device(options.device)
     text = "2x16" if options.quick else options.batch or batches[device.type]
@@ -47,6 +48,9 @@ def setting_of(options: argparse.Namespace, batches: dict[str, str]) -> Setting:
     if options.accumulation < 1 or int(blocks) % options.accumulation:
         raise UserError(f"--accumulation {options.accumulation} does not divide the {blocks} blocks of the batch")
     model = "tiny" if options.quick else options.model
+    positions = MODELS[model][1]().max_position_embeddings - (2 if model.startswith("roberta") else 0)
+    if int(length) > positions:
+        raise UserError(f"--batch {text} has {length} tokens a block, but {model} takes {positions} at most")
     return Setting(device, model, int(blocks), int(length), options.accumulation)
 
 
@@ -88,11 +92,12 @@ def run(options: argparse.Namespace) -> None:
     )
     for objective in options.objective or CONTENDERS:
         makers = CONTENDERS[objective]
-        steps = {name: make(setting) for name, make in makers.items() if name not in left_out}
+        steps = made({name: partial(make, setting) for name, make in makers.items() if name not in left_out}, OURS)
         measured = measure(steps, clock, options.seconds, OURS)
         # A profile does not tell which operation a kernel of a graph is of; without graphs the same kernels run.
         profiled_name = NO_GRAPHS if setting.on_gpu else OURS
-        profiled = profile.of_step(steps[profiled_name], setting.device) if objective in ("mlm", "kd") else None
+        of_search = objective in ("mlm", "kd") and profiled_name in measured
+        profiled = profile.of_step(steps[profiled_name], setting.device) if of_search else None
         del steps
         for name, each in measured.items():
             medians[objective, name] = each.median_ms

@@ -10,7 +10,7 @@ from benchmarks import clocks, report, scores
 from benchmarks.__main__ import main
 from benchmarks.kernels import OPERATIONS, layers, targets, threshold
 from benchmarks.kernels.setting import COMPILED, EAGER, OURS, Setting
-from benchmarks.measure import measure
+from benchmarks.measure import made, measure
 
 CPU = torch.device("cpu")
 
@@ -118,6 +118,16 @@ def test_a_contender_that_fails_is_left_out_and_ours_is_not(capsys):
     assert capsys.readouterr().out == "b is left out, as it fails: RuntimeError: out of memory\n"
     with pytest.raises(RuntimeError, match="out of memory"):
         measure({"a": lambda: None, "b": fail}, CountingClock(), 0, ours="b")
+
+
+def test_a_contender_that_cannot_be_made_is_left_out_and_ours_is_not(capsys):
+    def fail():
+        raise RuntimeError("no graph")
+
+    assert made({"a": lambda: 1, "b": fail}, ours="a") == {"a": 1}
+    assert capsys.readouterr().out == "b is left out, as it fails: RuntimeError: no graph\n"
+    with pytest.raises(RuntimeError, match="no graph"):
+        made({"a": lambda: 1, "b": fail}, ours="b")
 
 
 def test_targets_name_what_is_measured():

@@ -113,6 +113,8 @@ def test_verdicts_on_a_gpu():
         (["--batch", "4"], "--batch 4 is not blocks x tokens"),
         (["--batch", "0x128"], "--batch 0x128 is not blocks x tokens"),
         (["--batch", "4x128", "--accumulation", "3"], "--accumulation 3 does not divide the 4 blocks"),
+        (["--batch", "1x513"], "--batch 1x513 has 513 tokens a block, but bert-base takes 512 at most"),
+        (["--batch", "1x513", "--model", "roberta-base"], "roberta-base takes 512 at most"),
         (["--seconds", "-1"], "--seconds is -1.0"),
         (["--model", "gpt"], "invalid choice: 'gpt'"),
     ],
