@@ -10,7 +10,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from benchmarks import clocks, machine
-from benchmarks.measure import measure
+from benchmarks.measure import check_seconds, measure
 from tamt.compare import compare, similarity
 from tamt.errors import UserError
 from tamt.mask_file import MaskInfo, PackedMasks, load_masks, load_packed, save_masks
@@ -27,8 +27,7 @@ def run(options: argparse.Namespace) -> None:
     """Write random masks of 70 % sparsity to a temporary folder and print how long their comparison takes."""
     if options.masks < 2:
         raise UserError(f"--masks {options.masks} must be 2 or more; give at least a pair")
-    if not options.seconds >= 0:
-        raise UserError(f"--seconds is {options.seconds} but must be at least 0")
+    check_seconds(options.seconds)
     described = machine.describe(torch.device("cpu"))
     print(", ".join(f"{name} {value}" for name, value in described.items()), flush=True)
     with torch.device("meta"):

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from benchmarks.clocks import Clock
+from tamt.errors import UserError
 
 Contenders = dict[str, Callable[[], object]]
 Result = TypeVar("Result")
@@ -37,6 +38,12 @@ class Measurement(NamedTuple):
     p80_ms: float
     samples: int
     peak_memory: int | None
+
+
+def check_seconds(seconds: float) -> None:
+    """Raises UserError if `--seconds` are none that can be measured for."""
+    if not seconds >= 0:
+        raise UserError(f"--seconds is {seconds} but must be at least 0")
 
 
 def measure(contenders: Contenders, clock: Clock, seconds: float, ours: str = "") -> dict[str, Measurement]:

@@ -8,7 +8,7 @@ from benchmarks import clocks, machine, report
 from benchmarks.kernels import cosine, elementwise, layers, optimizer, threshold
 from benchmarks.kernels.setting import OURS, Setting
 from benchmarks.kernels.targets import TARGETS, Key
-from benchmarks.measure import Comparison, Measurement, measure
+from benchmarks.measure import Comparison, Measurement, check_seconds, measure
 from tamt.errors import UserError
 
 OPERATIONS: dict[str, Callable[[Setting], Iterator[Comparison]]] = {
@@ -46,8 +46,7 @@ def run(options: argparse.Namespace) -> None:
         UserError: there is no such device, the seconds are negative, or the folder cannot be made.
     """
     device = machine.device(options.device)
-    if not options.seconds >= 0:
-        raise UserError(f"--seconds is {options.seconds} but must be at least 0")
+    check_seconds(options.seconds)
     folder = options.output or machine.results_folder(device)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import clocks, machine, report
-from benchmarks.measure import Measurement, made, measure
+from benchmarks.measure import Measurement, check_seconds, made, measure
 from benchmarks.step import memory, profile
 from benchmarks.step.contenders import CONTENDERS, MODELS, NEEDS_COMPILER, NEEDS_GPU, NO_GRAPHS, OURS, Setting
 from benchmarks.step.targets import verdicts
@@ -48,10 +48,10 @@ def setting_of(options: argparse.Namespace, batches: dict[str, str]) -> Setting:
     if options.accumulation < 1 or int(blocks) % options.accumulation:
         raise UserError(f"--accumulation {options.accumulation} does not divide the {blocks} blocks of the batch")
     model = "tiny" if options.quick else options.model
-    positions = MODELS[model][1]().max_position_embeddings - (2 if model.startswith("roberta") else 0)
-    if int(length) > positions:
-        raise UserError(f"--batch {text} has {length} tokens a block, but {model} takes {positions} at most")
-    return Setting(device, model, int(blocks), int(length), options.accumulation)
+    setting = Setting(device, model, int(blocks), int(length), options.accumulation)
+    if setting.length > setting.longest:
+        raise UserError(f"--batch {text} has {length} tokens a block, but {model} takes {setting.longest} at most")
+    return setting
 
 
 def results_in(options: argparse.Namespace, setting: Setting, name: str) -> tuple[Path, report.Csv]:
@@ -75,8 +75,7 @@ def run(options: argparse.Namespace) -> None:
         UserError: see `setting_of` and `results_in`; the seconds are negative.
     """
     setting = setting_of(options, DEFAULT_BATCH)
-    if not options.seconds >= 0:
-        raise UserError(f"--seconds is {options.seconds} but must be at least 0")
+    check_seconds(options.seconds)
     folder, results = results_in(options, setting, "step")
     described = machine.describe(setting.device)
     case = f"{setting.model}, {setting.batch} × {setting.length} tokens"

@@ -26,7 +26,7 @@ from benchmarks.kernels.eager import float_mask_weight
 from benchmarks.kernels.threshold import by_kthvalue
 from tamt.data.corpora import Blocks, train_batches
 from tamt.masking import apply_masks, keep_of, magnitude_masks, packed_masks, prunable_modules, prunable_weights
-from tamt.models import MaskedLanguageModel, dense_twin, speed_up
+from tamt.models import MaskedLanguageModel, dense_twin, longest_input, speed_up
 from tamt.objectives import Losses, Objective, TokenMasking, encode
 from tamt.search.mask_training import start
 from tamt.search.setting import Search
@@ -64,6 +64,13 @@ class Setting(NamedTuple):
     @property
     def tokens(self) -> int:
         return self.batch * self.length
+
+    @property
+    def longest(self) -> int:
+        """How many tokens the model reads at most."""
+        heads, config = MODELS[self.model]
+        with torch.device("meta"):
+            return longest_input(heads[0](config()))
 
     @property
     def on_gpu(self) -> bool:
