@@ -22,7 +22,8 @@ from tamt.models import (
     longest_input,
 )
 from tamt.objectives import Losses, TokenMasking, prepare
-from tamt.training import Precision, make_accelerator
+from tamt.precision import Precision, choose_precision
+from tamt.training import make_accelerator
 
 BLOCK_LENGTH = 512
 """Tokens of a block where nothing else is asked for (paper, Table 1)."""
@@ -85,7 +86,7 @@ def evaluate(
     max_length: int | None = None,
     batch_size: int = 16,
     blocks: int | None = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     seed: int = 0,
 ) -> dict:
     """Measure the MLM and KD loss of a subnetwork on dev text.
@@ -100,12 +101,14 @@ def evaluate(
         max_length: tokens of a block; 512, or the model's positions if fewer.
         batch_size: blocks a batch.
         blocks: measure only the first so many blocks of the text.
-        precision: arithmetic of the model.
+        precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
+            a GPU and fp32 on a CPU.
         seed: of the masked positions.
     """
     check_positive(max_length=max_length, batch_size=batch_size, blocks=blocks)
     check_seed(seed)
     started = time.monotonic()
+    precision = choose_precision(precision)
     accelerator = make_accelerator(precision, 1, seed)
     with processes.one_first():
         student = load_masked_language_model(model)
@@ -137,6 +140,7 @@ def evaluate(
         "mask_step": info.step if info else None,
         "mlm_loss": losses.get("mlm_loss"),
         "kd_loss": losses["kd_loss"],
+        "precision": precision,
         "seconds": round(time.monotonic() - started, 1),
     }
     return {"results": [row]}

@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+import tamt_kernels as tk
 from tamt.data import demo
 from tamt.dropout import use_fast_dropout
 from tamt.errors import UserError
@@ -204,7 +205,11 @@ def _load_fresh(factory: Any, name: str, **options: Any) -> PreTrainedModel:
 
 
 def speed_up(model: PreTrainedModel) -> None:
-    """Change how fast a model trains, in place, but not what it is: see `tamt.dropout` and `tamt.shared_cast`."""
+    """Change how fast a model runs, in place, but not what it computes.
+
+    See `tamt.dropout`, `tamt.shared_cast` and `tk.linear`.
+    """
+    tk.use_fast_products(model)
     use_fast_dropout(model)
     share_casts(model)
 

@@ -9,6 +9,9 @@ from pathlib import Path
 # No test reaches a hub or the user's caches; Hugging Face's libraries read these when they are imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": tempfile.mkdtemp(), "XDG_CACHE_HOME": tempfile.mkdtemp()}
 
+# What is fastest here is no concern of a test: results must not depend on the machine or on what else it does.
+os.environ.setdefault("TAMT_PRODUCTS", "eager")
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors

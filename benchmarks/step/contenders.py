@@ -28,10 +28,11 @@ from tamt.data.corpora import Blocks, train_batches
 from tamt.masking import apply_masks, keep_of, magnitude_masks, packed_masks, prunable_modules, prunable_weights
 from tamt.models import MaskedLanguageModel, dense_twin, longest_input, speed_up
 from tamt.objectives import Losses, Objective, TokenMasking, encode
+from tamt.precision import DTYPES, Precision
 from tamt.search.mask_training import start
 from tamt.search.setting import Search
 from tamt.step_graph import WARM_UP
-from tamt.training import DTYPES, Precision, compute_dtype, make_accelerator, make_optimizer, training_steps
+from tamt.training import compute_dtype, make_accelerator, make_optimizer, training_steps
 
 Step = Callable[[], object]
 

@@ -26,9 +26,10 @@ from tamt.finetune.question_answering import QuestionAnswering, make_windows
 from tamt.mask_file import MaskInfo, load_masks
 from tamt.masking import Masks, apply_masks, sparsity_of
 from tamt.models import load_classifier, load_question_answerer, load_tokenizer, longest_input
+from tamt.precision import Precision, choose_precision
 from tamt.run_folder import CONFIG, KEEP, RESULTS, RunFolder, check_output, finished_results, processes_of_run
 from tamt.step_graph import starts_from_graphs
-from tamt.training import CHECK_EVERY, Precision, make_accelerator
+from tamt.training import CHECK_EVERY, make_accelerator
 
 N_BEST = 20
 MAX_ANSWER_LENGTH = 30
@@ -62,7 +63,7 @@ def finetune(
     max_answer_length: int | None = None,
     seed: int = 0,
     seeds: list[int] | None = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     log_every: int = 10,
     save_every: int = 500,
     keep: int = KEEP,
@@ -103,7 +104,8 @@ def finetune(
         seed: of the head, the order of the rows, dropout, and the subset.
         seeds: in place of one seed several, with commas: one run after the other in OUTPUT/seed-N, and the mean and
             standard deviation of their scores.
-        precision: arithmetic of the model; the weights and their updates are always fp32.
+        precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
+            a GPU and fp32 on a CPU. The weights and their updates are always fp32.
         log_every: steps between two lines of metrics.
         save_every: steps between two checkpoints.
         keep: checkpoints to keep, the newest ones; should one be damaged, --resume falls back on the one before it.
@@ -200,6 +202,7 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
     )
     step_rows = task.batch_size * (settings["processes_of_step"] or 1)
     parts = processes.parts_of_step(step_rows, task.batch_size)
+    settings["precision"] = choose_precision(settings["precision"], output, resume)
     accelerator = make_accelerator(settings["precision"], parts, settings["seed"])
     job = make_job(settings, accelerator, starts_from_graphs(settings["no_cuda_graphs"]))
     masks: Masks = {}

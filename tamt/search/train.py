@@ -13,6 +13,7 @@ from tamt.evaluate import block_length, read_head
 from tamt.masking import Ranking
 from tamt.models import dense_twin, load_masked_language_model, load_pooler, load_tokenizer
 from tamt.objectives import Objective, TokenMasking
+from tamt.precision import Precision, choose_precision
 from tamt.run_folder import CHECKPOINTS, KEEP, RunFolder, check_output, processes_of_run
 from tamt.search.head import warm_up_head
 from tamt.search.imp import STAGES, iterative_pruning, steps_to
@@ -20,7 +21,7 @@ from tamt.search.mask_training import Initial, train_masks
 from tamt.search.oneshot import oneshot
 from tamt.search.setting import HEAD_FILE, Search
 from tamt.step_graph import starts_from_graphs
-from tamt.training import CHECK_EVERY, Precision, compute_dtype, make_accelerator
+from tamt.training import CHECK_EVERY, compute_dtype, make_accelerator
 
 Method = Literal["tamt-mlm", "tamt-kd", "tamt-mlm+kd", "imp", "omp", "rand"]
 
@@ -49,7 +50,7 @@ def train(
     accumulation: int = 1,
     max_length: int | None = None,
     lr: float | None = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     initial: Initial = "omp",
     ranking: Ranking = "signed",
     kd_weight: float = 1.0,
@@ -85,7 +86,8 @@ def train(
         accumulation: batches an optimizer step.
         max_length: tokens of a block; 512, or the model's positions if fewer.
         lr: peak learning rate; by default the paper's, raised for short runs to 0.045 / steps (scores only).
-        precision: arithmetic of the model; scores and thresholds are always fp32.
+        precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
+            a GPU and fp32 on a CPU. Scores and thresholds are always fp32.
         initial: first mask of the mask training.
         ranking: rank the scores by value or by absolute value.
         kd_weight: weight of the KD loss beside MLM's 1 in tamt-mlm+kd.
@@ -122,6 +124,7 @@ def train(
         if method in OBJECTIVES:
             lr = max(lr, SCORE_TRAVEL / run_steps)
 
+    settings["precision"] = precision = choose_precision(precision, output, resume)
     accelerator = make_accelerator(precision, processes.parts_of_step(step_blocks, batch_size), seed)
     with processes.one_first():
         student = load_masked_language_model(model)
