@@ -23,7 +23,7 @@ from tamt.models import (
 )
 from tamt.objectives import Losses, TokenMasking, prepare
 from tamt.precision import Precision, choose_precision
-from tamt.training import make_accelerator
+from tamt.training import make_accelerator, report_arithmetic
 
 BLOCK_LENGTH = 512
 """Tokens of a block where nothing else is asked for (paper, Table 1)."""
@@ -108,7 +108,7 @@ def evaluate(
     check_positive(max_length=max_length, batch_size=batch_size, blocks=blocks)
     check_seed(seed)
     started = time.monotonic()
-    precision = choose_precision(precision)
+    asked, precision = precision, choose_precision(precision)
     accelerator = make_accelerator(precision, 1, seed)
     with processes.one_first():
         student = load_masked_language_model(model)
@@ -128,6 +128,7 @@ def evaluate(
         masks, info = load_masks(mask)
         apply_masks(student.model, masks)
         sparsity = sparsity_of(masks)
+    report_arithmetic(accelerator, asked)
     losses = dev_losses(
         accelerator, student, teacher, text, TokenMasking.of(tokenizer, student.model), batch_size, seed
     )

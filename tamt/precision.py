@@ -21,7 +21,7 @@ def choose_precision(asked: Precision, output: Path | None = None, resume: bool 
     """The precision of a run: what is asked for, or for "auto" what the device computes fastest in.
 
     That is bf16 where the device has instructions for it, else fp16 on a GPU and fp32 on a CPU. Process 0 decides for
-    all processes, and says what "auto" means here.
+    all processes.
 
     Args:
         asked: "auto", "fp32", "bf16" or "fp16".
@@ -45,15 +45,21 @@ def _begun(output: Path) -> Precision | None:
 
 def _fastest() -> Precision:
     if torch.cuda.is_available():
-        chosen: Precision = "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
-        device = "this GPU"
-    elif torch.backends.mps.is_available():  # not measured
-        chosen, device = "fp32", "this GPU"
-    else:
-        chosen, device = "bf16" if cpu_has_bf16() else "fp32", "this CPU"
-    why = f"{device} is fastest in it" if chosen != "fp32" else f"{device} has no bf16 instructions"
-    say(f"precision {chosen}: {why} (--precision chooses another; what trains is always float32)")
-    return chosen
+        return "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
+    if torch.backends.mps.is_available():  # not measured
+        return "fp32"
+    return "bf16" if cpu_has_bf16() else "fp32"
+
+
+def report_precision(precision: Precision, asked: Precision) -> None:
+    """Log the precision that "auto" chose, and a warning where bf16 is slow."""
+    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if asked == AUTO:
+        why = "has no instructions for bf16" if precision == "fp32" else f"has instructions for {precision}"
+        device = "CPU" if on_cpu else "GPU"
+        say(f"precision {precision}, as this {device} {why} (--precision chooses another; updates are always float32)")
+    if precision == "bf16" and on_cpu and not cpu_has_bf16():
+        say("bf16 takes about 8 times as long as fp32 on this CPU, which has no instructions for it")
 
 
 def cpu_has_bf16() -> bool:
@@ -69,9 +75,3 @@ def _cpu_features() -> set[str]:
     except OSError:
         return set()
     return set(next((line for line in lines if line.startswith("flags")), "").split())
-
-
-def warn_of_slow_precision(precision: Precision) -> None:
-    """Say so where bf16 is asked for on a CPU without instructions for it."""
-    if precision == "bf16" and not torch.cuda.is_available() and not cpu_has_bf16():
-        say("bf16 takes about 8 times as long as fp32 on this CPU, which has no instructions for it")

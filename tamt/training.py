@@ -26,7 +26,7 @@ from tamt import processes, termination
 from tamt.console import say
 from tamt.data.prefetch import prefetch
 from tamt.errors import UserError
-from tamt.precision import DTYPES, Precision, warn_of_slow_precision
+from tamt.precision import DTYPES, Precision, report_precision
 from tamt.step_graph import Outcome, StepGraph
 from tamt_kernels import onednn, product_library
 
@@ -174,7 +174,6 @@ def make_accelerator(precision: Precision, accumulation: int, seed: int) -> Acce
         raise UserError("fp16 needs a GPU and there is none; use --precision bf16 or fp32")
     if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
         raise UserError("this GPU has no bf16 arithmetic; use --precision fp16 or fp32")
-    warn_of_slow_precision(precision)
     processes.join()
     set_seed(seed)
     # Accelerate keeps the precision of the process's first Accelerator; a second command may want another.
@@ -194,9 +193,25 @@ def make_accelerator(precision: Precision, accumulation: int, seed: int) -> Acce
         # The gradient of the word embedding, 47 MB for MiniLM, was faulted in anew at every step: 44 of 370 ms of a
         # fine-tuning step on 2 cores. Told to keep what is freed, glibc held 0.3 GB of holes for BERT-base.
         tk.reuse_freed_memory()
-    if _products_matter(accelerator):
-        _choose_products({})
+        if precision == "fp32":
+            _choose_products({})
     return accelerator
+
+
+def report_arithmetic(accelerator: Accelerator, asked: Precision) -> None:
+    """Log once what a run computes with: the precision that "auto" chose, and the library of its float32 products.
+
+    Call it when all that can be refused was loaded, so that a mistake is answered by one line.
+    """
+    mixed = accelerator.mixed_precision
+    report_precision("fp32" if mixed == "no" else mixed, asked)
+    if not _products_matter(accelerator):
+        return
+    others = [name for name, row in product_library.chosen().items() if set(row) != {"eager"}]
+    if others:
+        say(f"oneDNN computes {', '.join(others)} in float32, as it is faster here (TAMT_PRODUCTS=eager turns it off)")
+    elif problem := onednn.problem():
+        say(f"torch's own library computes all float32 products, because oneDNN cannot: {problem}")
 
 
 def _products_matter(accelerator: Accelerator) -> bool:
@@ -205,20 +220,13 @@ def _products_matter(accelerator: Accelerator) -> bool:
 
 
 def _choose_products(table: Mapping[str, Sequence[str]]) -> None:
-    """Choose what computes float32 products on this CPU, by `table` or by measurement, and report it."""
+    """Choose what computes float32 products on this CPU: by `table`, which a checkpoint has, or by measurement."""
     try:
         missing = product_library.choose(table)
     except RuntimeError as error:  # TAMT_PRODUCTS asks for what is not there
         raise UserError(str(error)) from error
     if missing:
         say(f"this torch cannot compute {', '.join(missing)} as the run did before, so results differ by rounding")
-    others = [name for name, row in product_library.chosen().items() if set(row) != {"eager"}]
-    if others and not table:
-        say(
-            f"oneDNN computes float32 products ({', '.join(others)}), as it is faster here (TAMT_PRODUCTS=eager: never)"
-        )
-    elif (problem := onednn.problem()) and not table:
-        say(f"torch's own library computes all float32 products, because oneDNN cannot: {problem}")
 
 
 def compute_dtype(accelerator: Accelerator) -> torch.dtype:

@@ -29,7 +29,7 @@ from tamt.models import load_classifier, load_question_answerer, load_tokenizer,
 from tamt.precision import Precision, choose_precision
 from tamt.run_folder import CONFIG, KEEP, RESULTS, RunFolder, check_output, finished_results, processes_of_run
 from tamt.step_graph import starts_from_graphs
-from tamt.training import CHECK_EVERY, make_accelerator
+from tamt.training import CHECK_EVERY, make_accelerator, report_arithmetic
 
 N_BEST = 20
 MAX_ANSWER_LENGTH = 30
@@ -202,7 +202,8 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
     )
     step_rows = task.batch_size * (settings["processes_of_step"] or 1)
     parts = processes.parts_of_step(step_rows, task.batch_size)
-    settings["precision"] = choose_precision(settings["precision"], output, resume)
+    asked = settings["precision"]
+    settings["precision"] = choose_precision(asked, output, resume)
     accelerator = make_accelerator(settings["precision"], parts, settings["seed"])
     job = make_job(settings, accelerator, starts_from_graphs(settings["no_cuda_graphs"]))
     masks: Masks = {}
@@ -211,6 +212,7 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
         masks, info = load_masks(mask)
         apply_masks(job.model, masks)
     with RunFolder.start(output, settings, resume, settings["keep"]) as folder:
+        report_arithmetic(accelerator, asked)
         processes.own_dropout()
         outcome = train_subnetwork(
             job,

@@ -21,7 +21,7 @@ from tamt.search.mask_training import Initial, train_masks
 from tamt.search.oneshot import oneshot
 from tamt.search.setting import HEAD_FILE, Search
 from tamt.step_graph import starts_from_graphs
-from tamt.training import CHECK_EVERY, compute_dtype, make_accelerator
+from tamt.training import CHECK_EVERY, compute_dtype, make_accelerator, report_arithmetic
 
 Method = Literal["tamt-mlm", "tamt-kd", "tamt-mlm+kd", "imp", "omp", "rand"]
 
@@ -124,8 +124,8 @@ def train(
         if method in OBJECTIVES:
             lr = max(lr, SCORE_TRAVEL / run_steps)
 
-    settings["precision"] = precision = choose_precision(precision, output, resume)
-    accelerator = make_accelerator(precision, processes.parts_of_step(step_blocks, batch_size), seed)
+    settings["precision"] = choose_precision(precision, output, resume)
+    accelerator = make_accelerator(settings["precision"], processes.parts_of_step(step_blocks, batch_size), seed)
     with processes.one_first():
         student = load_masked_language_model(model)
         if head is not None:
@@ -146,6 +146,7 @@ def train(
     cuda_graphs = method not in {"omp", "rand"} and starts_from_graphs(no_cuda_graphs)
 
     with RunFolder.start(output, settings, resume, keep) as folder:
+        report_arithmetic(accelerator, precision)
         search = Search(
             folder=folder,
             accelerator=accelerator,

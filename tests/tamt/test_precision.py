@@ -7,7 +7,7 @@ import yaml
 from tamt import precision
 from tamt.errors import UserError
 from tamt.finetune import finetune
-from tamt.precision import choose_precision, cpu_has_bf16, warn_of_slow_precision
+from tamt.precision import choose_precision, cpu_has_bf16, report_precision
 from tamt.search import train
 from tamt_kernels import onednn, product_library
 
@@ -26,13 +26,15 @@ def cpu_features(monkeypatch, *features):
 def test_auto_is_bf16_on_a_cpu_with_instructions_for_it(monkeypatch, capsys, feature):
     cpu_features(monkeypatch, feature)
     assert choose_precision("auto") == "bf16"
-    assert "precision bf16: this CPU is fastest in it" in capsys.readouterr().err
+    report_precision("bf16", "auto")
+    assert "precision bf16, as this CPU has instructions for bf16" in capsys.readouterr().err
 
 
 def test_auto_is_fp32_on_another_cpu(monkeypatch, capsys):
     cpu_features(monkeypatch)
     assert choose_precision("auto") == "fp32"
-    assert "precision fp32: this CPU has no bf16 instructions" in capsys.readouterr().err
+    report_precision("fp32", "auto")
+    assert "precision fp32, as this CPU has no instructions for bf16" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("bf16", "chosen"), [(True, "bf16"), (False, "fp16")])
@@ -45,6 +47,7 @@ def test_auto_is_half_precision_on_a_gpu(monkeypatch, bf16, chosen):
 def test_what_is_asked_for_is_kept(monkeypatch, capsys, asked):
     cpu_features(monkeypatch, "avx512_bf16")
     assert choose_precision(asked) == asked
+    report_precision(asked, asked)
     assert not capsys.readouterr().err
 
 
@@ -61,10 +64,10 @@ def test_features_are_read_where_torch_does_not_tell_them(monkeypatch):
 
 def test_slow_bf16_is_warned_of(monkeypatch, capsys):
     cpu_features(monkeypatch)
-    warn_of_slow_precision("bf16")
+    report_precision("bf16", "bf16")
     assert "bf16 takes about 8 times as long as fp32 on this CPU" in capsys.readouterr().err
     cpu_features(monkeypatch, "amx_bf16")
-    warn_of_slow_precision("bf16")
+    report_precision("bf16", "bf16")
     assert not capsys.readouterr().err
 
 
