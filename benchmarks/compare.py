@@ -15,6 +15,7 @@ from tamt.compare import compare, similarity
 from tamt.errors import UserError
 from tamt.mask_file import MaskInfo, PackedMasks, load_masks, load_packed, save_masks
 from tamt.masking import Masks, prunable_weights, random_masks
+from tamt.methods import RANDOM
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
         masks = random_masks(weights, 0.7, 0)
         for seed, path in enumerate(paths):
             masks = {name: mask.roll(1) for name, mask in masks.items()}  # drawing each anew would take 4 s
-            save_masks(path, masks, MaskInfo("bert-base", "rand", 0.7, seed, 0))
+            save_masks(path, masks, MaskInfo("bert-base", RANDOM, 0.7, seed, 0))
         started = time.perf_counter()
         pairs = len(compare(paths)["results"])
         seconds = time.perf_counter() - started

@@ -26,6 +26,7 @@ from tamt.data.tasks import find_task
 from tamt.errors import UserError
 from tamt.files import write_atomically
 from tamt.finetune import finetune
+from tamt.methods import METHODS
 from tamt.run_folder import finished_results
 from tamt.search import train
 
@@ -77,7 +78,7 @@ def _mask(name: str, data: Path, output: Path) -> Path | None:
         return None
     method = name.rsplit("-", 1)[0]
     settings = {"method": method, "model": MODEL, "sparsity": sparsity}
-    if method != "omp":
+    if METHODS[method].needs_text:
         settings |= {**SEARCH, "corpus": [str(data / "text" / "enwiki-sample.txt")], "steps": STEPS}
     _run(train, output / "search" / name, settings)
     return output / "search" / name / "mask.safetensors"

@@ -1,22 +1,20 @@
 """``python -m benchmarks search``: the time to a mask, the paper's Table 3 for this machine."""
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 
 from benchmarks import clocks, machine, report
 from benchmarks.measure import made, measure
 from benchmarks.step import add_options, results_in, setting_of
-from benchmarks.step.contenders import CONTENDERS, IMP, OURS
+from benchmarks.step.contenders import CONTENDERS, IMP, OURS, Setting, Step
+from tamt import methods
 from tamt.errors import UserError
 
 BATCH = {"cpu": "16x512", "cuda": "16x512"}
-METHODS = {"IMP": ("mlm", IMP), "TAMT-MLM": ("mlm", OURS), "TAMT-KD": ("kd", OURS)}
+METHODS = [method for method in methods.METHODS.values() if method.paper_seconds]
+"""The methods whose time the paper gives (Table 3)."""
 STEPS = 22_000
-PAPER = {
-    "bert-base": {"IMP": "4 h 06", "TAMT-MLM": "3 h 55", "TAMT-KD": "4 h 47"},
-    "roberta-base": {"IMP": "4 h 33", "TAMT-MLM": "4 h 17", "TAMT-KD": "4 h 52"},
-}
-"""Table 3: about 22 k steps on one V100 with 32 GB."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,13 +34,13 @@ def run(options: argparse.Namespace) -> None:
     case = f"{setting.model}, {setting.batch} × {setting.length} tokens in {setting.accumulation} parts"
     heading = ", ".join([case, *(f"{name} {value}" for name, value in described.items())])
     print(heading, flush=True)
-    makers = {name: partial(CONTENDERS[objective][each], setting) for name, (objective, each) in METHODS.items()}
+    makers = {method.label: partial(_contender(method), setting) for method in METHODS}
     measured = measure(made(makers), clocks.clock(setting.device), 0)
     if not measured:
         raise UserError("no method can be measured here, for the reasons above; give a smaller --batch")
+    published = {m.label: _hours(m.paper_seconds[setting.model]) for m in METHODS if setting.model in m.paper_seconds}
     lines = [("method", "step, ms", "20 %", "80 %", "1,000 steps, s", "22 k steps, extrapolated", "the paper's")]
     for name, each in measured.items():
-        hours, minutes = divmod(round(each.median_ms * STEPS / 60e3), 60)
         lines.append(
             (
                 name,
@@ -50,8 +48,8 @@ def run(options: argparse.Namespace) -> None:
                 report.figure(each.p20_ms),
                 report.figure(each.p80_ms),
                 report.figure(each.median_ms),
-                f"{hours} h {minutes:02}",
-                PAPER.get(setting.model, {}).get(name, "–"),
+                _hours(each.median_ms * STEPS / 1e3),
+                published.get(name, "–"),
             )
         )
     results.write(
@@ -75,3 +73,12 @@ def run(options: argparse.Namespace) -> None:
     shown = report.table(lines) + f"\n\n{note}"
     (folder / "search.md").write_text(f"{heading}\n\n{shown}\n", encoding="utf-8")
     print(f"\n{shown}\n\nresults: {folder}")
+
+
+def _contender(method: methods.Method) -> Callable[[Setting], Step]:
+    return CONTENDERS["+".join(method.objective)][OURS if method.trains_scores else IMP]
+
+
+def _hours(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02}"

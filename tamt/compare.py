@@ -12,6 +12,7 @@ from tamt.errors import UserError
 from tamt.files import write_atomically
 from tamt.mask_file import MaskInfo, PackedMasks, load_packed, pack_masks
 from tamt.masking import POOLER, magnitude_masks, prunable_weights
+from tamt.methods import OMP
 from tamt.models import load_masked_language_model, load_pooler
 
 
@@ -121,7 +122,7 @@ def _short(path: str) -> str:
 
 def _distances_from_omp(masks: Mapping[str, PackedMasks], model: str | None) -> dict[str, float]:
     """1 − the similarity with the OMP mask of the same sparsity, for each mask for which there is one."""
-    omp = {mask.info.sparsity: mask for mask in masks.values() if mask.info.method == "omp"}
+    omp = {mask.info.sparsity: mask for mask in masks.values() if mask.info.method == OMP}
     if model is not None:
         omp = _omp_of(model, masks)
     return {
@@ -139,7 +140,7 @@ def _omp_of(model: str, masks: Mapping[str, PackedMasks]) -> dict[float, PackedM
         weights[f"{POOLER}.weight"] = load_pooler(model)
     omp = {}
     for sparsity in {mask.info.sparsity for mask in masks.values()}:
-        info = MaskInfo(model=model, method="omp", sparsity=sparsity, seed=0, step=0)
+        info = MaskInfo(model=model, method=OMP, sparsity=sparsity, seed=0, step=0)
         omp[sparsity] = pack_masks(magnitude_masks(weights, sparsity), info)
         check_same_matrices({next(iter(masks)): first, f"of {model}": omp[sparsity]})
     return omp

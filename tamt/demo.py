@@ -11,10 +11,11 @@ from typing import Any
 from tamt.console import say
 from tamt.errors import UserError, check_positive
 from tamt.files import write_atomically
+from tamt.methods import FULL, METHODS, OMP, RANDOM
 from tamt.run_folder import finished_results
 
 SPARSITY = 0.7
-SEARCHES = ("omp", "rand", "tamt-kd")
+SEARCHES = (OMP, RANDOM, "tamt-kd")
 SEARCH: dict[str, Any] = {
     "model": "demo",
     "corpus": ["demo"],
@@ -24,7 +25,7 @@ SEARCH: dict[str, Any] = {
     "save_every": 50,
 }
 FINETUNE: dict[str, Any] = {"task": "demo", "model": "demo", "epochs": 1, "eval_every": 10_000}
-LABELS = {"full": "full model", "omp": "OMP", "rand": "random", "tamt-kd": "TAMT-KD"}
+LABELS = {FULL: "full model", **{name: METHODS[name].label for name in SEARCHES}}
 
 
 def demo(
@@ -58,7 +59,7 @@ def demo(
         settings = {**SEARCH, "method": method, "batch_size": batch_size, "steps": steps}
         searches[method] = _run(train, output / method, settings)
     results = []
-    for method in ("full", *SEARCHES):
+    for method in LABELS:
         say(f"[{method}] fine-tuning on {train_samples} movie snippets with {seeds} seeds")
         mask = output / method / "mask.safetensors" if method in searches else None
         runs = []
@@ -100,12 +101,11 @@ def draw(results: list[dict], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    found = [row for row in results if row["method"] != "full"]
-    full = next(row for row in results if row["method"] == "full")
-    colours = dict(zip((row["method"] for row in found), ("#4878a8", "#9a9a9a", "#c8553d"), strict=True))
+    found = [row for row in results if row["method"] != FULL]
+    full = next(row for row in results if row["method"] == FULL)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
     for position, row in enumerate(found):
-        colour = colours[row["method"]]
+        colour, _ = METHODS[row["method"]].colours
         left.bar(position, row["kd_loss"], width=0.6, color=colour)
         left.text(position, row["kd_loss"], f"{row['kd_loss']:.3f}", ha="center", va="bottom")
         right.hlines(row["score"], position - 0.3, position + 0.3, color=colour, linewidth=2.5)

@@ -1,5 +1,7 @@
 """The errors that a user can cause and mend."""
 
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Something in the request or its input is wrong.
@@ -13,6 +15,13 @@ def check_seed(seed: int) -> None:
     """Check that NumPy's generators, too, can be seeded with `seed`. Raises UserError if not."""
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed} is negative or over 32 bits; give one from 0 to 4294967295")
+
+
+def check_choice(option: str, value: object, choices: Iterable[str]) -> None:
+    """Check that the value of an option is one of its choices. Raises UserError, which lists them, if not."""
+    choices = list(choices)
+    if value not in choices:
+        raise UserError(f"--{option.replace('_', '-')} {value} is not one of {', '.join(choices)}; choose one of them")
 
 
 def check_positive(**options: float | None) -> None:

@@ -15,6 +15,7 @@ from tamt.data.corpora import Blocks, dev_batches, load_dev_corpus
 from tamt.errors import UserError, check_positive, check_seed
 from tamt.mask_file import MaskInfo, load_masks
 from tamt.masking import apply_masks, sparsity_of
+from tamt.methods import FULL
 from tamt.models import (
     MaskedLanguageModel,
     load_masked_language_model,
@@ -134,7 +135,7 @@ def evaluate(
     )
     row = {
         "model": model,
-        "method": info.method if info else "full",
+        "method": info.method if info else FULL,
         "sparsity": round(sparsity, 6),
         "mask": str(mask) if mask else None,
         "mask_seed": info.seed if info else None,

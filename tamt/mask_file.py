@@ -19,6 +19,7 @@ import tamt_kernels as tk
 from tamt.errors import UserError
 from tamt.files import write_atomically
 from tamt.masking import Masks, keep_of, sparsity_of
+from tamt.methods import PUBLISHED
 from tamt.untrusted import load_tensors
 
 FORMAT = "tamt-mask"
@@ -267,7 +268,7 @@ def _load_published(path: Path) -> tuple[Masks, MaskInfo]:
             raise UserError(
                 f"the mask file {path} does not hold each entry of {name[:100]!r} once; save the masks as plain tensors"
             )
-    return masks, MaskInfo(model="unknown", method="published", sparsity=round(sparsity_of(masks), 6), seed=0, step=0)
+    return masks, MaskInfo(model="unknown", method=PUBLISHED, sparsity=round(sparsity_of(masks), 6), seed=0, step=0)
 
 
 def _plain_name(name: str) -> str:

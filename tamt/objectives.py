@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,12 @@ from tamt.models import MaskedLanguageModel
 
 Objective = Literal["mlm", "kd", "mlm+kd"]
 IGNORED = -100
+
+
+def objective_of(weights: Mapping[str, float]) -> Objective:
+    """The objective with these terms."""
+    return cast(Objective, "+".join(weights))
+
 
 Batch = Mapping[str, Tensor]
 """`input_ids` and `attention_mask`, [batch, length]; `special`; `labels`, IGNORED where no token is masked. What

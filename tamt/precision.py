@@ -7,7 +7,7 @@ import torch
 
 from tamt import processes
 from tamt.console import say
-from tamt.errors import UserError
+from tamt.errors import check_choice
 from tamt.run_folder import AUTO, started_with
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -31,8 +31,7 @@ def choose_precision(asked: Precision, output: Path | None = None, resume: bool 
     Raises:
         UserError: there is no such precision.
     """
-    if asked != AUTO and asked not in DTYPES:
-        raise UserError(f"--precision {asked} must be auto, {', '.join(list(DTYPES)[:-1])} or {list(DTYPES)[-1]}")
+    check_choice("precision", asked, (AUTO, *DTYPES))
     if asked != AUTO:
         return asked
     return processes.by_first(lambda: (_begun(output) if resume and output else None) or _fastest())

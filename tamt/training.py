@@ -25,7 +25,7 @@ import tamt_kernels as tk
 from tamt import processes, termination
 from tamt.console import say
 from tamt.data.prefetch import prefetch
-from tamt.errors import UserError
+from tamt.errors import UserError, check_choice
 from tamt.precision import DTYPES, Precision, report_precision
 from tamt.step_graph import Outcome, StepGraph
 from tamt_kernels import onednn, product_library
@@ -167,9 +167,10 @@ def make_accelerator(precision: Precision, accumulation: int, seed: int) -> Acce
     """An Accelerator for this machine's device, after seeding every generator with `seed`.
 
     Raises:
-        UserError: fp16 is asked for on a machine without a GPU, bf16 on a GPU that has none, or TAMT_PRODUCTS for
-            what this torch cannot do; see also `processes.join`.
+        UserError: the precision is unknown; fp16 is asked for on a machine without a GPU, bf16 on a GPU that has none,
+            or TAMT_PRODUCTS for what this torch cannot do; see also `processes.join`.
     """
+    check_choice("precision", precision, DTYPES)
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("fp16 needs a GPU and there is none; use --precision bf16 or fp32")
     if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):

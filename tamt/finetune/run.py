@@ -25,6 +25,7 @@ from tamt.finetune.plots import draw_predictions
 from tamt.finetune.question_answering import QuestionAnswering, make_windows
 from tamt.mask_file import MaskInfo, load_masks
 from tamt.masking import Masks, apply_masks, sparsity_of
+from tamt.methods import FULL
 from tamt.models import load_classifier, load_question_answerer, load_tokenizer, longest_input
 from tamt.precision import Precision, choose_precision
 from tamt.run_folder import CONFIG, KEEP, RESULTS, RunFolder, check_output, finished_results, processes_of_run
@@ -230,7 +231,7 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
         result = {
             "task": settings["task"],
             "model": settings["model"],
-            "method": info.method if info else "full",
+            "method": info.method if info else FULL,
             "sparsity": round(sparsity_of(masks), 6) if masks else 0.0,
             "mask": str(mask) if mask else None,
             "mask_seed": info.seed if info else None,

@@ -9,19 +9,15 @@ from typing import Any
 
 from tamt.errors import UserError
 from tamt.files import write_atomically
+from tamt.methods import FULL, METHODS, PUBLISHED
 from tamt.report.figures import Chart, Figure, HeatMap, Point, Series
 from tamt.report.statistics import Summary
 
 INK, MUTED, RULE, PAPER = "#1b1f24", "#5b6570", "#d9dee4", "#fffffe"
 COLOURS = {
-    "tamt-mlm": ("#0072b2", "#56a9e0"),
-    "tamt-kd": ("#d55e00", "#ff8a3d"),
-    "tamt-mlm+kd": ("#a8478a", "#dd8fc4"),
-    "imp": ("#008a66", "#2fc39b"),
-    "omp": ("#b98000", "#f0b93a"),
-    "rand": ("#7b828a", "#a3abb4"),
-    "published": ("#5a3e99", "#a98be6"),
-    "full": (INK, "#e8ebee"),
+    **{method.name: method.colours for method in METHODS.values()},
+    PUBLISHED: ("#5a3e99", "#a98be6"),
+    FULL: (INK, "#e8ebee"),
     "gap": ("#8c2d3a", "#e58a97"),
     "model-0": ("#0072b3", "#56a9e1"),
     "model-1": ("#d55e01", "#ff8a3e"),
@@ -30,20 +26,15 @@ COLOURS = {
 """A colour for each style, on paper and on a dark page: Okabe and Ito's, told apart by the colour-blind, darkened so
 that thin lines on white stand out. Marks differ too."""
 MARKS = {
-    "tamt-mlm": "s",
-    "tamt-kd": "o",
-    "tamt-mlm+kd": "D",
-    "imp": "^",
-    "omp": "v",
-    "rand": "X",
-    "published": "P",
-    "full": "",
+    **{method.name: method.mark for method in METHODS.values()},
+    PUBLISHED: "P",
+    FULL: "",
     "gap": "",
     "model-1": "s",
     "model-2": "^",
 }
 PAGE = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--surface)"}
-PAGE |= {light: f"var(--{style.replace('+', '-')})" for style, (light, _) in COLOURS.items() if style != "full"}
+PAGE |= {light: f"var(--{style.replace('+', '-')})" for style, (light, _) in COLOURS.items() if style != FULL}
 """What a colour becomes in the page, whose style sheet gives it a value by day and by night."""
 RAMP = ((0.96, 0.97, 0.99), (0.62, 0.79, 0.88), (0.19, 0.51, 0.74), (0.03, 0.19, 0.42))
 PANEL = (3.7, 2.75)
@@ -73,7 +64,7 @@ SETTINGS = {
 
 def colour_of(style: str) -> str:
     """A style's colour on paper."""
-    return COLOURS.get(style, COLOURS["published"])[0]
+    return COLOURS.get(style, COLOURS[PUBLISHED])[0]
 
 
 def pyplot() -> Any:

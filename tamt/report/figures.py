@@ -5,20 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from tamt.methods import IMP, METHODS, OMP, PUBLISHED, RANDOM
 from tamt.names import distinct
 from tamt.report.runs import UNKNOWN, FineTuning, Study, Ticket
 from tamt.report.statistics import Summary, summarise
 
-METHODS = {
-    "tamt-mlm": "TAMT-MLM",
-    "tamt-kd": "TAMT-KD",
-    "tamt-mlm+kd": "TAMT-MLM+KD",
-    "imp": "IMP",
-    "omp": "OMP",
-    "rand": "random",
-    "published": "published mask",
-}
-"""The methods in the order in which they are shown."""
+LABELS = {**{method.name: method.label for method in METHODS.values()}, PUBLISHED: "published mask"}
+"""How methods are called, in the order in which they are shown."""
 LOSSES = {"mlm_loss": "MLM dev loss (nats)", "kd_loss": "KD dev loss"}
 AVERAGE = "average"
 
@@ -140,13 +133,13 @@ class Scores:
 
 def label_of(method: str, initial: str | None = None) -> str:
     """A method's name for people, with the start of its search where that is not the OMP mask."""
-    name = METHODS.get(method, method)
+    name = LABELS.get(method, method)
     return {"random": f"{name}, random start", UNKNOWN: f"{name}, unknown search"}.get(initial or "", name)
 
 
 def order_of(key: tuple[str, str | None]) -> tuple:
     """To sort (method, initial) by."""
-    return ([*METHODS].index(key[0]) if key[0] in METHODS else len(METHODS), key[0], key[1] or "")
+    return ([*LABELS].index(key[0]) if key[0] in LABELS else len(LABELS), key[0], key[1] or "")
 
 
 def main_tickets(study: Study, model: str) -> dict[tuple[str, str | None], dict[float, list[Ticket]]]:
@@ -198,7 +191,7 @@ def figures_of(study: Study) -> list[Figure | Missing]:
 def omp_and_random(study: Study, model: str, scores: Scores) -> Figure | Missing:
     """Fig. 1 and 10: score, MLM and KD loss of OMP and random subnetworks against sparsity, and the scores' gap."""
     paper, title = "Fig. 1, 10", "Magnitude pruning against random subnetworks"
-    tickets = {key: value for key, value in main_tickets(study, model).items() if key[0] in ("omp", "rand")}
+    tickets = {key: value for key, value in main_tickets(study, model).items() if key[0] in (OMP, RANDOM)}
     if len(tickets) < 2:
         return Missing(
             title, paper, "searches with --method omp and rand at the same sparsities, and fine-tunings of their masks"
@@ -213,10 +206,10 @@ def omp_and_random(study: Study, model: str, scores: Scores) -> Figure | Missing
 
 def _with_gap(chart: Chart) -> Chart:
     points = {series.style: {point.x: point for point in series.points} for series in chart.series}
-    shared = sorted(points.get("omp", {}).keys() & points.get("rand", {}).keys())
+    shared = sorted(points.get(OMP, {}).keys() & points.get(RANDOM, {}).keys())
     if not shared or chart.y_label in LOSSES.values():
         return chart
-    gap = tuple(Point(x, points["omp"][x].y - points["rand"][x].y, about="difference of the means") for x in shared)
+    gap = tuple(Point(x, points[OMP][x].y - points[RANDOM][x].y, about="difference of the means") for x in shared)
     series = (*chart.series, Series("OMP − random", "gap", gap, dashed=True))
     return Chart(chart.title, chart.x_label, chart.y_label, series, chart.reference)
 
@@ -357,7 +350,7 @@ def along_the_search(study: Study, model: str, _: Scores) -> Figure | Missing:
                     continue
                 key = (ticket.method, ticket.initial, ticket.steps)
                 for step, _seconds, values in curve.points:
-                    if name in values and not (ticket.method == "imp" and name == "changed"):
+                    if name in values and not (ticket.method == IMP and name == "changed"):
                         factor = 100 if name == "changed" else 1
                         gathered.setdefault(key, {}).setdefault(step, []).append(factor * values[name])
             drawn = [key[:2] for key, by_step in gathered.items() if len(by_step) > 1]
@@ -397,7 +390,7 @@ def between_models(study: Study) -> Figure | Missing:
         for number, (model, found) in enumerate(scores.items()):
             if task not in found.panels:
                 continue
-            tickets = main_tickets(study, model).get(("omp", None), {})
+            tickets = main_tickets(study, model).get((OMP, None), {})
             points = [
                 _point(100 * sparsity, summary)
                 for sparsity, chosen in tickets.items()
@@ -467,7 +460,7 @@ def _cost_charts(
         key = (t.method, t.initial)
         # Masks on the way of searches of other lengths saw another learning rate; IMP's lengths are the axis itself.
         here = key in longest and t.model == model and t.sparsity == sparsity and t.steps > 0
-        if here and (t.method == "imp" or t.steps == longest[key]):
+        if here and (t.method == IMP or t.steps == longest[key]):
             gathered.setdefault(key, {}).setdefault((t.step, t.steps), []).append(t)
     steps_series, time_series = [], []
     for key, by_step in sorted(gathered.items(), key=lambda item: order_of(item[0])):
@@ -484,10 +477,10 @@ def _cost_charts(
             time_series.append(_series(key, tuple(by_time)))
     if not any(len(series.points) >= least for series in steps_series):
         return []
-    one_shot = main_tickets(study, model).get(("omp", None), {}).get(sparsity, [])
+    one_shot = main_tickets(study, model).get((OMP, None), {}).get(sparsity, [])
     omp = scores.of(one_shot, task)
     name, y_label, full = f"{task}, {sparsity:.0%} sparsity", scores.label(task), scores.full(task)
-    start = (Series("OMP", "omp", (_point(0, omp, "no search"),)),) if omp else ()
+    start = (Series(METHODS[OMP].label, OMP, (_point(0, omp, "no search"),)),) if omp else ()
     charts = [Chart(name, "search steps", y_label, (*start, *steps_series), full)]
     if time and time_series:
         charts.append(Chart(name, "search time (min)", y_label, (*start, *time_series), full))

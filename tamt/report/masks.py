@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from tamt.compare import similarity
 from tamt.errors import UserError
 from tamt.mask_file import PackedMasks, load_packed
+from tamt.methods import OMP
 from tamt.report.figures import (
     Chart,
     Figure,
@@ -73,7 +74,7 @@ def _compare(study: Study, model: str, sparsity: float) -> MaskGroup:
     main = {key: tickets.get(sparsity, []) for key, tickets in main_tickets(study, model).items()}
     chosen = [ticket for tickets in main.values() for ticket in sorted(tickets, key=lambda t: t.seed or 0)]
     loaded = list(_readable(study, chosen))
-    omp = next((mask for ticket, mask in loaded if ticket.method == "omp"), None)
+    omp = next((mask for ticket, mask in loaded if ticket.method == OMP), None)
     if len(loaded) > MOST_MASKS:
         study.skip(
             f"the heat map of {model} at {sparsity:.0%}",
@@ -94,7 +95,7 @@ def _compare(study: Study, model: str, sparsity: float) -> MaskGroup:
         for name, kept in mask.kept.items():
             shape, least, most = group.kept.get(name, (mask.shapes[name], kept, kept))
             group.kept[name] = (shape, min(least, kept), max(most, kept))
-        if omp is not None and ticket.method != "omp":
+        if omp is not None and ticket.method != OMP:
             overall, per_matrix = similarity(mask, omp)
             group.distances.append((ticket, 1 - overall))
             distances = {name: 1 - value for name, value in per_matrix.items()}
@@ -103,7 +104,7 @@ def _compare(study: Study, model: str, sparsity: float) -> MaskGroup:
         key: {name: sum(d[name] for d in masks) / len(masks) for name in masks[0]} for key, masks in gathered.items()
     }
     if omp is not None:
-        own = next(ticket for ticket, _ in loaded if ticket.method == "omp")
+        own = next(ticket for ticket, _ in loaded if ticket.method == OMP)
         group.distances.append((own, 0.0))
         others = [t for t in study.tickets if t.model == model and t.sparsity == sparsity and t not in chosen]
         for ticket, mask in _readable(study, others, omp):

@@ -1,5 +1,6 @@
 """What the paper says (Liu et al., NAACL 2022), beside what the runs of a study say."""
 
+from tamt.methods import IMP, METHODS, OMP, RANDOM, is_one_shot, trains_scores
 from tamt.report.figures import Chart, Figure, Scores, label_of, main_tickets
 from tamt.report.masks import MaskGroup
 from tamt.report.runs import EFFECTIVE_BATCH, Study
@@ -9,14 +10,6 @@ from tamt.search.train import SCORE_TRAVEL
 
 SPEED_UP = {"search steps": "8.4", "search time (min)": "8.7"}
 """By how much TAMT is faster to IMP's best score at 70 % (4.2.3)."""
-IMP_STEPS = {20: 2790, 30: 5580, 40: 8380, 50: 11170, 60: 13960, 70: 16750, 80: 19540, 90: 22340}
-TAMT_STEPS = {20: 3000, 30: 6000, 40: 8000, 50: 11000, 60: 14000, 70: 17000, 80: 20000, 90: 22000}
-"""Steps of the masks, by sparsity in percent (Table 2)."""
-SECONDS = {
-    "bert-base": {"imp": 14786, "tamt-mlm": 14098, "tamt-kd": 17206},
-    "roberta-base": {"imp": 16389, "tamt-mlm": 15435, "tamt-kd": 17515},
-}
-"""Of 22.34 K steps of IMP and 22 K of TAMT, batches of 16 × 512, on one V100 (Table 3)."""
 SIMILARITY = {60: "0.75", 80: "less than 0.6"}
 """Between masks of TAMT-MLM and IMP, by sparsity in percent (A.5)."""
 OF_SEARCHES = {EFFECTIVE_BATCH: "16", "max_length": "512", "lr": "5e-5, 2e-5 for TAMT-KD", "corpus": "wikitext-103"}
@@ -55,13 +48,13 @@ def paper_table(study: Study, groups: list[MaskGroup], figures: list[Figure]) ->
 
 def _speed_ups(chart: Chart, models: list[str]) -> list[tuple[Cell, ...]]:
     """How much sooner mask training reaches IMP's best score of a chart."""
-    imp = next((series for series in chart.series if series.style == "imp"), None)
+    imp = next((series for series in chart.series if series.style == IMP), None)
     if imp is None:
         return []
     best = max(imp.points, key=lambda point: point.y)
     rows: list[tuple[Cell, ...]] = []
     for series in chart.series:
-        if series.style.startswith("tamt") and not series.dashed:
+        if trains_scores(series.style) and not series.dashed:
             first = min((point.x for point in series.points if point.y >= best.y), default=None)
             here = "not reached"
             if first is not None and first > 0:
@@ -84,7 +77,7 @@ def _shares_of_full(study: Study, model: str) -> list[tuple[Cell, ...]]:
             found = scores.of(tickets, scores.panels[0])
             if found is None or percent not in (bound, 90):
                 continue
-            paper = "about half" if percent == 90 else "below 90 %" if key[0] == "rand" else "90 % or more"
+            paper = "about half" if percent == 90 else "below 90 %" if key[0] == RANDOM else "90 % or more"
             what = f"{label_of(*key)}'s score at {percent} % sparsity, as a share of the full model's"
             rows.append((model, what, paper, f"{found.mean / full[1].mean:.0%}", "4.2.1"))
     return rows
@@ -92,20 +85,17 @@ def _shares_of_full(study: Study, model: str) -> list[tuple[Cell, ...]]:
 
 def _costs(study: Study, model: str) -> list[tuple[Cell, ...]]:
     rows: list[tuple[Cell, ...]] = []
-    published = next((times for name, times in SECONDS.items() if name in model.lower()), {})
     for (method, initial), by_sparsity in main_tickets(study, model).items():
-        if method in ("omp", "rand") or initial == "random":
+        if method not in METHODS or is_one_shot(method) or initial == "random":
             continue
+        published = METHODS[method]
+        steps = published.paper_steps
         rates = [t.seconds / t.step for tickets in by_sparsity.values() for t in tickets if t.seconds and t.step]
         if rates:
-            paper = (
-                f"{published[method] / (22340 if method == 'imp' else 22000):.2f} (V100)"
-                if method in published
-                else "—"
-            )
+            seconds = next((value for name, value in published.paper_seconds.items() if name in model.lower()), None)
+            paper = f"{seconds / max(steps.values()):.2f} (V100)" if seconds and steps else "—"
             what = f"seconds a step of {label_of(method, initial)}"
             rows.append((model, what, paper, f"{summarise(rates).mean:.3g}", "Table 3"))
-        steps = IMP_STEPS if method == "imp" else TAMT_STEPS
         for sparsity, tickets in by_sparsity.items():
             found = sorted({t.step for t in tickets})
             if (percent := round(100 * sparsity)) in steps and tickets[0].steps:
@@ -123,7 +113,7 @@ def _starts(study: Study, model: str) -> list[tuple[Cell, ...]]:
             continue
         for sparsity, tickets in by_sparsity.items():
             random = scores.of(tickets, scores.panels[0])
-            omp = scores.of(found.get((method, "omp"), {}).get(sparsity, []), scores.panels[0])
+            omp = scores.of(found.get((method, OMP), {}).get(sparsity, []), scores.panels[0])
             if random and omp:
                 what = f"{label_of(method)} from OMP minus from a random start, {sparsity:.0%} sparsity, score × 100"
                 rows.append((model, what, "clearly above 0", f"{omp.mean - random.mean:.1f}", "4.2.4, Fig. 7"))
@@ -136,7 +126,7 @@ def _similarities(group: MaskGroup) -> list[tuple[Cell, ...]]:
         group.similarities[i][j]
         for i, first in enumerate(names)
         for j, second in enumerate(names)
-        if (first, second) == ("TAMT-MLM", "IMP")
+        if (first, second) == (METHODS["tamt-mlm"].label, METHODS[IMP].label)
     ]
     if not values:
         return []
@@ -149,7 +139,7 @@ def settings_table(study: Study) -> Table:
     """What the runs were done with, beside the paper's Table 1; what is left at its default is not named."""
     rows: list[tuple[Cell, ...]] = []
     for model, name, key, value in study.settings:
-        searching = name in ("omp", "rand", "imp") or name.startswith("tamt")
+        searching = name in METHODS
         paper = (OF_SEARCHES if searching else OF_TASKS).get(key, "—")
         rows.append((model, label_of(name) if searching else name, key, value, paper))
     note = (

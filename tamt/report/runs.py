@@ -10,16 +10,13 @@ from typing import Any
 
 from tamt.data.tasks import TASKS
 from tamt.errors import UserError
+from tamt.methods import METHODS, SCHEDULE_STEPS, is_one_shot, trains_scores
 from tamt.names import distinct
 from tamt.run_folder import CONFIG, METRICS, RESULTS, RESUMED, version_of
-from tamt.search.train import SCHEDULE_STEPS
 from tamt.untrusted import read_json, read_yaml
 
 ASIDE = "aside"
 """Where a sweep moves runs that it cannot use."""
-ONE_SHOT = ("omp", "rand")
-NO_START = (*ONE_SHOT, "imp", "full", "published")
-"""Methods for which it makes no difference which mask a search starts from."""
 UNKNOWN = "unknown"
 EFFECTIVE_BATCH = "effective batch"
 """The blocks, or rows, of an optimizer step: `batch_size` × `accumulation` × `processes_of_step`."""
@@ -263,7 +260,7 @@ def _alike(study: Study, runs: list[_Run], kind: str) -> list[_Run]:
     def keys(run: _Run) -> Iterable[str]:
         if kind == "task":
             return FINETUNE_SETTINGS
-        return ONE_SHOT_SETTINGS if run.config["method"] in ONE_SHOT else SEARCH_SETTINGS
+        return ONE_SHOT_SETTINGS if is_one_shot(run.config["method"]) else SEARCH_SETTINGS
 
     def settings(run: _Run) -> tuple:
         return tuple(
@@ -333,14 +330,14 @@ def _read_searches(study: Study, runs: list[_Run]) -> None:
         lines, resumed = _metrics(study, run)
         text = _dev_text(config)
         try:
-            steps = 0 if method in ONE_SHOT else int(config.get("steps") or SCHEDULE_STEPS)
+            steps = 0 if is_one_shot(method) else int(config.get("steps") or SCHEDULE_STEPS)
             tickets = [
                 Ticket(
                     model=run.model,
                     method=method,
-                    initial=None if method in NO_START else str(config.get("initial", "omp")),
+                    initial=str(config.get("initial", "omp")) if trains_scores(method) else None,
                     sparsity=round(_number(row, "sparsity"), 3),
-                    seed=None if method == "omp" else int(row["seed"]),
+                    seed=int(row["seed"]) if _is_seeded(method) else None,
                     steps=steps,
                     step=int(row["step"]),
                     final=True,
@@ -382,7 +379,7 @@ def _read_searches(study: Study, runs: list[_Run]) -> None:
                 }
             )
         )
-        if method not in ONE_SHOT and points:
+        if not is_one_shot(method) and points:
             study.curves.append(Curve(last, points))
         for ticket in tickets:
             found.append((ticket, text))
@@ -521,9 +518,9 @@ def _lonely(run: _Run, row: Mapping[str, Any]) -> Ticket:
     return Ticket(
         model=run.model,
         method=method,
-        initial=None if method in NO_START else UNKNOWN,
+        initial=UNKNOWN if trains_scores(method) else None,
         sparsity=round(_number(row, "sparsity"), 3),
-        seed=None if method == "omp" else row.get("mask_seed"),
+        seed=row.get("mask_seed") if _is_seeded(method) else None,
         steps=0,
         step=int(row.get("mask_step") or 0),
         final=True,
@@ -555,6 +552,10 @@ def _mask_key(mask: str) -> tuple[str, str]:
     parts = Path(mask).parts
     inside = 2 if parts[-2:-1] == ("masks",) else 1
     return (parts[-inside - 1] if len(parts) > inside else "", "/".join(parts[-inside:]))
+
+
+def _is_seeded(method: str) -> bool:
+    return method not in METHODS or METHODS[method].seeded
 
 
 def _number(row: Mapping[str, Any], key: str) -> float:

@@ -1,7 +1,7 @@
 """TAMT: scores are trained through the straight-through estimator, and rank the weights into the mask (paper 3.4)."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from transformers import get_linear_schedule_with_warmup
 import tamt_kernels as tk
 from tamt import processes, termination
 from tamt.console import Progress
+from tamt.errors import check_choice
 from tamt.masking import (
     MaskedModule,
     Masks,
@@ -22,8 +23,9 @@ from tamt.masking import (
     sparsity_of,
     wrap,
 )
-from tamt.objectives import Losses, Objective
-from tamt.search.setting import MASK_FILE, Search
+from tamt.methods import find_method
+from tamt.objectives import Losses, objective_of
+from tamt.search.setting import MASK_FILE, Initial, Search
 from tamt.training import (
     MAX_GRADIENT_NORM,
     NonFiniteError,
@@ -34,42 +36,27 @@ from tamt.training import (
     training_steps,
 )
 
-Initial = Literal["omp", "random"]
 
+def train_masks(search: Search) -> list[dict]:
+    """Train all masks of a model together towards the pre-training objective of the method.
 
-def train_masks(
-    search: Search,
-    objective: Objective,
-    kd_weight: float = 1.0,
-    initial: Initial = "omp",
-    ranking: Ranking = "signed",
-    threshold_every: int = 1,
-) -> list[dict]:
-    """Train all masks of a model together towards a pre-training objective.
-
-    Every weight is frozen; the scores train, and with MLM the MLM head. After every `threshold_every` steps, and
-    before a mask is saved, each mask is renewed to exactly its `keep` ones; in between the masks stay as they are.
+    Every weight is frozen; the scores train, and with MLM the MLM head. After every `threshold_every` steps (1; in the
+    published code 100-1000), and before a mask is saved, each mask is renewed to exactly its `keep` ones; in between
+    the masks stay as they are. The ranking is by the score (eq. 3) or by its absolute value (the text of 3.4.2).
 
     Args:
         search: see `Search`; its teacher must be the dense twin of the student.
-        objective: mlm, kd or mlm+kd.
-        kd_weight: weight of the KD term beside MLM's 1 in mlm+kd.
-        initial: start from the OMP mask (paper eq. 5) or from a random one (paper 4.2.4).
-        ranking: rank by the score (eq. 3) or by its absolute value (the text of 3.4.2).
-        threshold_every: steps between two thresholds, 100-1000 in the published code.
 
     Raises:
+        UserError: the method is unknown, or the mask to start from.
         NonFiniteError, Terminated: after a checkpoint of the last good state was saved.
     """
     student = search.student
-    weights = prunable_weights(student.encoder)
-    if initial == "omp":
-        first_masks = magnitude_masks(weights, search.sparsity)
-    else:
-        first_masks = random_masks(weights, search.sparsity, search.seed)
+    objective, threshold_every = objective_of(find_method(search.method).objective), search.threshold_every
+    first_masks = masks_at_start(prunable_weights(student.encoder), search.initial, search.sparsity, search.seed)
     head = student.head_parameters() if "mlm" in objective else {}
     renew = threshold_every == 1
-    masked, optimizer, schedule = start(search, first_masks, head, ranking, overwrite=renew)
+    masked, optimizer, schedule = start(search, first_masks, head, search.ranking, overwrite=renew)
     # All that is kept of masks: as bits the first, 14 MB for BERT-base in place of 0.1 GB, and the present ones only
     # where they do not follow from the scores.
     first_bits = {name: tk.pack_mask(mask) for name, mask in first_masks.items()}
@@ -98,7 +85,7 @@ def train_masks(
             module.made.detach().copy_(module.weight).masked_fill_(~mask, 0)
 
     done = search.folder.resume(restore)
-    losses = Losses(objective, student, search.teacher, kd_weight)
+    losses = Losses(objective, student, search.teacher, search.kd_weight)
     batches = search.batches(done + 1, search.masking if "mlm" in objective else None)
     steps = training_steps(
         search.accelerator,
@@ -146,6 +133,16 @@ def train_masks(
     dev = search.dev_losses()
     search.folder.log(search.steps, **{f"dev_{name}": value for name, value in dev.items()})
     return [{**search.result(masks, search.steps, seconds, dev), "changed": _changed(first_bits, masks)}]
+
+
+def masks_at_start(weights: Mapping[str, Tensor], initial: Initial, sparsity: float, seed: int) -> Masks:
+    """The masks that training starts from: OMP's (paper eq. 5) or random ones (paper 4.2.4).
+
+    Raises:
+        UserError: `initial` is neither omp nor random.
+    """
+    check_choice("initial", initial, get_args(Initial))
+    return magnitude_masks(weights, sparsity) if initial == "omp" else random_masks(weights, sparsity, seed)
 
 
 def start(

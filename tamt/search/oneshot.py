@@ -1,22 +1,28 @@
 """The baselines that need no training: one-shot magnitude pruning (omp) and random subnetworks (rand)."""
 
 import time
+from collections.abc import Callable
 
-from tamt.masking import apply_masks, magnitude_masks, prunable_weights, random_masks
+from torch import Tensor
+
+from tamt.masking import Masks, apply_masks, magnitude_masks, prunable_weights, random_masks
 from tamt.search.setting import MASK_FILE, Search
 
 
-def oneshot(search: Search) -> list[dict]:
-    """Find the OMP or the random mask, local in each matrix, and measure it where there is dev text.
+def magnitude(search: Search) -> list[dict]:
+    """Keep the largest |W| of each matrix (OMP, paper 3.2)."""
+    return oneshot(search, lambda weights: magnitude_masks(weights, search.sparsity))
 
-    omp keeps the largest |W| of each matrix (paper 3.2); rand keeps a uniformly random subset of the same size.
-    """
+
+def at_random(search: Search) -> list[dict]:
+    """Keep a uniformly random subset of each matrix."""
+    return oneshot(search, lambda weights: random_masks(weights, search.sparsity, search.seed))
+
+
+def oneshot(search: Search, find: Callable[[dict[str, Tensor]], Masks]) -> list[dict]:
+    """Save the masks that `find` returns for the prunable weights, and measure them where there is dev text."""
     started = time.monotonic()
-    weights = prunable_weights(search.student.model)
-    if search.method == "omp":
-        masks = magnitude_masks(weights, search.sparsity)
-    else:
-        masks = random_masks(weights, search.sparsity, search.seed)
+    masks = find(prunable_weights(search.student.model))
     seconds = time.monotonic() - started
     search.save(masks, 0, MASK_FILE)
     apply_masks(search.student.model, masks)

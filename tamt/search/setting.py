@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from accelerate import Accelerator
 from safetensors.torch import save
@@ -14,13 +15,17 @@ from tamt.data.corpora import Blocks, train_batches
 from tamt.evaluate import dev_losses
 from tamt.files import write_atomically
 from tamt.mask_file import MaskInfo, save_masks
-from tamt.masking import Masks, magnitude_masks, random_masks, sparsity_of
+from tamt.masking import Masks, Ranking, magnitude_masks, random_masks, sparsity_of
+from tamt.methods import find_method
 from tamt.models import MaskedLanguageModel
 from tamt.objectives import TokenMasking, prepare
 from tamt.run_folder import RunFolder
 
 MASK_FILE = "mask.safetensors"
 HEAD_FILE = "head.safetensors"
+
+Initial = Literal["omp", "random"]
+"""The mask that mask training starts from."""
 
 
 @dataclass
@@ -53,6 +58,11 @@ class Search:
     """The dense encoder, for KD and for the KD dev loss."""
     train_blocks: Blocks | None = None
     dev_blocks: Blocks | None = None
+    kd_weight: float = 1.0
+    """Weight of the KD loss beside MLM's 1, of mask training towards both."""
+    initial: Initial = "omp"
+    ranking: Ranking = "signed"
+    threshold_every: int = 1
     pooler: Tensor | None = None
     """The pooler's weight, if it is to be pruned: it gets no gradient, so its mask is that of the one-shot method."""
     compile: bool = False
@@ -95,7 +105,9 @@ class Search:
         if self.pooler is not None:
             weights = {"pooler.dense.weight": self.pooler}
             one_shot = (
-                random_masks(weights, target, self.seed) if self.method == "rand" else magnitude_masks(weights, target)
+                random_masks(weights, target, self.seed)
+                if find_method(self.method).random
+                else magnitude_masks(weights, target)
             )
             masks = {**masks, **one_shot}
         path = self.folder.path / name

@@ -3,42 +3,32 @@
 import copy
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 from tamt import processes
 from tamt.console import say
 from tamt.data.corpora import load_corpus, load_held_out
-from tamt.errors import UserError, check_positive, check_seed
+from tamt.errors import UserError, check_choice, check_positive, check_seed
 from tamt.evaluate import block_length, read_head
 from tamt.masking import Ranking
+from tamt.methods import SCHEDULE_STEPS, MethodName, find_method, paper_steps
 from tamt.models import dense_twin, load_masked_language_model, load_pooler, load_tokenizer
-from tamt.objectives import Objective, TokenMasking
+from tamt.objectives import TokenMasking
 from tamt.precision import Precision, choose_precision
 from tamt.run_folder import CHECKPOINTS, KEEP, RunFolder, check_output, processes_of_run
 from tamt.search.head import warm_up_head
-from tamt.search.imp import STAGES, iterative_pruning, steps_to
-from tamt.search.mask_training import Initial, train_masks
-from tamt.search.oneshot import oneshot
-from tamt.search.setting import HEAD_FILE, Search
+from tamt.search.imp import STAGES, steps_to
+from tamt.search.setting import HEAD_FILE, Initial, Search
 from tamt.step_graph import starts_from_graphs
 from tamt.training import CHECK_EVERY, compute_dtype, make_accelerator, report_arithmetic
 
-Method = Literal["tamt-mlm", "tamt-kd", "tamt-mlm+kd", "imp", "omp", "rand"]
-
-OBJECTIVES: dict[str, Objective] = {"tamt-mlm": "mlm", "tamt-kd": "kd", "tamt-mlm+kd": "mlm+kd"}
-LEARNING_RATES = {"tamt-mlm": 5e-5, "tamt-kd": 2e-5, "tamt-mlm+kd": 5e-5, "imp": 5e-5}
-"""The paper's (Table 1)."""
 SCORE_TRAVEL = 0.045
 """lr × steps. Under linear decay a score travels at most half of it, and needs about 0.01 to change a mask entry. So
 much is best for short runs: on a 6-layer MiniLM 150 steps at 3e-4 took the KD loss from 0.312 to 0.172."""
-SCHEDULE_STEPS = 27_920
-"""Two epochs of WikiText-103 in batches of 16 blocks of 512 (paper B.2)."""
-PAPER_STEPS = {0.2: 3000, 0.3: 6000, 0.4: 8000, 0.5: 11000, 0.6: 14000, 0.7: 17000, 0.8: 20000, 0.9: 22000}
-"""Steps after which the paper takes the TAMT mask of a sparsity (Table 2)."""
 
 
 def train(
-    method: Method,
+    method: MethodName,
     model: str,
     output: Path,
     corpus: list[str] | None = None,
@@ -119,10 +109,9 @@ def train(
     run_steps = last_step(method, sparsity, steps)
     if late := [step for step in save_at or [] if step > run_steps]:
         raise UserError(f"--save-at {late[0]} lies after the last step, {run_steps}; ask for earlier steps")
-    if lr is None and method in LEARNING_RATES:
-        lr = LEARNING_RATES[method]
-        if method in OBJECTIVES:
-            lr = max(lr, SCORE_TRAVEL / run_steps)
+    found = find_method(method)
+    if lr is None and found.lr is not None:
+        lr = max(found.lr, SCORE_TRAVEL / run_steps) if found.trains_scores else found.lr
 
     settings["precision"] = choose_precision(precision, output, resume)
     accelerator = make_accelerator(settings["precision"], processes.parts_of_step(step_blocks, batch_size), seed)
@@ -134,16 +123,16 @@ def train(
         tokenizer = load_tokenizer(model)
         length = block_length(max_length, student.model)
         train_blocks = dev_blocks = None
-        if corpus and method not in {"omp", "rand"}:
+        if corpus and found.needs_text:
             train_blocks, dev_blocks = load_corpus(corpus, dev_corpus, tokenizer, length)
         elif corpus or dev_corpus:
             dev_blocks = load_held_out(corpus or [], dev_corpus, tokenizer, length)
     if dev_blocks is not None and eval_blocks is not None:
         dev_blocks, _ = dev_blocks.split(eval_blocks)
     student.model.to(accelerator.device)
-    in_place = method not in OBJECTIVES  # these cut the student's own weights, so the teacher needs its own
+    in_place = not found.trains_scores  # these cut the student's own weights, so the teacher needs its own
     teacher = copy.deepcopy(student.encoder) if in_place else dense_twin(student.encoder, compute_dtype(accelerator))
-    cuda_graphs = method not in {"omp", "rand"} and starts_from_graphs(no_cuda_graphs)
+    cuda_graphs = not found.one_shot and starts_from_graphs(no_cuda_graphs)
 
     with RunFolder.start(output, settings, resume, keep) as folder:
         report_arithmetic(accelerator, precision)
@@ -169,11 +158,15 @@ def train(
             teacher=teacher,
             train_blocks=train_blocks,
             dev_blocks=dev_blocks,
+            kd_weight=kd_weight,
+            initial=initial,
+            ranking=ranking,
+            threshold_every=threshold_every,
             pooler=pooler,
             compile=compile,
             cuda_graphs=cuda_graphs,
         )
-        if student.fresh_head and method in {"imp", "tamt-mlm", "tamt-mlm+kd"}:
+        if student.fresh_head and found.needs_head:
             warmed_up = f"{CHECKPOINTS}/{HEAD_FILE}"  # θ0 of IMP's head, which a resumed run needs
             if folder.resumed:
                 student.load_head(read_head(output / warmed_up), output / warmed_up)
@@ -181,27 +174,28 @@ def train(
                 warm_up_head(search, head_warmup_steps)
                 search.save_head(warmed_up)
         processes.own_dropout()
-        if method in OBJECTIVES:
-            results = train_masks(search, OBJECTIVES[method], kd_weight, initial, ranking, threshold_every)
-        elif method == "imp":
-            results = iterative_pruning(search)
-        else:
-            results = oneshot(search)
+        results = found.function()(search)
         folder.finish({"results": results})
     say(f"the mask is in {results[-1]['mask']}")
     return {"results": results}
 
 
-def last_step(method: Method, sparsity: float, steps: int | None) -> int:
-    """The optimizer step after which a search has its mask, for `steps` of schedule, the paper's if None."""
-    if method == "imp":
+def last_step(method: str, sparsity: float, steps: int | None) -> int:
+    """The optimizer step after which a search has its mask, for `steps` of schedule, the paper's if None.
+
+    A one-shot method takes no step.
+    """
+    found = find_method(method)
+    if found.trains == "weights":
         return steps_to(sparsity, steps or SCHEDULE_STEPS)
-    return steps or min(PAPER_STEPS.items(), key=lambda item: abs(item[0] - sparsity))[1]
+    return 0 if found.one_shot else steps or paper_steps(found, sparsity) or SCHEDULE_STEPS
 
 
 def _check(settings: dict) -> None:
     """Refuse what cannot work, before anything is loaded."""
-    method = settings["method"]
+    method = find_method(settings["method"])
+    for option, kind in {"initial": Initial, "ranking": Ranking, "precision": Precision}.items():
+        check_choice(option, settings[option], get_args(kind))
     if not 0 < settings["sparsity"] < 1:
         raise UserError(f"--sparsity {settings['sparsity']:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
     positive = ["steps", "batch_size", "accumulation", "max_length", "threshold_every", "head_warmup_steps"]
@@ -212,15 +206,15 @@ def _check(settings: dict) -> None:
         raise UserError(f"--lr {settings['lr']:g} must be more than 0; raise it or leave it out")
     if not settings["kd_weight"] >= 0:
         raise UserError(f"--kd-weight {settings['kd_weight']:g} must not be negative; raise it or leave it out")
-    if method not in {"omp", "rand"} and not settings["corpus"]:
-        raise UserError(f"{method} needs text to train on; give --corpus wikitext-103, demo or text files")
-    if settings["compile"] and method not in OBJECTIVES:
-        raise UserError(f"--compile is for mask training, not {method}; leave it out")
-    if settings["save_at"] and method not in OBJECTIVES:
+    if method.needs_text and not settings["corpus"]:
+        raise UserError(f"{method.name} needs text to train on; give --corpus wikitext-103, demo or text files")
+    if settings["compile"] and not method.trains_scores:
+        raise UserError(f"--compile is for mask training, not {method.name}; leave it out")
+    if settings["save_at"] and not method.trains_scores:
         raise UserError(
-            f"--save-at is for mask training, not {method}; IMP saves a mask at every pruning without being asked"
+            f"--save-at is for mask training, not {method.name}; IMP saves a mask at every pruning without being asked"
         )
     if any(step < 1 for step in settings["save_at"] or []):
         raise UserError("--save-at must list steps from 1 on; leave out the others")
-    if method == "imp" and settings["steps"] is not None and settings["steps"] < STAGES:
+    if method.trains == "weights" and settings["steps"] is not None and settings["steps"] < STAGES:
         raise UserError(f"--steps {settings['steps']} is too few for IMP's {STAGES} prunings; give at least {STAGES}")

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tamt.errors import UserError
+from tamt.methods import FULL, IMP, METHODS, OMP
 from tamt.names import distinct
 from tamt.search.imp import STAGES
 from tamt.search.setting import HEAD_FILE, MASK_FILE
-from tamt.search.train import OBJECTIVES, last_step
+from tamt.search.train import last_step
 from tamt.sweep.study import Part, Study
 
 Kind = Literal["search", "evaluate", "finetune"]
-FULL = "full"
-"""What the method of the whole model is called."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +128,12 @@ def _search(study: Study, part: Part, model: str, names: dict[str, str], method:
     options = {key: value for key, value in part.search[method].items() if key not in {"steps", "save_at"}}
     tickets = []
     for steps in part.search[method].get("steps", [None]):
-        for initial in part.initial if method in OBJECTIVES else [None]:
-            for seed in part.mask_seeds if method != "omp" else [None]:
+        for initial in part.initial if METHODS[method].trains_scores else [None]:
+            for seed in part.mask_seeds if METHODS[method].seeded else [None]:
                 for sparsity in part.sparsities:
-                    asked = _sparsities_of_imp(study, model, steps) if method == "imp" else [sparsity]
+                    asked = _sparsities_of_imp(study, model, steps) if method == IMP else [sparsity]
                     searched = _host(sparsity, asked)
-                    last = last_step(method, searched, steps)  # type: ignore[arg-type]
+                    last = last_step(method, searched, steps)
                     save_at = [step for step in part.search[method].get("save_at", []) if step < last]
                     own = {"initial": initial, "steps": steps}
                     common = [method, names[model], *_marks(**own)]
@@ -157,7 +156,7 @@ def _search(study: Study, part: Part, model: str, names: dict[str, str], method:
                             settings=settings | {key: value for key, value in given.items() if value not in (None, [])},
                             labels=labels | {"sparsity": searched},
                             masks=tuple(files.values()),
-                            work=max(1, last) if method not in {"omp", "rand"} else 1,
+                            work=max(1, last),
                             like=("search", method, names[model]),
                         )
                     )
@@ -179,7 +178,7 @@ def _sparsities_of_imp(study: Study, model: str, steps: int | None) -> list[floa
     return [
         sparsity
         for part in study.parts
-        if model in part.models and "imp" in part.methods and steps in part.search["imp"].get("steps", [None])
+        if model in part.models and IMP in part.methods and steps in part.search[IMP].get("steps", [None])
         for sparsity in part.sparsities
     ]
 
@@ -196,8 +195,9 @@ def _evaluate(study: Study, part: Part, model: str, ticket: Ticket, add: Add) ->
     text = part.dev_corpus or part.corpus
     if not text or (ticket.search and ticket.labels.get("step") is None):
         return ticket
+    trained = [name for name, found in METHODS.items() if found.trains_scores]
     # Measured as the search measures its last mask, the full model as the first method of mask training there is.
-    like = next((name for name in (method, *OBJECTIVES) if name in part.methods), part.methods[0])
+    like = next((name for name in (method, *trained) if name in part.methods), part.methods[0])
     options = part.search[like]
     settings: dict[str, Any] = {"model": model, "corpus": text}
     settings |= {key: options[key] for key in ("head", "max_length", "batch_size", "precision") if key in options}
@@ -205,7 +205,7 @@ def _evaluate(study: Study, part: Part, model: str, ticket: Ticket, add: Add) ->
         settings["blocks"] = options["eval_blocks"]
     if ticket.search:
         settings["mask"] = study.output / ticket.search / str(ticket.file)
-        if "mlm" in OBJECTIVES.get(method, ""):  # its head was trained with the mask
+        if METHODS[method].trains_scores and METHODS[method].needs_head:  # its head was trained with the mask
             settings["head"] = study.output / ticket.search / HEAD_FILE
     name = ticket.labels["model"]
     run = add(Run("evaluate", ticket.name, settings, ticket.labels, ticket.search, like=("evaluate", name)))
@@ -231,7 +231,7 @@ def _marks(**settings: Any) -> list[str]:
     return [
         ("random" if name == "initial" else f"{name}{value}")
         for name, value in settings.items()
-        if value is not None and value != "omp"
+        if value is not None and value != OMP
     ]
 
 

@@ -15,13 +15,11 @@ import yaml
 from tamt.data.tasks import TASKS, find_task
 from tamt.errors import UserError
 from tamt.finetune import finetune
+from tamt.methods import IMP, METHODS, MethodName
 from tamt.search import train
 from tamt.search.imp import STAGES
-from tamt.search.train import OBJECTIVES, Method
 from tamt.untrusted import MAX_YAML, PlainLoader
 
-METHODS = get_args(Method)
-ONE_SHOT = ("omp", "rand")
 CORPORA = ("demo", "wikitext-103")
 ALL = "all"
 """Of `train_samples`: every row there is."""
@@ -47,7 +45,7 @@ OF_FILES = {"train_file", "dev_file", "text_column", "label_column"}
 
 KEYS: dict[str, Any] = {
     "models": list[str],
-    "methods": list[Method],
+    "methods": list[MethodName],
     "sparsities": list[float],
     "mask_seeds": list[int],
     "initial": list[Literal["omp", "random"]],
@@ -133,7 +131,7 @@ def _part(document: "_Document", place: Place, content: Mapping[str, Any], data_
         if not 0 < sparsity < 1:
             at = (*place, "sparsities", number)
             raise document.error(at, f"the sparsity {sparsity:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
-    trained = [method for method in methods if method in OBJECTIVES]
+    trained = [method for method in methods if METHODS[method].trains_scores]
     if "random" in found.get("initial", []) and not trained:
         at = (*place, "initial")
         raise document.error(
@@ -141,7 +139,7 @@ def _part(document: "_Document", place: Place, content: Mapping[str, Any], data_
         )
     corpus = [document.corpus(name) for name in found.get("corpus", [])]
     dev_corpus = [document.corpus(name) for name in found.get("dev_corpus", [])]
-    if not corpus and (needing := [method for method in methods if method not in ONE_SHOT]):
+    if not corpus and (needing := [method for method in methods if METHODS[method].needs_text]):
         raise document.error(
             place, f"{needing[0]} needs text to train on; add a corpus: demo, wikitext-103 or text files"
         )
@@ -178,23 +176,26 @@ def _search_options(
     """The options of the search for each method: the shared ones that it has, and its own."""
     own = {method: options for method, options in content.items() if method in METHODS}
     shared = document.mapping(
-        place, {key: value for key, value in content.items() if key not in own}, SEARCH_OPTIONS, also_known=METHODS
+        place,
+        {key: value for key, value in content.items() if key not in own},
+        SEARCH_OPTIONS,
+        also_known=list(METHODS),
     )
-    if "save_at" in shared and not any(method in OBJECTIVES for method in methods):
+    if "save_at" in shared and not any(METHODS[method].trains_scores for method in methods):
         raise document.error((*place, "save_at"), "save_at is for mask training and no tamt method is asked for")
     options = {}
     for method in METHODS:
-        foreign = set() if method in OBJECTIVES else MASK_TRAINING
-        if method in ONE_SHOT:
+        foreign = set() if METHODS[method].trains_scores else MASK_TRAINING
+        if METHODS[method].one_shot:
             foreign = foreign | TRAINING
         chosen = document.mapping((*place, method), own.get(method, {}), SEARCH_OPTIONS)
         for key in sorted(foreign & chosen.keys()):
             text = f"{key} is not for {method}, but for what trains{' a mask' * (key in MASK_TRAINING)}"
-            if (key, method) == ("save_at", "imp"):
+            if (key, method) == ("save_at", IMP):
                 text += "; IMP saves a mask at every pruning without being asked"
             raise document.error((*place, method, key), text)
         options[method] = {k: v for k, v in {**shared, **chosen}.items() if k not in foreign}
-        if method == "imp" and "imp" in methods and any(steps < STAGES for steps in options[method].get("steps", [])):
+        if method == IMP and IMP in methods and any(steps < STAGES for steps in options[method].get("steps", [])):
             at = (*place, method, "steps") if "steps" in chosen else (*place, "steps")
             raise document.error(at, f"IMP has {STAGES} prunings in its steps; give at least {STAGES}")
     return options

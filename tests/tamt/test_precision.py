@@ -52,7 +52,7 @@ def test_what_is_asked_for_is_kept(monkeypatch, capsys, asked):
 
 
 def test_a_precision_that_does_not_exist_is_refused():
-    with pytest.raises(UserError, match="--precision fp8 must be auto, fp32, bf16 or fp16"):
+    with pytest.raises(UserError, match="--precision fp8 is not one of auto, fp32, bf16, fp16"):
         choose_precision("fp8")
 
 

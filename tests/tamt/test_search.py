@@ -1,4 +1,4 @@
-"""The six searches, end to end on a tiny model."""
+"""The searches, end to end on a tiny model."""
 
 import json
 import math
@@ -17,12 +17,11 @@ from tamt.errors import UserError
 from tamt.evaluate import evaluate
 from tamt.mask_file import load_masks
 from tamt.masking import keep_of, magnitude_masks, prunable_weights, random_masks, sparsity_of
+from tamt.methods import METHODS
 from tamt.models import load_masked_language_model
 from tamt.objectives import Losses
 from tamt.search import mask_training, train
 from tamt.search.imp import prune_and_reset, steps_to
-
-METHODS = ["tamt-mlm", "tamt-kd", "tamt-mlm+kd", "imp", "omp", "rand"]
 
 
 @pytest.fixture

@@ -1,0 +1,174 @@
+"""The methods that find a mask, each described once: how it searches, what it needs, how a report shows it.
+
+Nothing here imports torch, so that help, studies and reports can read it at once. A new method is an entry here and a
+function that takes a `tamt.search.setting.Search`; no other file lists the methods.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+from tamt.errors import UserError
+
+SCHEDULE_STEPS = 27_920
+"""Steps of the paper's schedule: two epochs of WikiText-103 in batches of 16 blocks of 512 tokens (paper B.2)."""
+TAMT_STEPS = {20: 3_000, 30: 6_000, 40: 8_000, 50: 11_000, 60: 14_000, 70: 17_000, 80: 20_000, 90: 22_000}
+IMP_STEPS = {20: 2_790, 30: 5_580, 40: 8_380, 50: 11_170, 60: 13_960, 70: 16_750, 80: 19_540, 90: 22_340}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        name: the value of `--method`.
+        label: the name in figures and tables.
+        colours: on a light page and on a dark one.
+        mark: matplotlib's marker.
+        search: module and name of the function that runs the search, as `module:function`.
+        trains: what the search trains: the scores of the masks, the weights, or nothing (a one-shot method).
+        objective: the weight of each term of the loss that is minimised; see `tamt.objectives`.
+        needs_text: whether the search reads a training text.
+        seeded: whether the mask depends on the seed.
+        random: whether the mask is drawn at random; the pooler's mask then is too.
+        lr: the paper's peak learning rate (Table 1).
+        paper_steps: the step of the paper's mask by sparsity in percent (Table 2).
+        paper_seconds: the paper's search time by model: 22.34 K steps of IMP, 22 K of TAMT, on one V100 (Table 3).
+    """
+
+    name: str
+    label: str
+    colours: tuple[str, str]
+    mark: str
+    search: str
+    trains: Literal["scores", "weights", "nothing"] = "nothing"
+    objective: Mapping[str, float] = field(default_factory=dict)
+    needs_text: bool = False
+    seeded: bool = True
+    random: bool = False
+    lr: float | None = None
+    paper_steps: Mapping[int, int] = field(default_factory=dict)
+    paper_seconds: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def trains_scores(self) -> bool:
+        """Whether this is mask training."""
+        return self.trains == "scores"
+
+    @property
+    def one_shot(self) -> bool:
+        """Whether the mask is found without training."""
+        return self.trains == "nothing"
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether the search computes logits, for which the model needs a trained MLM head."""
+        return "mlm" in self.objective
+
+    def function(self) -> Callable[[Any], list[dict]]:
+        """The function that runs the search: takes a `Search`, returns the rows of the results."""
+        module, _, name = self.search.partition(":")
+        function: Callable[[Any], list[dict]] = getattr(import_module(module), name)
+        return function
+
+
+_MASK_TRAINING: dict[str, Any] = {
+    "search": "tamt.search.mask_training:train_masks",
+    "trains": "scores",
+    "needs_text": True,
+    "paper_steps": TAMT_STEPS,
+}
+METHODS = {
+    method.name: method
+    for method in (
+        Method(
+            "tamt-mlm",
+            "TAMT-MLM",
+            ("#0072b2", "#56a9e0"),
+            "s",
+            **_MASK_TRAINING,
+            objective={"mlm": 1.0},
+            lr=5e-5,
+            paper_seconds={"bert-base": 14_098, "roberta-base": 15_435},
+        ),
+        Method(
+            "tamt-kd",
+            "TAMT-KD",
+            ("#d55e00", "#ff8a3d"),
+            "o",
+            **_MASK_TRAINING,
+            objective={"kd": 1.0},
+            lr=2e-5,
+            paper_seconds={"bert-base": 17_206, "roberta-base": 17_515},
+        ),
+        Method(
+            "tamt-mlm+kd",
+            "TAMT-MLM+KD",
+            ("#a8478a", "#dd8fc4"),
+            "D",
+            **_MASK_TRAINING,
+            objective={"mlm": 1.0, "kd": 1.0},
+            lr=5e-5,
+        ),
+        Method(
+            "imp",
+            "IMP",
+            ("#008a66", "#2fc39b"),
+            "^",
+            "tamt.search.imp:iterative_pruning",
+            trains="weights",
+            objective={"mlm": 1.0},
+            needs_text=True,
+            lr=5e-5,
+            paper_steps=IMP_STEPS,
+            paper_seconds={"bert-base": 14_786, "roberta-base": 16_389},
+        ),
+        Method("omp", "OMP", ("#b98000", "#f0b93a"), "v", "tamt.search.oneshot:magnitude", seeded=False),
+        Method("rand", "random", ("#7b828a", "#a3abb4"), "X", "tamt.search.oneshot:at_random", random=True),
+    )
+}
+"""The methods by name, in the order in which they are shown."""
+
+# A type checker cannot read names from a table, the command line can.
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
+
+OMP, RANDOM, IMP = "omp", "rand", "imp"
+"""The baselines that the paper's figures are about."""
+PUBLISHED = "published"
+"""What stands for the method of a mask that was not found here."""
+FULL = "full"
+"""What stands for the method of the full model."""
+
+
+def find_method(name: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        UserError: there is none; the message lists them.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    near = difflib.get_close_matches(str(name), METHODS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}" if near else "choose one of them"
+    raise UserError(f"there is no method {name!r} among {', '.join(METHODS)}; {hint}")
+
+
+def trains_scores(name: str) -> bool:
+    """Whether a method, perhaps one of another version of tamt, is mask training."""
+    return name in METHODS and METHODS[name].trains_scores
+
+
+def is_one_shot(name: str) -> bool:
+    """Whether a method, perhaps one of another version of tamt, is one-shot."""
+    return name in METHODS and METHODS[name].one_shot
+
+
+def paper_steps(method: Method, sparsity: float) -> int | None:
+    """The step of the paper's mask of a method at the nearest sparsity of its Table 2; None for a one-shot method."""
+    percent = min(method.paper_steps, key=lambda percent: abs(percent - 100 * sparsity), default=None)
+    return None if percent is None else method.paper_steps[percent]

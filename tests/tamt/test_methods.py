@@ -1,0 +1,95 @@
+"""The registry of methods: complete, light, and the only place that knows a method's name."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tamt.errors import UserError
+from tamt.finetune import finetune
+from tamt.methods import IMP_STEPS, METHODS, OMP, RANDOM, SCHEDULE_STEPS, TAMT_STEPS, find_method, paper_steps
+from tamt.report.drawing import COLOURS, MARKS
+from tamt.report.figures import label_of
+from tamt.search import train
+from tamt.search.imp import STAGES, steps_to
+from tamt.search.mask_training import masks_at_start
+from tamt.search.train import last_step
+from tamt.training import make_accelerator
+
+
+def test_the_registry_is_read_without_torch() -> None:
+    check = "import sys, tamt.methods; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_can_be_run_and_shown(name: str) -> None:
+    method = METHODS[name]
+    assert method.name == name
+    assert callable(method.function())
+    assert label_of(name) == method.label
+    assert COLOURS[name] == method.colours
+    assert MARKS[name] == method.mark
+    assert method.needs_text or method.one_shot
+    assert method.one_shot == (method.lr is None)
+
+
+def test_labels_colours_and_marks_tell_methods_apart() -> None:
+    for kind in ("label", "colours", "mark", "name"):
+        values = [getattr(method, kind) for method in METHODS.values()]
+        assert len(set(values)) == len(values)
+
+
+@pytest.mark.parametrize("name", ["tamt_kd", "TAMT-KD", "KD", "", "omp ", "random"])
+def test_a_name_that_is_no_method_is_refused_and_nothing_is_written(name: str, tmp_path: Path, tiny_bert: Path) -> None:
+    with pytest.raises(UserError, match="there is no method"):
+        find_method(name)
+    with pytest.raises(UserError, match="there is no method"):
+        train(method=name, model=str(tiny_bert), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_near_name_is_suggested() -> None:
+    with pytest.raises(UserError, match="did you mean tamt-kd"):
+        find_method("tamt_kd")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("initial", "OMP"), ("ranking", "Signed"), ("precision", "FP32"), ("precision", "float16")]
+)
+def test_train_checks_each_of_its_choices(option: str, value: str, tmp_path: Path, corpus: Path, tiny_bert) -> None:
+    options: dict[str, Any] = {"corpus": [str(corpus)], option: value}
+    with pytest.raises(UserError, match=f"--{option} {value} is not "):
+        train(method="tamt-kd", model=str(tiny_bert), output=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_functions_below_train_check_too(tmp_path: Path, cats_and_dogs, tiny_bert: Path) -> None:
+    with pytest.raises(UserError, match="--initial OMP is not "):
+        masks_at_start({"a": torch.ones(2, 2)}, "OMP", 0.5, 0)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--precision half is not one of fp32, bf16, fp16"):
+        make_accelerator("half", 1, 0)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--precision half is not one of"):
+        finetune(
+            task="classification",
+            model=str(tiny_bert),
+            output=tmp_path / "run",
+            precision="half",  # type: ignore[arg-type]
+            **cats_and_dogs,
+        )
+
+
+def test_steps_are_those_of_table_2() -> None:
+    assert last_step("tamt-kd", 0.7, None) == TAMT_STEPS[70] == 17_000
+    assert last_step("tamt-mlm", 0.75, 123) == 123
+    assert last_step("imp", 0.7, None) == steps_to(0.7, SCHEDULE_STEPS) == 16_752
+    for percent, rounded in IMP_STEPS.items():  # the paper gives them in thousands, to two decimals
+        assert steps_to(percent / 100, SCHEDULE_STEPS) == pytest.approx(rounded, abs=5)
+    assert len(IMP_STEPS) == STAGES - 2
+    assert last_step(OMP, 0.7, None) == last_step(RANDOM, 0.7, 100) == 0
+    assert paper_steps(METHODS["tamt-kd"], 0.01) == TAMT_STEPS[20]
+    assert paper_steps(METHODS["tamt-kd"], 0.84) == TAMT_STEPS[80]
+    assert paper_steps(METHODS[OMP], 0.7) is None
