@@ -76,7 +76,7 @@ def finetune(
     Args:
         task: cola, sst2, rte, mnli, mrpc, stsb or squad; demo (the VADER movie snippets); or classification, with files
             of your own.
-        model: hub name or folder of the pre-trained model, or "demo".
+        model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
         output: new folder for the run: results.json, metrics.jsonl, config.yaml, TensorBoard, the best model, its
             predictions on the dev rows and a picture of them.
         mask: mask file of the subnetwork; without it the full model is fine-tuned.
