@@ -72,7 +72,8 @@ class Part:
 
     Attributes:
         search: the options of `tamt train` for each method; `steps` and `save_at` are lists.
-        tasks: the options of `tamt finetune` for each task; `train_samples` is a list of int, or None for all rows.
+        tasks: the options of `tamt finetune` for each task; `train_samples` is a list of int, or None for all rows, and
+            `lr` a list.
     """
 
     models: list[str]
