@@ -95,7 +95,7 @@ def evaluate(
     The masking of the tokens depends on the seed alone, so two masks are compared on the same tokens.
 
     Args:
-        model: hub name or folder of the pre-trained model, or "demo".
+        model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
         corpus: wikitext-103 (its validation split), demo, or text files, one paragraph a line.
         mask: mask file of the subnetwork; without one the full model is measured.
         head: head.safetensors of a run, for a checkpoint without an MLM head or to measure with the trained one.

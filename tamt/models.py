@@ -38,8 +38,8 @@ logging.disable_progress_bar()
 
 
 def resolve(name: str) -> str:
-    """The folder or hub name behind `name`; `demo` names the model of `tamt.data.demo`."""
-    return str(demo.model_folder()) if name == "demo" else name
+    """The folder or hub name behind `name`, which may be one of the models of `tamt.data.demo`."""
+    return str(demo.model_folder(name)) if name in demo.MODELS else name
 
 
 def load_tokenizer(name: str, masking: bool = True) -> PreTrainedTokenizerBase:

@@ -1,5 +1,6 @@
 """What the paper says (Liu et al., NAACL 2022), beside what the runs of a study say."""
 
+from tamt.finetune.rates import RATE_OF_BASE, RISE_BY_SPARSITY, WIDTH_OF_BASE
 from tamt.methods import IMP, METHODS, OMP, RANDOM, is_one_shot, trains_scores
 from tamt.report.figures import Chart, Figure, Scores, label_of, main_tickets
 from tamt.report.masks import MaskGroup
@@ -144,6 +145,8 @@ def settings_table(study: Study) -> Table:
         rows.append((model, label_of(name) if searching else name, key, value, paper))
     note = (
         "Settings that the runs were given. What they left at its default is the paper's, but for the learning rate of "
-        f"a short mask training, raised to {SCORE_TRAVEL:g} / steps, and for tasks that the paper does not have."
+        f"a short mask training, raised to {SCORE_TRAVEL:g} / steps, for that of a fine-tuning without recipe: paper, "
+        f"{RATE_OF_BASE:g} · {WIDTH_OF_BASE} / width · (1 + {RISE_BY_SPARSITY:g} · sparsity), and for tasks that the "
+        "paper does not have."
     )
     return Table("settings", "Settings", note, ("model", "method or task", "setting", "here", "in the paper"), rows)

@@ -64,7 +64,7 @@ def train(
 
     Args:
         method: mask training on MLM, KD or both; iterative magnitude pruning; one-shot magnitude pruning; random.
-        model: hub name or folder of the pre-trained model, or "demo".
+        model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
         output: new folder for the run: mask.safetensors, config.yaml, metrics.jsonl, results.json, TensorBoard.
         corpus: wikitext-103 (from the hub), demo, or text files, one paragraph a line; omp and rand need none.
         dev_corpus: text for the dev losses; by default WikiText's validation split or the last 5 % of the files.

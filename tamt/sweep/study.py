@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from tamt.data import demo
 from tamt.data.tasks import TASKS, find_task
 from tamt.errors import UserError
 from tamt.finetune import finetune
@@ -69,7 +70,8 @@ class Part:
 
     Attributes:
         search: the options of `tamt train` for each method; `steps` and `save_at` are lists.
-        tasks: the options of `tamt finetune` for each task; `train_samples` is a list of int, or None for all rows.
+        tasks: the options of `tamt finetune` for each task; `train_samples` is a list of int, or None for all rows, and
+            `lr` a list.
     """
 
     models: list[str]
@@ -363,7 +365,7 @@ class _Document:
     def model(self, name: str) -> str:
         """The folder of a model if there is one beside the file or at the absolute path, else its hub name."""
         folder = self._file.resolve().parent / Path(name).expanduser()
-        return str(folder.resolve()) if name != "demo" and folder.is_dir() else name
+        return str(folder.resolve()) if name not in demo.MODELS and folder.is_dir() else name
 
     def corpus(self, name: str) -> str:
         """A corpus by its name, or the path of a text file."""

@@ -147,9 +147,20 @@ def test_options_of_methods_and_tasks(load, tmp_path: Path) -> None:
     assert (imp["batch_size"], imp["steps"], imp["lr"]) == (8, 100, 5e-5)
     assert "kd_weight" not in imp
     assert (omp["batch_size"], "steps" in omp) == (8, False)
-    demo, sst2 = settings["demo_omp_demo_s0.7_seed0"], settings["sst2_omp_demo_s0.7_seed0"]
+    demo, sst2 = settings["demo_omp_demo_s0.7_seed0"], settings["sst2_omp_demo_s0.7_lr1e-05_seed0"]
     assert (demo["epochs"], demo["precision"], "data_dir" in demo) == (1, "bf16", False)
     assert (sst2["epochs"], sst2["lr"], sst2["data_dir"]) == (2, 1e-5, tmp_path / "glue")
+
+
+def test_each_learning_rate_is_a_run_of_its_own(load) -> None:
+    plan = make_plan(load(methods=["omp"], finetune={"lr": ["1e-4", 3e-4]}, tasks={"demo": {}, "sst2": {"lr": 1e-5}}))
+    runs = {run.name: run for run in plan.runs if run.kind == "finetune" and run.labels["method"] == "full"}
+    assert {name: run.settings["lr"] for name, run in runs.items()} == {
+        "demo_full_demo_lr0.0001_seed0": 1e-4,
+        "demo_full_demo_lr0.0003_seed0": 3e-4,
+        "sst2_full_demo_lr1e-05_seed0": 1e-5,
+    }
+    assert {run.labels["lr"] for run in runs.values()} == {1e-4, 3e-4, 1e-5}
 
 
 def test_names_of_models_stay_in_the_folder_and_apart(tmp_path: Path) -> None:
@@ -202,6 +213,9 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
         ({"mask_seeds": [True]}, "is True, not a whole number"),
         ({"search": {"batch_size": 0}}, "line 15: search.batch_size is 0, not a whole number of 1 or more"),
         ({"search": {"lr": "fast"}}, "search.lr is 'fast', not a number"),
+        ({"finetune": {"lr": [1e-4, "fast"]}}, r"finetune.lr\[1\] is 'fast', not a number"),
+        ({"finetune": {"lr": [1e-4, 1e-4]}}, "finetune.lr lists 0.0001 twice"),
+        ({"finetune": {"recipe": "papers"}}, "finetune.recipe is 'papers', not one of short, paper"),
         ({"search": {"precision": "fp8"}}, "search.precision is 'fp8', not one of fp32, bf16, fp16"),
         ({"search": [1]}, "search is .*, not keys and values"),
         ({"keep_models": "yes please"}, "keep_models is 'yes please', not true or false"),
