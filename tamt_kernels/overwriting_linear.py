@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 
 class _OverwritingLinear(torch.autograd.Function):
+    """Rows in, rows out: a view of its result made in here could not be changed in place, as nn.Linear's can."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -33,11 +35,11 @@ class _OverwritingLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        kept, weight = ctx.saved_tensors
         if ctx.approximate is not None:
-            x = F.gelu(x, approximate=ctx.approximate)
-        grad, flat_x = grads[0].reshape(-1, weight.shape[0]), x.reshape(-1, weight.shape[1])
-        grad_x = linear_backward_x(grad, weight).view(x.shape) if ctx.needs_input_grad[0] else None
+            kept = F.gelu(kept, approximate=ctx.approximate)
+        grad, flat_x = grads[0], kept.reshape(-1, weight.shape[1])
+        grad_x = linear_backward_x(grad, weight) if ctx.needs_input_grad[0] else None
         grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
         if ctx.module.uses > 1:  # another backward pass reads the weight
             return grad_x, linear_backward_weight(grad, flat_x), grad_bias, None, None, None
@@ -75,8 +77,9 @@ def overwriting_linear(x: Tensor, module: "MaskedLinear") -> Tensor:
     with torch.autocast(device, enabled=False):
         if not torch.is_grad_enabled():
             return linear(x, module.made, bias)
-        product: Tensor = _OverwritingLinear.apply(x, module.made, bias, module, *_kept(x))
-    return product
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        product: Tensor = _OverwritingLinear.apply(rows, module.made, bias, module, *_kept(x))
+        return product if x.dim() == 2 else product.view(*x.shape[:-1], product.shape[-1])
 
 
 def _kept(x: Tensor) -> tuple[Tensor, str | None]:

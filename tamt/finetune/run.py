@@ -331,8 +331,9 @@ def _classification(
     task: Task, rows: dict[str, Rows], settings: dict, accelerator: Accelerator, cuda_graphs: bool
 ) -> Classification:
     with processes.one_first():
+        tokenizer = load_tokenizer(settings["model"], masking=False)
         model = load_classifier(settings["model"], task.label_names)
-    tokenizer, length = _tokenizer_and_length(task, model, settings)
+    length = _input_length(task, model, tokenizer, settings)
     train = rows["train"]
     if samples := settings["train_samples"]:
         strata = train.labels if task.kind == "classification" else None
@@ -357,8 +358,9 @@ def _question_answering(
     task: Task, questions: dict[str, list[Question]], settings: dict, accelerator: Accelerator, cuda_graphs: bool
 ) -> QuestionAnswering:
     with processes.one_first():
+        tokenizer = load_tokenizer(settings["model"], masking=False)
         model = load_question_answerer(settings["model"])
-    tokenizer, length = _tokenizer_and_length(task, model, settings)
+    length = _input_length(task, model, tokenizer, settings)
     train, dev = questions["train"], questions["dev"]
     if samples := settings["train_samples"]:
         train = [train[i] for i in subset(None, len(train), samples, settings["seed"])]
@@ -380,16 +382,15 @@ def _question_answering(
     )
 
 
-def _tokenizer_and_length(task: Task, model: PreTrainedModel, settings: dict) -> tuple[PreTrainedTokenizerBase, int]:
-    """The tokenizer, and the longest input in tokens, which it is saved with."""
-    tokenizer = load_tokenizer(settings["model"], masking=False)
+def _input_length(task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: dict) -> int:
+    """The longest input in tokens, with which the tokenizer is saved."""
     longest = longest_input(model)
     if settings["max_length"] is not None and settings["max_length"] > longest:
         raise UserError(
             f"--max-length {settings['max_length']} is more than the {longest} tokens of {settings['model']}"
         )
     tokenizer.model_max_length = min(task.max_length, longest)
-    return tokenizer, tokenizer.model_max_length
+    return tokenizer.model_max_length
 
 
 def _with_options(task: Task, settings: dict) -> Task:

@@ -209,7 +209,10 @@ def test_a_former_choice_can_be_taken_again(library):
 
 
 def test_a_home_that_cannot_be_written_to_is_no_error(unchosen, monkeypatch):
-    (unchosen / "tamt").write_text("a file where the folder would be")
+    def refused(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(choices, "keep", refused)
     monkeypatch.setattr(product_library, "measure", lambda: dict.fromkeys(PRODUCTS, ("eager",) * 3))
     assert product_library.chosen() == dict.fromkeys(PRODUCTS, ("eager",) * 3)
 
