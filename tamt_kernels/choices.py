@@ -96,17 +96,18 @@ def keep(device: torch.device, choices: Choices) -> None:
 @functools.cache
 def name(device: torch.device) -> str:
     """What a device is called in the file: its model and the versions that a measurement holds for."""
-    model = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model()
+    model = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
     versions = (f"{package} {_version(package)}" for package in ("torch", "triton", "tamt"))
     return ", ".join((model, *versions))
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's own name for itself, with its family and model where the system tells them."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             first = dict(_field(line) for line in itertools.takewhile(str.strip, lines))
         # A virtual machine calls CPUs of several generations "AMD EPYC".
-        return f"{first['model name']} ({first['cpu family']}, {first['model']})"
+        return f"{first['model name']} (family {first['cpu family']} model {first['model']})"
     except (OSError, KeyError):
         return platform.processor() or platform.machine()
 

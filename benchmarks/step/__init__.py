@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser, batches: dict[str, str]) -> Non
     parser.add_argument("--batch", help=f"blocks x tokens of a step (default: {default})")
     parser.add_argument("--accumulation", type=int, default=1, help="parts that a step's batch comes in (default: 1)")
     parser.add_argument("--quick", action="store_true", help="a tiny model, no torch.compile: a check, no figures")
-    parser.add_argument("--output", type=Path, help="folder (default: benchmarks/results/DEVICE-DATE)")
+    parser.add_argument("--output", type=Path, help="folder (default: benchmarks/results/DEVICE)")
 
 
 def setting_of(options: argparse.Namespace, batches: dict[str, str]) -> Setting:
