@@ -219,7 +219,7 @@ def _finetune(study: Study, part: Part, model: str, ticket: Ticket, add: Add) ->
         samples_and_rates = product(options.get("train_samples", [None]), options.get("lr", [None]))
         for (samples, rate), seed in product(samples_and_rates, part.finetune_seeds):
             own = {"train_samples": samples, "lr": rate, "seed": seed}
-            settings = {**options, "task": task, "model": model, **own}
+            settings = {**options, "model": model, **own}
             if ticket.search:
                 settings["mask"] = study.output / ticket.search / str(ticket.file)
             name = "_".join([_slug(task), ticket.name, *_marks(n=samples, lr=rate, seed=seed)])

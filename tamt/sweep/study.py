@@ -70,8 +70,8 @@ class Part:
 
     Attributes:
         search: the options of `tamt train` for each method; `steps` and `save_at` are lists.
-        tasks: the options of `tamt finetune` for each task; `train_samples` is a list of int, or None for all rows, and
-            `lr` a list.
+        tasks: the options of `tamt finetune` by the study's name of each task; `train_samples` is a list of int, or None
+            for all rows, and `lr` a list.
     """
 
     models: list[str]
@@ -211,18 +211,20 @@ def _task_options(
     tasks = {}
     for name, own in found.get("tasks", {}).items():
         at = (*place, "tasks", name)
+        own = own or {}
+        task = own.get("task", name)
         try:
-            find_task(name)
+            find_task(task)
         except UserError as error:
-            raise document.error(at, str(error)) from error
-        options = {**shared, **_with_samples(document, at, own or {})}
-        if name == "classification":
+            raise document.error((*at, "task") if "task" in own else at, str(error)) from error
+        options = {**shared, **_with_samples(document, at, {k: v for k, v in own.items() if k != "task"}), "task": task}
+        if task == "classification":
             for key in ("train_file", "dev_file"):
                 if key not in options:
                     raise document.error(at, f"classification reads files of your own; add its {key}")
         elif strange := sorted(OF_FILES & options.keys()):
-            raise document.error(at, f"{strange[0]} is for the task classification; {name} knows its own")
-        if data_dir is not None and TASKS[name].folder is not None:
+            raise document.error(at, f"{strange[0]} is for the task classification; {task} knows its own")
+        if data_dir is not None and TASKS[task].folder is not None:
             options = {"data_dir": data_dir, **options}
         tasks[name] = options
     return tasks

@@ -216,7 +216,7 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
         ({"finetune": {"lr": [1e-4, "fast"]}}, r"finetune.lr\[1\] is 'fast', not a number"),
         ({"finetune": {"lr": [1e-4, 1e-4]}}, "finetune.lr lists 0.0001 twice"),
         ({"finetune": {"recipe": "papers"}}, "finetune.recipe is 'papers', not one of short, paper"),
-        ({"search": {"precision": "fp8"}}, "search.precision is 'fp8', not one of fp32, bf16, fp16"),
+        ({"search": {"precision": "fp8"}}, "search.precision is 'fp8', not one of auto, fp32, bf16, fp16"),
         ({"search": [1]}, "search is .*, not keys and values"),
         ({"keep_models": "yes please"}, "keep_models is 'yes please', not true or false"),
         ({"models": None}, "the key models is missing; a study needs"),
@@ -225,6 +225,8 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
         ({"data_dir": "missing"}, "there is no folder .*missing"),
         ({"tasks": ["sst3"]}, "line 13: there is no task 'sst3'"),
         ({"tasks": ["classification"]}, "classification reads files of your own; add its train_file"),
+        ({"tasks": {"own": {"task": "sst3"}}}, "line 14: there is no task 'sst3'"),
+        ({"tasks": {"own": {"task": "classification"}}}, "classification reads files of your own; add its train_file"),
         ({"tasks": {"demo": {"train_file": "a.csv"}}}, "train_file is for the task classification"),
         ({"finetune": {"train_samples": ["some"]}}, r"finetune.train_samples\[0\] is 'some', not a whole number"),
         ({"also": [{"sparsities": [2]}]}, "line 16: the sparsity 2 is not"),
@@ -233,6 +235,22 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
 def test_mistakes_are_named_with_their_line(load, changes, message) -> None:
     with pytest.raises(UserError, match=message):
         load(**changes)
+
+
+def test_one_kind_of_task_several_times_under_names_of_its_own(load, tmp_path: Path) -> None:
+    files = {}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        files[name] = {"train_file": f"{name}/train.tsv", "dev_file": f"{name}/dev.tsv"}
+        for file in files[name].values():
+            (tmp_path / file).write_text("sentence\tlabel\n")
+    tasks = {name: {"task": "classification", **files[name]} for name in files}
+    plan = make_plan(load(methods=["omp"], sparsities=[0.5], tasks=tasks))
+    runs = [run for run in plan.runs if run.kind == "finetune"]
+    assert {(run.labels["task"], run.settings["task"], run.settings["train_file"]) for run in runs} == {
+        (name, "classification", tmp_path / name / "train.tsv") for name in files
+    }
+    assert len({run.path for run in runs}) == len(runs)
 
 
 @pytest.mark.parametrize(
