@@ -70,8 +70,8 @@ class Part:
 
     Attributes:
         search: the options of `tamt train` for each method; `steps` and `save_at` are lists.
-        tasks: the options of `tamt finetune` by the study's name of each task; `train_samples` is a list of int, or None
-            for all rows, and `lr` a list.
+        tasks: the options of `tamt finetune` by the study's name of each task; `train_samples` is a list of int, or
+            None for all rows, and `lr` a list.
     """
 
     models: list[str]
