@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from tamt.sweep.plan import Plan, Ticket
+from tamt.sweep.study import VARIANTS
 
 TABLE = "results.csv"
 SETTINGS = (
     "model",
     "method",
     "sparsity",
-    "initial",
+    *VARIANTS,
     "steps",
     "mask_seed",
     "step",
@@ -68,7 +69,7 @@ def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Scores stand as mean ± standard deviation (number of runs).
     """
     groups: dict[tuple[Any, ...], dict[str, list[float]]] = {}
-    keys = ("model", "method", "sparsity", "initial", "steps", "step")
+    keys = ("model", "method", "sparsity", *VARIANTS, "steps", "step")
     for row in found:
         figures = groups.setdefault(tuple(row.get(key) for key in keys), {})
         task = row.get("task")
