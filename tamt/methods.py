@@ -29,6 +29,7 @@ class Method:
         mark: matplotlib's marker.
         search: module and name of the function that runs the search, as `module:function`.
         trains: what the search trains: the scores of the masks, the weights, or nothing (a one-shot method).
+        variants: the options that make other searches of the method, such as `scores`; other methods do not have them.
         objective: the weight of each term of the loss that is minimised; see `tamt.objectives`.
         needs_text: whether the search reads a training text.
         seeded: whether the mask depends on the seed.
@@ -44,6 +45,7 @@ class Method:
     mark: str
     search: str
     trains: Literal["scores", "weights", "nothing"] = "nothing"
+    variants: tuple[str, ...] = ()
     objective: Mapping[str, float] = field(default_factory=dict)
     needs_text: bool = False
     seeded: bool = True
@@ -77,6 +79,7 @@ class Method:
 _MASK_TRAINING: dict[str, Any] = {
     "search": "tamt.search.mask_training:train_masks",
     "trains": "scores",
+    "variants": ("initial", "scores"),
     "needs_text": True,
     "paper_steps": TAMT_STEPS,
 }
@@ -126,6 +129,15 @@ METHODS = {
             paper_seconds={"bert-base": 14_786, "roberta-base": 16_389},
         ),
         Method("omp", "OMP", ("#b98000", "#f0b93a"), "v", "tamt.search.oneshot:magnitude", seeded=False),
+        Method(
+            "wanda",
+            "Wanda",
+            ("#6a7700", "#b3c23a"),
+            "p",
+            "tamt.search.wanda:wanda",
+            variants=("scope",),
+            needs_text=True,
+        ),
         Method("rand", "random", ("#7b828a", "#a3abb4"), "X", "tamt.search.oneshot:at_random", random=True),
     )
 }
@@ -156,6 +168,11 @@ def find_method(name: str) -> Method:
     near = difflib.get_close_matches(str(name), METHODS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}" if near else "choose one of them"
     raise UserError(f"there is no method {name!r} among {', '.join(METHODS)}; {hint}")
+
+
+def variant_options() -> list[str]:
+    """The options that make other searches of some method."""
+    return list(dict.fromkeys(option for method in METHODS.values() for option in method.variants))
 
 
 def trains_scores(name: str) -> bool:

@@ -162,7 +162,7 @@ def _mask_training(search: Search, objective: Objective, loss: Callable[[Any], M
     """A step of a search that is under way: in its first ones, when scores have few values, thresholds take longer."""
     mlm = "mlm" in objective
     first_masks = magnitude_masks(prunable_weights(search.student.encoder), search.sparsity)
-    masked, optimizer, schedule = start(search, first_masks, search.student.head_parameters() if mlm else {})
+    masked, optimizer, schedule = start(search, first_masks, search.student.head_parameters() if mlm else {}, {})
     drawn = scores.generator(search.accelerator.device)
     with torch.no_grad():  # the first step makes thresholds and masked weights of them
         for module in masked.values():

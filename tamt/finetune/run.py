@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +17,7 @@ from tamt.data.glue import load_rows
 from tamt.data.rows import Rows, subset
 from tamt.data.squad import Question, load_questions
 from tamt.data.tasks import Task, find_task
-from tamt.errors import UserError, check_positive
+from tamt.errors import UserError, check_choice, check_positive
 from tamt.files import write_atomically
 from tamt.finetune.classification import Classification, encode
 from tamt.finetune.loop import MODEL_FOLDER, Job, drop_former_models, predictions_file, train_subnetwork
@@ -31,7 +30,7 @@ from tamt.masking import Masks, apply_masks, sparsity_of
 from tamt.methods import FULL
 from tamt.models import load_classifier, load_question_answerer, load_tokenizer, longest_input
 from tamt.precision import Precision, choose_precision
-from tamt.recipe import Recipe
+from tamt.recipes import RECIPES, Recipe
 from tamt.run_folder import CONFIG, KEEP, RESULTS, RunFolder, check_output, finished_results, processes_of_run
 from tamt.step_graph import starts_from_graphs
 from tamt.training import CHECK_EVERY, make_accelerator, report_arithmetic
@@ -436,7 +435,6 @@ def _check(settings: dict, rates: Sequence[float | None]) -> None:
             raise UserError(f"--lr {rate:g} is there twice; give different rates")
     if not rates:
         raise UserError("--lr is an empty list; give rates or leave it out")
-    if settings["recipe"] not in get_args(Recipe):
-        raise UserError(f"--recipe {settings['recipe']} is not one of {', '.join(get_args(Recipe))}")
+    check_choice("recipe", settings["recipe"], RECIPES)
     if settings["weight_decay"] < 0:
         raise UserError(f"--weight-decay {settings['weight_decay']:g} must not be negative; leave it out for none")

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from tamt.methods import IMP, METHODS, OMP, PUBLISHED, RANDOM
 from tamt.names import distinct
-from tamt.report.runs import UNKNOWN, FineTuning, Study, Ticket
+from tamt.report.runs import FineTuning, Study, Ticket
 from tamt.report.statistics import Summary, summarise
+from tamt.report.variants import is_unusual, not_at_random, starts_at_random
 
 LABELS = {**{method.name: method.label for method in METHODS.values()}, PUBLISHED: "published mask"}
 """How methods are called, in the order in which they are shown."""
@@ -131,23 +132,23 @@ class Scores:
         return f"{unit} (× 100)"
 
 
-def label_of(method: str, initial: str | None = None) -> str:
-    """A method's name for people, with the start of its search where that is not the OMP mask."""
+def label_of(method: str, variant: str | None = None) -> str:
+    """A method's name for people, with the variant of its search."""
     name = LABELS.get(method, method)
-    return {"random": f"{name}, random start", UNKNOWN: f"{name}, unknown search"}.get(initial or "", name)
+    return f"{name}, {variant}" if variant else name
 
 
 def order_of(key: tuple[str, str | None]) -> tuple:
-    """To sort (method, initial) by."""
+    """To sort (method, variant) by."""
     return ([*LABELS].index(key[0]) if key[0] in LABELS else len(LABELS), key[0], key[1] or "")
 
 
 def main_tickets(study: Study, model: str) -> dict[tuple[str, str | None], dict[float, list[Ticket]]]:
-    """The masks that searches were for, by (method, initial) and sparsity; of several lengths of search the longest."""
+    """The masks that searches were for, by (method, variant) and sparsity; of several lengths of search the longest."""
     found: dict[tuple[str, str | None], dict[float, list[Ticket]]] = {}
     for ticket in study.tickets:
         if ticket.model == model and ticket.final:
-            found.setdefault((ticket.method, ticket.initial), {}).setdefault(ticket.sparsity, []).append(ticket)
+            found.setdefault((ticket.method, ticket.variant), {}).setdefault(ticket.sparsity, []).append(ticket)
     return {
         key: {
             sparsity: [t for t in tickets if t.steps == max(other.steps for other in tickets)]
@@ -162,10 +163,10 @@ def short_searches(study: Study, model: str) -> str:
     lengths: dict[tuple[str, str | None, float], set[int]] = {}
     for ticket in study.tickets:
         if ticket.model == model and ticket.final and ticket.steps:
-            lengths.setdefault((ticket.method, ticket.initial, ticket.sparsity), set()).add(ticket.steps)
+            lengths.setdefault((ticket.method, ticket.variant, ticket.sparsity), set()).add(ticket.steps)
     several = [
-        f"{label_of(method, initial)} at {sparsity:.0%} {max(steps):,}, not {', '.join(map(str, sorted(steps)[:-1]))}"
-        for (method, initial, sparsity), steps in sorted(lengths.items(), key=lambda item: order_of(item[0][:2]))
+        f"{label_of(method, variant)} at {sparsity:.0%} {max(steps):,}, not {', '.join(map(str, sorted(steps)[:-1]))}"
+        for (method, variant, sparsity), steps in sorted(lengths.items(), key=lambda item: order_of(item[0][:2]))
         if len(steps) > 1
     ]
     return f"Of searches of several lengths the longest is shown, in steps: {'; '.join(several)}." if several else ""
@@ -260,7 +261,7 @@ def by_steps(study: Study, model: str, scores: Scores) -> Figure | Missing:
         chart
         for task in scores.panels
         for sparsity in sorted({t.sparsity for t in study.tickets if t.model == model})
-        for chart in _cost_charts(study, model, scores, task, sparsity, lambda key: key[1] != "random")
+        for chart in _cost_charts(study, model, scores, task, sparsity, lambda key: not starts_at_random(key[1]))
     ]
     if not panels:
         return Missing(
@@ -279,12 +280,17 @@ def by_start(study: Study, model: str, scores: Scores) -> Figure | Missing:
     """Fig. 7: mask training that starts from OMP against a random start."""
     paper, title = "Fig. 7", "Starting from OMP against a random start"
     tickets = [t for t in study.tickets if t.model == model]
-    both = {t.method for t in tickets if t.initial == "omp"} & {t.method for t in tickets if t.initial == "random"}
+    random = [t for t in tickets if starts_at_random(t.variant)]
+    both = {(t.method, not_at_random(t.variant)) for t in random} & {(t.method, t.variant) for t in tickets}
+
+    def paired(key: tuple[str, str | None]) -> bool:
+        return (key[0], not_at_random(key[1])) in both
+
     panels = [
         chart
         for task in scores.panels
-        for sparsity in sorted({t.sparsity for t in tickets if t.initial == "random"})
-        for chart in _cost_charts(study, model, scores, task, sparsity, lambda key: key[0] in both, least=1, time=False)
+        for sparsity in sorted({t.sparsity for t in random})
+        for chart in _cost_charts(study, model, scores, task, sparsity, paired, least=1, time=False)
     ]
     if not both or not panels:
         return Missing(
@@ -348,7 +354,7 @@ def along_the_search(study: Study, model: str, _: Scores) -> Figure | Missing:
                 ticket = curve.ticket
                 if ticket.model != model or ticket.sparsity != sparsity:
                     continue
-                key = (ticket.method, ticket.initial, ticket.steps)
+                key = (ticket.method, ticket.variant, ticket.steps)
                 for step, _seconds, values in curve.points:
                     if name in values and not (ticket.method == IMP and name == "changed"):
                         factor = 100 if name == "changed" else 1
@@ -454,10 +460,10 @@ def _cost_charts(
     gathered: dict[tuple[str, str | None], dict[tuple[int, int], list[Ticket]]] = {}
     longest: dict[tuple[str, str | None], int] = {}
     for t in study.tickets:
-        if t.model == model and t.sparsity == sparsity and t.steps and wanted((t.method, t.initial)):
-            longest[t.method, t.initial] = max(t.steps, longest.get((t.method, t.initial), 0))
+        if t.model == model and t.sparsity == sparsity and t.steps and wanted((t.method, t.variant)):
+            longest[t.method, t.variant] = max(t.steps, longest.get((t.method, t.variant), 0))
     for t in study.tickets:
-        key = (t.method, t.initial)
+        key = (t.method, t.variant)
         # Masks on the way of searches of other lengths saw another learning rate; IMP's lengths are the axis itself.
         here = key in longest and t.model == model and t.sparsity == sparsity and t.steps > 0
         if here and (t.method == IMP or t.steps == longest[key]):
@@ -493,7 +499,7 @@ def scatter(tickets: Sequence[tuple[Ticket, float]], scores: Scores, task: str) 
     for ticket, value in tickets:
         if summary := scores.of([ticket], task):
             about = about_ticket(ticket)
-            gathered.setdefault((ticket.method, ticket.initial), []).append(_point(value, summary, about))
+            gathered.setdefault((ticket.method, ticket.variant), []).append(_point(value, summary, about))
     return tuple(
         _series(key, tuple(sorted(points, key=lambda point: point[:2])), line=False)
         for key, points in sorted(gathered.items(), key=lambda item: order_of(item[0]))
@@ -508,7 +514,7 @@ def about_ticket(ticket: Ticket) -> str:
 
 
 def _series(key: tuple[str, str | None], points: tuple[Point, ...], more: str = "", line: bool = True) -> Series:
-    return Series(label_of(*key) + more, key[0], points, line, dashed=key[1] in ("random", UNKNOWN))
+    return Series(label_of(*key) + more, key[0], points, line, dashed=is_unusual(key[1]))
 
 
 def _point(x: float, summary: Summary, about: str = "") -> Point:

@@ -23,6 +23,7 @@ from tamt.report.figures import (
 )
 from tamt.report.runs import Study, Ticket
 from tamt.report.statistics import summarise
+from tamt.report.variants import is_unusual
 
 MOST_MASKS = 24
 """In one heat map of similarities; BERT-base's take 14 MB each, and more cells cannot be read."""
@@ -82,7 +83,7 @@ def _compare(study: Study, model: str, sparsity: float) -> MaskGroup:
         )
     shown = loaded[:MOST_MASKS]
     for ticket, _ in shown:
-        name = label_of(ticket.method, ticket.initial)
+        name = label_of(ticket.method, ticket.variant)
         group.labels.append(name if ticket.seed is None else f"{name} {ticket.seed}")
     size = len(shown)
     table = [[1.0] * size for _ in range(size)]
@@ -99,7 +100,7 @@ def _compare(study: Study, model: str, sparsity: float) -> MaskGroup:
             overall, per_matrix = similarity(mask, omp)
             group.distances.append((ticket, 1 - overall))
             distances = {name: 1 - value for name, value in per_matrix.items()}
-            gathered.setdefault((ticket.method, ticket.initial), []).append(distances)
+            gathered.setdefault((ticket.method, ticket.variant), []).append(distances)
     group.differences = {
         key: {name: sum(d[name] for d in masks) / len(masks) for name in masks[0]} for key, masks in gathered.items()
     }
@@ -194,7 +195,7 @@ def _layer_figures(groups: list[MaskGroup], suffix: str, stem: str) -> list[Figu
                 for layer, values in sorted(layers.items())
                 for s in [summarise(values)]
             )
-            series.append(Series(label_of(*key), key[0], points, dashed=key[1] == "random"))
+            series.append(Series(label_of(*key), key[0], points, dashed=is_unusual(key[1])))
         charts.append(Chart(f"{group.sparsity:.0%} sparsity", "layer", "Jaccard similarity to OMP", tuple(series)))
         highest = max(d for distances in group.differences.values() for d in distances.values())
         for key, distances in group.differences.items():

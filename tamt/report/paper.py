@@ -1,13 +1,13 @@
 """What the paper says (Liu et al., NAACL 2022), beside what the runs of a study say."""
 
 from tamt.finetune.rates import RATE_OF_BASE, RISE_BY_SPARSITY, WIDTH_OF_BASE
-from tamt.methods import IMP, METHODS, OMP, RANDOM, is_one_shot, trains_scores
+from tamt.methods import IMP, METHODS, RANDOM, is_one_shot, trains_scores
 from tamt.report.figures import Chart, Figure, Scores, label_of, main_tickets
 from tamt.report.masks import MaskGroup
 from tamt.report.runs import EFFECTIVE_BATCH, Study
 from tamt.report.statistics import summarise
 from tamt.report.tables import Cell, Table
-from tamt.search.train import SCORE_TRAVEL
+from tamt.report.variants import RANDOM_START, not_at_random, starts_at_random
 
 SPEED_UP = {"search steps": "8.4", "search time (min)": "8.7"}
 """By how much TAMT is faster to IMP's best score at 70 % (4.2.3)."""
@@ -55,7 +55,7 @@ def _speed_ups(chart: Chart, models: list[str]) -> list[tuple[Cell, ...]]:
     best = max(imp.points, key=lambda point: point.y)
     rows: list[tuple[Cell, ...]] = []
     for series in chart.series:
-        if trains_scores(series.style) and not series.dashed:
+        if trains_scores(series.style) and RANDOM_START not in series.label:
             first = min((point.x for point in series.points if point.y >= best.y), default=None)
             here = "not reached"
             if first is not None and first > 0:
@@ -86,8 +86,8 @@ def _shares_of_full(study: Study, model: str) -> list[tuple[Cell, ...]]:
 
 def _costs(study: Study, model: str) -> list[tuple[Cell, ...]]:
     rows: list[tuple[Cell, ...]] = []
-    for (method, initial), by_sparsity in main_tickets(study, model).items():
-        if method not in METHODS or is_one_shot(method) or initial == "random":
+    for (method, variant), by_sparsity in main_tickets(study, model).items():
+        if method not in METHODS or is_one_shot(method) or starts_at_random(variant):
             continue
         published = METHODS[method]
         steps = published.paper_steps
@@ -95,12 +95,12 @@ def _costs(study: Study, model: str) -> list[tuple[Cell, ...]]:
         if rates:
             seconds = next((value for name, value in published.paper_seconds.items() if name in model.lower()), None)
             paper = f"{seconds / max(steps.values()):.2f} (V100)" if seconds and steps else "—"
-            what = f"seconds a step of {label_of(method, initial)}"
+            what = f"seconds a step of {label_of(method, variant)}"
             rows.append((model, what, paper, f"{summarise(rates).mean:.3g}", "Table 3"))
         for sparsity, tickets in by_sparsity.items():
             found = sorted({t.step for t in tickets})
             if (percent := round(100 * sparsity)) in steps and tickets[0].steps:
-                what = f"step of {label_of(method, initial)}'s mask at {percent} % sparsity"
+                what = f"step of {label_of(method, variant)}'s mask at {percent} % sparsity"
                 rows.append((model, what, f"{steps[percent]:,}", " and ".join(f"{n:,}" for n in found), "Table 2"))
     return rows
 
@@ -109,14 +109,16 @@ def _starts(study: Study, model: str) -> list[tuple[Cell, ...]]:
     scores = Scores(study, model)
     found = main_tickets(study, model)
     rows: list[tuple[Cell, ...]] = []
-    for (method, initial), by_sparsity in found.items():
-        if initial != "random" or not scores.panels:
+    for (method, variant), by_sparsity in found.items():
+        if not starts_at_random(variant) or not scores.panels:
             continue
+        from_omp = (method, not_at_random(variant))
         for sparsity, tickets in by_sparsity.items():
             random = scores.of(tickets, scores.panels[0])
-            omp = scores.of(found.get((method, OMP), {}).get(sparsity, []), scores.panels[0])
+            omp = scores.of(found.get(from_omp, {}).get(sparsity, []), scores.panels[0])
             if random and omp:
-                what = f"{label_of(method)} from OMP minus from a random start, {sparsity:.0%} sparsity, score × 100"
+                name = label_of(*from_omp)
+                what = f"{name} from OMP minus from a random start, {sparsity:.0%} sparsity, score × 100"
                 rows.append((model, what, "clearly above 0", f"{omp.mean - random.mean:.1f}", "4.2.4, Fig. 7"))
     return rows
 
@@ -139,13 +141,13 @@ def _similarities(group: MaskGroup) -> list[tuple[Cell, ...]]:
 def settings_table(study: Study) -> Table:
     """What the runs were done with, beside the paper's Table 1; what is left at its default is not named."""
     rows: list[tuple[Cell, ...]] = []
-    for model, name, key, value in study.settings:
+    for model, name, variant, key, value in study.settings:
         searching = name in METHODS
         paper = (OF_SEARCHES if searching else OF_TASKS).get(key, "—")
-        rows.append((model, label_of(name) if searching else name, key, value, paper))
+        rows.append((model, label_of(name, variant) if searching else name, key, value, paper))
     note = (
-        "Settings that the runs were given. What they left at its default is the paper's, but for the learning rate of "
-        f"a short mask training, raised to {SCORE_TRAVEL:g} / steps, for that of a fine-tuning without recipe: paper, "
+        "Settings that the runs were given. What they left at its default is the paper's, but for the scores and the "
+        "learning rate of mask training without the paper's recipe, for the learning rate of a fine-tuning without it, "
         f"{RATE_OF_BASE:g} · {WIDTH_OF_BASE} / width · (1 + {RISE_BY_SPARSITY:g} · sparsity), and for tasks that the "
         "paper does not have."
     )

@@ -13,12 +13,12 @@ from tamt.errors import UserError
 from tamt.finetune.rates import best_over_seeds, rates_in_words
 from tamt.methods import METHODS, SCHEDULE_STEPS, is_one_shot, trains_scores
 from tamt.names import distinct
+from tamt.report.variants import UNKNOWN, variants
 from tamt.run_folder import CONFIG, METRICS, RESULTS, RESUMED, version_of
 from tamt.untrusted import read_json, read_yaml
 
 ASIDE = "aside"
 """Where a sweep moves runs that it cannot use."""
-UNKNOWN = "unknown"
 EFFECTIVE_BATCH = "effective batch"
 """The blocks, or rows, of an optimizer step: `batch_size` × `accumulation` × `processes_of_step`."""
 SEARCH_SETTINGS = [
@@ -62,7 +62,7 @@ class Ticket:
     """A subnetwork: a mask that a search found, or passed on its way.
 
     Attributes:
-        initial: what mask training started from: omp, random, unknown; None for the other methods.
+        variant: what tells the search from others by the method, see `tamt.report.variants`.
         seed: of the search; None for OMP, which has none.
         steps: optimizer steps of the learning rate's decay, the length of the search; 0 for the one-shot methods.
         step: after which the mask was taken.
@@ -76,7 +76,7 @@ class Ticket:
 
     model: str
     method: str
-    initial: str | None
+    variant: str | None
     sparsity: float
     seed: int | None
     steps: int
@@ -92,7 +92,7 @@ class Ticket:
     @property
     def identity(self) -> tuple:
         """What two tickets share if they are the same subnetwork."""
-        return (self.model, self.method, self.initial, self.sparsity, self.seed, self.steps, self.step, self.file)
+        return (self.model, self.method, self.variant, self.sparsity, self.seed, self.steps, self.step, self.file)
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ class Study:
     curves: list[Curve] = field(default_factory=list)
     full_losses: dict[str, dict[str, float]] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
-    settings: list[tuple[str, str, str, Any]] = field(default_factory=list)
-    """What the runs were done with: model, method or task, setting, value."""
+    settings: list[tuple[str, str, str | None, str, Any]] = field(default_factory=list)
+    """What the runs were done with: model, method or task, variant of the method, setting, value."""
 
     @property
     def models(self) -> list[str]:
@@ -170,6 +170,7 @@ class _Run:
     rows: list[dict[str, Any]]
     model: str = ""
     task: str = ""
+    variant: str | None = None
 
 
 def read_study(folder: Path) -> Study:
@@ -193,7 +194,10 @@ def read_study(folder: Path) -> Study:
     )
     study.version = runs[0].version
     runs = _labelled(study, runs)
-    searches = _alike(study, [r for r in runs if "method" in r.config], "method")
+    searches = [r for r in runs if "method" in r.config]
+    named = variants(run.config for run in searches)
+    searches = [replace(run, variant=variant) for run, variant in zip(searches, named, strict=True)]
+    searches = _alike(study, searches, "method")
     fine_tunings = _alike(study, [r for r in runs if "task" in r.config], "task")
     evaluations = [run for run in runs if "method" not in run.config and "task" not in run.config]
     _read_searches(study, searches)
@@ -265,7 +269,7 @@ def _keep_most_common(
 
 
 def _alike(study: Study, runs: list[_Run], kind: str) -> list[_Run]:
-    """The runs of each model and method, or model and task, that share their settings with most of them."""
+    """The runs of each model and method (variant), or model and task, that share their settings with most of them."""
 
     def keys(run: _Run) -> Iterable[str]:
         if kind == "task":
@@ -283,9 +287,10 @@ def _alike(study: Study, runs: list[_Run], kind: str) -> list[_Run]:
 
     groups: dict[tuple, list[_Run]] = {}
     for run in runs:
-        groups.setdefault((run.model, run.task if kind == "task" else run.config["method"]), []).append(run)
+        key = (run.model, run.task if kind == "task" else run.config["method"], run.variant)
+        groups.setdefault(key, []).append(run)
     kept = []
-    for (model, name), members in groups.items():
+    for (model, name, variant), members in groups.items():
         counted = Counter(map(settings, members))
         common = counted.most_common(1)[0][0]
         for run in members:
@@ -296,7 +301,7 @@ def _alike(study: Study, runs: list[_Run], kind: str) -> list[_Run]:
             mine = tuple(pair for pair, other in zip(own, common, strict=True) if pair != other)
             theirs = tuple(other for pair, other in zip(own, common, strict=True) if pair != other)
             study.skip(run.name, f"{said(mine)} where most runs of {name} {said(theirs)}; they are not averaged")
-        study.settings += [(model, name, key, _plain(value)) for key, value in common if value is not None]
+        study.settings += [(model, name, variant, key, _plain(value)) for key, value in common if value is not None]
     return kept
 
 
@@ -315,7 +320,9 @@ def _labelled(study: Study, runs: list[_Run]) -> list[_Run]:
     short_models = {_model(run): Path(_model(run)).name if _is_path(_model(run)) else _model(run) for run in runs}
     models = {full: name if _is_path(full) else full for full, name in distinct(short_models).items()}
     tasks = distinct({_task(run): _task(run, short=True) for run in runs if "task" in run.config})
-    study.settings += [(label, "", "model", full) for full, label in models.items() if label != short_models[full]]
+    study.settings += [
+        (label, "", None, "model", full) for full, label in models.items() if label != short_models[full]
+    ]
     return [replace(run, model=models[_model(run)], task=tasks.get(_task(run), "")) for run in runs]
 
 
@@ -345,7 +352,7 @@ def _read_searches(study: Study, runs: list[_Run]) -> None:
                 Ticket(
                     model=run.model,
                     method=method,
-                    initial=str(config.get("initial", "omp")) if trains_scores(method) else None,
+                    variant=run.variant,
                     sparsity=round(_number(row, "sparsity"), 3),
                     seed=int(row["seed"]) if _is_seeded(method) else None,
                     steps=steps,
@@ -560,7 +567,7 @@ def _find_rates(study: Study, groups: Mapping[tuple, Mapping[float | None, Any]]
         rates = sorted(counted.most_common(1)[0][0], key=lambda rate: (rate is not None, rate))
         study.rates[place] = tuple(rates)
         if rates != [None]:
-            study.settings.append((*place, "lr", rates_in_words(study.rates[place])))
+            study.settings.append((*place, None, "lr", rates_in_words(study.rates[place])))
 
 
 def _keep_best_rate(study: Study, by_rate: Mapping[float | None, Mapping[int, FineTuning]]) -> None:
@@ -579,7 +586,7 @@ def _lonely(run: _Run, row: Mapping[str, Any]) -> Ticket:
     return Ticket(
         model=run.model,
         method=method,
-        initial=UNKNOWN if trains_scores(method) else None,
+        variant=UNKNOWN if trains_scores(method) else None,
         sparsity=round(_number(row, "sparsity"), 3),
         seed=row.get("mask_seed") if _is_seeded(method) else None,
         steps=0,

@@ -117,7 +117,7 @@ def searches_table(study: Study, groups: list[MaskGroup]) -> Table:
     gathered: dict[tuple, list[Ticket]] = {}
     for ticket in study.tickets:
         if ticket.final:
-            key = (ticket.model, ticket.sparsity, order_of((ticket.method, ticket.initial)), ticket.steps, ticket.step)
+            key = (ticket.model, ticket.sparsity, order_of((ticket.method, ticket.variant)), ticket.steps, ticket.step)
             gathered.setdefault(key, []).append(ticket)
     rows: list[tuple[Cell, ...]] = []
     for (model, sparsity, _, steps, step), tickets in sorted(gathered.items(), key=lambda item: item[0]):
@@ -131,7 +131,7 @@ def searches_table(study: Study, groups: list[MaskGroup]) -> Table:
             (
                 model,
                 sparsity,
-                label_of(first.method, first.initial),
+                label_of(first.method, first.variant),
                 step if steps else None,
                 steps or None,
                 len(tickets),
@@ -270,7 +270,7 @@ def runs_table(study: Study) -> Table:
         t = item.ticket
         of_mask: tuple[Cell, ...] = ("full model", 0.0, None, None, None)
         if t:
-            of_mask = (label_of(t.method, t.initial), t.sparsity, t.seed, t.step, t.steps or None)
+            of_mask = (label_of(t.method, t.variant), t.sparsity, t.seed, t.step, t.steps or None)
         rate = "default" if item.lr is None else item.lr
         own = (item.metric, item.seed, item.train_samples, rate, best, item.score, item.seconds, item.run)
         rows.append((item.model, item.task, *of_mask, *own))

@@ -1,7 +1,7 @@
 """TAMT: scores are trained through the straight-through estimator, and rank the weights into the mask (paper 3.4)."""
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,21 +11,18 @@ from transformers import get_linear_schedule_with_warmup
 import tamt_kernels as tk
 from tamt import processes, termination
 from tamt.console import Progress
-from tamt.errors import check_choice
 from tamt.masking import (
     MaskedModule,
     Masks,
     Ranking,
-    magnitude_masks,
     masks_of,
-    prunable_weights,
-    random_masks,
     sparsity_of,
     wrap,
 )
 from tamt.methods import find_method
 from tamt.objectives import Losses, objective_of
-from tamt.search.setting import MASK_FILE, Initial, Search
+from tamt.search.scores import set_scores, starting_point
+from tamt.search.setting import MASK_FILE, Search
 from tamt.training import (
     MAX_GRADIENT_NORM,
     NonFiniteError,
@@ -53,15 +50,15 @@ def train_masks(search: Search) -> list[dict]:
     """
     student = search.student
     objective, threshold_every = objective_of(find_method(search.method).objective), search.threshold_every
-    first_masks = masks_at_start(prunable_weights(student.encoder), search.initial, search.sparsity, search.seed)
+    first_masks, importance = starting_point(search)
     head = student.head_parameters() if "mlm" in objective else {}
     renew = threshold_every == 1
-    masked, optimizer, schedule = start(search, first_masks, head, search.ranking, overwrite=renew)
+    masked, optimizer, schedule = start(search, first_masks, head, importance, search.ranking, overwrite=renew)
     # All that is kept of masks: as bits the first, 14 MB for BERT-base in place of 0.1 GB, and the present ones only
     # where they do not follow from the scores.
     first_bits = {name: tk.pack_mask(mask) for name, mask in first_masks.items()}
     masks = {} if renew else first_masks
-    del first_masks
+    del first_masks, importance
     trained = {**{f"score {name}": module.score for name, module in masked.items()}, **head}
 
     def state() -> dict[str, Any]:
@@ -135,26 +132,18 @@ def train_masks(search: Search) -> list[dict]:
     return [{**search.result(masks, search.steps, seconds, dev), "changed": _changed(first_bits, masks)}]
 
 
-def masks_at_start(weights: Mapping[str, Tensor], initial: Initial, sparsity: float, seed: int) -> Masks:
-    """The masks that training starts from: OMP's (paper eq. 5) or random ones (paper 4.2.4).
-
-    Raises:
-        UserError: `initial` is neither omp nor random.
-    """
-    check_choice("initial", initial, get_args(Initial))
-    return magnitude_masks(weights, sparsity) if initial == "omp" else random_masks(weights, sparsity, seed)
-
-
 def start(
     search: Search,
     first_masks: Masks,
     head: Mapping[str, torch.nn.Parameter],
+    importance: Mapping[str, Tensor],
     ranking: Ranking = "signed",
     overwrite: bool = True,
 ) -> tuple[dict[str, MaskedModule], tk.MaskAdamW, LRScheduler]:
     """Put masks on the student, set all but their scores and the parameters of `head` aside, and compile if asked to.
 
-    With `overwrite`, and one backward pass a step, gradients take the memory of the masked weights.
+    Scores follow the importance of the weights, or have two values where none is given (`tamt.search.scores`). With
+    `overwrite`, and one backward pass a step, gradients take the memory of the masked weights.
 
     Returns:
         The masked modules, see `wrap`; their optimizer, and the schedule of its learning rate.
@@ -164,6 +153,7 @@ def start(
     for parameter in head.values():
         parameter.requires_grad_(True)
     masked = wrap(encoder, first_masks, ranking)
+    set_scores(masked, importance)
     dtype = compute_dtype(search.accelerator)
     optimizer = tk.MaskAdamW(
         masked.values(),

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from accelerate import Accelerator
 from safetensors.torch import save
@@ -23,9 +22,6 @@ from tamt.run_folder import RunFolder
 
 MASK_FILE = "mask.safetensors"
 HEAD_FILE = "head.safetensors"
-
-Initial = Literal["omp", "random"]
-"""The mask that mask training starts from."""
 
 
 @dataclass
@@ -60,7 +56,12 @@ class Search:
     dev_blocks: Blocks | None = None
     kd_weight: float = 1.0
     """Weight of the KD loss beside MLM's 1, of mask training towards both."""
-    initial: Initial = "omp"
+    scores: str | None = None
+    """The kind of scores that mask training starts from, see `tamt.search.scores`."""
+    initial: str | None = None
+    """The mask that mask training starts from: omp, random or a mask file; None for that of the scores' criterion."""
+    scope: str | None = None
+    """Which weights Wanda ranks together, see `tamt.search.wanda`; None for those of a matrix."""
     ranking: Ranking = "signed"
     threshold_every: int = 1
     pooler: Tensor | None = None

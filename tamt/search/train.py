@@ -11,20 +11,20 @@ from tamt.data.corpora import load_corpus, load_held_out
 from tamt.errors import UserError, check_choice, check_positive, check_seed
 from tamt.evaluate import block_length, read_head
 from tamt.masking import Ranking
-from tamt.methods import SCHEDULE_STEPS, MethodName, find_method, paper_steps
+from tamt.methods import METHODS, SCHEDULE_STEPS, MethodName, find_method, paper_steps, variant_options
 from tamt.models import dense_twin, load_masked_language_model, load_pooler, load_tokenizer
 from tamt.objectives import TokenMasking
 from tamt.precision import Precision, choose_precision
+from tamt.recipes import Recipe, search_recipe
 from tamt.run_folder import CHECKPOINTS, KEEP, RunFolder, check_output, processes_of_run
 from tamt.search.head import warm_up_head
 from tamt.search.imp import STAGES, steps_to
-from tamt.search.setting import HEAD_FILE, Initial, Search
+from tamt.search.learning_rate import default_rate
+from tamt.search.scores import MASKS_BY_NAME, Scores, check_initial, read_initial, scores_of_start
+from tamt.search.setting import HEAD_FILE, Search
+from tamt.search.wanda import Scope
 from tamt.step_graph import starts_from_graphs
 from tamt.training import CHECK_EVERY, compute_dtype, make_accelerator, report_arithmetic
-
-SCORE_TRAVEL = 0.045
-"""lr × steps. Under linear decay a score travels at most half of it, and needs about 0.01 to change a mask entry. So
-much is best for short runs: on a 6-layer MiniLM 150 steps at 3e-4 took the KD loss from 0.312 to 0.172."""
 
 
 def train(
@@ -41,7 +41,10 @@ def train(
     max_length: int | None = None,
     lr: float | None = None,
     precision: Precision = "auto",
-    initial: Initial = "omp",
+    scores: Scores | None = None,
+    initial: str | None = None,
+    recipe: Recipe = "short",
+    scope: Scope | None = None,
     ranking: Ranking = "signed",
     kd_weight: float = 1.0,
     threshold_every: int = 1,
@@ -63,7 +66,8 @@ def train(
     """Search a winning ticket: find the mask of a subnetwork of a pre-trained model.
 
     Args:
-        method: mask training on MLM, KD or both; iterative magnitude pruning; one-shot magnitude pruning; random.
+        method: mask training on MLM, KD or both; iterative magnitude pruning; one-shot pruning by magnitude or by
+            magnitude times activation; random.
         model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
         output: new folder for the run: mask.safetensors, config.yaml, metrics.jsonl, results.json, TensorBoard.
         corpus: wikitext-103 (from the hub), demo, or text files, one paragraph a line; omp and rand need none.
@@ -75,10 +79,16 @@ def train(
         batch_size: blocks of text a batch, in each process.
         accumulation: batches an optimizer step.
         max_length: tokens of a block; 512, or the model's positions if fewer.
-        lr: peak learning rate; by default the paper's, raised for short runs to 0.045 / steps (scores only).
+        lr: peak learning rate; by default the paper's, raised for mask training that is too short for it.
         precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
             a GPU and fp32 on a CPU. Scores and thresholds are always fp32.
-        initial: first mask of the mask training.
+        scores: scores that mask training starts from: proportional to |W|, to |W| times the norm of its input, or two
+            values, as in the paper; activation, or two-valued if --initial is given.
+        initial: mask that mask training starts from: omp, random or a mask file; by default the mask that keeps what
+            ranks highest by the scores, which is OMP's for magnitude and two-valued scores.
+        recipe: where no scores or lr are given: short, the rules above; paper, those of the paper.
+        scope: which weights wanda ranks together: those of a matrix, or those of each output row, as its authors do; by
+            default matrix.
         ranking: rank the scores by value or by absolute value.
         kd_weight: weight of the KD loss beside MLM's 1 in tamt-mlm+kd.
         threshold_every: steps between two renewals of the masks.
@@ -110,8 +120,11 @@ def train(
     if late := [step for step in save_at or [] if step > run_steps]:
         raise UserError(f"--save-at {late[0]} lies after the last step, {run_steps}; ask for earlier steps")
     found = find_method(method)
-    if lr is None and found.lr is not None:
-        lr = max(found.lr, SCORE_TRAVEL / run_steps) if found.trains_scores else found.lr
+    of_recipe = search_recipe(recipe, found)
+    lr = of_recipe.get("lr") if lr is None else lr
+    kind = scores_of_start(scores or of_recipe.get("scores"), initial)
+    if lr is None:
+        lr = default_rate(found, kind, run_steps)
 
     settings["precision"] = choose_precision(precision, output, resume)
     accelerator = make_accelerator(settings["precision"], processes.parts_of_step(step_blocks, batch_size), seed)
@@ -119,6 +132,8 @@ def train(
         student = load_masked_language_model(model)
         if head is not None:
             student.load_head(read_head(head), head)
+        if initial is not None and initial not in MASKS_BY_NAME:
+            read_initial(Path(initial), student.encoder, sparsity)  # before the folder is made
         pooler = load_pooler(model) if prune_pooler else None
         tokenizer = load_tokenizer(model)
         length = block_length(max_length, student.model)
@@ -159,7 +174,9 @@ def train(
             train_blocks=train_blocks,
             dev_blocks=dev_blocks,
             kd_weight=kd_weight,
+            scores=kind,
             initial=initial,
+            scope=scope,
             ranking=ranking,
             threshold_every=threshold_every,
             pooler=pooler,
@@ -194,8 +211,11 @@ def last_step(method: str, sparsity: float, steps: int | None) -> int:
 def _check(settings: dict) -> None:
     """Refuse what cannot work, before anything is loaded."""
     method = find_method(settings["method"])
-    for option, kind in {"initial": Initial, "ranking": Ranking, "precision": Precision}.items():
+    for option, kind in {"ranking": Ranking, "precision": Precision}.items():
         check_choice(option, settings[option], get_args(kind))
+    scores_of_start(settings["scores"], settings["initial"])
+    check_initial(settings["initial"])
+    search_recipe(settings["recipe"], method)
     if not 0 < settings["sparsity"] < 1:
         raise UserError(f"--sparsity {settings['sparsity']:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
     positive = ["steps", "batch_size", "accumulation", "max_length", "threshold_every", "head_warmup_steps"]
@@ -207,9 +227,14 @@ def _check(settings: dict) -> None:
     if not settings["kd_weight"] >= 0:
         raise UserError(f"--kd-weight {settings['kd_weight']:g} must not be negative; raise it or leave it out")
     if method.needs_text and not settings["corpus"]:
-        raise UserError(f"{method.name} needs text to train on; give --corpus wikitext-103, demo or text files")
+        raise UserError(f"{method.name} needs text; give --corpus wikitext-103, demo or text files")
     if settings["compile"] and not method.trains_scores:
         raise UserError(f"--compile is for mask training, not {method.name}; leave it out")
+    for option in variant_options():
+        if settings[option] is not None and option not in method.variants:
+            having = ", ".join(other.name for other in METHODS.values() if option in other.variants)
+            raise UserError(f"--{option} is not for {method.name} but for {having}; leave it out")
+    check_choice("scope", settings["scope"] or "matrix", get_args(Scope))
     if settings["save_at"] and not method.trains_scores:
         raise UserError(
             f"--save-at is for mask training, not {method.name}; IMP saves a mask at every pruning without being asked"

@@ -1,14 +1,14 @@
 """The runs of a study: which there are, what they are called, and which need which."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from tamt.errors import UserError
-from tamt.methods import FULL, IMP, METHODS, OMP
+from tamt.methods import FULL, IMP, METHODS
 from tamt.names import distinct
 from tamt.search.imp import STAGES
 from tamt.search.setting import HEAD_FILE, MASK_FILE
@@ -129,15 +129,15 @@ def _search(study: Study, part: Part, model: str, names: dict[str, str], method:
     options = {key: value for key, value in part.search[method].items() if key not in {"steps", "save_at"}}
     tickets = []
     for steps in part.search[method].get("steps", [None]):
-        for initial in part.initial if METHODS[method].trains_scores else [None]:
+        for variant in _variants(part, method):
             for seed in part.mask_seeds if METHODS[method].seeded else [None]:
                 for sparsity in part.sparsities:
                     asked = _sparsities_of_imp(study, model, steps) if method == IMP else [sparsity]
                     searched = _host(sparsity, asked)
                     last = last_step(method, searched, steps)
                     save_at = [step for step in part.search[method].get("save_at", []) if step < last]
-                    own = {"initial": initial, "steps": steps}
-                    common = [method, names[model], *_marks(**own)]
+                    common = [method, names[model], *_variant_marks(variant), *_marks(steps=steps)]
+                    own = {**variant, "steps": steps}
                     labels = {"model": names[model], "method": method, "sparsity": sparsity, **own, "mask_seed": seed}
                     final = MASK_FILE if sparsity == searched else f"masks/sparsity-{sparsity:g}.safetensors"
                     files = {None: final} | {step: f"masks/step-{step}.safetensors" for step in save_at}
@@ -146,7 +146,7 @@ def _search(study: Study, part: Part, model: str, names: dict[str, str], method:
                         "corpus": part.corpus,
                         "dev_corpus": part.dev_corpus,
                         "steps": steps,
-                        "initial": initial,
+                        **variant,
                         "seed": seed,
                         "save_at": save_at,
                     }
@@ -228,13 +228,24 @@ def _finetune(study: Study, part: Part, model: str, ticket: Ticket, add: Add) ->
             add(Run("finetune", name, settings, labels, ticket.search, like=like))
 
 
-def _marks(**settings: Any) -> list[str]:
-    """What names say of settings: nothing of what is None or the paper's way, `random`, or such as `steps150`."""
+def _variants(part: Part, method: str) -> list[dict[str, Any]]:
+    """The settings of each variant of a method: every value of each option that it has with every other's."""
+    options = METHODS[method].variants
+    return [dict(zip(options, values, strict=True)) for values in product(*(part.variants[key] for key in options))]
+
+
+def _variant_marks(variant: Mapping[str, Any]) -> list[str]:
+    """What names say of a variant: nothing of a default, `random`, `two-valued`, or the name of a mask file's run."""
     return [
-        ("random" if name == "initial" else f"{name}{value}")
-        for name, value in settings.items()
-        if value is not None and value != OMP
+        _slug("-".join(Path(value).parts[-2:]).removesuffix(Path(value).suffix)) if Path(value).is_absolute() else value
+        for value in variant.values()
+        if value is not None
     ]
+
+
+def _marks(**settings: Any) -> list[str]:
+    """What names say of settings: such as `steps150`, and nothing of what is None."""
+    return [f"{name}{value}" for name, value in settings.items() if value is not None]
 
 
 def _merged(study: Study, first: Run, second: Run) -> Run:

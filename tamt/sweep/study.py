@@ -16,9 +16,11 @@ from tamt.data import demo
 from tamt.data.tasks import TASKS, find_task
 from tamt.errors import UserError
 from tamt.finetune import finetune
-from tamt.methods import IMP, METHODS, MethodName
+from tamt.methods import IMP, METHODS, MethodName, variant_options
 from tamt.search import train
 from tamt.search.imp import STAGES
+from tamt.search.scores import MASKS_BY_NAME, Scores
+from tamt.search.wanda import Scope
 from tamt.untrusted import MAX_YAML, PlainLoader
 
 CORPORA = ("demo", "wikitext-103")
@@ -35,9 +37,11 @@ def options_of(command: Callable[..., dict], *without: str) -> dict[str, Any]:
     return {name: kind for name, kind in found.items() if name not in {*without, "model", "output", "seed", "resume"}}
 
 
-SEARCH_OPTIONS = options_of(train, "method", "corpus", "dev_corpus", "sparsity", "initial") | {"steps": list[int]}
+VARIANTS = variant_options()
+"""Options of the search that a study lists; each value is a search of its own."""
+SEARCH_OPTIONS = options_of(train, "method", "corpus", "dev_corpus", "sparsity", *VARIANTS) | {"steps": list[int]}
 FINETUNE_OPTIONS = options_of(finetune, "task", "mask", "seeds")
-MASK_TRAINING = {"save_at", "ranking", "kd_weight", "threshold_every"}
+MASK_TRAINING = {"initial", "scores", "save_at", "ranking", "kd_weight", "threshold_every"}
 """Options of the search that only the methods of mask training have."""
 TRAINING = {"steps", "accumulation", "lr", "head_warmup_steps", "log_every", "eval_every", "save_every"}
 """Options of the search that the one-shot methods do not have."""
@@ -49,7 +53,9 @@ KEYS: dict[str, Any] = {
     "methods": list[MethodName],
     "sparsities": list[float],
     "mask_seeds": list[int],
-    "initial": list[Literal["omp", "random"]],
+    "initial": list[str],
+    "scores": list[Scores],
+    "scope": list[Scope],
     "corpus": list[str],
     "dev_corpus": list[str],
     "search": dict,
@@ -69,6 +75,7 @@ class Part:
     """One grid of a study: every value with every other. The fields are the keys of docs/studies.md.
 
     Attributes:
+        variants: the values of each of `VARIANTS`, None for the default.
         search: the options of `tamt train` for each method; `steps` and `save_at` are lists.
         tasks: the options of `tamt finetune` by the study's name of each task; `train_samples` is a list of int, or
             None for all rows, and `lr` a list.
@@ -78,7 +85,7 @@ class Part:
     methods: list[str]
     sparsities: list[float]
     mask_seeds: list[int]
-    initial: list[str]
+    variants: dict[str, list[Any]]
     corpus: list[str]
     dev_corpus: list[str]
     search: dict[str, dict[str, Any]]
@@ -133,12 +140,11 @@ def _part(document: "_Document", place: Place, content: Mapping[str, Any], data_
         if not 0 < sparsity < 1:
             at = (*place, "sparsities", number)
             raise document.error(at, f"the sparsity {sparsity:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
-    trained = [method for method in methods if METHODS[method].trains_scores]
-    if "random" in found.get("initial", []) and not trained:
-        at = (*place, "initial")
-        raise document.error(
-            at, "initial is for mask training and no tamt method is asked for; leave it out or add one"
-        )
+    for key in VARIANTS:
+        if key in found and not any(key in METHODS[method].variants for method in methods):
+            kind = "mask training and no tamt method is" if key in MASK_TRAINING else "wanda, which is not"
+            raise document.error((*place, key), f"{key} is for {kind} asked for; leave it out or add one")
+    initial = [document.initial((*place, "initial"), name) for name in found.get("initial", [])]
     corpus = [document.corpus(name) for name in found.get("corpus", [])]
     dev_corpus = [document.corpus(name) for name in found.get("dev_corpus", [])]
     if not corpus and (needing := [method for method in methods if METHODS[method].needs_text]):
@@ -162,7 +168,7 @@ def _part(document: "_Document", place: Place, content: Mapping[str, Any], data_
         methods=methods,
         sparsities=sparsities,
         mask_seeds=found.get("mask_seeds", [0]),
-        initial=found.get("initial", ["omp"]),
+        variants={key: found.get(key, [None]) for key in VARIANTS} | ({"initial": initial} if initial else {}),
         corpus=corpus,
         dev_corpus=dev_corpus,
         search=search,
@@ -372,6 +378,16 @@ class _Document:
     def corpus(self, name: str) -> str:
         """A corpus by its name, or the path of a text file."""
         return name if name in CORPORA else str(self._file.resolve().parent / Path(name).expanduser())
+
+    def initial(self, place: Place, name: str) -> str:
+        """A mask to start from by its name, or the path of a mask file."""
+        if name in MASKS_BY_NAME:
+            return name
+        path = self._file.resolve().parent / Path(name).expanduser()
+        if not path.is_file():
+            known = ", ".join(MASKS_BY_NAME)
+            raise self.error(place, f"{_path(place)} is {name!r}, not one of {known} and no mask file; correct it")
+        return str(path)
 
     def _is_there(self, place: Place) -> bool:
         node = self._root

@@ -9,13 +9,14 @@ from typing import Any
 
 from tamt.finetune.rates import best_over_seeds, rates_in_words
 from tamt.sweep.plan import Plan, Ticket
+from tamt.sweep.study import VARIANTS
 
 TABLE = "results.csv"
 SETTINGS = (
     "model",
     "method",
     "sparsity",
-    "initial",
+    *VARIANTS,
     "steps",
     "mask_seed",
     "step",
@@ -65,7 +66,7 @@ def write_table(found: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-KEYS = ("model", "method", "sparsity", "initial", "steps", "step")
+KEYS = ("model", "method", "sparsity", *VARIANTS, "steps", "step")
 """What tells one kind of subnetwork from another; its masks differ by seed."""
 
 

@@ -47,7 +47,7 @@ class ExampleStudy:
         """A normal number."""
         return float(torch.randn((), generator=self.generator)) * scale
 
-    def quality(self, method: str, initial: str, sparsity: float, progress: float) -> float:
+    def quality(self, method: str, initial: str | None, sparsity: float, progress: float) -> float:
         """How much a subnetwork keeps of the full model, 0 to 1."""
         gain = GAIN[method] * (1 - math.exp(-4 * progress)) if method not in ("omp", "rand") else GAIN[method]
         if initial == "random":
@@ -70,7 +70,7 @@ class ExampleStudy:
             (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
         return path
 
-    def masks(self, model: str, method: str, initial: str, sparsity: float, seed: int, progress: float) -> dict:
+    def masks(self, model: str, method: str, initial: str | None, sparsity: float, seed: int, progress: float) -> dict:
         """Masks that drift from OMP as a search goes on."""
         start = self.weights[model]
         if method == "omp":
@@ -91,7 +91,7 @@ class ExampleStudy:
         method: str,
         sparsity: float,
         seed: int = 0,
-        initial: str = "omp",
+        initial: str | None = "omp",
         steps: int = STEPS,
         save_at: tuple[int, ...] = (),
         **settings: Any,

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tamt.errors import UserError
 from tamt.finetune import finetune
@@ -15,7 +14,7 @@ from tamt.report.drawing import COLOURS, MARKS
 from tamt.report.figures import label_of
 from tamt.search import train
 from tamt.search.imp import STAGES, steps_to
-from tamt.search.mask_training import masks_at_start
+from tamt.search.scores import check_initial, scores_of_start
 from tamt.search.train import last_step
 from tamt.training import make_accelerator
 
@@ -58,7 +57,15 @@ def test_a_near_name_is_suggested() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("initial", "OMP"), ("ranking", "Signed"), ("precision", "FP32"), ("precision", "float16")]
+    ("option", "value"),
+    [
+        ("initial", "OMP"),
+        ("scores", "wanda"),
+        ("ranking", "Signed"),
+        ("precision", "FP32"),
+        ("precision", "float16"),
+        ("recipe", "Paper"),
+    ],
 )
 def test_train_checks_each_of_its_choices(option: str, value: str, tmp_path: Path, corpus: Path, tiny_bert) -> None:
     options: dict[str, Any] = {"corpus": [str(corpus)], option: value}
@@ -69,7 +76,9 @@ def test_train_checks_each_of_its_choices(option: str, value: str, tmp_path: Pat
 
 def test_the_functions_below_train_check_too(tmp_path: Path, cats_and_dogs, tiny_bert: Path) -> None:
     with pytest.raises(UserError, match="--initial OMP is not "):
-        masks_at_start({"a": torch.ones(2, 2)}, "OMP", 0.5, 0)  # type: ignore[arg-type]
+        check_initial("OMP")
+    with pytest.raises(UserError, match="--scores Magnitude is not "):
+        scores_of_start("Magnitude", None)
     with pytest.raises(UserError, match="--precision half is not one of fp32, bf16, fp16"):
         make_accelerator("half", 1, 0)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--precision half is not one of"):

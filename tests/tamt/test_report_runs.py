@@ -10,7 +10,7 @@ from example_study import ExampleStudy
 
 from tamt.cli import main
 from tamt.errors import UserError
-from tamt.report.figures import AVERAGE, Figure, Missing, Scores, figures_of, scatter, suffixes
+from tamt.report.figures import AVERAGE, Figure, Missing, Scores, figures_of, label_of, scatter, suffixes
 from tamt.report.masks import compare_masks
 from tamt.report.paper import settings_table
 from tamt.report.runs import Study, read_study
@@ -370,7 +370,7 @@ def test_masks_with_the_same_score_and_other_numbers_of_runs_are_drawn(study: Ex
 
 def test_settings_say_which_learning_rate_is_not_the_papers(study: ExampleStudy) -> None:
     note = settings_table(read_study(study.folder)).note
-    assert "learning rate of a short mask training, raised to 0.045 / steps" in note
+    assert "the scores and the learning rate of mask training without the paper's recipe" in note
 
 
 def test_nothing_to_report_is_refused(tmp_path: Path, capsys, study: ExampleStudy) -> None:
@@ -408,3 +408,36 @@ def test_figures_without_runs_say_what_they_need(study: ExampleStudy) -> None:
     assert "--train-samples" in missing["Fig. 9"]
     assert "two models" in missing["Fig. 11"]
     assert "rand" in missing["Fig. 1, 10"]
+
+
+def test_searches_that_start_from_other_scores_are_told_apart(tmp_path: Path) -> None:
+    study = ExampleStudy(tmp_path / "study", ("m",))
+    for number, settings in enumerate(
+        [
+            {"initial": None},
+            {"initial": None, "scores": "activation"},
+            {"initial": None, "recipe": "paper"},
+            {"initial": "random", "scores": "magnitude"},
+        ]
+    ):
+        masks = study.search("m", "tamt-kd", 0.7, seed=number, **settings)
+        study.finetune("m", "cola", masks[-1], number)
+    read = read_study(study.folder)
+    found = {ticket.seed: label_of(ticket.method, ticket.variant) for ticket in read.tickets}
+    assert found == {
+        0: "TAMT-KD, activation scores",
+        1: "TAMT-KD, activation scores",
+        2: "TAMT-KD, two-valued scores",
+        3: "TAMT-KD, random start, magnitude scores",
+    }
+    assert not read.skipped
+    labels = {row[2] for row in scores_table(read).rows}
+    assert labels == set(found.values())
+
+
+def test_scores_are_not_named_where_all_searches_share_them(tmp_path: Path) -> None:
+    study = ExampleStudy(tmp_path / "study", ("m",))
+    for seed, settings in enumerate([{"initial": None, "recipe": "paper"}, {"initial": "omp"}, {"initial": "random"}]):
+        study.search("m", "tamt-kd", 0.7, seed=seed, **settings)
+    found = {ticket.seed: ticket.variant for ticket in read_study(study.folder).tickets}
+    assert found == {0: None, 1: None, 2: "random start"}

@@ -105,9 +105,32 @@ def test_every_dimension_is_crossed_and_no_name_is_there_twice(load, tmp_path: P
     paths = [run.path for run in plan.runs]
     assert len(set(paths)) == len(paths)
     assert "search/tamt-kd_org-other_s0.7_random_steps200_seed1" in paths
-    assert "finetune/demo_tamt-kd_demo_s0.7_mask0_steps200_n100_seed2" not in paths
-    assert "finetune/demo_tamt-kd_demo_s0.7_steps200_mask0_n100_seed2" in paths
+    assert "finetune/demo_tamt-kd_demo_s0.7_omp_mask0_steps200_n100_seed2" not in paths
+    assert "finetune/demo_tamt-kd_demo_s0.7_omp_steps200_mask0_n100_seed2" in paths
     assert "finetune/demo_full_demo_seed0" in paths
+
+
+def test_scores_and_masks_to_start_from_are_searches_of_their_own(load, tmp_path: Path) -> None:
+    mask = tmp_path / "former" / "mask.safetensors"
+    mask.parent.mkdir()
+    mask.touch()
+    study = load(
+        methods=["tamt-kd", "omp"],
+        sparsities=[0.7],
+        scores=["two-valued", "magnitude"],
+        initial=["random", "former/mask.safetensors"],
+    )
+    searches = {run.name: run.settings for run in make_plan(study).runs if run.kind == "search"}
+    assert list(searches) == [
+        "tamt-kd_demo_s0.7_random_two-valued_seed0",
+        "tamt-kd_demo_s0.7_random_magnitude_seed0",
+        "tamt-kd_demo_s0.7_former-mask_two-valued_seed0",
+        "tamt-kd_demo_s0.7_former-mask_magnitude_seed0",
+        "omp_demo_s0.7",
+    ]
+    settings = searches["tamt-kd_demo_s0.7_former-mask_magnitude_seed0"]
+    assert (settings["scores"], settings["initial"]) == ("magnitude", str(mask))
+    assert not {"scores", "initial"} & searches["omp_demo_s0.7"].keys()
 
 
 def test_parts_add_up_and_share_their_runs(load) -> None:
@@ -205,6 +228,9 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
         ({"search": {"save_at": [5]}, "methods": ["imp"]}, "save_at is for mask training"),
         ({"search": {"imp": {"steps": 5}}}, "line 16: IMP has 10 prunings in its steps"),
         ({"initial": "random", "methods": ["imp"]}, "line 11: initial is for mask training"),
+        ({"scores": "magnitude", "methods": ["imp"]}, "line 11: scores is for mask training"),
+        ({"scores": "wanda"}, r"line 14: scores is 'wanda', not one of magnitude, activation, two-valued"),
+        ({"initial": "OMP"}, "line 14: initial is 'OMP', not one of omp, random and no mask file"),
         ({"sparsities": [0.5, 70]}, "line 10: the sparsity 70 is not between 0 and 1"),
         ({"sparsities": ["half"]}, r"line 9: sparsities\[0\] is 'half', not a number"),
         ({"sparsities": [0.5, 0.5]}, "line 10: sparsities lists 0.5 twice"),

@@ -1,0 +1,62 @@
+"""What tells searches by one method apart, in words: the mask, the scores and whatever else they were given."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tamt.methods import METHODS, trains_scores
+from tamt.recipes import RECIPES, search_recipe
+from tamt.search.scores import DEFAULT_SCORES, MASKS_BY_NAME
+
+RANDOM_START = "random start"
+UNKNOWN = "unknown search"
+"""The variant of a mask training of which only the mask is known."""
+
+
+def variants(configs: Iterable[Mapping[str, Any]]) -> list[str | None]:
+    """The variant of the search with each config; None where nothing is to be said.
+
+    Scores are named where the searches start from several kinds of them.
+    """
+    configs = list(configs)
+    several = len({kind for config in configs if (kind := _scores(config))}) > 1
+    return [_variant(config, several) for config in configs]
+
+
+def _variant(config: Mapping[str, Any], with_scores: bool) -> str | None:
+    method, scores, initial = str(config.get("method")), _scores(config), config.get("initial")
+    words = []
+    if trains_scores(method) and initial == "random":
+        words.append(RANDOM_START)
+    elif trains_scores(method) and isinstance(initial, str) and initial not in MASKS_BY_NAME:
+        words.append(f"from {Path(initial).parent.name or Path(initial).name}")
+    if scores and with_scores:
+        words.append(f"{scores} scores")
+    if config.get("scope") == "row":
+        words.append("per row")
+    return ", ".join(words) or None
+
+
+def _scores(config: Mapping[str, Any]) -> str | None:
+    """The kind of scores that a mask training starts from; None for other methods."""
+    method, recipe = str(config.get("method")), config.get("recipe")
+    if not trains_scores(method):
+        return None
+    of_recipe = search_recipe(recipe, METHODS[method]) if recipe in RECIPES else {}
+    default = DEFAULT_SCORES if config.get("initial") is None else "two-valued"
+    return str(config.get("scores") or of_recipe.get("scores") or default)
+
+
+def starts_at_random(variant: str | None) -> bool:
+    """Whether searches of this variant start from a random mask."""
+    return RANDOM_START in (variant or "").split(", ")
+
+
+def not_at_random(variant: str | None) -> str | None:
+    """The variant that differs from this one only in that it does not start from a random mask."""
+    return ", ".join(word for word in (variant or "").split(", ") if word != RANDOM_START) or None
+
+
+def is_unusual(variant: str | None) -> bool:
+    """Whether a variant differs from the default, so that figures draw it dashed."""
+    return variant not in (None, f"{DEFAULT_SCORES} scores")

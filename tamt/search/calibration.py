@@ -1,0 +1,114 @@
+"""Calibration: how large each matrix's inputs are, measured on some text with the dense model."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tamt import processes
+from tamt.data.corpora import Blocks, train_batches
+from tamt.errors import UserError
+from tamt.masking import prunable_modules
+from tamt.search.setting import Search
+
+CALIBRATION_BLOCKS = 64
+"""Blocks of text that are read: 8 batches of 8."""
+
+
+def activation_importance(search: Search) -> dict[str, Tensor]:
+    """Wanda's criterion |W_ij| · ‖x_j‖ for each prunable matrix (Sun et al., 2023); the word embedding's is |W|.
+
+    The model must still be dense. In several processes the first one measures, so that all have the same numbers.
+
+    Returns:
+        float32 tensors with the shapes of the matrices, by the names that masks use.
+
+    Raises:
+        UserError: see `input_norms`.
+    """
+    assert search.train_blocks is not None
+    encoder, device = search.student.encoder, search.accelerator.device
+    norms = processes.by_first(
+        partial(input_norms, encoder, search.train_blocks, search.batch_size, search.seed, device)
+    )
+    importance = {}
+    for name, module in prunable_modules(encoder).items():
+        magnitude = module.weight.detach().abs()
+        importance[f"{name}.weight"] = magnitude * norms[name].to(device) if name in norms else magnitude
+    return importance
+
+
+@torch.no_grad()
+def input_norms(
+    encoder: PreTrainedModel, blocks: Blocks, batch_size: int, seed: int, device: torch.device
+) -> dict[str, Tensor]:
+    """The norm ‖x_j‖ of each input feature of each prunable linear layer, over the tokens of some text.
+
+    The text is the first 64 blocks in the order of the training with `seed`; padding is left out. The model computes
+    in fp32 with dropout off.
+
+    Args:
+        encoder: the dense model.
+        blocks: the training text.
+        batch_size: blocks that go through the model at once; it changes the result only by rounding.
+        seed: of the order of the text.
+        device: where the model is.
+
+    Returns:
+        float32 [in_features] on the CPU, by the names of the modules.
+
+    Raises:
+        UserError: a layer reads no input, or an input that is not finite.
+    """
+    encoder.eval()
+    squares: dict[str, Tensor] = {}
+    with _watched(encoder, partial(_add_squares, squares)):
+        for rows in _texts(blocks, batch_size, seed):
+            encoder(input_ids=rows.to(device), return_dict=True)
+    linear = [name for name, module in prunable_modules(encoder).items() if isinstance(module, nn.Linear)]
+    for name in linear:
+        if name not in squares:
+            raise UserError(f"the matrix {name} reads no input of the model, so its activations cannot be measured")
+        if not squares[name].isfinite().all():
+            raise UserError(f"the inputs of {name} are not finite on the calibration text; check the checkpoint")
+    return {name: squares[name].sqrt().float().cpu() for name in linear}
+
+
+def _texts(blocks: Blocks, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Token ids [rows, length] without padding, in batches."""
+    count = min(CALIBRATION_BLOCKS, len(blocks))
+    chosen = next(train_batches(blocks, count, seed, 0))
+    for ids, real in zip(
+        chosen["input_ids"].split(batch_size), chosen["attention_mask"].split(batch_size), strict=True
+    ):
+        lengths = real.sum(1)
+        for length in lengths.unique().tolist():
+            yield ids[lengths == length, :length]
+
+
+def _add_squares(squares: dict[str, Tensor], name: str, x: Tensor) -> None:
+    found = x.detach().flatten(0, -2).float().square().sum(0, dtype=torch.float64)
+    squares[name] = squares[name] + found if name in squares else found
+
+
+@contextmanager
+def _watched(encoder: PreTrainedModel, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call `see` with the name and the input of each prunable linear layer, at every forward."""
+
+    def hook(name: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        see(name, inputs[0])
+
+    handles = [
+        module.register_forward_pre_hook(partial(hook, name))
+        for name, module in prunable_modules(encoder).items()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,158 @@
+"""Where mask training starts: the first masks, and the scores that rank the weights into them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import tamt_kernels as tk
+from tamt.errors import UserError, check_choice
+from tamt.mask_file import load_masks
+from tamt.masking import (
+    POOLER,
+    MaskedModule,
+    Masks,
+    check_fits,
+    keep_of,
+    magnitude_masks,
+    prunable_weights,
+    random_masks,
+    top_masks,
+)
+from tamt.search.calibration import activation_importance
+from tamt.search.setting import Search
+from tamt_kernels.modules import INITIAL_THRESHOLD
+
+Scores = Literal["magnitude", "activation", "two-valued"]
+"""The scores at the start: proportional to |W|, to |W| · ‖x‖, or 0.02 and 0 (paper eq. 5)."""
+DEFAULT_SCORES: Scores = "activation"
+MASKS_BY_NAME = ("omp", "random")
+"""Masks to start from that are not read from a file."""
+
+
+def scores_of_start(scores: str | None, initial: str | None) -> Scores:
+    """The kind of scores: the one asked for, else `DEFAULT_SCORES`.
+
+    A mask that is asked for by itself starts from two values, because a criterion that disagrees with it would undo it
+    within a few steps.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    if scores is None:
+        return DEFAULT_SCORES if initial is None else "two-valued"
+    check_choice("scores", scores, get_args(Scores))
+    return scores  # type: ignore[return-value]  # as just checked
+
+
+def check_initial(initial: str | None) -> None:
+    """Check that `initial` is omp, random or a mask file that is there. Raises UserError if not."""
+    if initial is not None and initial not in MASKS_BY_NAME and not Path(initial).is_file():
+        raise UserError(f"--initial {initial} is not one of {', '.join(MASKS_BY_NAME)} and no mask file; correct it")
+
+
+def starting_point(search: Search) -> tuple[Masks, dict[str, Tensor]]:
+    """The first masks of a mask training, and the importance of each weight that orders its scores.
+
+    Without `search.initial` the masks keep what the scores' criterion ranks highest: |W| for magnitude and two-valued
+    scores, which is OMP's mask (paper 3.2), and |W| · ‖x‖ for activation.
+
+    Returns:
+        A mask and, but for two-valued scores, the importance (float32, at least 0) for each prunable matrix.
+
+    Raises:
+        UserError: the kind of scores or the mask to start from is unknown, or does not fit the model; or a weight, or
+            an input of the calibration, is not finite.
+    """
+    kind = scores_of_start(search.scores, search.initial)
+    weights = prunable_weights(search.student.encoder)
+    importance: dict[str, Tensor] = {}
+    if kind == "magnitude":
+        importance = {name: weight.detach().abs() for name, weight in weights.items()}
+    elif kind == "activation":
+        importance = activation_importance(search)
+    for name, values in importance.items():
+        if not values.isfinite().all():
+            raise UserError(f"the matrix {name} has weights that are not finite; give another checkpoint")
+    if search.initial is not None:
+        return initial_masks(search, search.initial), importance
+    return top_masks(importance, search.sparsity) if importance else magnitude_masks(
+        weights, search.sparsity
+    ), importance
+
+
+def initial_masks(search: Search, initial: str) -> Masks:
+    """The masks that `--initial` names: OMP's (paper 3.2), random ones (paper 4.2.4), or those of a mask file.
+
+    Raises:
+        UserError: see `check_initial` and `read_initial`.
+    """
+    check_initial(initial)
+    weights = prunable_weights(search.student.encoder)
+    if initial == "omp":
+        return magnitude_masks(weights, search.sparsity)
+    if initial == "random":
+        return random_masks(weights, search.sparsity, search.seed)
+    return read_initial(Path(initial), search.student.encoder, search.sparsity)
+
+
+def read_initial(path: Path, encoder: PreTrainedModel, sparsity: float) -> Masks:
+    """The masks of a file for the matrices that train, on the model's device.
+
+    Raises:
+        UserError: the file cannot be read, is for another model, or has another sparsity.
+    """
+    masks, info = load_masks(path)
+    masks.pop(f"{POOLER}.weight", None)  # the pooler gets no gradient; its mask does not train
+    check_fits(masks, encoder)
+    for name, mask in masks.items():
+        if int(mask.sum()) != keep_of(mask.numel(), sparsity):
+            raise UserError(
+                f"the mask {path} prunes {1 - int(mask.sum()) / mask.numel():.4g} of {name}, not {sparsity:g}; give "
+                f"its own --sparsity ({info.sparsity:g}) or a mask of this one"
+            )
+    return {name: masks[name].to(weight.device) for name, weight in prunable_weights(encoder).items()}
+
+
+@torch.no_grad()
+def set_scores(masked: Mapping[str, MaskedModule], importance: Mapping[str, Tensor]) -> None:
+    """Give wrapped modules the scores of `scores_for` and renew their masks, which stay as they are."""
+    for name, values in importance.items():
+        module = masked[name]
+        module.score.copy_(scores_for(values, module.mask))
+    tk.update_masks(masked[name] for name in importance)
+
+
+def scores_for(importance: Tensor, mask: Tensor) -> Tensor:
+    """Scores φ₀ · c / t for weights of importance c, with φ₀ = 0.01 and t the `keep`-th largest importance.
+
+    They are at least φ₀ exactly where the mask keeps, so the threshold is φ₀ and the mask is the given one, whatever
+    ties and rounding do. Entries near the threshold change first in training, important ones are safe.
+
+    Where t is 0, as fewer weights than `keep` have any importance, the smallest positive one takes its place; 1 where
+    all are 0.
+
+    Args:
+        importance: float32, finite, at least 0.
+        mask: bool, of the same shape.
+
+    Returns:
+        float32, of the same shape.
+    """
+    above = torch.tensor(INITIAL_THRESHOLD, device=importance.device)
+    below = torch.nextafter(above, torch.zeros_like(above))
+    ratio = (importance / _scale(importance, int(mask.sum()))).clamp_(max=torch.finfo(torch.float32).max)
+    scores = ratio.mul_(INITIAL_THRESHOLD)
+    return torch.where(mask, scores.clamp(min=above), scores.clamp(max=below))
+
+
+def _scale(importance: Tensor, keep: int) -> Tensor:
+    """The `keep`-th largest importance (the largest if `keep` is 0), positive; see `scores_for`."""
+    scale = tk.topk_threshold([importance], [max(keep, 1)]).values[0]
+    if scale > 0:
+        return scale
+    positive = importance[importance > 0]
+    return positive.min() if len(positive) else torch.ones_like(scale)
