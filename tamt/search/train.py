@@ -52,7 +52,7 @@ def train(
     compile: bool = False,
     no_cuda_graphs: bool = False,
     head: Path | None = None,
-    head_warmup_steps: int = 200,
+    head_warmup_steps: int = 1000,
     save_at: list[int] | None = None,
     log_every: int = 10,
     eval_every: int | None = None,
@@ -98,7 +98,8 @@ def train(
         no_cuda_graphs: start the kernels of a step one by one. On a GPU, in one process, each step of mask training,
             compiled or not, and of IMP is else started as one CUDA graph, on an H100 20 ms in place of 45.
         head: head.safetensors of an earlier run, in place of a warm-up.
-        head_warmup_steps: steps for which a fresh MLM head is trained alone first.
+        head_warmup_steps: a fresh MLM head is trained alone first, until its dev loss stops falling, for at most this
+            many steps.
         save_at: steps at which the mask is saved along the way, such as 100,200.
         log_every: steps between two lines of metrics.
         eval_every: steps between two measurements of the dev losses; by default only at the end.

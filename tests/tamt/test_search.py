@@ -169,6 +169,7 @@ def test_a_fresh_head_is_warmed_up_alone_and_told(method, tmp_path: Path, run, t
     assert "no MLM head" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "head_warmup" in line] == [10, 15]
+    assert [line["step"] for line in lines if "head_warmup_dev" in line] == [15]
     head = load_file(tmp_path / "run" / "head.safetensors")
     assert set(head) == set(load_masked_language_model(str(tiny_bert)).head_parameters())
 
