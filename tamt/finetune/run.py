@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tamt import processes
@@ -28,7 +29,7 @@ from tamt.masking import Masks, apply_masks, sparsity_of
 from tamt.models import load_classifier, load_question_answerer, load_tokenizer, longest_input
 from tamt.run_folder import CONFIG, KEEP, RESULTS, RunFolder, check_output, finished_results, processes_of_run
 from tamt.step_graph import starts_from_graphs
-from tamt.training import CHECK_EVERY, Precision, make_accelerator
+from tamt.training import CHECK_EVERY, Precision, check_runs, make_accelerator
 
 N_BEST = 20
 MAX_ANSWER_LENGTH = 30
@@ -207,6 +208,7 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
     if mask is not None:
         masks, info = load_masks(mask)
         apply_masks(job.model, masks)
+    check_runs(job.model, settings["model"], accelerator, partial(_first_loss, job))
     with RunFolder.start(output, settings, resume, settings["keep"]) as folder:
         processes.own_dropout()
         outcome = train_subnetwork(
@@ -253,6 +255,13 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
     say(f"best at step {outcome.best_step} of {outcome.final_step}: {found}")
     say(f"the best model is in {output / MODEL_FOLDER}, its predictions are in {output / predictions_file('')}")
     return result
+
+
+def _first_loss(job: Job) -> dict[str, Tensor]:
+    """The loss of two rows of the first step."""
+    batch = next(job.batches(1))
+    few = {name: tensor[:2] if tensor.dim() else tensor for name, tensor in batch.items()}
+    return job.loss({name: tensor.to(job.accelerator.device) for name, tensor in few.items()})
 
 
 def _classification(
@@ -317,6 +326,8 @@ def _input_length(task: Task, model: PreTrainedModel, tokenizer: PreTrainedToken
         raise UserError(
             f"--max-length {settings['max_length']} is more than the {longest} tokens of {settings['model']}"
         )
+    if model.config.pad_token_id is None:  # by which a decoder's classifier finds the last token of a row
+        model.config.pad_token_id = tokenizer.pad_token_id
     tokenizer.model_max_length = min(task.max_length, longest)
     return tokenizer.model_max_length
 

@@ -9,7 +9,7 @@ from tamt import processes
 from tamt.console import say
 from tamt.data.corpora import load_corpus, load_held_out
 from tamt.errors import UserError, check_positive, check_seed
-from tamt.evaluate import block_length, read_head
+from tamt.evaluate import block_length, check_encoder_runs, read_head
 from tamt.masking import Ranking
 from tamt.models import dense_twin, load_masked_language_model, load_pooler, load_tokenizer
 from tamt.objectives import Objective, TokenMasking
@@ -83,7 +83,7 @@ def train(
         seed: of the order of the text, the masked tokens, dropout, and the random mask.
         batch_size: blocks of text a batch, in each process.
         accumulation: batches an optimizer step.
-        max_length: tokens of a block; 512, or the model's positions if fewer.
+        max_length: tokens of a block; 512, or what the model or its tokenizer takes at most if that is less.
         lr: peak learning rate; by default the paper's, raised for short runs to 0.045 / steps (scores only).
         precision: arithmetic of the model; scores and thresholds are always fp32.
         initial: first mask of the mask training.
@@ -129,7 +129,7 @@ def train(
             student.load_head(read_head(head), head)
         pooler = load_pooler(model) if prune_pooler else None
         tokenizer = load_tokenizer(model)
-        length = block_length(max_length, student.model)
+        length = block_length(max_length, student.model, tokenizer)
         train_blocks = dev_blocks = None
         if corpus and method not in {"omp", "rand"}:
             train_blocks, dev_blocks = load_corpus(corpus, dev_corpus, tokenizer, length)
@@ -138,6 +138,8 @@ def train(
     if dev_blocks is not None and eval_blocks is not None:
         dev_blocks, _ = dev_blocks.split(eval_blocks)
     student.model.to(accelerator.device)
+    if text := train_blocks or dev_blocks:
+        check_encoder_runs(student, model, accelerator, text)
     in_place = method not in OBJECTIVES  # these cut the student's own weights, so the teacher needs its own
     teacher = copy.deepcopy(student.encoder) if in_place else dense_twin(student.encoder, compute_dtype(accelerator))
     cuda_graphs = method not in {"omp", "rand"} and starts_from_graphs(no_cuda_graphs)

@@ -231,7 +231,7 @@ def test_the_output_of_a_layer_can_be_changed_in_place(dims: int, bias: bool, ma
     linear = nn.Linear(8, 6, bias=bias)
     layer = tk.MaskedLinear.from_linear(linear, keep=48)
     optimizer = None if made == "at each call" else tk.MaskAdamW(layer, overwrite=made == "overwritten")
-    found, expected = [torch.randn((2, 3, 5)[: dims - 1] + (8,)).requires_grad_() for _ in range(2)]
+    found, expected = [torch.randn(*(2, 3, 5)[: dims - 1], 8).requires_grad_() for _ in range(2)]
     expected.data.copy_(found.data)
     outputs = [torch.relu_(layer(found).unflatten(-1, (2, 3))), torch.relu_(linear(expected).unflatten(-1, (2, 3)))]
     torch.testing.assert_close(outputs[0], outputs[1])
