@@ -30,11 +30,20 @@ def prunable_modules(model: PreTrainedModel, pooler: bool = False) -> dict[str, 
     and there is one.
 
     Raises:
-        UserError: the model has no word embedding or no stack of layers with `nn.Linear` matrices.
+        UserError: the model has no word embedding or no stack of layers with `nn.Linear` matrices, or a second stack,
+            a decoder's.
     """
     encoder = model.base_model
     names = {module: name for name, module in encoder.named_modules()}
-    embedding = encoder.get_input_embeddings()
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UserError(
+            f"the model ({type(model).__name__}) has no prunable matrix for us, as it has a decoder beside its "
+            "encoder; choose an encoder of the BERT family"
+        )
+    try:
+        embedding = encoder.get_input_embeddings()
+    except NotImplementedError:  # characters are hashed, say
+        embedding = None
     layers = next(
         (
             module

@@ -16,12 +16,19 @@ MAX_YAML = 1 << 20
 
 
 class PlainLoader(yaml.SafeLoader):
-    """YAML's safe loader without aliases: nine of nine each make a gigabyte out of one line."""
+    """YAML's safe loader without aliases, of which nine of nine each make a gigabyte out of one line, and without
+    names that are there twice, of which the last would count."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it holds an alias, *name; write the value out")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def lfs_pointer(path: Path) -> bool:

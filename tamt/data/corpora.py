@@ -179,11 +179,11 @@ def make_blocks(lines: "datasets.Dataset", tokenizer: PreTrainedTokenizerBase, m
     """Tokenise the column `text` and cut it into blocks; `datasets` caches the tokens of a hub corpus.
 
     Raises:
-        UserError: `max_length` is longer than the model's positions or leaves no room for text.
+        UserError: `max_length` is longer than the tokenizer's inputs or leaves no room for text.
     """
     longest = tokenizer.model_max_length
     if max_length > longest:
-        raise UserError(f"--max-length {max_length} is more than the {longest} positions of the model; lower it")
+        raise UserError(f"--max-length {max_length} is more than the {longest} tokens of its tokenizer; lower it")
     probe = tokenizer("a", add_special_tokens=False)["input_ids"]
     around = tokenizer("a")["input_ids"]
     start = around.index(probe[0])

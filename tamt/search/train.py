@@ -9,7 +9,7 @@ from tamt import processes
 from tamt.console import say
 from tamt.data.corpora import load_corpus, load_held_out
 from tamt.errors import UserError, check_choice, check_positive, check_seed
-from tamt.evaluate import block_length, read_head
+from tamt.evaluate import block_length, check_encoder_runs, read_head
 from tamt.masking import Ranking
 from tamt.methods import METHODS, SCHEDULE_STEPS, MethodName, find_method, paper_steps, variant_options
 from tamt.models import dense_twin, load_masked_language_model, load_pooler, load_tokenizer
@@ -78,7 +78,7 @@ def train(
         seed: of the order of the text, the masked tokens, dropout, and the random mask.
         batch_size: blocks of text a batch, in each process.
         accumulation: batches an optimizer step.
-        max_length: tokens of a block; 512, or the model's positions if fewer.
+        max_length: tokens of a block; 512, or what the model or its tokenizer takes at most if that is less.
         lr: peak learning rate; by default the paper's, raised for mask training that is too short for it.
         precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
             a GPU and fp32 on a CPU. Scores and thresholds are always fp32.
@@ -137,7 +137,7 @@ def train(
             read_initial(Path(initial), student.encoder, sparsity)  # before the folder is made
         pooler = load_pooler(model) if prune_pooler else None
         tokenizer = load_tokenizer(model)
-        length = block_length(max_length, student.model)
+        length = block_length(max_length, student.model, tokenizer)
         train_blocks = dev_blocks = None
         if corpus and found.needs_text:
             train_blocks, dev_blocks = load_corpus(corpus, dev_corpus, tokenizer, length)
@@ -146,6 +146,8 @@ def train(
     if dev_blocks is not None and eval_blocks is not None:
         dev_blocks, _ = dev_blocks.split(eval_blocks)
     student.model.to(accelerator.device)
+    if text := train_blocks or dev_blocks:
+        check_encoder_runs(student, model, accelerator, text)
     in_place = not found.trains_scores  # these cut the student's own weights, so the teacher needs its own
     teacher = copy.deepcopy(student.encoder) if in_place else dense_twin(student.encoder, compute_dtype(accelerator))
     cuda_graphs = not found.one_shot and starts_from_graphs(no_cuda_graphs)
