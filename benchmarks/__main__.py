@@ -16,6 +16,7 @@ COMMANDS = {
     "kernels": "each operation of tamt_kernels, forward and backward, against its alternatives",
     "step": "a whole step of a search, its time and its memory, against its alternatives",
     "search": "the time to a mask of IMP, TAMT-MLM and TAMT-KD, beside the paper's",
+    "index": "write the page that lists the measured results",
     "compare": "tamt compare of 20 BERT-base masks, and one pair of them in three ways",
 }
 

@@ -119,7 +119,7 @@ def _row(folder: Path) -> dict[str, Any]:
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     described = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
     task = find_task(result["task"])
-    chosen = {name: settings[name] or getattr(task, name) for name in ("epochs", "batch_size", "max_length", "lr")}
+    chosen = {name: settings[name] or getattr(task, name) for name in ("epochs", "batch_size", "max_length")}
     kept = {name: value for name, value in result.items() if name not in ("output", "mask", "dev")}
     return {**kept, "dev": json.dumps(result["dev"]), **chosen, **described}
 

@@ -3,13 +3,13 @@
 import datetime
 import importlib.metadata
 import os
-import platform
 import subprocess
 from pathlib import Path
 
 import torch
 
 from tamt.errors import UserError
+from tamt_kernels import choices
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,23 +33,13 @@ def describe(device: torch.device) -> dict[str, str]:
         triton = "none"
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": cpu_model(),
+        "cpu": choices.cpu_model(),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "triton": triton,
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
-
-
-def cpu_model() -> str:
-    """The processor's own name for itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def commit() -> str:
@@ -64,8 +54,8 @@ def commit() -> str:
 
 
 def results_folder(device: torch.device) -> Path:
-    """Where results lie by default: one folder a device and day."""
+    """Where results lie by default: one folder for each device."""
     described = describe(device)
-    name = described["device"] if device.type == "cuda" else described["cpu"]
-    words = "-".join(word for word in "".join(c if c.isalnum() else " " for c in name.lower()).split())
-    return ROOT / "benchmarks" / "results" / f"{words}-{described['date']}"
+    name = described["device"] if device.type == "cuda" else f"cpu {described['cpu']}"
+    words = "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+    return ROOT / "benchmarks" / "results" / words

@@ -112,7 +112,7 @@ def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict
     """The keyword arguments for `command` from a command line and the YAML file that `--config` names in it.
 
     Options are the parameters, with dashes; their help is the docstring's. `list` parameters take several values,
-    lists of int one value with commas, bool ones none; a list or a needed path that comes first takes no flag. A
+    lists of numbers one value with commas, bool ones none; a list or a needed path that comes first takes no flag. A
     parameter without default is required.
 
     Raises:
@@ -146,6 +146,8 @@ def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict
             options: dict[str, Any] = {"type": kind}
             if kind == list[int]:
                 options = {"type": _integers, "metavar": "N,N"}
+            elif kind == list[float]:
+                options = {"type": _numbers, "metavar": "X,X"}
             elif get_origin(kind) is list:
                 lists.append(key)
                 options = {"type": get_args(kind)[0], "nargs": "+"}
@@ -185,11 +187,21 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _integers(value: Any) -> list[int]:
-    parts = value if isinstance(value, list) else str(value).split(",")
     try:
-        return [int(part) for part in parts]
+        return [int(part) for part in _parts(value)]
     except ValueError as error:
         raise ArgumentTypeError(f"{value!r} is no list of whole numbers such as 1,2,3") from error
+
+
+def _numbers(value: Any) -> list[float]:
+    try:
+        return [float(part) for part in _parts(value)]
+    except (ValueError, TypeError) as error:
+        raise ArgumentTypeError(f"{value!r} is not a list of numbers such as 1e-4,3e-4") from error
+
+
+def _parts(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else str(value).split(",")
 
 
 def _sentence(message: str, name: str) -> str:

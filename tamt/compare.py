@@ -45,8 +45,8 @@ def compare(masks: list[Path], model: str | None = None, output: Path | None = N
 
     Args:
         masks: two or more mask files of the same model.
-        model: hub name or folder of that model, or "demo", to measure the distance of each mask from its OMP mask of
-            the same sparsity; without it an OMP mask among the masks serves.
+        model: hub name or folder of that model, or "demo" or "demo-base", to measure the distance of each mask from
+            its OMP mask of the same sparsity; without it an OMP mask among the masks serves.
         output: new folder for a heat map of the similarities, PNG and PDF, and CSV of them overall and by matrix.
     """
     if len(masks) < 2:

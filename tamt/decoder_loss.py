@@ -8,10 +8,10 @@ so it is made with them, and the backward pass only scales it.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+import tamt_kernels as tk
 from tamt.shared_cast import autocast_dtype
 
 ROWS = 256
@@ -60,7 +60,7 @@ class _DecoderLoss(torch.autograd.Function):
                 some = slice(first, first + ROWS)
                 counted = labels[some] != ignored
                 label = torch.where(counted, labels[some], 0).unsqueeze(1)
-                logits = F.linear(hidden[some].to(dtype), matrix, offset)
+                logits = tk.linear(hidden[some].to(dtype), matrix, offset)
                 log_shares = logits.log_softmax(-1, dtype=torch.float32)
                 del logits
                 loss -= (log_shares.gather(1, label) * counted.unsqueeze(1)).sum()
@@ -71,7 +71,7 @@ class _DecoderLoss(torch.autograd.Function):
                 grad.mul_((counted * scale).unsqueeze(1))
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
-                grad_hidden[some] = grad.to(dtype) @ matrix
+                grad_hidden[some] = tk.linear_backward_x(grad.to(dtype), matrix)
         ctx.save_for_backward(grad_hidden, grad_bias)
         ctx.scale, ctx.dtypes = scale, (hidden.dtype, None if bias is None else bias.dtype)
         return loss

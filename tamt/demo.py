@@ -24,7 +24,8 @@ SEARCH: dict[str, Any] = {
     "eval_blocks": 96,
     "save_every": 50,
 }
-FINETUNE: dict[str, Any] = {"task": "demo", "model": "demo", "epochs": 1, "eval_every": 10_000}
+FINETUNE: dict[str, Any] = {"task": "demo", "model": "demo", "epochs": 1, "eval_every": 10_000, "lr": 1e-4}
+# lr: the full model on 800 snippets, one epoch of batches of 8, scored 0.73, 0.77, 0.73 at 5e-5, 1e-4, 2e-4.
 LABELS = {FULL: "full model", **{name: METHODS[name].label for name in SEARCHES}}
 
 

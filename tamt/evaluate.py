@@ -23,7 +23,8 @@ from tamt.models import (
     longest_input,
 )
 from tamt.objectives import Losses, TokenMasking, prepare
-from tamt.training import Precision, make_accelerator
+from tamt.precision import Precision, choose_precision
+from tamt.training import make_accelerator, report_arithmetic
 
 BLOCK_LENGTH = 512
 """Tokens of a block where nothing else is asked for (paper, Table 1)."""
@@ -86,7 +87,7 @@ def evaluate(
     max_length: int | None = None,
     batch_size: int = 16,
     blocks: int | None = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     seed: int = 0,
 ) -> dict:
     """Measure the MLM and KD loss of a subnetwork on dev text.
@@ -94,19 +95,21 @@ def evaluate(
     The masking of the tokens depends on the seed alone, so two masks are compared on the same tokens.
 
     Args:
-        model: hub name or folder of the pre-trained model, or "demo".
+        model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
         corpus: wikitext-103 (its validation split), demo, or text files, one paragraph a line.
         mask: mask file of the subnetwork; without one the full model is measured.
         head: head.safetensors of a run, for a checkpoint without an MLM head or to measure with the trained one.
         max_length: tokens of a block; 512, or the model's positions if fewer.
         batch_size: blocks a batch.
         blocks: measure only the first so many blocks of the text.
-        precision: arithmetic of the model.
+        precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
+            a GPU and fp32 on a CPU.
         seed: of the masked positions.
     """
     check_positive(max_length=max_length, batch_size=batch_size, blocks=blocks)
     check_seed(seed)
     started = time.monotonic()
+    asked, precision = precision, choose_precision(precision)
     accelerator = make_accelerator(precision, 1, seed)
     with processes.one_first():
         student = load_masked_language_model(model)
@@ -126,6 +129,7 @@ def evaluate(
         masks, info = load_masks(mask)
         apply_masks(student.model, masks)
         sparsity = sparsity_of(masks)
+    report_arithmetic(accelerator, asked)
     losses = dev_losses(
         accelerator, student, teacher, text, TokenMasking.of(tokenizer, student.model), batch_size, seed
     )
@@ -138,6 +142,7 @@ def evaluate(
         "mask_step": info.step if info else None,
         "mlm_loss": losses.get("mlm_loss"),
         "kd_loss": losses["kd_loss"],
+        "precision": precision,
         "seconds": round(time.monotonic() - started, 1),
     }
     return {"results": [row]}

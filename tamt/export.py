@@ -21,7 +21,7 @@ def export(model: str, mask: Path, output: Path) -> dict:
     training, so the weights are not tied.
 
     Args:
-        model: hub name or folder of the pre-trained model, or "demo".
+        model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
         mask: mask file of the subnetwork.
         output: new folder for the model and its tokenizer.
     """

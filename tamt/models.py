@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -24,12 +23,18 @@ from transformers import (
 )
 from transformers.utils import logging
 
+import tamt_kernels as tk
+from tamt.console import say
 from tamt.data import demo
 from tamt.dropout import use_fast_dropout
 from tamt.errors import UserError
 from tamt.masking import POOLER, prunable_modules
 from tamt.shared_cast import share_casts
+from tamt.untrusted import lfs_pointer
 
+FEWEST_WORDS = 10
+"""Words that a tokenizer knows at least. transformers makes one of the special tokens alone where a folder has none."""
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 REMEDY = "give a folder that save_pretrained wrote or a hub name such as bert-base-uncased"
 
 logging.set_verbosity_error()  # what a checkpoint lacks is told in our own words
@@ -37,29 +42,43 @@ logging.disable_progress_bar()
 
 
 def resolve(name: str) -> str:
-    """The folder or hub name behind `name`; `demo` names the model of `tamt.data.demo`."""
-    return str(demo.model_folder()) if name == "demo" else name
+    """The folder or hub name behind `name`, which may be one of the models of `tamt.data.demo`."""
+    return str(demo.model_folder(name)) if name in demo.MODELS else name
 
 
 def load_tokenizer(name: str, masking: bool = True) -> PreTrainedTokenizerBase:
     """The tokenizer of the model `name`; with a mask token where `masking` says that tokens will be masked.
 
     Raises:
-        UserError: it cannot be had, lacks the mask token or that of padding, or has ids that the model does not know.
+        UserError: it cannot be had, knows no words, lacks the mask token or that of padding, or has ids that the model
+            does not know.
     """
     tokenizer = _load(AutoTokenizer, name, "tokenizer")
+    known = getattr(_load(AutoConfig, name, "configuration"), "vocab_size", None)
+    _check_words(tokenizer, known, name)
     if masking and tokenizer.mask_token_id is None:
         raise UserError(f"the tokenizer of {name} has no mask token; choose an encoder of the BERT family")
     if tokenizer.pad_token_id is None:
         raise UserError(f"the tokenizer of {name} has no padding token; set its pad_token and save it anew")
     largest = max(tokenizer.get_vocab().values())
-    known = getattr(_load(AutoConfig, name, "configuration"), "vocab_size", None)
     if known is not None and largest >= known:
         raise UserError(
             f"the tokenizer of {name} has ids up to {largest}, but the model's vocabulary ends at {known - 1}; give "
             "the tokenizer that the model was trained with"
         )
     return tokenizer
+
+
+def _check_words(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None, name: str) -> None:
+    """Check that a tokenizer knows words: without any, all text is the unknown token, or nothing at all."""
+    words = len(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens))
+    if words < FEWEST_WORDS and (vocabulary is None or words < vocabulary / 2):
+        _check_pulled(name)
+        raise UserError(
+            f"the tokenizer of {name} knows {words} words beside its special tokens where the model knows "
+            f"{vocabulary}, as its files ({', '.join(TOKENIZER_FILES)}) are missing or cut; save the tokenizer that "
+            "the model was trained with beside it"
+        )
 
 
 @dataclass
@@ -110,6 +129,8 @@ class MaskedLanguageModel:
                 f"the MLM head {source} is not one of {type(self.model).__name__}; "
                 "give the head.safetensors of a run on this model"
             )
+        if not all(tensor.isfinite().all() for tensor in state.values()):
+            raise UserError(f"the MLM head {source} holds NaN or infinity; give the head.safetensors of another run")
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(state[name])
@@ -119,22 +140,25 @@ class MaskedLanguageModel:
 def load_masked_language_model(name: str) -> MaskedLanguageModel:
     """The model `name` with an MLM head, whose decoder is untied: dense and frozen whatever befalls the embedding.
 
-    A checkpoint without MLM head gets a fresh one (from torch's global generator: seed it first).
+    The decoder is the checkpoint's own. Where that is tied to the word embedding, or missing, it is a copy of the
+    embedding. A checkpoint without MLM head gets a fresh one (from torch's global generator: seed it first).
 
     Raises:
         UserError: the model cannot be had, has no prunable matrix or no MLM head that is known here.
     """
-    model, info = _load_model(AutoModelForMaskedLM, name)
+    model, missing = _load_model(AutoModelForMaskedLM, name)
     if not _head_is_known(model):
         raise UserError(
             f"the MLM head of {type(model).__name__} is not known here; choose a BERT, RoBERTa, DistilBERT or ELECTRA "
             "model"
         )
-    missing = _check_complete(model, info["missing_keys"], name)
     prunable_modules(model)
     speed_up(model)
-    decoder = model.get_output_embeddings()
-    decoder.weight = nn.Parameter(model.get_input_embeddings().weight.detach().clone(), requires_grad=False)
+    decoder, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    own = {key for key, parameter in model.named_parameters(remove_duplicate=False) if parameter is decoder.weight}
+    if decoder.weight is embedding.weight or own & missing:
+        decoder.weight = nn.Parameter(embedding.weight.detach().clone())
+    decoder.weight.requires_grad_(False)
     heads = MaskedLanguageModel(model, fresh_head=False)
     heads.fresh_head = any(key in missing for key in heads.head_parameters())
     return heads
@@ -185,9 +209,9 @@ def load_question_answerer(name: str) -> PreTrainedModel:
 
 def _load_fresh(factory: Any, name: str, **options: Any) -> PreTrainedModel:
     """A model whose head is new, whatever the checkpoint holds."""
-    # A fine-tuned checkpoint's head may be of another size; it is replaced below.
-    model, info = _load_model(factory, name, ignore_mismatched_sizes=True, **options)
-    _check_complete(model, info["missing_keys"], name)
+    model, missing = _load_model(factory, name, fresh_head=True, **options)
+    if any("pooler" in key for key in missing & _encoder_keys(model)):
+        say(f"{name} has no trained pooler: a fresh one is drawn, as the head is")
     prunable_modules(model)
     speed_up(model)
     inside = set(model.base_model.modules())
@@ -204,7 +228,11 @@ def _load_fresh(factory: Any, name: str, **options: Any) -> PreTrainedModel:
 
 
 def speed_up(model: PreTrainedModel) -> None:
-    """Change how fast a model trains, in place, but not what it is: see `tamt.dropout` and `tamt.shared_cast`."""
+    """Change how fast a model runs, in place, but not what it computes.
+
+    See `tamt.dropout`, `tamt.shared_cast` and `tk.linear`.
+    """
+    tk.use_fast_products(model)
     use_fast_dropout(model)
     share_casts(model)
 
@@ -215,8 +243,7 @@ def load_encoder(name: str) -> tuple[PreTrainedModel, set[str]]:
     Raises:
         UserError: the model cannot be had, or has no prunable matrix.
     """
-    encoder, info = _load_model(AutoModel, name)
-    missing = _check_complete(encoder, info["missing_keys"], name)
+    encoder, missing = _load_model(AutoModel, name)
     prunable_modules(encoder)
     return encoder, missing
 
@@ -256,44 +283,134 @@ def dense_twin(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> Pr
     return twin
 
 
-def _load_model(factory: Any, name: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _load_model(factory: Any, name: str, fresh_head: bool = False, **options: Any) -> tuple[PreTrainedModel, set[str]]:
+    """A model, fp32, and the names of what the checkpoint lacks of it and is random: of the head or the pooler.
+
+    Args:
+        factory: one of transformers' `AutoModel`s.
+        name: hub name or folder, or "demo".
+        fresh_head: the head is not the checkpoint's, whose own may have another shape.
+        options: of the configuration.
+
+    Raises:
+        UserError: the model cannot be had, or the checkpoint does not fill its encoder with numbers of the right shape.
+    """
     # Always fp32: transformers would keep the precision of the checkpoint, and mixed precision wants fp32 weights.
-    return _load(factory, name, "model", output_loading_info=True, dtype=torch.float32, **options)
+    # Shapes that differ are let pass here and looked at below: transformers would name an option that nobody gave.
+    model, info = _load(
+        factory, name, "model", output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True, **options
+    )
+    model.config.return_dict = True  # a configuration may ask for tuples
+    encoder = _encoder_keys(model)
+    _check_shapes([each for each in info["mismatched_keys"] if not fresh_head or each[0] in encoder], encoder, name)
+    _check_complete(encoder, info["missing_keys"], info["unexpected_keys"], name)
+    _say_left_out(model, info["unexpected_keys"], name)
+    _check_finite(model, name)
+    return model, set(info["missing_keys"])
 
 
 def _load(factory: Any, name: str, what: str, **options: Any) -> Any:
+    """What `factory.from_pretrained` makes of `name`; whatever it raises becomes a UserError."""
     source = resolve(name)
     path = Path(source)
     if not path.exists() and (path.is_absolute() or source.startswith(".") or source.count("/") > 1):  # no hub name
         raise UserError(f"the {what} {name!r} is no folder that is there; {REMEDY}")
     try:
         return factory.from_pretrained(source, trust_remote_code=False, **options)
-    except UnpicklingError as error:
-        raise UserError(
+    except Exception as error:  # nearly anything: of the hub, the files, the configuration and its model
+        _check_pulled(name)
+        raise UserError(_reason(error, name, what)) from error
+
+
+def _reason(error: Exception, name: str, what: str) -> str:
+    """One sentence that says why a model or tokenizer could not be loaded."""
+    text = str(error).strip()
+    if isinstance(error, UnpicklingError):
+        return (
             f"the {what} {name!r} has a pytorch_model.bin that holds more than tensors, and nothing in it is executed; "
             "give it as model.safetensors"
-        ) from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        if "Unrecognized configuration class" in str(error):
-            kind = re.search(r"configuration class <class '.*?(\w+)Config'>", str(error))
-            raise UserError(
-                f"the model {name!r} is a {kind.group(1) if kind else 'model'} and no masked language model, so it has "
-                "no prunable matrix for us; choose an encoder of the BERT family"
-            ) from error
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"the {what} {name!r} is no folder with a model that can be read, nor can it be fetched from the hub "
-            f"({reason}); {REMEDY}"
-        ) from error
-
-
-def _check_complete(model: PreTrainedModel, missing: set[str], name: str) -> set[str]:
-    prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
-    encoder = {f"{prefix}{key}" for key in model.base_model.state_dict() if "pooler" not in key}
-    lacking = sorted(encoder & set(missing))
-    if lacking:
-        raise UserError(
-            f"the checkpoint {name!r} lacks {len(lacking)} tensors of its encoder, {lacking[0]} the first; "
-            "give a complete checkpoint"
         )
-    return set(missing)
+    if kind := re.search(r"configuration class <class '.*?(\w+)Config'>", text):
+        lacks = {
+            "AutoModelForMaskedLM": "and no masked language model, so it has no prunable matrix for us",
+            "AutoModelForSequenceClassification": "and transformers has no classifier of that kind",
+            "AutoModelForQuestionAnswering": "and transformers has no model of that kind that answers questions",
+        }
+        lack = next((lack for auto, lack in lacks.items() if auto in text), "and no text encoder")
+        return f"the model {name!r} is a {kind.group(1)} {lack}; choose an encoder of the BERT family"
+    if not text or isinstance(error, KeyError):
+        text = f"{type(error).__name__} {text}".strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    reason = first.rstrip(".:")
+    folder = Path(resolve(name))
+    if not folder.exists():
+        return f"the {what} {name!r} is no folder, nor can it be fetched from the hub ({reason}); {REMEDY}"
+    if what == "tokenizer" and not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
+        return (
+            f"the folder {name!r} holds no tokenizer, none of {', '.join(TOKENIZER_FILES)}; save the tokenizer that "
+            "the model was trained with beside it"
+        )
+    return f"the {what} in {name!r} cannot be read ({reason}); {REMEDY}"
+
+
+def _check_pulled(name: str) -> None:
+    """Check that no file of a folder is what Git LFS puts in place of one. Raises UserError, naming it."""
+    folder = Path(resolve(name))
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if lfs_pointer(file):
+            raise UserError(f"{file} is a pointer of Git LFS and not the file itself; run git lfs pull in {folder}")
+
+
+def _encoder_keys(model: PreTrainedModel) -> set[str]:
+    """The names in the state of `model` that belong to its encoder."""
+    prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
+    return {f"{prefix}{key}" for key in model.base_model.state_dict()}
+
+
+def _check_shapes(differing: Sequence[tuple[str, Any, Any]], encoder: set[str], name: str) -> None:
+    """Check that no tensor has another shape in the checkpoint than in the model; those of the encoder are named."""
+    if differing:
+        key, held, wanted = min(differing, key=lambda each: (each[0] not in encoder, each[0]))
+        more = f", and {len(differing) - 1} more differ" if len(differing) > 1 else ""
+        raise UserError(
+            f"the checkpoint {name!r} holds {key} of shape {list(held)} where its config.json asks for "
+            f"{list(wanted)}{more}; restore the config.json that was saved with it"
+        )
+
+
+def _check_complete(encoder: set[str], missing: set[str], unexpected: set[str], name: str) -> None:
+    """Check that a checkpoint has all of its encoder but the pooler."""
+    lacking = sorted(key for key in encoder & missing if "pooler" not in key)
+    if not lacking:
+        return
+    prefixed = next((key for key in sorted(unexpected) if key.endswith(f".{lacking[0]}")), None)
+    remedy = "give a complete checkpoint"
+    if prefixed:
+        prefix = prefixed.removesuffix(lacking[0])
+        remedy = f"its names begin with {prefix!r}, as a wrapped model's do, so save it again without this prefix"
+    raise UserError(
+        f"the checkpoint {name!r} lacks {len(lacking)} tensors of its encoder, {lacking[0]} the first; {remedy}"
+    )
+
+
+def _say_left_out(model: PreTrainedModel, unexpected: set[str], name: str) -> None:
+    """Say what of an encoder a checkpoint has and its configuration does not."""
+    parts = tuple(f"{part}." for part, _ in model.base_model.named_children())
+    prefix = f"{model.base_model_prefix}."
+    left_out = sorted(key for key in unexpected if key.removeprefix(prefix).startswith(parts))
+    if left_out:
+        say(
+            f"the checkpoint {name} has {len(left_out)} tensors that its config.json leaves no place for, and they are "
+            f"left out: {left_out[0]} is the first"
+        )
+
+
+def _check_finite(model: PreTrainedModel, name: str) -> None:
+    """Check that all weights are numbers. Raises UserError, naming the first that are not."""
+    for key, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(
+                f"the checkpoint {name!r} holds NaN or infinity in {key}; give a checkpoint that was saved before its "
+                "training diverged, or fetch it again"
+            )

@@ -28,6 +28,8 @@ WRITTEN_BY = "# written by tamt "
 """First line of `config.yaml`, before the version: a comment, so that the file is still one of options."""
 HARMLESS = {"save_every", "log_every", "keep", "no_cuda_graphs"}
 """Settings that the results of a run do not depend on, so that it may be gone on with under others."""
+AUTO = "auto"
+"""Value of a setting that the run decided for itself; it agrees with whatever the run decided."""
 KEEP = 2
 """Checkpoints that are kept: the newest, and one to fall back on."""
 
@@ -259,10 +261,15 @@ def processes_of_run(path: Path, asked: int | None, resume: bool) -> int | None:
         resume: whether to keep to what an earlier run there began with.
     """
     if asked is None and resume and (path / CONFIG).is_file():
-        started = read_yaml(path / CONFIG).get("processes_of_step")
+        started = started_with(path, "processes_of_step")
         return started if isinstance(started, int) and started > 1 else None
     wanted = asked or processes.count()
     return wanted if wanted > 1 else None
+
+
+def started_with(path: Path, setting: str) -> Any:
+    """A setting of the run in `path`; None if there is no run, or no such setting."""
+    return read_yaml(path / CONFIG).get(setting) if (path / CONFIG).is_file() else None
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -313,7 +320,7 @@ def finished_results(path: Path, settings: Mapping[str, Any]) -> list[dict] | No
 def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
     started = read_yaml(path / CONFIG)
     for key, value in settings.items():
-        if key not in HARMLESS and started.get(key) != _plain(value):
+        if key not in HARMLESS and value != AUTO and started.get(key) != _plain(value):
             raise UserError(
                 f"the run in {path} was started with {key} = {started.get(key)!r}, not {_plain(value)!r}; "
                 "go on with its own settings or give a new --output"

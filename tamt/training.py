@@ -6,10 +6,10 @@ anything is saved or evaluated.
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +23,13 @@ from transformers import get_linear_schedule_with_warmup
 
 import tamt_kernels as tk
 from tamt import processes, termination
+from tamt.console import say
 from tamt.data.prefetch import prefetch
 from tamt.errors import UserError, check_choice
+from tamt.precision import DTYPES, Precision, report_precision
 from tamt.step_graph import Outcome, StepGraph
+from tamt_kernels import onednn, product_library
 
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_GRADIENT_NORM = 1.0
 LARGEST_LOSS = 1e5
 """Above it a loss has exploded: chance is 10 for the cross-entropy of 30,000 tokens, 1 for KD, 25 for STS-B."""
@@ -166,8 +167,8 @@ def make_accelerator(precision: Precision, accumulation: int, seed: int) -> Acce
     """An Accelerator for this machine's device, after seeding every generator with `seed`.
 
     Raises:
-        UserError: the precision is unknown; fp16 is asked for on a machine without a GPU, or bf16 on a GPU that has
-            none; see also `processes.join`.
+        UserError: the precision is unknown; fp16 is asked for on a machine without a GPU, bf16 on a GPU that has none,
+            or TAMT_PRODUCTS for what this torch cannot do; see also `processes.join`.
     """
     check_choice("precision", precision, DTYPES)
     if precision == "fp16" and not torch.cuda.is_available():
@@ -193,7 +194,40 @@ def make_accelerator(precision: Precision, accumulation: int, seed: int) -> Acce
         # The gradient of the word embedding, 47 MB for MiniLM, was faulted in anew at every step: 44 of 370 ms of a
         # fine-tuning step on 2 cores. Told to keep what is freed, glibc held 0.3 GB of holes for BERT-base.
         tk.reuse_freed_memory()
+        if precision == "fp32":
+            _choose_products({})
     return accelerator
+
+
+def report_arithmetic(accelerator: Accelerator, asked: Precision) -> None:
+    """Log once what a run computes with: the precision that "auto" chose, and the library of its float32 products.
+
+    Call it when all that can be refused was loaded, so that a mistake is answered by one line.
+    """
+    mixed = accelerator.mixed_precision
+    report_precision("fp32" if mixed == "no" else mixed, asked)
+    if not _products_matter(accelerator):
+        return
+    others = [name for name, row in product_library.chosen().items() if set(row) != {"eager"}]
+    if others:
+        say(f"oneDNN computes {', '.join(others)} in float32, as it is faster here (TAMT_PRODUCTS=eager turns it off)")
+    elif problem := onednn.problem():
+        say(f"torch's own library computes all float32 products, because oneDNN cannot: {problem}")
+
+
+def _products_matter(accelerator: Accelerator) -> bool:
+    """Whether a run computes float32 products on a CPU, for which there is a choice of library."""
+    return accelerator.device.type == "cpu" and compute_dtype(accelerator) == torch.float32
+
+
+def _choose_products(table: Mapping[str, Sequence[str]]) -> None:
+    """Choose what computes float32 products on this CPU: by `table`, which a checkpoint has, or by measurement."""
+    try:
+        missing = product_library.choose(table)
+    except RuntimeError as error:  # TAMT_PRODUCTS asks for what is not there
+        raise UserError(str(error)) from error
+    if missing:
+        say(f"this torch cannot compute {', '.join(missing)} as the run did before, so results differ by rounding")
 
 
 def compute_dtype(accelerator: Accelerator) -> torch.dtype:
@@ -233,6 +267,7 @@ def training_state(accelerator: Accelerator, optimizer: Optimizer, schedule: LRS
         "schedule": schedule.state_dict(),
         "generators": processes.gather(generator_states()),
         "loss_scale": accelerator.scaler.state_dict(),
+        "products": product_library.chosen() if _products_matter(accelerator) else {},
     }
 
 
@@ -256,6 +291,8 @@ def restore_training(
         restore_generators(generators[0])
         processes.own_dropout()
     accelerator.scaler.load_state_dict(checkpoint["loss_scale"])
+    if checkpoint["products"]:
+        _choose_products(checkpoint["products"])
 
 
 def trained_by(optimizer: Optimizer) -> list[Tensor]:

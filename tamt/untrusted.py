@@ -10,6 +10,7 @@ import yaml
 
 from tamt.errors import UserError
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_YAML = 1 << 20
 """Bytes of a YAML file. Ours have some hundreds; a study of thousands of runs has less than this."""
 
@@ -21,6 +22,14 @@ class PlainLoader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it holds an alias, *name; write the value out")
         return super().compose_node(parent, index)
+
+
+def lfs_pointer(path: Path) -> bool:
+    """Whether a file is the few lines that Git keeps in place of a large one, which `git lfs pull` fetches."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ has the same bits wherever it is made.
 from tamt_kernels.binarize import binarize
 from tamt_kernels.cosine import cosine
 from tamt_kernels.dispatch import backends, load_extension
+from tamt_kernels.linear import Linear, linear, linear_backward_weight, linear_backward_x, use_fast_products
 from tamt_kernels.mask_weight import mask_weight
 from tamt_kernels.mask_weights import mask_weights
 from tamt_kernels.masked_embedding import masked_embedding
@@ -23,6 +24,7 @@ from tamt_kernels.threshold import topk_threshold
 load_extension()
 
 __all__ = [
+    "Linear",
     "MaskAdamW",
     "MaskedEmbedding",
     "MaskedLinear",
@@ -30,6 +32,9 @@ __all__ = [
     "backends",
     "binarize",
     "cosine",
+    "linear",
+    "linear_backward_weight",
+    "linear_backward_x",
     "mask_weight",
     "mask_weights",
     "masked_embedding",
@@ -42,4 +47,5 @@ __all__ = [
     "topk_threshold",
     "unpack_mask",
     "update_masks",
+    "use_fast_products",
 ]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from tamt_kernels import choices, dispatch, reference
+from tamt_kernels import choices, dispatch, product_library, reference
 from tamt_kernels.threshold import topk_threshold
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -167,6 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(choices.name(device))
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
             found = choices.Choices(backends(device, clock, shapes), {})
+            if device.type == "cpu":
+                found.backends.update(product_library.as_choices(product_library.measure(shapes)))
             if dispatch.serves_product(device):
                 found = found._replace(few_rows=few_rows(device, clock, shapes))
         choices.keep(device, found)

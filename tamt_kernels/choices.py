@@ -7,6 +7,7 @@ read, by the type of W and its size. What it does not say is as built in.
 
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ import torch
 # Up to this many rows a product waits for W more than for its multiplications, and masking W as it is read should win.
 FEW_ROWS = 64
 
-BACKENDS = ("cpp", "triton", "eager")
+BACKENDS = ("cpp", "triton", "eager", "onednn", "onednn_copies")
 
 # A choice holds for W of up to so many entries, of up to so many, and of more: BERT-base's attention has 0.6 million,
 # its FFN 2.4, its word embedding 23, all its matrices at once 108.
@@ -95,17 +96,25 @@ def keep(device: torch.device, choices: Choices) -> None:
 @functools.cache
 def name(device: torch.device) -> str:
     """What a device is called in the file: its model and the versions that a measurement holds for."""
-    model = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model()
+    model = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
     versions = (f"{package} {_version(package)}" for package in ("torch", "triton", "tamt"))
     return ", ".join((model, *versions))
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's own name for itself, with its family and model where the system tells them."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+            first = dict(_field(line) for line in itertools.takewhile(str.strip, lines))
+        # A virtual machine calls CPUs of several generations "AMD EPYC".
+        return f"{first['model name']} (family {first['cpu family']} model {first['model']})"
+    except (OSError, KeyError):
         return platform.processor() or platform.machine()
+
+
+def _field(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip(), value.strip()
 
 
 def _version(package: str) -> str:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tamt_kernels import choices
+from tamt_kernels import choices, product_library
 from tamt_kernels.checks import FLOAT_TYPES
-from tamt_kernels.library import COMPOSED, EAGER, LIBRARY, MATRIX, OPERATORS, TRITON
+from tamt_kernels.library import COMPOSED, EAGER, LIBRARY, MATRIX, ONEDNN, OPERATORS, TRITON
 
 INSTALL = "to build it, install tamt again where a C++ compiler is found: pip install --force-reinstall --no-deps ."
 
@@ -208,6 +208,9 @@ def has_kernel(operator: str, key: str, library: str = "tamt_kernels") -> bool:
 def backends(dtype: torch.dtype | None = None, entries: int | None = None) -> dict[str, dict[str, str]]:
     """What really runs: ``{operation: {"cpu": backend, "cuda": backend}}``, a backend "cpp", "triton" or "eager".
 
+    The float32 products of ``linear`` on a CPU have "eager", torch's own, "onednn" and "onednn_copies" to choose from;
+    asked for the first time on a machine, they are measured (``tamt_kernels.product_library``).
+
     Where several run, by the type and size of W, they are told as "cpp or eager"; the arguments ask for one case.
     ``masked_linear`` is torch's matrix product over ``mask_weight``, so it is what ``mask_weight`` is; of few rows on
     a GPU it is ``masked_matmul``.
@@ -221,7 +224,8 @@ def backends(dtype: torch.dtype | None = None, entries: int | None = None) -> di
     gpu = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cuda")
 
     def chosen(operator: str, device: torch.device) -> set[str]:
-        found = {backend for each in dtypes for backend in _fastest(operator, device, each)[sizes]}
+        rows = product_library.row if operator in ONEDNN else _fastest
+        found = {backend for each in dtypes for backend in rows(operator, device, each)[sizes]}
         if "eager" in found and operator in COMPOSED:
             found = found - {"eager"} | chosen(COMPOSED[operator], device)
         return found

@@ -30,6 +30,9 @@ TRITON: dict[str, TritonKernel] = {}
 
 EAGER: dict[str, Callable[..., Any]] = {}  # each operator's plain-torch definition
 
+# The dense products of a linear layer, which another library than torch's BLAS can compute on a CPU: its functions.
+ONEDNN: dict[str, dict[str, Callable[..., Any]]] = {}
+
 # What runs an operator whose definition calls another, where it has no kernel of its own: that one's.
 COMPOSED: dict[str, str] = {}
 
@@ -41,11 +44,13 @@ def define(
     fake: Callable[..., Any],
     triton: str | None = None,
     composed_of: str | None = None,
+    onednn: dict[str, Callable[..., Any]] | None = None,
 ) -> Callable[..., Any]:
     """Define an operator by its schema, its plain-torch definition and the shape of its result; return it.
 
     ``triton`` names the file of ``tamt_kernels.triton_kernels`` that holds its launcher, of the operator's
-    name, where there is one; ``composed_of`` the operator that ``eager`` calls, if it does.
+    name, where there is one; ``composed_of`` the operator that ``eager`` calls, if it does; ``onednn`` what computes a
+    dense product by oneDNN, by the name of the backend.
     """
     name = schema[: schema.index("(")]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -58,6 +63,8 @@ def define(
         TRITON[name] = TritonKernel(f"tamt_kernels.triton_kernels.{triton}", name)
     if composed_of:
         COMPOSED[name] = composed_of
+    if onednn:
+        ONEDNN[name] = onednn
     operator = getattr(torch.ops.tamt_kernels, name).default
     weights = (i for i, each in enumerate(operator._schema.arguments) if each.name.startswith("weight"))
     MATRIX[name] = next(weights, 0)

@@ -4,12 +4,12 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tamt_kernels import checks, dispatch, reference
 from tamt_kernels.choices import size_class
 from tamt_kernels.library import define, differentiate, refuse_double_backward
+from tamt_kernels.linear import linear
 from tamt_kernels.mask_weight import operator as _mask_weight
 from tamt_kernels.ste_backward import operator as _ste_backward
 
@@ -181,4 +181,4 @@ def masked_linear(
     if 0 < x.numel() <= few_rows * x.shape[-1]:
         product: Tensor = _matmul(x.to(dtype), weight, score, value, cut, bias, absolute)
         return product
-    return F.linear(x, _mask_weight(weight, score, value, cut, dtype, absolute), bias)
+    return linear(x, _mask_weight(weight, score, value, cut, dtype, absolute), bias)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tamt_kernels import checks
 from tamt_kernels.binarize import binarize
+from tamt_kernels.linear import linear
 from tamt_kernels.mask_weight import mask_weight
 from tamt_kernels.mask_weights import mask_weights
 from tamt_kernels.masked_embedding import masked_embedding
@@ -185,7 +186,7 @@ class MaskedLinear(_MaskedWeight):
             # A compiled backward has no such effect: it gives a gradient of its own, which the optimizer takes as well.
             if self.overwrite and not torch.compiler.is_compiling():
                 return overwriting_linear(x, self)
-            return F.linear(x, self.made, self.bias)
+            return linear(x, self.made, self.bias)
         return masked_linear(x, self.weight, self.score, self.value, self.cut, self.bias, ranking=self.ranking)
 
 

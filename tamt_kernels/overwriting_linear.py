@@ -7,11 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tamt_kernels.linear import linear, linear_backward_weight, linear_backward_x
+
 if TYPE_CHECKING:
     from tamt_kernels.modules import MaskedLinear
 
 
 class _OverwritingLinear(torch.autograd.Function):
+    """Rows in, rows out: a view of its result made in here could not be changed in place, as nn.Linear's can."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -26,22 +30,20 @@ class _OverwritingLinear(torch.autograd.Function):
         ctx.module = module
         ctx.approximate = approximate
         module.uses += 1
-        return F.linear(x, weight, bias)
+        return linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        kept, weight = ctx.saved_tensors
         if ctx.approximate is not None:
-            x = F.gelu(x, approximate=ctx.approximate)
-        grad, flat_x = grads[0].reshape(-1, weight.shape[0]), x.reshape(-1, weight.shape[1])
-        grad_x = (grad @ weight).view(x.shape) if ctx.needs_input_grad[0] else None
+            kept = F.gelu(kept, approximate=ctx.approximate)
+        grad, flat_x = grads[0], kept.reshape(-1, weight.shape[1])
+        grad_x = linear_backward_x(grad, weight) if ctx.needs_input_grad[0] else None
         grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
         if ctx.module.uses > 1:  # another backward pass reads the weight
-            return grad_x, grad.t() @ flat_x, grad_bias, None, None, None
-        memory = ctx.module.made.detach()
-        torch.mm(grad.t(), flat_x, out=memory)
-        ctx.module.made.grad = memory
+            return grad_x, linear_backward_weight(grad, flat_x), grad_bias, None, None, None
+        ctx.module.made.grad = linear_backward_weight(grad, flat_x, out=ctx.module.made.detach())
         return grad_x, None, grad_bias, None, None, None
 
 
@@ -74,9 +76,10 @@ def overwriting_linear(x: Tensor, module: "MaskedLinear") -> Tensor:
     # The backward takes gradients in the type of the masked weight, to which they are written.
     with torch.autocast(device, enabled=False):
         if not torch.is_grad_enabled():
-            return F.linear(x, module.made, bias)
-        product: Tensor = _OverwritingLinear.apply(x, module.made, bias, module, *_kept(x))
-    return product
+            return linear(x, module.made, bias)
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        product: Tensor = _OverwritingLinear.apply(rows, module.made, bias, module, *_kept(x))
+        return product if x.dim() == 2 else product.view(*x.shape[:-1], product.shape[-1])
 
 
 def _kept(x: Tensor) -> tuple[Tensor, str | None]:

@@ -281,6 +281,21 @@ def ste_backward_into(
     return torch.empty(0, dtype=torch.float32, device=weight.device)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Y = X Wᵀ + b."""
+    return F.linear(x, weight, bias)
+
+
+def linear_backward_x(grad_output: Tensor, weight: Tensor) -> Tensor:
+    """dX = dY W."""
+    return grad_output @ weight
+
+
+def linear_backward_weight(grad_output: Tensor, x: Tensor) -> Tensor:
+    """dW = dYᵀ X, over all rows."""
+    return grad_output.flatten(0, -2).t() @ x.flatten(0, -2)
+
+
 def masked_linear(
     x: Tensor,
     weight: Tensor,

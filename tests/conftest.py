@@ -9,10 +9,21 @@ from pathlib import Path
 # No test reaches a hub or the user's caches; Hugging Face's libraries read these when they are imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": tempfile.mkdtemp(), "XDG_CACHE_HOME": tempfile.mkdtemp()}
 
+# What is fastest here is no concern of a test: results must not depend on the machine or on what else it does.
+os.environ.setdefault("TAMT_PRODUCTS", "eager")
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 WORDS = [
     "the",
@@ -113,6 +124,18 @@ def tiny_roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
             **SIZES,
         )
     ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_mpnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random 2-layer MPNet and its tokenizer, without an MLM head, as sentence encoders have none."""
+    folder = tmp_path_factory.mktemp("tiny-mpnet")
+    special = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
+    vocabulary = save_tokenizer(folder, {**special, "mask_token": "<mask>"}, "<s>", "</s>")
+    torch.manual_seed(0)
+    config = MPNetConfig(vocab_size=vocabulary, max_position_embeddings=34, initializer_range=0.2, **SIZES)
+    MPNetModel(config).save_pretrained(folder)
     return folder
 
 

@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--operation", choices=OPERATIONS, action="append", help="one of several; all by default")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each comparison, after warm-up (default: 5)")
     parser.add_argument("--quick", action="store_true", help="tiny matrices and no torch.compile: a check, no figures")
-    parser.add_argument("--output", type=Path, help="folder (default: benchmarks/results/DEVICE-DATE)")
+    parser.add_argument("--output", type=Path, help="folder (default: benchmarks/results/DEVICE)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -7,9 +7,19 @@ from pathlib import Path
 from benchmarks import clocks, machine, report
 from benchmarks.measure import Measurement, check_seconds, made, measure
 from benchmarks.step import memory, profile
-from benchmarks.step.contenders import CONTENDERS, MODELS, NEEDS_COMPILER, NEEDS_GPU, NO_GRAPHS, OURS, Setting
+from benchmarks.step.contenders import (
+    CONTENDERS,
+    MODELS,
+    NEEDS_BF16_CPU,
+    NEEDS_COMPILER,
+    NEEDS_GPU,
+    NO_GRAPHS,
+    OURS,
+    Setting,
+)
 from benchmarks.step.targets import verdicts
 from tamt.errors import UserError
+from tamt.precision import cpu_has_bf16
 
 DEFAULT_BATCH = {"cpu": "4x128", "cuda": "16x512"}
 
@@ -31,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser, batches: dict[str, str]) -> Non
     parser.add_argument("--batch", help=f"blocks x tokens of a step (default: {default})")
     parser.add_argument("--accumulation", type=int, default=1, help="parts that a step's batch comes in (default: 1)")
     parser.add_argument("--quick", action="store_true", help="a tiny model, no torch.compile: a check, no figures")
-    parser.add_argument("--output", type=Path, help="folder (default: benchmarks/results/DEVICE-DATE)")
+    parser.add_argument("--output", type=Path, help="folder (default: benchmarks/results/DEVICE)")
 
 
 def setting_of(options: argparse.Namespace, batches: dict[str, str]) -> Setting:
@@ -86,9 +96,9 @@ def run(options: argparse.Namespace) -> None:
     medians: dict[tuple[str, str], float] = {}
     peaks: dict[tuple[str, str], int | None] = {}
     bookkeeping: float | None = None
-    left_out = (NEEDS_COMPILER if options.quick or options.no_compile else set()) | (
-        set() if setting.on_gpu else NEEDS_GPU
-    )
+    left_out = NEEDS_COMPILER if options.quick or options.no_compile else set()
+    left_out = left_out | (set() if setting.on_gpu else NEEDS_GPU)
+    left_out = left_out | (set() if not setting.on_gpu and cpu_has_bf16() else NEEDS_BF16_CPU)
     for objective in options.objective or CONTENDERS:
         makers = CONTENDERS[objective]
         steps = made({name: partial(make, setting) for name, make in makers.items() if name not in left_out}, OURS)

@@ -28,11 +28,12 @@ from tamt.data.corpora import Blocks, train_batches
 from tamt.masking import apply_masks, keep_of, magnitude_masks, packed_masks, prunable_modules, prunable_weights
 from tamt.models import MaskedLanguageModel, dense_twin, longest_input, speed_up
 from tamt.objectives import Losses, TokenMasking, encode
+from tamt.precision import DTYPES, Precision
 from tamt.search.mask_training import start
 from tamt.search.setting import Search
 from tamt.step_graph import WARM_UP
 from tamt.terms import needs_head, needs_teacher
-from tamt.training import DTYPES, Precision, compute_dtype, make_accelerator, make_optimizer, training_steps
+from tamt.training import compute_dtype, make_accelerator, make_optimizer, training_steps
 
 Step = Callable[[], object]
 
@@ -54,13 +55,14 @@ MODELS: dict[str, tuple[tuple[Any, Any], Callable[[], PreTrainedConfig]]] = {
 
 
 class Setting(NamedTuple):
-    """``batch`` blocks of ``length`` tokens a step, in ``accumulation`` parts."""
+    """``batch`` blocks of ``length`` tokens per step, in ``accumulation`` parts; ``bf16`` on a CPU, if asked for."""
 
     device: torch.device
     model: str
     batch: int
     length: int
     accumulation: int = 1
+    bf16: bool = False
 
     @property
     def tokens(self) -> int:
@@ -79,9 +81,9 @@ class Setting(NamedTuple):
 
     @property
     def precision(self) -> Precision:
-        """What a training step computes in: bfloat16 on a GPU, float16 where it has none."""
+        """What a training step computes in: bfloat16 on a GPU, float16 where it has none; on a CPU as asked for."""
         if not self.on_gpu:
-            return "fp32"
+            return "bf16" if self.bf16 else "fp32"
         return "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
 
     def accelerator(self) -> Accelerator:
@@ -242,15 +244,36 @@ def ordinary(setting: Setting, objective: str, compiled: bool = False) -> Step:
     return _plain_training(setting, model, optimizer, loss, "mlm" in objective, after)
 
 
-def hugging_face(setting: Setting) -> Step:
-    """Dense MLM training of the same model: labels given to AutoModelForMaskedLM's class, fused AdamW, clipping."""
+def hugging_face(setting: Setting, compiled: bool = False) -> Step:
+    """Dense MLM training of the same model: labels given to AutoModelForMaskedLM's class, fused AdamW, clipping.
+
+    Compiled, a GPU starts it from CUDA graphs.
+    """
     model = setting.masked_language_model()
+    forward = torch.compile(model, mode="reduce-overhead" if setting.on_gpu else None) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
     def loss(batch: Mapping[str, Tensor]) -> Tensor:
-        return model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
+        return forward(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
 
     return _plain_training(setting, model, optimizer, loss, mlm=True)
+
+
+def hugging_face_fine_tuning(setting: Setting) -> Step:
+    """Fine-tuning of the full model as users have it: AutoModelForSequenceClassification's class, AdamW, clipping."""
+    model = setting.classifier()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+
+    def loss(batch: Mapping[str, Tensor]) -> Tensor:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return model(**inputs, labels=batch["input_ids"][:, 1] % 2).loss
+
+    return _plain_training(setting, model, optimizer, loss, mlm=False)
+
+
+def in_bf16(make: Callable[[Setting], Step]) -> Callable[[Setting], Step]:
+    """A contender that computes in bfloat16 on a CPU."""
+    return lambda setting: make(setting._replace(bf16=True))
 
 
 def _plain_training(
@@ -332,7 +355,10 @@ def fine_tuning(setting: Setting, pruned: bool, cuda_graphs: bool = True) -> Ste
 OURS, OURS_COMPILED = "tamt", "tamt --compile"
 NO_GRAPHS, NO_GRAPHS_COMPILED = "tamt --no-cuda-graphs", "tamt --no-cuda-graphs --compile"
 ORDINARY, COMPILED = "ordinary", "ordinary, torch.compile"
-HUGGING_FACE, IMP, IMP_NO_GRAPHS, DENSE = "HF dense MLM", "IMP", "IMP --no-cuda-graphs", "dense"
+OURS_BF16 = "tamt --precision bf16"
+HUGGING_FACE, HF_BF16, HF_COMPILED = "HF dense MLM", "HF dense MLM, bf16 autocast", "HF dense MLM, torch.compile"
+HF_FINE_TUNING, HF_FINE_TUNING_BF16 = "HF fine-tuning", "HF fine-tuning, bf16 autocast"
+IMP, IMP_NO_GRAPHS, DENSE = "IMP", "IMP --no-cuda-graphs", "dense"
 NEEDED, FINE_TUNING = "encoder step + inference", "fine-tuning"
 
 CONTENDERS: dict[str, dict[str, Callable[[Setting], Step]]] = {
@@ -343,13 +369,17 @@ CONTENDERS: dict[str, dict[str, Callable[[Setting], Step]]] = {
         NO_GRAPHS_COMPILED: partial(tamt, objective="mlm", compiled=True, cuda_graphs=False),
         ORDINARY: partial(ordinary, objective="mlm"),
         COMPILED: partial(ordinary, objective="mlm", compiled=True),
+        OURS_BF16: in_bf16(partial(tamt, objective="mlm")),
         HUGGING_FACE: hugging_face,
+        HF_BF16: in_bf16(hugging_face),
+        HF_COMPILED: partial(hugging_face, compiled=True),
         IMP: imp,
         IMP_NO_GRAPHS: partial(imp, cuda_graphs=False),
     },
     "kd": {
         OURS: partial(tamt, objective="kd"),
         NO_GRAPHS: partial(tamt, objective="kd", cuda_graphs=False),
+        OURS_BF16: in_bf16(partial(tamt, objective="kd")),
         ORDINARY: partial(ordinary, objective="kd"),
         NEEDED: encoder_and_inference,
     },
@@ -368,8 +398,13 @@ CONTENDERS: dict[str, dict[str, Callable[[Setting], Step]]] = {
     FINE_TUNING: {
         OURS: partial(fine_tuning, pruned=True),
         NO_GRAPHS: partial(fine_tuning, pruned=True, cuda_graphs=False),
+        OURS_BF16: in_bf16(partial(fine_tuning, pruned=True)),
         DENSE: partial(fine_tuning, pruned=False),
+        HF_FINE_TUNING: hugging_face_fine_tuning,
+        HF_FINE_TUNING_BF16: in_bf16(hugging_face_fine_tuning),
     },
 }
-NEEDS_COMPILER = {OURS_COMPILED, NO_GRAPHS_COMPILED, COMPILED}
+NEEDS_COMPILER = {OURS_COMPILED, NO_GRAPHS_COMPILED, COMPILED, HF_COMPILED}
+NEEDS_BF16_CPU = {OURS_BF16, HF_BF16, HF_FINE_TUNING_BF16}
+"""Contenders for CPUs with bf16 instructions; on a GPU all compute in half precision."""
 NEEDS_GPU = {NO_GRAPHS, NO_GRAPHS_COMPILED, IMP_NO_GRAPHS}

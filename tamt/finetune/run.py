@@ -1,6 +1,7 @@
 """`tamt finetune`: from a model, a mask and a task to a score and a fine-tuned model."""
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,20 +17,23 @@ from tamt.data.glue import load_rows
 from tamt.data.rows import Rows, subset
 from tamt.data.squad import Question, load_questions
 from tamt.data.tasks import Task, find_task
-from tamt.errors import UserError, check_positive
+from tamt.errors import UserError, check_choice, check_positive
 from tamt.files import write_atomically
 from tamt.finetune.classification import Classification, encode
 from tamt.finetune.loop import MODEL_FOLDER, Job, drop_former_models, predictions_file, train_subnetwork
 from tamt.finetune.metrics import UNDEFINED
 from tamt.finetune.plots import draw_predictions
 from tamt.finetune.question_answering import QuestionAnswering, make_windows
+from tamt.finetune.rates import best_rate, default_rate
 from tamt.mask_file import MaskInfo, load_masks
 from tamt.masking import Masks, apply_masks, sparsity_of
 from tamt.methods import FULL
 from tamt.models import load_classifier, load_question_answerer, load_tokenizer, longest_input
+from tamt.precision import Precision, choose_precision
+from tamt.recipes import RECIPES, Recipe
 from tamt.run_folder import CONFIG, KEEP, RESULTS, RunFolder, check_output, finished_results, processes_of_run
 from tamt.step_graph import starts_from_graphs
-from tamt.training import CHECK_EVERY, Precision, make_accelerator
+from tamt.training import CHECK_EVERY, make_accelerator, report_arithmetic
 
 N_BEST = 20
 MAX_ANSWER_LENGTH = 30
@@ -54,7 +58,8 @@ def finetune(
     epochs: int | None = None,
     batch_size: int | None = None,
     max_length: int | None = None,
-    lr: float | None = None,
+    lr: list[float] | float | None = None,
+    recipe: Recipe = "short",
     weight_decay: float = 0.0,
     eval_every: int | None = None,
     early_stop: int | None = None,
@@ -63,7 +68,7 @@ def finetune(
     max_answer_length: int | None = None,
     seed: int = 0,
     seeds: list[int] | None = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     log_every: int = 10,
     save_every: int = 500,
     keep: int = KEEP,
@@ -77,7 +82,7 @@ def finetune(
     Args:
         task: cola, sst2, rte, mnli, mrpc, stsb or squad; demo (the VADER movie snippets); or classification, with files
             of your own.
-        model: hub name or folder of the pre-trained model, or "demo".
+        model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
         output: new folder for the run: results.json, metrics.jsonl, config.yaml, TensorBoard, the best model, its
             predictions on the dev rows and a picture of them.
         mask: mask file of the subnetwork; without it the full model is fine-tuned.
@@ -92,7 +97,10 @@ def finetune(
         batch_size: rows a batch, in each process; by default the paper's, 32 (16 for squad and demo).
         max_length: tokens of a row, more are cut off, or make another window for squad; by default the paper's, 128
             (384 for squad, 64 for demo), or the model's positions if fewer.
-        lr: peak learning rate, which falls linearly to 0; by default the paper's, 2e-5 (3e-5 for squad, 1e-4 for demo).
+        lr: peak learning rate, which falls linearly to 0; by default 2e-5 * 768 / width * (1 + 10 * sparsity), with the
+            width of the model and the sparsity of the mask. Several, with commas: each is run in OUTPUT/lr-RATE, and
+            the one with the best score, or the best mean over the seeds, is the result.
+        recipe: where no lr is given: short, the rule above; paper, the paper's 2e-5 (3e-5 for squad).
         weight_decay: AdamW's, of every parameter.
         eval_every: steps between two evaluations; by default the paper's, 50 (500 for mnli, 1000 for squad, 200 for
             demo). The end is always evaluated.
@@ -104,7 +112,8 @@ def finetune(
         seed: of the head, the order of the rows, dropout, and the subset.
         seeds: in place of one seed several, with commas: one run after the other in OUTPUT/seed-N, and the mean and
             standard deviation of their scores.
-        precision: arithmetic of the model; the weights and their updates are always fp32.
+        precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
+            a GPU and fp32 on a CPU. The weights and their updates are always fp32.
         log_every: steps between two lines of metrics.
         save_every: steps between two checkpoints.
         keep: checkpoints to keep, the newest ones; should one be damaged, --resume falls back on the one before it.
@@ -116,11 +125,13 @@ def finetune(
         resume: go on with the interrupted run, or runs, in the output folder; what is finished is not done again.
     """
     settings = {name: value for name, value in locals().items() if name != "resume"}
+    rates = lr if isinstance(lr, list) else [lr]
     chosen = _with_options(find_task(task), settings)
-    _check(settings)
+    _check(settings, rates)
     processes.join()
     seeds = settings.pop("seeds")
-    processes.by_first(partial(check_output if seeds is None else _check_output_of_seeds, output, resume))
+    several = seeds is not None or len(rates) > 1
+    processes.by_first(partial(_check_output_of_several if several else check_output, output, resume))
     make_job: MakeJob
     if chosen.kind == "question-answering":
         with processes.one_first():
@@ -130,9 +141,53 @@ def finetune(
         with processes.one_first():
             chosen, rows = load_rows(chosen, data_dir, train_file, dev_file)
         make_job = partial(_classification, chosen, rows)
-    if seeds is None:
-        return {"results": [_run(chosen, make_job, settings, resume)]}
-    return _run_seeds(chosen, make_job, settings, seeds, resume)
+    if len(rates) > 1:
+        return {"results": [_run_rates(chosen, make_job, settings, rates, seeds, resume)]}
+    settings["lr"] = rates[0]
+    if seeds is not None:
+        return {"results": [_run_seeds(chosen, make_job, settings, seeds, resume)]}
+    return {"results": [_run(chosen, make_job, settings, resume)]}
+
+
+def _run_rates(
+    task: Task,
+    make_job: MakeJob,
+    settings: dict,
+    rates: Sequence[float | None],
+    seeds: list[int] | None,
+    resume: bool,
+) -> dict:
+    """Run the rates one after the other, each in a folder of its own, and write the result of the best one."""
+    output: Path = settings["output"]
+    rows: dict[float | None, dict] = {}
+    for rate in rates:
+        own = {**settings, "lr": rate, "output": output / f"lr-{rate:g}"}
+        say(f"learning rate {rate:g}")
+        if seeds is None:
+            rows[rate] = _run_unless_finished(task, make_job, own, resume)
+        else:
+            rows[rate] = _run_seeds(task, make_job, own, seeds, resume)
+    best = best_rate({rate: row["score"] for rate, row in rows.items()})
+    kept = ("lr", "score", "score_std", "scores", "final_score", "final_score_std", "final_scores", "best_step")
+    result = {
+        **rows[best],
+        "lr_choice": f"best of {len(rates)} rates",
+        "rates": [{key: row[key] for key in kept if key in row} for row in rows.values()],
+        "seconds": round(sum(row["seconds"] for row in rows.values()), 1),
+        "output": str(output),
+    }
+    if processes.first():
+        write_atomically(output / RESULTS, json.dumps({"results": [result]}, indent=2) + "\n")
+    scores = ", ".join(f"{_score(row['score'])} at {rate:g}" for rate, row in rows.items())
+    say(f"{result['metric']} {scores}; the best of {len(rates)} rates is {best:g}")
+    return result
+
+
+def _run_unless_finished(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
+    done = processes.by_first(partial(_finished, settings))
+    if done:
+        say(f"the run in {settings['output']} is finished")
+    return done[0] if done else _run(task, make_job, settings, resume)
 
 
 def _run_seeds(task: Task, make_job: MakeJob, settings: dict, seeds: list[int], resume: bool) -> dict:
@@ -140,10 +195,9 @@ def _run_seeds(task: Task, make_job: MakeJob, settings: dict, seeds: list[int], 
     output: Path = settings["output"]
     runs = []
     for seed in seeds:
+        say(f"seed {seed}")
         own = {**settings, "seed": seed, "output": output / f"seed-{seed}"}
-        done = processes.by_first(partial(_finished, own))
-        say(f"seed {seed}" + " is finished" * bool(done))
-        runs += done or [_run(task, make_job, own, resume)]
+        runs.append(_run_unless_finished(task, make_job, own, resume))
     result = {**runs[0], "seed": None, "seeds": seeds, "output": str(output)}
     for key in ("score", "final_score"):
         values = [run[key] for run in runs]
@@ -155,16 +209,16 @@ def _run_seeds(task: Task, make_job: MakeJob, settings: dict, seeds: list[int], 
     if processes.first():
         write_atomically(output / RESULTS, json.dumps({"results": [result]}, indent=2) + "\n")
     say(f"{result['metric']} of the seeds {', '.join(map(str, seeds))}: {_summary(result)}")
-    return {"results": [result]}
+    return result
 
 
-def _check_output_of_seeds(output: Path, resume: bool) -> None:
+def _check_output_of_several(output: Path, resume: bool) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"the output {output} is a file; give a new folder")
     if (output / CONFIG).is_file() or (not resume and output.exists() and any(output.iterdir())):
         raise UserError(
             f"the output folder {output} is not empty and nothing in it is overwritten; "
-            "give a new --output, or --resume to go on with interrupted --seeds"
+            "give a new --output, or --resume to continue interrupted --seeds or rates"
         )
 
 
@@ -178,9 +232,13 @@ def _summary(result: dict) -> str:
     """`0.812 ± 0.010 (0.802, 0.822)`."""
     if result["score"] is None:
         return "undefined in some"
-    scores = ", ".join(f"{score:.4f}" for score in result["scores"])
+    scores = ", ".join(map(_score, result["scores"]))
     spread = "" if result["score_std"] is None else f" ± {result['score_std']:.4f}"
     return f"{result['score']:.4f}{spread} ({scores})"
+
+
+def _score(score: float | None) -> str:
+    return "undefined" if score is None else f"{score:.4f}"
 
 
 def _mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
@@ -201,6 +259,8 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
     )
     step_rows = task.batch_size * (settings["processes_of_step"] or 1)
     parts = processes.parts_of_step(step_rows, task.batch_size)
+    asked = settings["precision"]
+    settings["precision"] = choose_precision(asked, output, resume)
     accelerator = make_accelerator(settings["precision"], parts, settings["seed"])
     job = make_job(settings, accelerator, starts_from_graphs(settings["no_cuda_graphs"]))
     masks: Masks = {}
@@ -208,14 +268,16 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
     if mask is not None:
         masks, info = load_masks(mask)
         apply_masks(job.model, masks)
+    lr = _rate(task, settings, job.model, masks)
     with RunFolder.start(output, settings, resume, settings["keep"]) as folder:
+        report_arithmetic(accelerator, asked)
         processes.own_dropout()
         outcome = train_subnetwork(
             job,
             folder,
             masks,
             steps=task.epochs * job.steps_per_epoch,
-            lr=task.lr,
+            lr=lr,
             weight_decay=settings["weight_decay"],
             eval_every=task.eval_every,
             early_stop=settings["early_stop"],
@@ -231,6 +293,7 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
             "mask": str(mask) if mask else None,
             "mask_seed": info.seed if info else None,
             "mask_step": info.step if info else None,
+            "lr": lr,
             "metric": task.metrics[0],
             "score": outcome.best_score,
             "best_step": outcome.best_step,
@@ -248,20 +311,28 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
             draw_predictions(task, output)
         folder.finish({"results": [result]})
         drop_former_models(folder)
-    found = ", ".join(
-        f"{name} {'undefined' if value is None else f'{value:.4f}'}" for name, value in result["dev"].items()
-    )
+    found = ", ".join(f"{name} {_score(value)}" for name, value in result["dev"].items())
     say(f"best at step {outcome.best_step} of {outcome.final_step}: {found}")
     say(f"the best model is in {output / MODEL_FOLDER}, its predictions are in {output / predictions_file('')}")
     return result
+
+
+def _rate(task: Task, settings: dict, model: PreTrainedModel, masks: Masks) -> float:
+    """The learning rate that was asked for, or the default."""
+    if settings["lr"] is not None:
+        return float(settings["lr"])
+    if settings["recipe"] == "paper":
+        return task.lr
+    return default_rate(model.config.hidden_size, sparsity_of(masks) if masks else 0.0)
 
 
 def _classification(
     task: Task, rows: dict[str, Rows], settings: dict, accelerator: Accelerator, cuda_graphs: bool
 ) -> Classification:
     with processes.one_first():
+        tokenizer = load_tokenizer(settings["model"], masking=False)
         model = load_classifier(settings["model"], task.label_names)
-    tokenizer, length = _tokenizer_and_length(task, model, settings)
+    length = _input_length(task, model, tokenizer, settings)
     train = rows["train"]
     if samples := settings["train_samples"]:
         strata = train.labels if task.kind == "classification" else None
@@ -286,8 +357,9 @@ def _question_answering(
     task: Task, questions: dict[str, list[Question]], settings: dict, accelerator: Accelerator, cuda_graphs: bool
 ) -> QuestionAnswering:
     with processes.one_first():
+        tokenizer = load_tokenizer(settings["model"], masking=False)
         model = load_question_answerer(settings["model"])
-    tokenizer, length = _tokenizer_and_length(task, model, settings)
+    length = _input_length(task, model, tokenizer, settings)
     train, dev = questions["train"], questions["dev"]
     if samples := settings["train_samples"]:
         train = [train[i] for i in subset(None, len(train), samples, settings["seed"])]
@@ -309,16 +381,15 @@ def _question_answering(
     )
 
 
-def _tokenizer_and_length(task: Task, model: PreTrainedModel, settings: dict) -> tuple[PreTrainedTokenizerBase, int]:
-    """The tokenizer, and the longest input in tokens, which it is saved with."""
-    tokenizer = load_tokenizer(settings["model"], masking=False)
+def _input_length(task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: dict) -> int:
+    """The longest input in tokens, with which the tokenizer is saved."""
     longest = longest_input(model)
     if settings["max_length"] is not None and settings["max_length"] > longest:
         raise UserError(
             f"--max-length {settings['max_length']} is more than the {longest} tokens of {settings['model']}"
         )
     tokenizer.model_max_length = min(task.max_length, longest)
-    return tokenizer, tokenizer.model_max_length
+    return tokenizer.model_max_length
 
 
 def _with_options(task: Task, settings: dict) -> Task:
@@ -333,11 +404,11 @@ def _with_options(task: Task, settings: dict) -> Task:
         raise UserError("--text-column takes one column or two; leave out the others")
     elif settings["text_column"] is not None:
         task = replace(task, text_columns=tuple(settings["text_column"]))
-    options = ["label_column", "epochs", "batch_size", "max_length", "lr", "eval_every"]
+    options = ["label_column", "epochs", "batch_size", "max_length", "eval_every"]
     return replace(task, **{name: settings[name] for name in options if settings[name] is not None})
 
 
-def _check(settings: dict) -> None:
+def _check(settings: dict, rates: Sequence[float | None]) -> None:
     """Refuse what cannot work, before anything is loaded."""
     positive = ["train_samples", "epochs", "batch_size", "max_length", "eval_every", "log_every", "save_every"]
     positive += ["keep", "processes_of_step", "check_every"]
@@ -357,7 +428,13 @@ def _check(settings: dict) -> None:
             raise UserError(f"{flag} {seed} is negative, over 32 bits or there twice; give different ones from 0 on")
     if settings["stride"] is not None and settings["stride"] < 0:
         raise UserError(f"--stride {settings['stride']} must not be negative; raise it or leave it out")
-    if settings["lr"] is not None and not settings["lr"] > 0:
-        raise UserError(f"--lr {settings['lr']:g} must be more than 0; raise it or leave it out")
+    for rate in rates:
+        if rate is not None and not 0 < rate < math.inf:
+            raise UserError(f"--lr {rate:g} must be more than 0 and finite; raise it or leave it out")
+        if rates.count(rate) > 1:
+            raise UserError(f"--lr {rate:g} is there twice; give different rates")
+    if not rates:
+        raise UserError("--lr is an empty list; give rates or leave it out")
+    check_choice("recipe", settings["recipe"], RECIPES)
     if settings["weight_decay"] < 0:
         raise UserError(f"--weight-decay {settings['weight_decay']:g} must not be negative; leave it out for none")

@@ -9,7 +9,7 @@ from tamt.report.drawing import colour_rules, number, said, styles_of, svg_of, s
 from tamt.report.figures import Figure, Missing
 from tamt.report.runs import Study
 from tamt.report.statistics import Summary
-from tamt.report.tables import Cell, Table, figure_table
+from tamt.report.tables import Cell, Table, figure_table, rates_note
 
 GENERATOR = '<meta name="generator" content="tamt report">'
 """What tells a page of ours, which a new report may replace."""
@@ -124,7 +124,7 @@ def summary(study: Study) -> str:
     wrote = f"tamt {study.version}" if study.version else "a tamt that does not give its version"
     return (
         f"{masks} masks that were searched for{along}, {runs} fine-tunings, models: {', '.join(study.models)}. "
-        f"The runs are by {wrote}, the report by tamt {__version__}.{left}"
+        f"The runs are by {wrote}, the report by tamt {__version__}.{left}{rates_note(study)}"
     )
 
 

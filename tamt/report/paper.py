@@ -1,5 +1,6 @@
 """What the paper says (Liu et al., NAACL 2022), beside what the runs of a study say."""
 
+from tamt.finetune.rates import RATE_OF_BASE, RISE_BY_SPARSITY, WIDTH_OF_BASE
 from tamt.methods import IMP, METHODS, RANDOM, is_one_shot, trains_scores
 from tamt.report.figures import Chart, Figure, Scores, label_of, main_tickets
 from tamt.report.masks import MaskGroup
@@ -146,6 +147,8 @@ def settings_table(study: Study) -> Table:
         rows.append((model, label_of(name, variant) if searching else name, key, value, paper))
     note = (
         "Settings that the runs were given. What they left at its default is the paper's, but for the scores and the "
-        "learning rate of mask training without the paper's recipe, and for tasks that the paper does not have."
+        "learning rate of mask training without the paper's recipe, for the learning rate of a fine-tuning without it, "
+        f"{RATE_OF_BASE:g} · {WIDTH_OF_BASE} / width · (1 + {RISE_BY_SPARSITY:g} · sparsity), and for tasks that the "
+        "paper does not have."
     )
     return Table("settings", "Settings", note, ("model", "method or task", "setting", "here", "in the paper"), rows)

@@ -10,6 +10,7 @@ from typing import Any
 
 from tamt.data.tasks import TASKS
 from tamt.errors import UserError
+from tamt.finetune.rates import best_over_seeds, rates_in_words
 from tamt.methods import METHODS, SCHEDULE_STEPS, is_one_shot, trains_scores
 from tamt.names import distinct
 from tamt.report.variants import UNKNOWN, variants
@@ -39,7 +40,7 @@ FINETUNE_SETTINGS = [
     "epochs",
     EFFECTIVE_BATCH,
     "max_length",
-    "lr",
+    "recipe",
     "weight_decay",
     "eval_every",
     "early_stop",
@@ -53,7 +54,7 @@ FINETUNE_SETTINGS = [
     "text_column",
     "label_column",
 ]
-"""What fine-tunings on one task must share to be averaged."""
+"""What fine-tunings on one task must share to be averaged, beside the list of learning rates."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,10 @@ class Ticket:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """One fine-tuning of a subnetwork, or of the full model, whose ticket is None. The score lies between −1 and 1."""
+    """One fine-tuning of a subnetwork, or of the full model, whose ticket is None. The score lies between −1 and 1.
+
+    `lr` is the learning rate that was asked for, None for the default.
+    """
 
     model: str
     ticket: Ticket | None
@@ -104,6 +108,7 @@ class FineTuning:
     metric: str
     seed: int
     train_samples: int
+    lr: float | None
     score: float
     seconds: float | None
     run: str
@@ -133,6 +138,11 @@ class Study:
     version: str | None = None
     tickets: list[Ticket] = field(default_factory=list)
     fine_tunings: list[FineTuning] = field(default_factory=list)
+    """At the learning rate that is the best one for their mask."""
+    other_rates: list[FineTuning] = field(default_factory=list)
+    """At the other rates."""
+    rates: dict[tuple[str, str], tuple[float | None, ...]] = field(default_factory=dict)
+    """By model and task the learning rates that every mask, and the full model, was fine-tuned at."""
     curves: list[Curve] = field(default_factory=list)
     full_losses: dict[str, dict[str, float]] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
@@ -502,6 +512,7 @@ def _read_fine_tunings(study: Study, runs: list[_Run], searches: set[str]) -> No
                 metric=str(row.get("metric", "score")),
                 seed=int(row["seed"]),
                 train_samples=int(row["train_samples"]),
+                lr=_optional(run.config, "lr"),
                 score=_number(row, "score"),
                 seconds=_optional(row, "seconds"),
                 run=run.name,
@@ -509,14 +520,64 @@ def _read_fine_tunings(study: Study, runs: list[_Run], searches: set[str]) -> No
         except (KeyError, TypeError, ValueError) as error:
             study.skip(run.name, f"has a row in {RESULTS} that is none of a fine-tuning ({error})")
             continue
-        whose = ticket.identity if ticket else ()
-        key = (fine_tuning.model, whose, fine_tuning.task, fine_tuning.seed, fine_tuning.train_samples)
+        key = (*_rated_together(fine_tuning), fine_tuning.lr, fine_tuning.seed)
         if key in known:
             study.skip(run.name, f"is the same fine-tuning as {known[key]}; only that is counted")
             continue
         known[key] = run.name
         study.fine_tunings.append(fine_tuning)
     study.tickets += lonely.values()
+    _choose_rates(study)
+
+
+def _rated_together(item: FineTuning) -> tuple:
+    """What fine-tunings share between which the best learning rate is chosen: model, task, mask, training samples."""
+    return (item.model, item.task, item.ticket.identity if item.ticket else (), item.train_samples)
+
+
+def _choose_rates(study: Study) -> None:
+    """Keep the fine-tunings at the best learning rate of each mask, chosen from the same list for all of a task.
+
+    The list is the one that most masks of a model and task were given. A mask that lacks one of its rates is left out,
+    as are runs at rates outside it, and seeds that were not run at every rate.
+    """
+    groups: dict[tuple, dict[float | None, dict[int, FineTuning]]] = {}
+    for item in study.fine_tunings:
+        groups.setdefault(_rated_together(item), {}).setdefault(item.lr, {})[item.seed] = item
+    _find_rates(study, groups)
+    study.fine_tunings = []
+    for (model, task, *_), by_rate in groups.items():
+        rates = study.rates[model, task]
+        complete = all(rate in by_rate for rate in rates)
+        for rate, by_seed in by_rate.items():
+            if not complete or rate not in rates:
+                why = f"has lr {rates_in_words((rate,))} where most runs of {task} have {rates_in_words(rates)}"
+                for item in by_seed.values():
+                    study.skip(item.run, f"{why}; they are not compared")
+        if complete:
+            _keep_best_rate(study, {rate: by_rate[rate] for rate in rates})
+
+
+def _find_rates(study: Study, groups: Mapping[tuple, Mapping[float | None, Any]]) -> None:
+    """Find the list of rates that most masks of each model and task were given."""
+    lists: dict[tuple[str, str], Counter] = {}
+    for (model, task, *_), by_rate in groups.items():
+        lists.setdefault((model, task), Counter())[frozenset(by_rate)] += 1
+    for place, counted in lists.items():
+        rates = sorted(counted.most_common(1)[0][0], key=lambda rate: (rate is not None, rate))
+        study.rates[place] = tuple(rates)
+        if rates != [None]:
+            study.settings.append((*place, None, "lr", rates_in_words(study.rates[place])))
+
+
+def _keep_best_rate(study: Study, by_rate: Mapping[float | None, Mapping[int, FineTuning]]) -> None:
+    best, seeds = best_over_seeds({rate: {seed: i.score for seed, i in own.items()} for rate, own in by_rate.items()})
+    for rate, by_seed in by_rate.items():
+        for seed, item in by_seed.items():
+            if seed not in seeds:
+                study.skip(item.run, f"has seed {seed}, which was not run at every rate; they are not compared")
+            else:
+                (study.fine_tunings if rate == best else study.other_rates).append(item)
 
 
 def _lonely(run: _Run, row: Mapping[str, Any]) -> Ticket:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from tamt.finetune.rates import rates_in_words
 from tamt.report.figures import (
     AVERAGE,
     LOSSES,
@@ -80,9 +81,25 @@ def scores_table(study: Study) -> Table:
                 rows.append((model, sparsity, label_of(*key), *cells))
     note = (
         "Scores × 100, mean ± standard deviation over runs (mask seeds × fine-tuning seeds), the number of runs in "
-        "brackets. An average is taken run by run over all tasks."
+        "brackets. An average is taken run by run over all tasks." + rates_note(study)
     )
     return Table("scores", "Scores", note, ("model", "sparsity", "method", *tasks), rows)
+
+
+def rates_note(study: Study) -> str:
+    """A sentence on the tasks that were fine-tuned at several learning rates; empty if there is none."""
+    tasks: dict[str, list[str]] = {}
+    for (_, task), rates in study.rates.items():
+        if len(rates) > 1:
+            named = tasks.setdefault(rates_in_words(rates), [])
+            named += [task] * (task not in named)
+    if not tasks:
+        return ""
+    listed = "; ".join(f"{words} for {', '.join(named)}" for words, named in tasks.items())
+    return (
+        f" Learning rate: {listed}. The same rates are tried for every method and the full model; each mask has the "
+        "rate with the best mean over its fine-tuning seeds, on the dev rows that are reported."
+    )
 
 
 def _average_first(task: str) -> tuple[bool, str]:
@@ -248,18 +265,21 @@ def kept_table(groups: list[MaskGroup]) -> Table:
 def runs_table(study: Study) -> Table:
     """Every fine-tuning that the report is made of."""
     rows: list[tuple[Cell, ...]] = []
-    for item in study.fine_tunings:
+    chosen = [(item, "yes") for item in study.fine_tunings]
+    for item, best in [*chosen, *((item, "no") for item in study.other_rates)]:
         t = item.ticket
         of_mask: tuple[Cell, ...] = ("full model", 0.0, None, None, None)
         if t:
             of_mask = (label_of(t.method, t.variant), t.sparsity, t.seed, t.step, t.steps or None)
-        own = (item.metric, item.seed, item.train_samples, item.score, item.seconds, item.run)
+        rate = "default" if item.lr is None else item.lr
+        own = (item.metric, item.seed, item.train_samples, rate, best, item.score, item.seconds, item.run)
         rows.append((item.model, item.task, *of_mask, *own))
     columns = (
         *("model", "task", "method", "sparsity", "mask seed", "step of the mask", "schedule"),
-        *("metric", "seed", "training samples", "score", "seconds", "run"),
+        *("metric", "seed", "training samples", "learning rate", "best rate", "score", "seconds", "run"),
     )
-    return Table("runs", "Every fine-tuning", "Nothing else is averaged in this report.", columns, rows)
+    note = "The report averages those at the best rate of their mask, and nothing else."
+    return Table("runs", "Every fine-tuning", note, columns, rows)
 
 
 def skipped_table(study: Study) -> Table:

@@ -1,28 +1,80 @@
 """Head warm-up: a fresh MLM head is trained alone, on the dense frozen encoder, before anything is searched."""
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import get_constant_schedule
 
+from tamt import processes
 from tamt.console import Progress, say
-from tamt.objectives import encode, mlm_loss
+from tamt.data.corpora import dev_batches
+from tamt.objectives import encode, mlm_loss, prepare
 from tamt.search.setting import Search
 from tamt.training import make_optimizer, training_steps
 
-LEARNING_RATE = 1e-3
-"""Of the warm-up. The search's 5e-5 would leave a random 384 × 384 transform nearly as it is in 200 steps."""
+LEARNING_RATE = 3e-3
+"""Constant over the warm-up. The search's 5e-5 would leave a random transform nearly as it is."""
+EVALUATE_EVERY = 50
+"""Steps between two measurements of the dev loss."""
+LEAST_FALL = 0.01
+PATIENCE = 2
+"""The warm-up ends when this many measurements in a row are less than `LEAST_FALL` below the best one before them."""
+DEV_TOKENS = 4096
+"""Masked dev tokens that the loss is measured on, at least, if there are as many."""
 
 
-def warm_up_head(search: Search, steps: int) -> None:
-    """Train the fresh MLM head of the student for `steps` steps; its encoder stays as it is, with dropout off."""
+@dataclass
+class BestHead:
+    """The head with the lowest dev loss, and whether that has stopped falling."""
+
+    loss: float = math.inf
+    step: int = 0
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    _to_beat: float = math.inf
+    _waited: int = 0
+
+    def update(self, loss: float, step: int, head: Mapping[str, nn.Parameter]) -> None:
+        """Take note of the dev loss after a step; a copy of the head is kept if it is the best one."""
+        loss = math.inf if math.isnan(loss) else loss
+        if loss < self.loss or not self.parameters:
+            self.loss, self.step = loss, step
+            self.parameters = {name: parameter.detach().clone() for name, parameter in head.items()}
+        fell = loss < (1 - LEAST_FALL) * self._to_beat
+        self._waited = 0 if fell else self._waited + 1
+        if fell:
+            self._to_beat = loss
+
+    @property
+    def stopped_falling(self) -> bool:
+        """Whether the last `PATIENCE` measurements were no better."""
+        return self._waited >= PATIENCE
+
+
+def warm_up_head(search: Search, most_steps: int) -> None:
+    """Train the fresh MLM head of the student until its dev loss stops falling; the best head by that loss is kept.
+
+    The encoder stays as it is, with dropout off. Of several processes the first one measures the dev loss, so that all
+    end at the same step with the same head.
+
+    Args:
+        search: its train and dev text are used.
+        most_steps: optimizer steps after which the warm-up ends in any case.
+    """
     student = search.student
-    say(f"{search.model} has no MLM head: a fresh one is trained alone for {steps} steps first (--head-warmup-steps)")
+    say(
+        f"{search.model} has no MLM head: a fresh one is trained alone first, until its dev loss stops falling or for "
+        f"{most_steps} steps (--head-warmup-steps)"
+    )
     student.model.requires_grad_(False)
     head = student.head_parameters()
     for parameter in head.values():
         parameter.requires_grad_(True)
-    optimizer, schedule = make_optimizer(head.values(), LEARNING_RATE, steps)
+    optimizer, _ = make_optimizer(head.values(), LEARNING_RATE, most_steps)
+    schedule = get_constant_schedule(optimizer)
+    dev = _DevText(search) if processes.first() else None
 
     def loss(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         student.encoder.eval()
@@ -30,12 +82,60 @@ def warm_up_head(search: Search, steps: int) -> None:
             hidden, _ = encode(student.encoder, batch, hidden_states=False)
         return {"loss": mlm_loss(student, hidden, batch)}
 
+    best = BestHead()
     batches = search.batches(1, search.masking)
-    with Progress("head warm-up", steps) as progress:
-        for step, parts in training_steps(
-            search.accelerator, student.model, optimizer, schedule, batches, loss, 1, steps, search.check_every
-        ):
-            if step % search.log_every == 0 or step == steps:
-                search.folder.log(step, head_warmup=parts["loss"])
-                progress.update(step, f"loss {parts['loss']:.4f}")
+    steps = training_steps(
+        search.accelerator, student.model, optimizer, schedule, batches, loss, 1, most_steps, search.check_every
+    )
+    with Progress("head warm-up", most_steps) as progress:
+        for step, parts in steps:
+            figures = {}
+            if step % EVALUATE_EVERY == 0 or step == most_steps:
+                search.accelerator.scaler.check()
+                figures["head_warmup_dev"] = processes.by_first(lambda: dev.loss() if dev else math.nan)
+                best.update(figures["head_warmup_dev"], step, head)
+            if step % search.log_every == 0 or figures:
+                search.folder.log(step, head_warmup=parts["loss"], **figures)
+                progress.update(step, f"loss {parts['loss']:.4f} dev loss {best.loss:.4f}")
+            if best.stopped_falling:
+                break
+    with torch.no_grad():
+        for name, parameter in head.items():
+            parameter.copy_(best.parameters[name])
+    why = "has stopped falling" if best.stopped_falling else "may fall further with more --head-warmup-steps"
+    say(f"the MLM head has a dev loss of {best.loss:.3f} after {best.step} steps, which {why}")
     student.fresh_head = False
+
+
+class _DevText:
+    """The dense encoder's hidden states of masked dev tokens, which every dev loss of the head is measured on."""
+
+    @torch.no_grad()
+    def __init__(self, search: Search) -> None:
+        self._search = search
+        assert search.dev_blocks is not None
+        student, device = search.student, search.accelerator.device
+        student.encoder.eval()
+        hidden: list[Tensor] = []
+        labels: list[Tensor] = []
+        for plain in dev_batches(search.dev_blocks, search.batch_size, 0, search.masking):
+            batch = {name: tensor.to(device) for name, tensor in prepare(plain).items()}
+            with search.accelerator.autocast():
+                states, _ = encode(student.encoder, batch, hidden_states=False)
+            hidden.append(states.flatten(0, 1)[batch["positions"]])
+            labels.append(batch["labels"])
+            if sum(map(len, labels)) >= DEV_TOKENS:
+                break
+        self._hidden = torch.cat(hidden)[None]
+        count = self._hidden.shape[1]
+        self._batch = {
+            "positions": torch.arange(count, device=device),
+            "labels": torch.cat(labels),
+            "masked_tokens": torch.tensor(count, device=device),
+        }
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """The MLM loss of the present head, mean over the masked tokens, in nats."""
+        with self._search.accelerator.autocast():
+            return mlm_loss(self._search.student, self._hidden, self._batch).item()

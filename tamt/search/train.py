@@ -14,6 +14,7 @@ from tamt.masking import Ranking
 from tamt.methods import METHODS, SCHEDULE_STEPS, Method, MethodName, find_method, paper_steps, variant_options
 from tamt.models import dense_twin, load_masked_language_model, load_pooler, load_tokenizer
 from tamt.objectives import TokenMasking
+from tamt.precision import Precision, choose_precision
 from tamt.recipes import Recipe, search_recipe
 from tamt.relations import projections_of
 from tamt.run_folder import CHECKPOINTS, KEEP, RunFolder, check_output, processes_of_run
@@ -25,7 +26,7 @@ from tamt.search.setting import HEAD_FILE, Search
 from tamt.search.wanda import Scope
 from tamt.step_graph import starts_from_graphs
 from tamt.terms import needs_head, parse_objective
-from tamt.training import CHECK_EVERY, Precision, compute_dtype, make_accelerator
+from tamt.training import CHECK_EVERY, compute_dtype, make_accelerator, report_arithmetic
 
 
 def train(
@@ -41,11 +42,11 @@ def train(
     accumulation: int = 1,
     max_length: int | None = None,
     lr: float | None = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     objective: str | None = None,
     scores: Scores | None = None,
     initial: str | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe = "short",
     scope: Scope | None = None,
     ranking: Ranking = "signed",
     kd_weight: float = 1.0,
@@ -54,7 +55,7 @@ def train(
     compile: bool = False,
     no_cuda_graphs: bool = False,
     head: Path | None = None,
-    head_warmup_steps: int = 200,
+    head_warmup_steps: int = 1000,
     save_at: list[int] | None = None,
     log_every: int = 10,
     eval_every: int | None = None,
@@ -70,7 +71,7 @@ def train(
     Args:
         method: mask training on MLM, KD, both, or any --objective; iterative magnitude pruning; one-shot pruning by
             magnitude or by magnitude times activation; random.
-        model: hub name or folder of the pre-trained model, or "demo".
+        model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
         output: new folder for the run: mask.safetensors, config.yaml, metrics.jsonl, results.json, TensorBoard.
         corpus: wikitext-103 (from the hub), demo, or text files, one paragraph a line; omp and rand need none.
         dev_corpus: text for the dev losses; by default WikiText's validation split or the last 5 % of the files.
@@ -82,14 +83,15 @@ def train(
         accumulation: batches an optimizer step.
         max_length: tokens of a block; 512, or the model's positions if fewer.
         lr: peak learning rate; by default the paper's, raised for mask training that is too short for it.
-        precision: arithmetic of the model; scores and thresholds are always fp32.
+        precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
+            a GPU and fp32 on a CPU. Scores and thresholds are always fp32.
         objective: what tamt trains for, a weighted sum such as kd:1,attention:1,mlm:0.5 of mlm, kd, attention (KD of
             the last layer's attention), logits (KD of the MLM head's logits) and contrastive (SimCSE).
         scores: scores that mask training starts from: proportional to |W|, to |W| times the norm of its input, or two
             values, as in the paper; activation, or two-valued if --initial is given.
         initial: mask that mask training starts from: omp, random or a mask file; by default the mask that keeps what
             ranks highest by the scores, which is OMP's for magnitude and two-valued scores.
-        recipe: paper sets the scores and the learning rate of the paper; options that are given win.
+        recipe: where no scores or lr are given: short, the rules above; paper, those of the paper.
         scope: which weights wanda ranks together: those of a matrix, or those of each output row, as its authors do; by
             default matrix.
         ranking: rank the scores by value or by absolute value.
@@ -101,7 +103,8 @@ def train(
         no_cuda_graphs: start the kernels of a step one by one. On a GPU, in one process, each step of mask training,
             compiled or not, and of IMP is else started as one CUDA graph, on an H100 20 ms in place of 45.
         head: head.safetensors of an earlier run, in place of a warm-up.
-        head_warmup_steps: steps for which a fresh MLM head is trained alone first.
+        head_warmup_steps: a fresh MLM head is trained alone first, until its dev loss stops falling, for at most this
+            many steps.
         save_at: steps at which the mask is saved along the way, such as 100,200.
         log_every: steps between two lines of metrics.
         eval_every: steps between two measurements of the dev losses; by default only at the end.
@@ -130,7 +133,8 @@ def train(
     if lr is None:
         lr = default_rate(found, kind, run_steps)
 
-    accelerator = make_accelerator(precision, processes.parts_of_step(step_blocks, batch_size), seed)
+    settings["precision"] = choose_precision(precision, output, resume)
+    accelerator = make_accelerator(settings["precision"], processes.parts_of_step(step_blocks, batch_size), seed)
     smallest = step_blocks // (accelerator.gradient_accumulation_steps * processes.count())
     if "contrastive" in weights and smallest < 2:
         raise UserError(
@@ -161,6 +165,7 @@ def train(
     cuda_graphs = not found.one_shot and starts_from_graphs(no_cuda_graphs)
 
     with RunFolder.start(output, settings, resume, keep) as folder:
+        report_arithmetic(accelerator, precision)
         search = Search(
             folder=folder,
             accelerator=accelerator,

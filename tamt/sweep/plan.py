@@ -216,17 +216,18 @@ def _evaluate(study: Study, part: Part, model: str, ticket: Ticket, add: Add) ->
 
 
 def _finetune(study: Study, part: Part, model: str, ticket: Ticket, add: Add) -> None:
-    """The fine-tunings of a ticket: tasks, numbers of training samples and seeds."""
+    """The fine-tunings of a ticket: tasks, numbers of training samples, learning rates and seeds."""
     for task, options in part.tasks.items():
-        for samples in options.get("train_samples", [None]):
-            for seed in part.finetune_seeds:
-                settings = {**options, "task": task, "model": model, "train_samples": samples, "seed": seed}
-                if ticket.search:
-                    settings["mask"] = study.output / ticket.search / str(ticket.file)
-                name = "_".join([_slug(task), ticket.name, *_marks(n=samples), *_marks(seed=seed)])
-                labels = {**ticket.labels, "task": task, "train_samples": samples, "seed": seed}
-                like = ("finetune", task, ticket.labels["model"], samples)
-                add(Run("finetune", name, settings, labels, ticket.search, like=like))
+        samples_and_rates = product(options.get("train_samples", [None]), options.get("lr", [None]))
+        for (samples, rate), seed in product(samples_and_rates, part.finetune_seeds):
+            own = {"train_samples": samples, "lr": rate, "seed": seed}
+            settings = {**options, "model": model, **own}
+            if ticket.search:
+                settings["mask"] = study.output / ticket.search / str(ticket.file)
+            name = "_".join([_slug(task), ticket.name, *_marks(n=samples, lr=rate, seed=seed)])
+            labels = {**ticket.labels, "task": task, **own}
+            like = ("finetune", task, ticket.labels["model"], samples)
+            add(Run("finetune", name, settings, labels, ticket.search, like=like))
 
 
 def _variants(part: Part, method: str) -> list[dict[str, Any]]:

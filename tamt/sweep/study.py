@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from tamt.data import demo
 from tamt.data.tasks import TASKS, find_task
 from tamt.errors import UserError
 from tamt.finetune import finetune
@@ -78,7 +79,8 @@ class Part:
     Attributes:
         variants: the values of each of `VARIANTS`, None for the default.
         search: the options of `tamt train` for each method; `steps` and `save_at` are lists.
-        tasks: the options of `tamt finetune` for each task; `train_samples` is a list of int, or None for all rows.
+        tasks: the options of `tamt finetune` by the study's name of each task; `train_samples` is a list of int, or
+            None for all rows, and `lr` a list.
     """
 
     models: list[str]
@@ -226,18 +228,20 @@ def _task_options(
     tasks = {}
     for name, own in found.get("tasks", {}).items():
         at = (*place, "tasks", name)
+        own = own or {}
+        task = own.get("task", name)
         try:
-            find_task(name)
+            find_task(task)
         except UserError as error:
-            raise document.error(at, str(error)) from error
-        options = {**shared, **_with_samples(document, at, own or {})}
-        if name == "classification":
+            raise document.error((*at, "task") if "task" in own else at, str(error)) from error
+        options = {**shared, **_with_samples(document, at, {k: v for k, v in own.items() if k != "task"}), "task": task}
+        if task == "classification":
             for key in ("train_file", "dev_file"):
                 if key not in options:
                     raise document.error(at, f"classification reads files of your own; add its {key}")
         elif strange := sorted(OF_FILES & options.keys()):
-            raise document.error(at, f"{strange[0]} is for the task classification; {name} knows its own")
-        if data_dir is not None and TASKS[name].folder is not None:
+            raise document.error(at, f"{strange[0]} is for the task classification; {task} knows its own")
+        if data_dir is not None and TASKS[task].folder is not None:
             options = {"data_dir": data_dir, **options}
         tasks[name] = options
     return tasks
@@ -380,7 +384,7 @@ class _Document:
     def model(self, name: str) -> str:
         """The folder of a model if there is one beside the file or at the absolute path, else its hub name."""
         folder = self._file.resolve().parent / Path(name).expanduser()
-        return str(folder.resolve()) if name != "demo" and folder.is_dir() else name
+        return str(folder.resolve()) if name not in demo.MODELS and folder.is_dir() else name
 
     def corpus(self, name: str) -> str:
         """A corpus by its name, or the path of a text file."""

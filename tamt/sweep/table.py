@@ -3,10 +3,11 @@
 import csv
 import io
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tamt.finetune.rates import best_over_seeds, rates_in_words
 from tamt.sweep.plan import Plan, Ticket
 from tamt.sweep.study import VARIANTS
 
@@ -21,6 +22,7 @@ SETTINGS = (
     "step",
     "task",
     "train_samples",
+    "lr",
     "seed",
 )
 FIGURES = ("kd_loss", "mlm_loss", "metric", "score", "best_step", "final_score")
@@ -33,7 +35,8 @@ def table(plan: Plan, rows: Rows) -> list[dict[str, Any]]:
     """One row for each subnetwork that is measured, with its losses, and one for each fine-tuning, with its score.
 
     Settings are those of the study: `steps` the schedule of the search, empty for the paper's; `step` where the mask
-    was taken, empty for the end; `train_samples` empty for all. Paths are relative to the folder of the study.
+    was taken, empty for the end; `train_samples` empty for all; `lr` empty for the
+    default. Paths are relative to the folder of the study.
     """
     found = []
     for ticket in plan.tickets:
@@ -63,29 +66,51 @@ def write_table(found: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
+KEYS = ("model", "method", "sparsity", *VARIANTS, "steps", "step")
+"""What tells one kind of subnetwork from another; its masks differ by seed."""
+
+
 def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over the seeds of masks and fine-tunings: a row for each kind of subnetwork, a column for each task.
 
-    Scores stand as mean ± standard deviation (number of runs).
+    Scores stand as mean ± standard deviation (number of runs). Where a mask was fine-tuned at several learning rates
+    its scores are those of the best one, see `best_over_seeds`, and the column names the rates: masks that were given
+    other rates have another column.
     """
     groups: dict[tuple[Any, ...], dict[str, list[float]]] = {}
-    keys = ("model", "method", "sparsity", *VARIANTS, "steps", "step")
     for row in found:
-        figures = groups.setdefault(tuple(row.get(key) for key in keys), {})
-        task = row.get("task")
-        samples = f" n={row['train_samples']}" if row.get("train_samples") else ""
-        measured = {f"{task}{samples}": row["score"]} if task else {k: row.get(k) for k in ("kd_loss", "mlm_loss")}
-        for name, value in measured.items():
-            if value is not None:
-                figures.setdefault(name, []).append(value)
+        figures = groups.setdefault(tuple(row.get(key) for key in KEYS), {})
+        for name in ("kd_loss", "mlm_loss") if row["kind"] == "mask" else ():
+            if row.get(name) is not None:
+                figures.setdefault(name, []).append(row[name])
+    for group, column, scores in _at_best_rates(found):
+        groups[group].setdefault(column, []).extend(scores)
     names = list(dict.fromkeys(name for figures in groups.values() for name in figures))
     return [
         {
-            **dict(zip(keys, group, strict=True)),
+            **dict(zip(KEYS, group, strict=True)),
             **{name: _mean(figures.get(name, []), with_spread=not name.endswith("_loss")) for name in names},
         }
         for group, figures in groups.items()
     ]
+
+
+def _at_best_rates(found: list[dict[str, Any]]) -> Iterator[tuple[tuple[Any, ...], str, list[float]]]:
+    """For each mask and task: the kind of subnetwork, the name of the column, and the scores at the best rate."""
+    tuned: dict[tuple[Any, ...], dict[float | None, dict[int, float]]] = {}
+    for row in found:
+        if row["kind"] == "finetune" and row["score"] is not None:
+            samples = f" n={row['train_samples']}" if row["train_samples"] else ""
+            whose = (tuple(row.get(key) for key in KEYS), row.get("mask_seed"), f"{row['task']}{samples}")
+            tuned.setdefault(whose, {}).setdefault(row["lr"], {})[row["seed"]] = row["score"]
+    lists: dict[str, set[tuple[float | None, ...]]] = {}
+    for (_, _, column), by_rate in tuned.items():
+        lists.setdefault(column, set()).add(tuple(by_rate))
+    for (group, _, column), by_rate in tuned.items():
+        rate, seeds = best_over_seeds(by_rate)
+        plain = lists[column] == {tuple(by_rate)} and len(by_rate) == 1
+        name = column if plain else f"{column} ({rates_in_words(tuple(by_rate))})"
+        yield group, name, [by_rate[rate][seed] for seed in seeds]
 
 
 def _mean(values: list[float], with_spread: bool) -> str | float | None:

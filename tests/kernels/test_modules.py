@@ -220,3 +220,31 @@ def test_layers_that_cannot_be_wrapped():
         tk.MaskedEmbedding.from_embedding(nn.Embedding(3, 3), 10)
     with pytest.raises(ValueError, match="ranking is 'best'"):
         tk.MaskedLinear.from_linear(nn.Linear(2, 2), 1, ranking="best")
+
+
+@pytest.mark.parametrize("made", ["at each call", "by the optimizer", "overwritten"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dims", [1, 2, 3, 4])
+def test_the_output_of_a_layer_can_be_changed_in_place(dims: int, bias: bool, made: str) -> None:
+    """As that of `nn.Linear`: DeBERTa adds to its queries in place."""
+    torch.manual_seed(0)
+    linear = nn.Linear(8, 6, bias=bias)
+    layer = tk.MaskedLinear.from_linear(linear, keep=48)
+    optimizer = None if made == "at each call" else tk.MaskAdamW(layer, overwrite=made == "overwritten")
+    found, expected = [torch.randn(*(2, 3, 5)[: dims - 1], 8).requires_grad_() for _ in range(2)]
+    expected.data.copy_(found.data)
+    outputs = [torch.relu_(layer(found).unflatten(-1, (2, 3))), torch.relu_(linear(expected).unflatten(-1, (2, 3)))]
+    torch.testing.assert_close(outputs[0], outputs[1])
+    for output in outputs:
+        output.square().sum().backward()
+    torch.testing.assert_close(found.grad, expected.grad)
+    if optimizer:
+        assert optimizer.step().isfinite()
+
+
+def test_the_output_of_an_embedding_can_be_changed_in_place() -> None:
+    for overwrite in (True, False):
+        layer = tk.MaskedEmbedding.from_embedding(nn.Embedding(8, 6), keep=48)
+        optimizer = tk.MaskAdamW(layer, overwrite=overwrite)
+        layer(torch.tensor([[1, 2, 1]])).transpose(1, 2).mul_(2).sum().backward()
+        assert optimizer.step().isfinite()

@@ -139,7 +139,8 @@ class ExampleStudy:
         name = "_".join(Path(file).with_suffix("").parts[-2:]) if file else "full"
         if file and "masks" in Path(file).parts:
             name = "_".join(Path(file).with_suffix("").parts[-3::2])
-        run = f"finetune/{task}_{Path(model).name}_{name}_n{samples}_seed{seed}"
+        rate = f"_lr{settings['lr']:g}" if "lr" in settings else ""
+        run = f"finetune/{task}_{Path(model).name}_{name}_n{samples}{rate}_seed{seed}"
         config = {"task": task, "model": model, "mask": file, "seed": seed, "train_samples": samples, **settings}
         result = {
             "task": task,

@@ -17,7 +17,7 @@ def _tiny(tiny_bert: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.Mon
     labels = torch.randint(2, (60,), generator=generator).tolist()
     rows = ["sentence\tlabel", *(f"the {'big' if label else 'small'} cat sees a dog\t{label}" for label in labels)]
     (tmp_path / "snippets.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    monkeypatch.setattr(demo, "model_folder", lambda: tiny_bert)
+    monkeypatch.setattr(demo, "model_folder", lambda name: tiny_bert)
     monkeypatch.setattr(demo, "corpus_files", lambda: (corpus, corpus))
     monkeypatch.setattr(demo, "snippets_file", lambda: tmp_path / "snippets.tsv")
     monkeypatch.setattr(glue, "DEMO_DEV_ROWS", 20)

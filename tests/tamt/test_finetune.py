@@ -121,7 +121,7 @@ def test_the_gradient_of_pruned_weights_is_outside_the_norm(tiny_bert: Path) -> 
         assert weight[~masks[name]].count_nonzero() == 0
 
 
-@pytest.mark.parametrize("name", ["tiny_bert", "tiny_roberta"])
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_roberta", "tiny_mpnet"])
 def test_overfits_32_rows(name: str, files: dict, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(name)
     mask = write_mask(model, tmp_path / "mask.safetensors")

@@ -14,6 +14,7 @@ from transformers import (
     EsmConfig,
     MobileBertConfig,
     ModernBertConfig,
+    MPNetConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     RemBertConfig,
@@ -58,6 +59,7 @@ def test_an_mlm_head_that_would_be_read_wrongly_is_refused(config: PretrainedCon
         DistilBertConfig(vocab_size=40, n_layers=2, n_heads=2, dim=32, hidden_dim=64),
         ElectraConfig(**SIZES, embedding_size=16),
         ConvBertConfig(**SIZES, embedding_size=16),
+        MPNetConfig(**SIZES),
     ],
     ids=lambda config: config.model_type,
 )

@@ -74,12 +74,18 @@ SEARCHES = {
     "imp": "--method imp --steps 20 --sparsity 0.2 --eval-blocks 13",
     "rand": "--method rand --eval-blocks 13",
 }
+FRESH_HEAD = "--method tamt-mlm --steps 2 --head-warmup-steps 101 --eval-blocks 13"
 DROPOUT = "--method tamt-mlm+kd --batch-size 4 --steps 8 --save-every 3 --eval-blocks 13"
 
 
 @pytest.fixture(scope="module")
 def shared(
-    still: Path, tiny_bert: Path, corpus: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory
+    still: Path,
+    tiny_bert: Path,
+    tiny_mpnet: Path,
+    corpus: Path,
+    rows: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, Outcome]:
     """Every kind of run by two processes of batch 4, in one launch."""
     folder = tmp_path_factory.mktemp("shared")
@@ -96,6 +102,7 @@ def shared(
     alone, broken, killed = (train_words(tiny_bert, corpus, name, DROPOUT) for name in ("alone", "broken", "killed"))
     requests += [{"words": alone}, {"words": broken, "fault": {"kind": "ask", "step": 4, "rank": 1}}]
     requests.append({"words": [*broken, "--resume"]})
+    requests.append({"words": train_words(tiny_mpnet, corpus, "two-headed", f"{FRESH_HEAD} --batch-size 4")})
     requests.append({"words": killed, "fault": {"kind": "kill", "step": 5, "rank": 1}})
     return folder, launch(folder, requests)
 
@@ -103,7 +110,7 @@ def shared(
 def test_two_processes_are_one_of_the_larger_batch(shared, still: Path, corpus: Path, rows: Path, monkeypatch) -> None:
     folder, (_, stderr, codes) = shared
     monkeypatch.chdir(folder)
-    assert [own[:10] for own in codes] == [[0, 0, 0, 0, 2, 2, 2, 0, 143, 0]] * 2, stderr
+    assert [own[:11] for own in codes] == [[0, 0, 0, 0, 2, 2, 2, 0, 143, 0, 0]] * 2, stderr
     for name, options in SEARCHES.items():
         words = train_words(still, corpus, f"one-{name}", f"{options} --batch-size 8")
         assert main(words) == 0
@@ -134,6 +141,16 @@ def test_two_processes_resume_bit_for_bit(shared) -> None:
     assert all(torch.equal(tensor, heads[1][name]) for name, tensor in heads[0].items())
     masks = [load_masks(folder / run / "mask.safetensors")[0] for run in ("alone", "broken")]
     assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
+
+
+def test_two_processes_warm_up_one_head(shared, tiny_mpnet: Path, corpus: Path, monkeypatch) -> None:
+    folder, _ = shared
+    monkeypatch.chdir(folder)
+    assert main(train_words(tiny_mpnet, corpus, "one-headed", f"{FRESH_HEAD} --batch-size 8")) == 0
+    for figure in ("head_warmup", "head_warmup_dev"):
+        one, two = (logged(folder / f"{count}-headed", figure) for count in ("one", "two"))
+        assert len(one) >= 3
+        assert one == pytest.approx(two, rel=1e-3)
 
 
 def test_one_process_takes_the_steps_of_two(shared, still: Path, corpus: Path, monkeypatch) -> None:

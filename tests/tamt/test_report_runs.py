@@ -14,7 +14,7 @@ from tamt.report.figures import AVERAGE, Figure, Missing, Scores, figures_of, la
 from tamt.report.masks import compare_masks
 from tamt.report.paper import settings_table
 from tamt.report.runs import Study, read_study
-from tamt.report.tables import differences_table, scores_table
+from tamt.report.tables import differences_table, runs_table, scores_table
 
 MODEL = "bert-base-uncased"
 
@@ -145,6 +145,62 @@ def test_fine_tunings_with_other_settings_are_not_averaged_in(study: ExampleStud
     (name,) = settings
     assert f"has {name} {settings[name]}" in why(found, f"finetune/{folder.name}")
     assert len(found.fine_tunings) == 6
+
+
+def at_rates(study: ExampleStudy, mask: tuple[str, dict] | None, scores: dict[float, tuple[float, ...]]) -> None:
+    """Fine-tunings of a mask on RTE at several learning rates, with these scores of the seeds 0, 1, …"""
+    for rate, values in scores.items():
+        for seed, score in enumerate(values):
+            set_score(study.finetune(MODEL, "rte", mask, seed, lr=rate), score)
+
+
+@pytest.fixture
+def rated(study: ExampleStudy) -> ExampleStudy:
+    """The study with two masks and the full model at two learning rates."""
+    imp, rand = study.search(MODEL, "imp", 0.7)[0], study.search(MODEL, "rand", 0.7)[0]
+    at_rates(study, None, {1e-4: (0.8, 0.9), 3e-4: (0.7, 0.7)})
+    at_rates(study, imp, {1e-4: (0.6, 0.6), 3e-4: (0.9, 0.5)})
+    at_rates(study, rand, {1e-4: (0.5, 0.5), 3e-4: (0.7, 0.1)})
+    return study
+
+
+def test_the_best_rate_of_each_mask_by_the_mean_over_seeds_counts(rated: ExampleStudy) -> None:
+    found = read_study(rated.folder)
+    assert found.skipped == []
+    assert found.rates[MODEL, "rte"] == (1e-4, 3e-4)
+    assert found.rates[MODEL, "cola"] == (None,)
+    table = scores_table(found)
+    means = {row[2]: row[table.columns.index("rte")].mean for row in table.rows if row[table.columns.index("rte")]}
+    assert means == pytest.approx({"full model": 85, "IMP": 70, "random": 50})
+    assert "best of 2 rates: 0.0001, 0.0003 for rte" in table.note
+    assert len(found.other_rates) == 6
+    rows = [dict(zip(runs_table(found).columns, row, strict=True)) for row in runs_table(found).rows]
+    kept = {(row["method"], row["learning rate"], row["best rate"]) for row in rows if row["task"] == "rte"}
+    assert ("IMP", 3e-4, "yes") in kept
+    assert ("IMP", 1e-4, "no") in kept
+    shown = {row[3] for row in settings_table(found).rows if row[1:3] == ("rte", "lr")}
+    assert shown == {"best of 2 rates: 0.0001, 0.0003"}
+
+
+def test_masks_with_other_rates_are_not_compared(rated: ExampleStudy) -> None:
+    one = rated.search(MODEL, "rand", 0.7, 1)[0]
+    at_rates(rated, one, {3e-4: (1.0,)})
+    more = rated.search(MODEL, "rand", 0.7, 2)[0]
+    at_rates(rated, more, {1e-4: (0.5,), 3e-4: (0.4,), 1e-3: (1.0,)})
+    found = read_study(rated.folder)
+    assert [item.why.split(" where")[0] for item in found.skipped] == ["has lr 0.0003", "has lr 0.001"]
+    assert "most runs of rte have best of 2 rates: 0.0001, 0.0003; they are not compared" in found.skipped[0].why
+    assert max(item.score for item in found.fine_tunings if item.task == "rte" and item.ticket) == 0.9
+    assert {item.ticket.seed for item in found.fine_tunings if item.ticket and item.ticket.method == "rand"} == {0, 2}
+
+
+def test_a_seed_that_a_rate_lacks_does_not_decide(rated: ExampleStudy) -> None:
+    rand = rated.search(MODEL, "rand", 0.7, 1)[0]
+    at_rates(rated, rand, {1e-4: (0.5,), 3e-4: (0.4, 1.0)})
+    found = read_study(rated.folder)
+    assert "has seed 1, which was not run at every rate" in found.skipped[0].why
+    (only,) = [item for item in found.fine_tunings if item.ticket and item.ticket.method == "rand" and item.ticket.seed]
+    assert (only.lr, only.score) == (1e-4, 0.5)
 
 
 @pytest.mark.parametrize("usual", [{}, {"batch_size": 32}, {"batch_size": 4, "processes_of_step": 8}])

@@ -171,8 +171,17 @@ def test_a_fresh_head_is_warmed_up_alone_and_told(method, tmp_path: Path, run, t
     assert "no MLM head" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "head_warmup" in line] == [10, 15]
+    assert [line["step"] for line in lines if "head_warmup_dev" in line] == [15]
     head = load_file(tmp_path / "run" / "head.safetensors")
     assert set(head) == set(load_masked_language_model(str(tiny_bert)).head_parameters())
+
+
+def test_mpnet_gets_a_head_and_a_mask_for_each_matrix(tiny_mpnet: Path, tmp_path: Path, run) -> None:
+    result = run("tamt-mlm+kd", model=str(tiny_mpnet), head_warmup_steps=10)
+    masks, _ = load_masks(tmp_path / "run" / "mask.safetensors")
+    assert len(masks) == 1 + 2 * 6
+    assert "encoder.layer.0.attention.attn.q.weight" in masks
+    assert math.isfinite(result["mlm_loss"])
 
 
 def test_kd_needs_no_head_and_leaves_mlm_out(tmp_path: Path, run, tiny_bert: Path) -> None:

@@ -19,6 +19,7 @@ from tamt.mask_file import MaskInfo, save_masks
 from tamt.run_folder import RunFolder
 from tamt.search import train
 from tamt.sweep import runs
+from tamt.sweep.table import summary
 
 STUDY = {
     "models": "demo",
@@ -149,6 +150,30 @@ def test_all_runs_are_done_once_and_their_results_are_in_one_table(sweep, comman
     assert sweep() == 0
     assert commands.called == []
     assert (tmp_path / "study" / "results.csv").read_bytes() == before
+
+
+def test_the_summary_takes_the_best_of_the_same_rates() -> None:
+    ticket = {"model": "m", "sparsity": 0.7, "initial": None, "steps": None, "step": None}
+    scores = {
+        ("omp", None): {1e-4: (0.5, 0.5), 3e-4: (0.9, 0.3)},
+        ("kd", 0): {1e-4: (0.7, 0.7), 3e-4: (0.8, 0.4)},
+        ("kd", 1): {1e-4: (0.1, 0.1), 3e-4: (0.6, 0.6)},
+        ("rand", 0): {3e-4: (0.2, 0.2)},
+    }
+    rows = [
+        {"kind": "finetune", **ticket, "method": method, "mask_seed": mask, "task": "rte", "train_samples": None}
+        | {"lr": rate, "seed": seed, "score": score}
+        for (method, mask), by_rate in scores.items()
+        for rate, values in by_rate.items()
+        for seed, score in enumerate(values)
+    ]
+    found = {row["method"]: row for row in summary(rows)}
+    both = "rte (best of 2 rates: 0.0001, 0.0003)"
+    assert found["omp"][both].startswith("0.6000")
+    assert found["kd"][both].startswith("0.6500")
+    assert found["kd"][both].endswith("(4)")
+    assert found["rand"][both] is None, "one rate is not compared with the best of two"
+    assert found["rand"]["rte (0.0003)"].startswith("0.2000")
 
 
 def test_models_are_kept_where_asked_for(sweep, tmp_path) -> None:

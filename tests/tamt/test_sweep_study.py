@@ -181,9 +181,20 @@ def test_options_of_methods_and_tasks(load, tmp_path: Path) -> None:
     assert (imp["batch_size"], imp["steps"], imp["lr"]) == (8, 100, 5e-5)
     assert "kd_weight" not in imp
     assert (omp["batch_size"], "steps" in omp) == (8, False)
-    demo, sst2 = settings["demo_omp_demo_s0.7_seed0"], settings["sst2_omp_demo_s0.7_seed0"]
+    demo, sst2 = settings["demo_omp_demo_s0.7_seed0"], settings["sst2_omp_demo_s0.7_lr1e-05_seed0"]
     assert (demo["epochs"], demo["precision"], "data_dir" in demo) == (1, "bf16", False)
     assert (sst2["epochs"], sst2["lr"], sst2["data_dir"]) == (2, 1e-5, tmp_path / "glue")
+
+
+def test_each_learning_rate_is_a_run_of_its_own(load) -> None:
+    plan = make_plan(load(methods=["omp"], finetune={"lr": ["1e-4", 3e-4]}, tasks={"demo": {}, "sst2": {"lr": 1e-5}}))
+    runs = {run.name: run for run in plan.runs if run.kind == "finetune" and run.labels["method"] == "full"}
+    assert {name: run.settings["lr"] for name, run in runs.items()} == {
+        "demo_full_demo_lr0.0001_seed0": 1e-4,
+        "demo_full_demo_lr0.0003_seed0": 3e-4,
+        "sst2_full_demo_lr1e-05_seed0": 1e-5,
+    }
+    assert {run.labels["lr"] for run in runs.values()} == {1e-4, 3e-4, 1e-5}
 
 
 def test_names_of_models_stay_in_the_folder_and_apart(tmp_path: Path) -> None:
@@ -243,7 +254,10 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
         ({"mask_seeds": [True]}, "is True, not a whole number"),
         ({"search": {"batch_size": 0}}, "line 15: search.batch_size is 0, not a whole number of 1 or more"),
         ({"search": {"lr": "fast"}}, "search.lr is 'fast', not a number"),
-        ({"search": {"precision": "fp8"}}, "search.precision is 'fp8', not one of fp32, bf16, fp16"),
+        ({"finetune": {"lr": [1e-4, "fast"]}}, r"finetune.lr\[1\] is 'fast', not a number"),
+        ({"finetune": {"lr": [1e-4, 1e-4]}}, "finetune.lr lists 0.0001 twice"),
+        ({"finetune": {"recipe": "papers"}}, "finetune.recipe is 'papers', not one of short, paper"),
+        ({"search": {"precision": "fp8"}}, "search.precision is 'fp8', not one of auto, fp32, bf16, fp16"),
         ({"search": [1]}, "search is .*, not keys and values"),
         ({"keep_models": "yes please"}, "keep_models is 'yes please', not true or false"),
         ({"models": None}, "the key models is missing; a study needs"),
@@ -252,6 +266,8 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
         ({"data_dir": "missing"}, "there is no folder .*missing"),
         ({"tasks": ["sst3"]}, "line 13: there is no task 'sst3'"),
         ({"tasks": ["classification"]}, "classification reads files of your own; add its train_file"),
+        ({"tasks": {"own": {"task": "sst3"}}}, "line 14: there is no task 'sst3'"),
+        ({"tasks": {"own": {"task": "classification"}}}, "classification reads files of your own; add its train_file"),
         ({"tasks": {"demo": {"train_file": "a.csv"}}}, "train_file is for the task classification"),
         ({"finetune": {"train_samples": ["some"]}}, r"finetune.train_samples\[0\] is 'some', not a whole number"),
         ({"also": [{"sparsities": [2]}]}, "line 16: the sparsity 2 is not"),
@@ -260,6 +276,22 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
 def test_mistakes_are_named_with_their_line(load, changes, message) -> None:
     with pytest.raises(UserError, match=message):
         load(**changes)
+
+
+def test_one_kind_of_task_several_times_under_names_of_its_own(load, tmp_path: Path) -> None:
+    files = {}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        files[name] = {"train_file": f"{name}/train.tsv", "dev_file": f"{name}/dev.tsv"}
+        for file in files[name].values():
+            (tmp_path / file).write_text("sentence\tlabel\n")
+    tasks = {name: {"task": "classification", **files[name]} for name in files}
+    plan = make_plan(load(methods=["omp"], sparsities=[0.5], tasks=tasks))
+    runs = [run for run in plan.runs if run.kind == "finetune"]
+    assert {(run.labels["task"], run.settings["task"], run.settings["train_file"]) for run in runs} == {
+        (name, "classification", tmp_path / name / "train.tsv") for name in files
+    }
+    assert len({run.path for run in runs}) == len(runs)
 
 
 @pytest.mark.parametrize(

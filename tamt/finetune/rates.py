@@ -1,0 +1,51 @@
+"""The learning rate of a fine-tuning: the default, and the choice among several."""
+
+import math
+from collections.abc import Mapping
+from statistics import mean
+from typing import TypeVar
+
+Rate = TypeVar("Rate", float, float | None)
+
+WIDTH_OF_BASE = 768
+RATE_OF_BASE = 2e-5
+"""The paper's, for an unpruned base model (Table 1)."""
+RISE_BY_SPARSITY = 10.0
+"""A model with a share s of its weights pruned takes 1 + 10 s times the rate of the unpruned one."""
+
+
+def default_rate(width: int, sparsity: float) -> float:
+    """2e-5 · 768 / width · (1 + 10 · sparsity), to two digits: small and pruned models need higher rates.
+
+    Args:
+        width: of the hidden states.
+        sparsity: share of zeros in the prunable matrices, 0 for the full model.
+    """
+    return float(f"{RATE_OF_BASE * WIDTH_OF_BASE / width * (1 + RISE_BY_SPARSITY * sparsity):.2g}")
+
+
+def best_rate(scores: Mapping[Rate, float | None]) -> Rate:
+    """The rate with the highest score; the first of equal ones. An undefined score is below all others."""
+
+    def rank(rate: Rate) -> float:
+        score = scores[rate]
+        return -math.inf if score is None else score
+
+    return max(scores, key=rank)
+
+
+def best_over_seeds(scores: Mapping[Rate, Mapping[int, float]]) -> tuple[Rate, list[int]]:
+    """The rate with the highest mean score over the seeds that every rate has, and those seeds, none perhaps.
+
+    Args:
+        scores: by rate and fine-tuning seed.
+    """
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in scores.values())))
+    means = {rate: mean(by_seed[seed] for seed in seeds) if seeds else None for rate, by_seed in scores.items()}
+    return best_rate(means), seeds
+
+
+def rates_in_words(rates: tuple[float | None, ...]) -> str:
+    """`best of 2 rates: 0.0001, 0.0003`; of one rate that rate; None is the default."""
+    listed = ", ".join("default" if rate is None else f"{rate:g}" for rate in rates)
+    return listed if len(rates) == 1 else f"best of {len(rates)} rates: {listed}"

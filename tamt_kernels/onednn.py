@@ -1,0 +1,46 @@
+"""float32 matrix products on a CPU by oneDNN, which torch ships and uses for other types.
+
+torch gives float32 products to MKL or another BLAS. On CPUs that MKL does not tune for, oneDNN can be several times
+faster. torch has no public function that asks oneDNN for such a product, so the operator that it has for its own
+compiler is checked before it is used.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-5
+"""Largest error of a product of `CHECKED` sizes, over the largest entry; float32 rounding gives 3e-7."""
+CHECKED = (37, 130, 65)
+"""Rows, in and out of the product that is checked: no multiple of a vector's width, so that remainders are too."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``torch.nn.functional.linear`` of float32 tensors on a CPU, with any strides; without a gradient."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+@functools.cache
+def problem() -> str | None:
+    """Why oneDNN cannot be used, or None. The first call computes a product of each layout and checks it."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return "this torch is built without oneDNN"
+    rows, width, out = CHECKED
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((rows, width), (out, width), (out,)))
+        cases = [(x, weight, bias), (x, weight.t().contiguous().t(), None)]
+        cases += [(x.t().contiguous().t(), weight.t().contiguous().t(), None)]
+        for left, right, offset in cases:
+            expected = left.double() @ right.double().t() + (0 if offset is None else offset.double())
+            try:
+                product = linear(left, right, offset)
+            except Exception as error:  # whatever another torch raises when its private operator has changed
+                return f"torch's operator for it fails ({type(error).__name__})"
+            if product.shape != expected.shape or product.dtype != torch.float32:
+                return "torch's operator for it gives another shape or type"
+            if not (product.double() - expected).abs().max() <= TOLERANCE * expected.abs().max():
+                return "its products are wrong here"
+    return None

@@ -1,0 +1,253 @@
+"""No command works with other words, weights or decoders than those of the checkpoint without saying so."""
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from tamt.cli import main
+from tamt.errors import UserError
+from tamt.models import load_classifier, load_encoder, load_masked_language_model, load_question_answerer
+from tests.tamt.families import save_family
+
+FAMILIES = ["bert", "roberta", "distilbert", "electra", "deberta"]
+COMMANDS = ["omp", "tamt-kd", "evaluate", "finetune", "export"]
+LOADERS: dict[str, Callable[[str], Any]] = {
+    "mask training": load_masked_language_model,
+    "classification": lambda name: load_classifier(name, ["a", "b"]),
+    "regression": lambda name: load_classifier(name, None),
+    "question answering": load_question_answerer,
+    "encoder": load_encoder,
+}
+
+
+@pytest.fixture
+def command(tmp_path: Path, corpus: Path, cats_and_dogs: dict[str, Path]) -> Callable[[str, Path], list[str]]:
+    """The words of a command that works with a model; export's mask is `mask.safetensors` in the test's folder."""
+    text = ["--corpus", str(corpus), "--max-length", "16"]
+    files = [word for key, file in cats_and_dogs.items() for word in (f"--{key.replace('_', '-')}", str(file))]
+    rest = {
+        "omp": ["train", "--method", "omp", *text],
+        "tamt-kd": ["train", "--method", "tamt-kd", "--steps", "2", *text],
+        "evaluate": ["evaluate", *text],
+        "finetune": ["finetune", "--task", "classification", "--epochs", "1", *files],
+        "export": ["export", "--mask", str(tmp_path / "mask.safetensors")],
+    }
+
+    def words(name: str, model: Path) -> list[str]:
+        output = [] if name == "evaluate" else ["--output", str(tmp_path / "out" / name)]
+        return [*rest[name], "--model", str(model), *output]
+
+    return words
+
+
+def check_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line with exit code 2, and no output."""
+    capsys.readouterr()
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert not any(Path(output).exists() for flag, output in pairwise(words) if flag == "--output")
+
+
+def save_mask(command: Callable[[str, Path], list[str]], model: Path, folder: Path) -> None:
+    assert main(command("omp", model)) == 0
+    (folder / "out" / "omp" / "mask.safetensors").rename(folder / "mask.safetensors")
+    for file in sorted((folder / "out").rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, {"format": "pt"})
+
+
+def remove_tokenizer(folder: Path) -> None:
+    for file in folder.glob("*token*"):
+        file.unlink()
+
+
+# Words.
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_without_its_tokenizer_is_refused(family: str, name: str, command, tmp_path: Path, capsys) -> None:
+    model = save_family(tmp_path / "model", family)
+    if name == "export":
+        save_mask(command, model, tmp_path)
+    remove_tokenizer(model)
+    check_refused(command(name, model), "knows 0 words beside its special tokens where the model knows 28", capsys)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer_config.json", '{"tokenizer_class": "BertTokenizer"}', "knows 0 words"),
+        ("special_tokens_map.json", '{"mask_token": "[MASK]"}', "knows 0 words"),
+        ("vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\n", "knows 1 words"),
+        ("vocab.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "run git lfs pull"),
+    ],
+)
+def test_files_that_hold_no_words_are_no_tokenizer(file, content, message, command, tmp_path: Path, capsys) -> None:
+    model = save_family(tmp_path / "model", "bert")
+    remove_tokenizer(model)
+    (model / file).write_text(content)
+    check_refused(command("finetune", model), message, capsys)
+
+
+def test_a_family_whose_tokenizer_cannot_be_made_of_nothing_has_its_sentence(command, tmp_path: Path, capsys) -> None:
+    model = save_family(tmp_path / "model", "modernbert")
+    remove_tokenizer(model)
+    check_refused(command("finetune", model), "holds no tokenizer, none of tokenizer.json, vocab.txt", capsys)
+
+
+# Weights.
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(
+    ("family", "edit", "tensor", "shapes"),
+    [
+        ("bert", {"intermediate_size": 128}, "encoder.layer.0.intermediate.dense.bias", "[64] where"),
+        ("bert", {"max_position_embeddings": 40}, "embeddings.position_embeddings.weight", "[64, 32] where"),
+        ("roberta", {"type_vocab_size": 1}, "embeddings.token_type_embeddings.weight", "[2, 32] where"),
+        ("distilbert", {"hidden_dim": 128}, "transformer.layer.0.ffn.lin1.bias", "[64] where"),
+        ("electra", {"embedding_size": 24}, "embeddings.LayerNorm.bias", "[16] where"),
+        ("deberta", {"vocab_size": 40}, "embeddings.word_embeddings.weight", "[28, 32] where"),
+    ],
+)
+def test_an_encoder_of_another_shape_is_refused_with_both(
+    family: str, edit: dict, tensor: str, shapes: str, loader: str, tmp_path: Path
+) -> None:
+    model = save_family(tmp_path / "model", family)
+    change_config(model, **edit)
+    with pytest.raises(UserError, match=r"where its config.json asks for \[.*restore the config.json") as error:
+        LOADERS[loader](str(model))
+    assert tensor in str(error.value)
+    assert shapes in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["omp", "evaluate", "finetune"])
+def test_shapes_that_differ_are_one_sentence_in_every_command(name: str, command, tmp_path: Path, capsys) -> None:
+    model = save_family(tmp_path / "model", "bert")
+    change_config(model, intermediate_size=128)
+    check_refused(command(name, model), "where its config.json asks for [128]", capsys)
+
+
+def test_a_pooler_of_another_shape_is_refused_and_a_missing_one_is_said(tmp_path: Path, capsys) -> None:
+    model = save_family(tmp_path / "model", "bert")
+    load_classifier(str(model), ["a", "b"])
+    assert "has no trained pooler: a fresh one is drawn, as the head is" in capsys.readouterr().err
+    pooler = {"bert.pooler.dense.weight": torch.zeros(32, 32), "bert.pooler.dense.bias": torch.zeros(32)}
+    change_tensors(model, lambda tensors: tensors | pooler)
+    load_classifier(str(model), ["a", "b"])
+    assert "pooler" not in capsys.readouterr().err
+    change_tensors(model, lambda tensors: tensors | {"bert.pooler.dense.weight": torch.zeros(16, 32)})
+    with pytest.raises(UserError, match=r"bert.pooler.dense.weight of shape \[16, 32\]"):
+        load_classifier(str(model), ["a", "b"])
+
+
+def test_only_the_head_of_a_fine_tuned_checkpoint_may_differ(tmp_path: Path) -> None:
+    model = save_family(tmp_path / "model", "bert")
+    head = {"classifier.weight": torch.zeros(5, 32), "classifier.bias": torch.zeros(5)}
+    change_tensors(model, lambda tensors: tensors | head)
+    assert load_classifier(str(model), ["a", "b"]).classifier.weight.shape == (2, 32)
+
+
+@pytest.mark.parametrize(("family", "key"), [("bert", "num_hidden_layers"), ("distilbert", "n_layers")])
+@pytest.mark.parametrize("loader", LOADERS)
+def test_layers_that_the_configuration_leaves_out_are_said(family, key, loader, tmp_path: Path, capsys) -> None:
+    model = save_family(tmp_path / "model", family)
+    change_config(model, **{key: 1})
+    LOADERS[loader](str(model))
+    error = " ".join(capsys.readouterr().err.split())
+    assert "has 16 tensors that its config.json leaves no place for, and they are left out" in error
+    assert "layer.1.attention" in error
+
+
+def test_a_whole_checkpoint_says_nothing(tmp_path: Path, capsys) -> None:
+    for family in FAMILIES:
+        model = save_family(tmp_path / family, family)
+        load_masked_language_model(str(model))
+        load_encoder(str(model))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.module."])
+def test_names_with_a_prefix_have_a_hint(prefix: str, command, tmp_path: Path, capsys) -> None:
+    model = save_family(tmp_path / "model", "bert")
+    change_tensors(model, lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()})
+    check_refused(command("finetune", model), f"its names begin with {prefix!r}", capsys)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["omp", "tamt-kd", "evaluate", "finetune"])
+def test_weights_that_are_no_numbers_are_refused_by_name(name: str, value: float, command, tmp_path, capsys) -> None:
+    model = save_family(tmp_path / "model", "bert")
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        tensors["bert.encoder.layer.1.output.dense.weight"][3, 4] = value
+        return tensors
+
+    change_tensors(model, spoil)
+    message = "holds NaN or infinity in bert.encoder.layer.1.output.dense.weight"
+    check_refused(command(name, model), message, capsys)
+
+
+# Decoders.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_decoder_that_is_not_tied_stays_its_own(family: str, command, tmp_path: Path, capsys) -> None:
+    model = save_family(tmp_path / "model", family, tie_word_embeddings=False)
+    original = AutoModelForMaskedLM.from_pretrained(model)
+    own = original.get_output_embeddings().weight
+    assert not torch.equal(own, original.get_input_embeddings().weight)
+    heads = load_masked_language_model(str(model))
+    assert not heads.fresh_head
+    assert torch.equal(heads.decoder.weight, own)
+    assert not heads.decoder.weight.requires_grad
+    save_mask(command, model, tmp_path)
+    assert main(command("export", model)) == 0
+    exported = AutoModelForMaskedLM.from_pretrained(tmp_path / "out" / "export")
+    assert torch.equal(exported.get_output_embeddings().weight, own)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_export_has_the_losses_of_its_model_and_mask(family, tied, command, tmp_path: Path, capsys) -> None:
+    model = save_family(tmp_path / "model", family, tie_word_embeddings=tied)
+    save_mask(command, model, tmp_path)
+    assert main(command("export", model)) == 0
+    capsys.readouterr()
+    losses = []
+    for words in (
+        [*command("evaluate", model), "--mask", str(tmp_path / "mask.safetensors")],
+        command("evaluate", tmp_path / "out" / "export"),
+    ):
+        assert main([*words, "--json"]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["results"][0]["mlm_loss"])
+    assert losses[0] == losses[1]
+
+
+def test_a_decoder_that_is_missing_is_the_embedding(tmp_path: Path) -> None:
+    model = save_family(tmp_path / "model", "bert")
+    change_config(model, tie_word_embeddings=False)
+    heads = load_masked_language_model(str(model))
+    assert torch.equal(heads.decoder.weight, heads.model.get_input_embeddings().weight)
+    assert heads.decoder.weight is not heads.model.get_input_embeddings().weight
+    assert AutoTokenizer.from_pretrained(model).mask_token == "[MASK]"
