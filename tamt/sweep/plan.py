@@ -237,13 +237,13 @@ def _variants(part: Part, method: str) -> list[dict[str, Any]]:
 
 
 def _variant_marks(variant: Mapping[str, Any]) -> list[str]:
-    """What names say of a variant: nothing of a default, `random`, `two-valued`, or the name of a mask file's run."""
-    files = [Path(value) if Path(value).is_absolute() else None for value in filter(None, variant.values())]
-    plain = [value for value in variant.values() if value is not None]
-    named = [
-        "-".join(file.with_suffix("").parts[-2:]) if file else value for file, value in zip(files, plain, strict=True)
-    ]
-    return [_slug(name) for name in named]
+    """What names say of a variant: its values, of a mask file its folder and name, and nothing of a default."""
+
+    def named(value: str) -> str:
+        file = Path(value)
+        return "-".join(file.with_suffix("").parts[-2:]) if file.is_absolute() else value
+
+    return [_slug(named(value)) for value in variant.values() if value is not None]
 
 
 def _marks(**settings: Any) -> list[str]:
