@@ -62,9 +62,9 @@ def dev_losses(
     teacher.eval()
     means = {}
     one = torch.ones((), device=accelerator.device)  # the losses as sums, to be divided once at the end
-    objectives = {"kd": Losses("kd", student, teacher)}
+    objectives = {"kd": Losses({"kd": 1.0}, student, teacher)}
     if not student.fresh_head:
-        objectives["mlm"] = Losses("mlm", student)
+        objectives["mlm"] = Losses({"mlm": 1.0}, student)
     for name, losses in objectives.items():
         count = COUNTS[name]
         found = []

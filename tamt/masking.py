@@ -44,14 +44,7 @@ def prunable_modules(model: PreTrainedModel, pooler: bool = False) -> dict[str, 
         embedding = encoder.get_input_embeddings()
     except NotImplementedError:  # characters are hashed, say
         embedding = None
-    layers = next(
-        (
-            module
-            for module in encoder.modules()
-            if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
-        ),
-        None,
-    )
+    layers = layers_of(model)
     linears = [m for m in layers.modules() if isinstance(m, nn.Linear | tk.MaskedLinear)] if layers else []
     if not isinstance(embedding, nn.Embedding | tk.MaskedEmbedding) or not linears:
         raise UserError(
@@ -62,6 +55,18 @@ def prunable_modules(model: PreTrainedModel, pooler: bool = False) -> dict[str, 
     if pooler and POOLER in names.values():
         found[POOLER] = encoder.get_submodule(POOLER)
     return found
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList | None:
+    """The stack of layers of `model`; None if there is none with as many as its configuration says."""
+    return next(
+        (
+            module
+            for module in model.base_model.modules()
+            if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
+        ),
+        None,
+    )
 
 
 def prunable_weights(model: PreTrainedModel, pooler: bool = False) -> dict[str, Tensor]:

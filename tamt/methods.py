@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from tamt.errors import UserError
+from tamt.terms import needs_head
 
 SCHEDULE_STEPS = 27_920
 """Steps of the paper's schedule: two epochs of WikiText-103 in batches of 16 blocks of 512 tokens (paper B.2)."""
@@ -30,7 +31,8 @@ class Method:
         search: module and name of the function that runs the search, as `module:function`.
         trains: what the search trains: the scores of the masks, the weights, or nothing (a one-shot method).
         variants: the options that make other searches of the method, such as `scores`; other methods do not have them.
-        objective: the weight of each term of the loss that is minimised; see `tamt.objectives`.
+        objective: the weight of each term of the loss that is minimised, see `tamt.terms`; empty where `--objective`
+            gives it.
         needs_text: whether the search reads a training text.
         seeded: whether the mask depends on the seed.
         random: whether the mask is drawn at random; the pooler's mask then is too.
@@ -66,8 +68,8 @@ class Method:
 
     @property
     def needs_head(self) -> bool:
-        """Whether the search computes logits, for which the model needs a trained MLM head."""
-        return "mlm" in self.objective
+        """Whether the search trains the MLM head, which then must not be a random one."""
+        return needs_head(self.objective)
 
     def function(self) -> Callable[[Any], list[dict]]:
         """The function that runs the search: takes a `Search`, returns the rows of the results."""
@@ -79,10 +81,10 @@ class Method:
 _MASK_TRAINING: dict[str, Any] = {
     "search": "tamt.search.mask_training:train_masks",
     "trains": "scores",
-    "variants": ("initial", "scores"),
     "needs_text": True,
     "paper_steps": TAMT_STEPS,
 }
+_STARTS = ("initial", "scores")
 METHODS = {
     method.name: method
     for method in (
@@ -92,6 +94,7 @@ METHODS = {
             ("#0072b2", "#56a9e0"),
             "s",
             **_MASK_TRAINING,
+            variants=_STARTS,
             objective={"mlm": 1.0},
             lr=5e-5,
             paper_seconds={"bert-base": 14_098, "roberta-base": 15_435},
@@ -102,6 +105,7 @@ METHODS = {
             ("#d55e00", "#ff8a3d"),
             "o",
             **_MASK_TRAINING,
+            variants=_STARTS,
             objective={"kd": 1.0},
             lr=2e-5,
             paper_seconds={"bert-base": 17_206, "roberta-base": 17_515},
@@ -112,7 +116,17 @@ METHODS = {
             ("#a8478a", "#dd8fc4"),
             "D",
             **_MASK_TRAINING,
+            variants=_STARTS,
             objective={"mlm": 1.0, "kd": 1.0},
+            lr=5e-5,
+        ),
+        Method(
+            "tamt",
+            "TAMT",
+            ("#11768a", "#56c5d8"),
+            "h",
+            **_MASK_TRAINING,
+            variants=("objective", *_STARTS),
             lr=5e-5,
         ),
         Method(

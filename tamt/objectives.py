@@ -1,9 +1,9 @@
-"""What masks are trained for: masked language modelling, knowledge distillation, both (paper 3.4.3)."""
+"""What masks are trained for: a weighted sum of losses, such as MLM and KD (paper 3.4.3)."""
 
+import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, cast
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -11,18 +11,19 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import tamt_kernels as tk
+from tamt.decoder_divergence import decoder_divergence
 from tamt.decoder_loss import decoder_loss
 from tamt.models import MaskedLanguageModel
+from tamt.relations import Projections, relation_loss
+from tamt.terms import TERMS, Weights, needs_teacher
 
-Objective = Literal["mlm", "kd", "mlm+kd"]
 IGNORED = -100
-
-
-def objective_of(weights: Mapping[str, float]) -> Objective:
-    """The objective with these terms."""
-    return cast(Objective, "+".join(weights))
-
-
+LOGITS_TEMPERATURE = 2.0
+"""Of KD through the MLM head."""
+CONTRASTIVE_TEMPERATURE = 0.05
+"""That of SimCSE."""
+COUNTS = ("real_tokens", "masked_tokens", "blocks")
+"""What of a prepared batch losses are divided by."""
 Batch = Mapping[str, Tensor]
 """`input_ids` and `attention_mask`, [batch, length]; `special`; `labels`, IGNORED where no token is masked. What
 `prepare` makes of it goes to the device."""
@@ -74,11 +75,12 @@ def prepare(batch: Batch, places: int = 0) -> dict[str, Tensor]:
 
     Returns:
         `input_ids`; `attention_mask`, only if a token is padding: without one attention takes its fastest path; the
-        numbers `real_tokens` and, of a masked batch, `masked_tokens`, 0-dim, for several batches that make one step to
-        be replaced by those of all of them; and of a masked batch `positions`, int64 [masked], which count through all
-        of its tokens, with their `labels` [masked].
+        numbers `real_tokens`, `blocks` and, of a masked batch, `masked_tokens`, 0-dim, for several batches that make
+        one step to be replaced by those of all of them; and of a masked batch `positions`, int64 [masked], which count
+        through all of its tokens, with their `labels` [masked].
     """
-    prepared = {"input_ids": batch["input_ids"], "real_tokens": batch["attention_mask"].sum()}
+    ids = batch["input_ids"]
+    prepared = {"input_ids": ids, "real_tokens": batch["attention_mask"].sum(), "blocks": torch.tensor(len(ids))}
     if prepared["real_tokens"] < batch["attention_mask"].numel():
         prepared["attention_mask"] = batch["attention_mask"]
     if "labels" in batch:
@@ -133,38 +135,145 @@ def encode(model: PreTrainedModel, batch: Batch, hidden_states: bool) -> tuple[T
     return output.last_hidden_state, output.hidden_states if hidden_states else ()
 
 
+def logits_loss(
+    teacher: MaskedLanguageModel, student: MaskedLanguageModel, target: Tensor, hidden: Tensor, batch: Batch
+) -> Tensor:
+    """KL(teacher ‖ student) of the MLM logits at temperature 2, times its square, mean over the masked positions.
+
+    Args:
+        teacher: the model whose MLM head reads `target`.
+        student: the model whose MLM head reads `hidden`.
+        target: last hidden states of the dense encoder, [batch, length, width].
+        hidden: those of the student.
+        batch: prepared.
+    """
+    with torch.no_grad():
+        theirs = teacher.transform(target.flatten(0, 1).index_select(0, batch["positions"]))
+    ours = student.transform(hidden.flatten(0, 1).index_select(0, batch["positions"]))
+    counted = batch["labels"] != IGNORED
+    total = decoder_divergence(ours, student.decoder, theirs, teacher.decoder, counted, LOGITS_TEMPERATURE)
+    return total / batch["masked_tokens"].clamp(min=1)
+
+
+def contrastive_loss(first: Tensor, second: Tensor, batch: Batch) -> Tensor:
+    """InfoNCE of two views of each block, cosine / 0.05 (SimCSE, Gao et al., 2021), mean over the blocks.
+
+    A block is the mean of its real tokens' last hidden states; the others of the batch are its negatives.
+
+    Args:
+        first: last hidden states, [batch, length, width].
+        second: those of the same blocks under other dropout.
+        batch: prepared.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        ours, others = (F.normalize(_mean_of_tokens(view.float(), batch), dim=-1) for view in (first, second))
+        similarities = ours @ others.T / CONTRASTIVE_TEMPERATURE
+        own = torch.arange(len(similarities), device=similarities.device)
+        return F.cross_entropy(similarities, own, reduction="sum") / batch["blocks"]
+
+
+def _mean_of_tokens(hidden: Tensor, batch: Batch) -> Tensor:
+    real = batch.get("attention_mask")
+    if real is None:
+        return hidden.mean(1)
+    return (hidden * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+
+
+def frozen_head(student: MaskedLanguageModel) -> MaskedLanguageModel:
+    """A copy of the student's MLM head as it is now, frozen; encoder and decoder matrix are shared, not copied."""
+    shared = {id(student.encoder): student.encoder, id(student.decoder.weight): student.decoder.weight}
+    copied = MaskedLanguageModel(copy.deepcopy(student.model, memo=dict(shared)), student.fresh_head)
+    for parameter in copied.head_parameters().values():
+        parameter.requires_grad_(False)
+    return copied
+
+
 @dataclass
 class Losses:
-    """The loss of a batch under an objective, with the parts it is the sum of.
+    """The loss of a batch under an objective, with the terms it is the weighted sum of.
+
+    Make it after masks were put on the student, and before its head trains.
 
     Attributes:
+        objective: the weight of each term.
         student: the model whose encoder is masked.
-        teacher: the dense encoder, see `tamt.models.dense_twin`; needed for KD.
-        kd_weight: weight of the KD term beside MLM's 1 in "mlm+kd".
+        teacher: the dense encoder, see `tamt.models.dense_twin`; needed for KD of any kind.
+
+    Raises:
+        UserError: the objective compares attentions, and that of the encoder hides its queries, keys and values.
     """
 
-    objective: Objective
+    objective: Weights
     student: MaskedLanguageModel
     teacher: PreTrainedModel | None = None
-    kd_weight: float = 1.0
+    _projections: list[Projections] = field(default_factory=list, repr=False)
+    _teacher_head: MaskedLanguageModel | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        assert self.objective.keys() <= TERMS.keys(), self.objective
+        if "attention" in self.objective:
+            assert self.teacher is not None
+            self._projections = [Projections(self.teacher), Projections(self.student.encoder)]
+        if "logits" in self.objective:
+            self._teacher_head = frozen_head(self.student)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """`mlm` and `kd` as the objective has them, and `loss`, what is minimised.
+        """Each term of the objective by its name, and `loss`, their weighted sum, which is minimised.
 
-        The batch is a prepared one. For "mlm+kd" teacher and student read the same masked tokens.
+        The batch is a prepared one. Teacher and student read the same tokens, and each is run once for all terms;
+        with the contrastive term every block goes through the student twice, in one batch.
         """
-        target: tuple[Tensor, ...] = ()
-        if "kd" in self.objective:
+        seen: _Seen | None = None
+        if needs_teacher(self.objective):
             assert self.teacher is not None
             # First, as what it takes in passing is then not on top of what the student's backward needs.
             with torch.inference_mode():
-                _, target = encode(self.teacher, batch, hidden_states=True)
-        last, hidden = encode(self.student.encoder, batch, hidden_states="kd" in self.objective)
+                seen = self._see(self.teacher, batch, 0)
+        twice, rows = "contrastive" in self.objective, len(batch["input_ids"])
+        student = self._see(self.student.encoder, _twice(batch) if twice else batch, 1)
+        parts = self._terms(batch, seen, student.first(rows) if twice else student)
+        if twice:
+            parts["contrastive"] = contrastive_loss(student.last[:rows], student.last[rows:], batch)
+        weighted = [weight * parts[name] for name, weight in self.objective.items()]
+        return {**{name: parts[name] for name in self.objective}, "loss": torch.stack(weighted).sum()}
+
+    def _see(self, encoder: PreTrainedModel, batch: Batch, which: int) -> "_Seen":
+        last, hidden = encode(encoder, batch, hidden_states="kd" in self.objective)
+        return _Seen(last, hidden, self._projections[which].take() if self._projections else ())
+
+    def _terms(self, batch: Batch, teacher: "_Seen | None", student: "_Seen") -> dict[str, Tensor]:
+        """The terms of one view of each block."""
         parts: dict[str, Tensor] = {}
         if "mlm" in self.objective:
-            parts["mlm"] = mlm_loss(self.student, last, batch)
+            parts["mlm"] = mlm_loss(self.student, student.last, batch)
+        if teacher is None:
+            return parts
         if "kd" in self.objective:
-            parts["kd"] = kd_loss(target, hidden, batch)
-        weight = self.kd_weight if self.objective == "mlm+kd" else 1.0
-        weighted = [weight * value if name == "kd" else value for name, value in parts.items()]
-        return {**parts, "loss": torch.stack(weighted).sum()}
+            parts["kd"] = kd_loss(teacher.hidden, student.hidden, batch)
+        if "attention" in self.objective:
+            heads, real = self.student.model.config.num_attention_heads, batch.get("attention_mask")
+            parts["attention"] = relation_loss(
+                teacher.projections, student.projections, heads, real, batch["real_tokens"]
+            )
+        if self._teacher_head is not None:
+            parts["logits"] = logits_loss(self._teacher_head, self.student, teacher.last, student.last, batch)
+        return parts
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a forward of an encoder leaves for the terms: last hidden state, all of them, queries, keys and values."""
+
+    last: Tensor
+    hidden: tuple[Tensor, ...]
+    projections: tuple[Tensor, ...]
+
+    def first(self, rows: int) -> "_Seen":
+        """That of the first blocks."""
+        hidden, projections = (tuple(tensor[:rows] for tensor in kind) for kind in (self.hidden, self.projections))
+        return _Seen(self.last[:rows], hidden, projections)
+
+
+def _twice(batch: Batch) -> dict[str, Tensor]:
+    """What the encoder reads of a batch, each block two times."""
+    return {name: batch[name].repeat(2, 1) for name in ("input_ids", "attention_mask") if name in batch}

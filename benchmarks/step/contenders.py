@@ -27,11 +27,12 @@ from benchmarks.kernels.threshold import by_kthvalue
 from tamt.data.corpora import Blocks, train_batches
 from tamt.masking import apply_masks, keep_of, magnitude_masks, packed_masks, prunable_modules, prunable_weights
 from tamt.models import MaskedLanguageModel, dense_twin, longest_input, speed_up
-from tamt.objectives import Losses, Objective, TokenMasking, encode
+from tamt.objectives import Losses, TokenMasking, encode
 from tamt.precision import DTYPES, Precision
 from tamt.search.mask_training import start
 from tamt.search.setting import Search
 from tamt.step_graph import WARM_UP
+from tamt.terms import needs_head, needs_teacher
 from tamt.training import compute_dtype, make_accelerator, make_optimizer, training_steps
 
 Step = Callable[[], object]
@@ -136,11 +137,12 @@ class Setting(NamedTuple):
         )
 
 
-def tamt(setting: Setting, objective: Objective, compiled: bool = False, cuda_graphs: bool = True) -> Step:
+def tamt(setting: Setting, objective: str, compiled: bool = False, cuda_graphs: bool = True) -> Step:
     """Mask training as `tamt train` does it, with or without `--compile` and `--no-cuda-graphs`."""
-    search = setting.search(teacher="kd" in objective)
+    weights = dict.fromkeys(objective.split("+"), 1.0)
+    search = setting.search(teacher=needs_teacher(weights))
     search.compile, search.cuda_graphs = compiled, cuda_graphs and setting.on_gpu
-    return _mask_training(search, objective, Losses(objective, search.student, search.teacher))
+    return _mask_training(search, needs_head(weights), lambda: Losses(weights, search.student, search.teacher))
 
 
 def encoder_and_inference(setting: Setting) -> Step:
@@ -155,20 +157,19 @@ def encoder_and_inference(setting: Setting) -> Step:
             encode(teacher, batch, hidden_states=False)
         return {"loss": encode(search.student.encoder, batch, hidden_states=False)[0].float().square().mean()}
 
-    return _mask_training(search, "kd", loss)
+    return _mask_training(search, False, lambda: loss)
 
 
-def _mask_training(search: Search, objective: Objective, loss: Callable[[Any], Mapping[str, Tensor]]) -> Step:
+def _mask_training(search: Search, mlm: bool, make_loss: Callable[[], Callable[[Any], Mapping[str, Tensor]]]) -> Step:
     """A step of a search that is under way: in its first ones, when scores have few values, thresholds take longer."""
-    mlm = "mlm" in objective
     first_masks = magnitude_masks(prunable_weights(search.student.encoder), search.sparsity)
-    masked, optimizer, schedule = start(search, first_masks, search.student.head_parameters() if mlm else {}, {})
+    masked, optimizer, schedule = start(search, first_masks, search.student.head_parameters() if mlm else {})
     drawn = scores.generator(search.accelerator.device)
     with torch.no_grad():  # the first step makes thresholds and masked weights of them
         for module in masked.values():
             scores.train_(module.score, scores.STEPS[scores.USUAL], drawn)
     batches, model = search.batches(1, search.masking if mlm else None), search.student.model
-    return _step(search.accelerator, model, optimizer, schedule, batches, loss, search.cuda_graphs)
+    return _step(search.accelerator, model, optimizer, schedule, batches, make_loss(), search.cuda_graphs)
 
 
 def _step(
@@ -198,11 +199,11 @@ def imp(setting: Setting, cuda_graphs: bool = True) -> Step:
     apply_masks(model, masks)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, schedule = make_optimizer(trained, LEARNING_RATE, STEPS, pruned=packed_masks(model, masks))
-    losses, batches = Losses("mlm", search.student), search.batches(1, search.masking)
+    losses, batches = Losses({"mlm": 1.0}, search.student), search.batches(1, search.masking)
     return _step(search.accelerator, model, optimizer, schedule, batches, losses, search.cuda_graphs)
 
 
-def ordinary(setting: Setting, objective: Objective, compiled: bool = False) -> Step:
+def ordinary(setting: Setting, objective: str, compiled: bool = False) -> Step:
     """Mask training as it is commonly written: a mask of floats at every forward, torch's AdamW, kthvalue matrix by
     matrix after every step, logits of all positions, a teacher of its own."""
     model = setting.masked_language_model()
@@ -386,6 +387,13 @@ CONTENDERS: dict[str, dict[str, Callable[[Setting], Step]]] = {
         OURS: partial(tamt, objective="mlm+kd"),
         NO_GRAPHS: partial(tamt, objective="mlm+kd", cuda_graphs=False),
         ORDINARY: partial(ordinary, objective="mlm+kd"),
+    },
+    **{
+        objective: {
+            OURS: partial(tamt, objective=objective),
+            NO_GRAPHS: partial(tamt, objective=objective, cuda_graphs=False),
+        }
+        for objective in ("attention", "logits", "contrastive", "kd+attention", "kd+contrastive")
     },
     FINE_TUNING: {
         OURS: partial(fine_tuning, pruned=True),

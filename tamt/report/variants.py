@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tamt.errors import UserError
 from tamt.methods import METHODS, trains_scores
 from tamt.recipes import RECIPES, search_recipe
 from tamt.search.scores import DEFAULT_SCORES, MASKS_BY_NAME
+from tamt.terms import describe, parse_objective
 
 RANDOM_START = "random start"
 UNKNOWN = "unknown search"
@@ -25,7 +27,7 @@ def variants(configs: Iterable[Mapping[str, Any]]) -> list[str | None]:
 
 def _variant(config: Mapping[str, Any], with_scores: bool) -> str | None:
     method, scores, initial = str(config.get("method")), _scores(config), config.get("initial")
-    words = []
+    words = [_objective(config["objective"])] if isinstance(config.get("objective"), str) else []
     if trains_scores(method) and initial == "random":
         words.append(RANDOM_START)
     elif trains_scores(method) and isinstance(initial, str) and initial not in MASKS_BY_NAME:
@@ -35,6 +37,13 @@ def _variant(config: Mapping[str, Any], with_scores: bool) -> str | None:
     if config.get("scope") == "row":
         words.append("per row")
     return ", ".join(words) or None
+
+
+def _objective(text: str) -> str:
+    try:
+        return describe(parse_objective(text))
+    except UserError:  # that of another version of tamt
+        return text
 
 
 def _scores(config: Mapping[str, Any]) -> str | None:

@@ -80,7 +80,7 @@ def iterative_pruning(search: Search) -> list[dict]:
 
     if done == 0:
         prune(0)
-    losses = Losses("mlm", student)
+    losses = Losses(search.objective, student)
     steps = training_steps(
         search.accelerator,
         student.model,

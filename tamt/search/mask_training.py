@@ -19,10 +19,10 @@ from tamt.masking import (
     sparsity_of,
     wrap,
 )
-from tamt.methods import find_method
-from tamt.objectives import Losses, objective_of
+from tamt.objectives import Losses
 from tamt.search.scores import set_scores, starting_point
 from tamt.search.setting import MASK_FILE, Search
+from tamt.terms import needs_head
 from tamt.training import (
     MAX_GRADIENT_NORM,
     NonFiniteError,
@@ -35,25 +35,27 @@ from tamt.training import (
 
 
 def train_masks(search: Search) -> list[dict]:
-    """Train all masks of a model together towards the pre-training objective of the method.
+    """Train all masks of a model together towards a pre-training objective.
 
-    Every weight is frozen; the scores train, and with MLM the MLM head. After every `threshold_every` steps (1; in the
-    published code 100-1000), and before a mask is saved, each mask is renewed to exactly its `keep` ones; in between
-    the masks stay as they are. The ranking is by the score (eq. 3) or by its absolute value (the text of 3.4.2).
+    Every weight is frozen; the scores train, and with losses of logits the MLM head. After every `threshold_every`
+    steps (1; in the published code 100-1000), and before a mask is saved, each mask is renewed to exactly its `keep`
+    ones; in between the masks stay as they are. The ranking is by the score (eq. 3) or by its absolute value (the text
+    of 3.4.2).
 
     Args:
         search: see `Search`; its teacher must be the dense twin of the student.
 
     Raises:
-        UserError: the method is unknown, or the mask to start from.
+        UserError: see `tamt.search.scores.starting_point` and `tamt.objectives.Losses`.
         NonFiniteError, Terminated: after a checkpoint of the last good state was saved.
     """
     student = search.student
-    objective, threshold_every = objective_of(find_method(search.method).objective), search.threshold_every
+    trains_head, threshold_every = needs_head(search.objective), search.threshold_every
     first_masks, importance = starting_point(search)
-    head = student.head_parameters() if "mlm" in objective else {}
+    head = student.head_parameters() if trains_head else {}
     renew = threshold_every == 1
-    masked, optimizer, schedule = start(search, first_masks, head, importance, search.ranking, overwrite=renew)
+    masked, optimizer, schedule = start(search, first_masks, head, search.ranking, renew, importance)
+    losses = Losses(search.objective, student, search.teacher)  # takes the head as it is before it trains
     # All that is kept of masks: as bits the first, 14 MB for BERT-base in place of 0.1 GB, and the present ones only
     # where they do not follow from the scores.
     first_bits = {name: tk.pack_mask(mask) for name, mask in first_masks.items()}
@@ -82,8 +84,7 @@ def train_masks(search: Search) -> list[dict]:
             module.made.detach().copy_(module.weight).masked_fill_(~mask, 0)
 
     done = search.folder.resume(restore)
-    losses = Losses(objective, student, search.teacher, search.kd_weight)
-    batches = search.batches(done + 1, search.masking if "mlm" in objective else None)
+    batches = search.batches(done + 1, search.masking if trains_head else None)
     steps = training_steps(
         search.accelerator,
         student.model,
@@ -136,9 +137,9 @@ def start(
     search: Search,
     first_masks: Masks,
     head: Mapping[str, torch.nn.Parameter],
-    importance: Mapping[str, Tensor],
     ranking: Ranking = "signed",
     overwrite: bool = True,
+    importance: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, MaskedModule], tk.MaskAdamW, LRScheduler]:
     """Put masks on the student, set all but their scores and the parameters of `head` aside, and compile if asked to.
 
@@ -153,7 +154,7 @@ def start(
     for parameter in head.values():
         parameter.requires_grad_(True)
     masked = wrap(encoder, first_masks, ranking)
-    set_scores(masked, importance)
+    set_scores(masked, importance or {})
     dtype = compute_dtype(search.accelerator)
     optimizer = tk.MaskAdamW(
         masked.values(),

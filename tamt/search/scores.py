@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def scores_of_start(scores: str | None, initial: str | None) -> Scores:
     if scores is None:
         return DEFAULT_SCORES if initial is None else "two-valued"
     check_choice("scores", scores, get_args(Scores))
-    return scores  # type: ignore[return-value]  # as just checked
+    return cast("Scores", scores)
 
 
 def check_initial(initial: str | None) -> None:
@@ -61,7 +61,7 @@ def starting_point(search: Search) -> tuple[Masks, dict[str, Tensor]]:
     scores, which is OMP's mask (paper 3.2), and |W| · ‖x‖ for activation.
 
     Returns:
-        A mask and, but for two-valued scores, the importance (float32, at least 0) for each prunable matrix.
+        A mask and, except with two-valued scores, the importance (float32, at least 0) for each prunable matrix.
 
     Raises:
         UserError: the kind of scores or the mask to start from is unknown, or does not fit the model; or a weight, or
@@ -78,10 +78,12 @@ def starting_point(search: Search) -> tuple[Masks, dict[str, Tensor]]:
         if not values.isfinite().all():
             raise UserError(f"the matrix {name} has weights that are not finite; give another checkpoint")
     if search.initial is not None:
-        return initial_masks(search, search.initial), importance
-    return top_masks(importance, search.sparsity) if importance else magnitude_masks(
-        weights, search.sparsity
-    ), importance
+        masks = initial_masks(search, search.initial)
+    elif importance:
+        masks = top_masks(importance, search.sparsity)
+    else:
+        masks = magnitude_masks(weights, search.sparsity)
+    return masks, importance
 
 
 def initial_masks(search: Search, initial: str) -> Masks:

@@ -17,8 +17,9 @@ from tamt.mask_file import MaskInfo, save_masks
 from tamt.masking import Masks, Ranking, magnitude_masks, random_masks, sparsity_of
 from tamt.methods import find_method
 from tamt.models import MaskedLanguageModel
-from tamt.objectives import TokenMasking, prepare
+from tamt.objectives import COUNTS, TokenMasking, prepare
 from tamt.run_folder import RunFolder
+from tamt.terms import Weights
 
 MASK_FILE = "mask.safetensors"
 HEAD_FILE = "head.safetensors"
@@ -54,8 +55,8 @@ class Search:
     """The dense encoder, for KD and for the KD dev loss."""
     train_blocks: Blocks | None = None
     dev_blocks: Blocks | None = None
-    kd_weight: float = 1.0
-    """Weight of the KD loss beside MLM's 1, of mask training towards both."""
+    objective: Weights = field(default_factory=dict)
+    """The weight of each term of the loss of mask training."""
     scores: str | None = None
     """The kind of scores that mask training starts from, see `tamt.search.scores`."""
     initial: str | None = None
@@ -82,7 +83,7 @@ class Search:
         parts = processes.share(self.step_blocks, self.accelerator.gradient_accumulation_steps)
         for step in train_batches(self.train_blocks, self.step_blocks, self.seed, first - 1, masking):
             whole = prepare(step)
-            totals = {name: tensor for name, tensor in whole.items() if name.endswith("_tokens")}
+            totals = {name: whole[name] for name in COUNTS if name in whole}
             for part in parts:
                 batch = {name: tensor[part.start : part.stop] for name, tensor in step.items()}
                 places = masking.most(batch["input_ids"].numel()) if masking and self.cuda_graphs else 0

@@ -11,11 +11,12 @@ from tamt.data.corpora import load_corpus, load_held_out
 from tamt.errors import UserError, check_choice, check_positive, check_seed
 from tamt.evaluate import block_length, check_encoder_runs, read_head
 from tamt.masking import Ranking
-from tamt.methods import METHODS, SCHEDULE_STEPS, MethodName, find_method, paper_steps, variant_options
+from tamt.methods import METHODS, SCHEDULE_STEPS, Method, MethodName, find_method, paper_steps, variant_options
 from tamt.models import dense_twin, load_masked_language_model, load_pooler, load_tokenizer
 from tamt.objectives import TokenMasking
 from tamt.precision import Precision, choose_precision
 from tamt.recipes import Recipe, search_recipe
+from tamt.relations import projections_of
 from tamt.run_folder import CHECKPOINTS, KEEP, RunFolder, check_output, processes_of_run
 from tamt.search.head import warm_up_head
 from tamt.search.imp import STAGES, steps_to
@@ -24,6 +25,7 @@ from tamt.search.scores import MASKS_BY_NAME, Scores, check_initial, read_initia
 from tamt.search.setting import HEAD_FILE, Search
 from tamt.search.wanda import Scope
 from tamt.step_graph import starts_from_graphs
+from tamt.terms import needs_head, parse_objective
 from tamt.training import CHECK_EVERY, compute_dtype, make_accelerator, report_arithmetic
 
 
@@ -41,6 +43,7 @@ def train(
     max_length: int | None = None,
     lr: float | None = None,
     precision: Precision = "auto",
+    objective: str | None = None,
     scores: Scores | None = None,
     initial: str | None = None,
     recipe: Recipe = "short",
@@ -66,8 +69,8 @@ def train(
     """Search a winning ticket: find the mask of a subnetwork of a pre-trained model.
 
     Args:
-        method: mask training on MLM, KD or both; iterative magnitude pruning; one-shot pruning by magnitude or by
-            magnitude times activation; random.
+        method: mask training on MLM, KD, both, or any --objective; iterative magnitude pruning; one-shot pruning by
+            magnitude or by magnitude times activation; random.
         model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
         output: new folder for the run: mask.safetensors, config.yaml, metrics.jsonl, results.json, TensorBoard.
         corpus: wikitext-103 (from the hub), demo, or text files, one paragraph a line; omp and rand need none.
@@ -82,6 +85,8 @@ def train(
         lr: peak learning rate; by default the paper's, raised for mask training that is too short for it.
         precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
             a GPU and fp32 on a CPU. Scores and thresholds are always fp32.
+        objective: what tamt trains for, a weighted sum such as kd:1,attention:1,mlm:0.5 of mlm, kd, attention (KD of
+            the last layer's attention), logits (KD of the MLM head's logits) and contrastive (SimCSE).
         scores: scores that mask training starts from: proportional to |W|, to |W| times the norm of its input, or two
             values, as in the paper; activation, or two-valued if --initial is given.
         initial: mask that mask training starts from: omp, random or a mask file; by default the mask that keeps what
@@ -121,6 +126,7 @@ def train(
     if late := [step for step in save_at or [] if step > run_steps]:
         raise UserError(f"--save-at {late[0]} lies after the last step, {run_steps}; ask for earlier steps")
     found = find_method(method)
+    weights = objective_of(found, objective, kd_weight)
     of_recipe = search_recipe(recipe, found)
     lr = of_recipe.get("lr") if lr is None else lr
     kind = scores_of_start(scores or of_recipe.get("scores"), initial)
@@ -129,12 +135,20 @@ def train(
 
     settings["precision"] = choose_precision(precision, output, resume)
     accelerator = make_accelerator(settings["precision"], processes.parts_of_step(step_blocks, batch_size), seed)
+    smallest = step_blocks // (accelerator.gradient_accumulation_steps * processes.count())
+    if "contrastive" in weights and smallest < 2:
+        raise UserError(
+            f"the contrastive term compares the blocks of a batch with each other, and a batch has {smallest}; raise "
+            "--batch-size"
+        )
     with processes.one_first():
         student = load_masked_language_model(model)
         if head is not None:
             student.load_head(read_head(head), head)
+        if "attention" in weights:
+            projections_of(student.encoder)
         if initial is not None and initial not in MASKS_BY_NAME:
-            read_initial(Path(initial), student.encoder, sparsity)  # before the folder is made
+            read_initial(Path(initial), student.encoder, sparsity)
         pooler = load_pooler(model) if prune_pooler else None
         tokenizer = load_tokenizer(model)
         length = block_length(max_length, student.model, tokenizer)
@@ -176,7 +190,7 @@ def train(
             teacher=teacher,
             train_blocks=train_blocks,
             dev_blocks=dev_blocks,
-            kd_weight=kd_weight,
+            objective=weights,
             scores=kind,
             initial=initial,
             scope=scope,
@@ -186,7 +200,7 @@ def train(
             compile=compile,
             cuda_graphs=cuda_graphs,
         )
-        if student.fresh_head and found.needs_head:
+        if student.fresh_head and needs_head(weights):
             warmed_up = f"{CHECKPOINTS}/{HEAD_FILE}"  # θ0 of IMP's head, which a resumed run needs
             if folder.resumed:
                 student.load_head(read_head(output / warmed_up), output / warmed_up)
@@ -198,6 +212,20 @@ def train(
         folder.finish({"results": results})
     say(f"the mask is in {results[-1]['mask']}")
     return {"results": results}
+
+
+def objective_of(method: Method, objective: str | None, kd_weight: float = 1.0) -> dict[str, float]:
+    """The weight of each term of the loss: the method's, with `kd_weight` beside MLM's 1, or those of `--objective`.
+
+    Raises:
+        UserError: the method has no objective of its own and none is given; see also `parse_objective`.
+    """
+    if "objective" in method.variants:
+        if objective is None:
+            raise UserError(f"{method.name} needs an objective; give one such as --objective kd:1,attention:1")
+        return parse_objective(objective)
+    both = {"mlm", "kd"} <= method.objective.keys()
+    return {name: kd_weight if both and name == "kd" else weight for name, weight in method.objective.items()}
 
 
 def last_step(method: str, sparsity: float, steps: int | None) -> int:
@@ -237,6 +265,7 @@ def _check(settings: dict) -> None:
         if settings[option] is not None and option not in method.variants:
             having = ", ".join(other.name for other in METHODS.values() if option in other.variants)
             raise UserError(f"--{option} is not for {method.name} but for {having}; leave it out")
+    objective_of(method, settings["objective"])
     check_choice("scope", settings["scope"] or "matrix", get_args(Scope))
     if settings["save_at"] and not method.trains_scores:
         raise UserError(

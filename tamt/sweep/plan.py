@@ -12,8 +12,9 @@ from tamt.methods import FULL, IMP, METHODS
 from tamt.names import distinct
 from tamt.search.imp import STAGES
 from tamt.search.setting import HEAD_FILE, MASK_FILE
-from tamt.search.train import last_step
+from tamt.search.train import last_step, objective_of
 from tamt.sweep.study import Part, Study
+from tamt.terms import needs_head
 
 Kind = Literal["search", "evaluate", "finetune"]
 
@@ -206,7 +207,8 @@ def _evaluate(study: Study, part: Part, model: str, ticket: Ticket, add: Add) ->
         settings["blocks"] = options["eval_blocks"]
     if ticket.search:
         settings["mask"] = study.output / ticket.search / str(ticket.file)
-        if METHODS[method].trains_scores and METHODS[method].needs_head:  # its head was trained with the mask
+        weights = objective_of(METHODS[method], ticket.labels.get("objective"))
+        if METHODS[method].trains_scores and needs_head(weights):  # its head was trained with the mask
             settings["head"] = study.output / ticket.search / HEAD_FILE
     name = ticket.labels["model"]
     run = add(Run("evaluate", ticket.name, settings, ticket.labels, ticket.search, like=("evaluate", name)))
@@ -235,12 +237,13 @@ def _variants(part: Part, method: str) -> list[dict[str, Any]]:
 
 
 def _variant_marks(variant: Mapping[str, Any]) -> list[str]:
-    """What names say of a variant: nothing of a default, `random`, `two-valued`, or the name of a mask file's run."""
-    return [
-        _slug("-".join(Path(value).parts[-2:]).removesuffix(Path(value).suffix)) if Path(value).is_absolute() else value
-        for value in variant.values()
-        if value is not None
-    ]
+    """What names say of a variant: its values, of a mask file its folder and name, and nothing of a default."""
+
+    def named(value: str) -> str:
+        file = Path(value)
+        return "-".join(file.with_suffix("").parts[-2:]) if file.is_absolute() else value
+
+    return [_slug(named(value)) for value in variant.values() if value is not None]
 
 
 def _marks(**settings: Any) -> list[str]:

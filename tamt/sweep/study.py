@@ -21,6 +21,7 @@ from tamt.search import train
 from tamt.search.imp import STAGES
 from tamt.search.scores import MASKS_BY_NAME, Scores
 from tamt.search.wanda import Scope
+from tamt.terms import parse_objective
 from tamt.untrusted import MAX_YAML, PlainLoader
 
 CORPORA = ("demo", "wikitext-103")
@@ -41,7 +42,7 @@ VARIANTS = variant_options()
 """Options of the search that a study lists; each value is a search of its own."""
 SEARCH_OPTIONS = options_of(train, "method", "corpus", "dev_corpus", "sparsity", *VARIANTS) | {"steps": list[int]}
 FINETUNE_OPTIONS = options_of(finetune, "task", "mask", "seeds")
-MASK_TRAINING = {"initial", "scores", "save_at", "ranking", "kd_weight", "threshold_every"}
+MASK_TRAINING = {"objective", "initial", "scores", "save_at", "ranking", "kd_weight", "threshold_every"}
 """Options of the search that only the methods of mask training have."""
 TRAINING = {"steps", "accumulation", "lr", "head_warmup_steps", "log_every", "eval_every", "save_every"}
 """Options of the search that the one-shot methods do not have."""
@@ -54,6 +55,7 @@ KEYS: dict[str, Any] = {
     "sparsities": list[float],
     "mask_seeds": list[int],
     "initial": list[str],
+    "objective": list[str],
     "scores": list[Scores],
     "scope": list[Scope],
     "corpus": list[str],
@@ -141,9 +143,18 @@ def _part(document: "_Document", place: Place, content: Mapping[str, Any], data_
             at = (*place, "sparsities", number)
             raise document.error(at, f"the sparsity {sparsity:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
     for key in VARIANTS:
-        if key in found and not any(key in METHODS[method].variants for method in methods):
-            kind = "mask training and no tamt method is" if key in MASK_TRAINING else "wanda, which is not"
+        having = [method.name for method in METHODS.values() if key in method.variants]
+        if key in found and not set(having) & set(methods):
+            every = having == [method.name for method in METHODS.values() if method.trains_scores]
+            kind = "mask training and no tamt method is" if every else f"{' and '.join(having)}, which is not"
             raise document.error((*place, key), f"{key} is for {kind} asked for; leave it out or add one")
+    try:
+        for text in found.get("objective", []):
+            parse_objective(text)
+    except UserError as error:
+        raise document.error((*place, "objective"), str(error)) from error
+    if "tamt" in methods and "objective" not in found:
+        raise document.error(place, "the method tamt needs an objective; add one such as objective: kd:1,attention:1")
     initial = [document.initial((*place, "initial"), name) for name in found.get("initial", [])]
     corpus = [document.corpus(name) for name in found.get("corpus", [])]
     dev_corpus = [document.corpus(name) for name in found.get("dev_corpus", [])]

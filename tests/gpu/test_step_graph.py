@@ -8,6 +8,7 @@ from tamt.masking import magnitude_masks, prunable_weights
 from tamt.objectives import Losses
 from tamt.search.mask_training import start
 from tamt.step_graph import WARM_UP
+from tamt.terms import needs_head, needs_teacher
 from tamt.training import make_optimizer, training_steps
 
 STEPS = WARM_UP + 9
@@ -17,15 +18,16 @@ HALFWAY = WARM_UP + 4
 def take_steps(objective, graphs, dropout=0.0, accumulation=1, compiled=False, waits_before=STEPS):
     """The losses of some steps with a falling learning rate, and the masked modules after them."""
     setting = Setting(torch.device("cuda"), "tiny", 4, 64, accumulation)
-    search = setting.search(teacher="kd" in objective)
+    weights = dict.fromkeys(objective.split("+"), 1.0)
+    search = setting.search(teacher=needs_teacher(weights))
     search.cuda_graphs, search.compile, search.lr, search.schedule_steps = graphs, compiled, 5e-3, STEPS
     search.train_blocks.tokens = search.train_blocks.tokens[:-10]  # the last block is padded, a batch of another shape
     set_dropout(search.student.model, dropout)
     first = magnitude_masks(prunable_weights(search.student.encoder), search.sparsity)
-    head = search.student.head_parameters() if "mlm" in objective else {}
+    head = search.student.head_parameters() if needs_head(weights) else {}
     masked, optimizer, schedule = start(search, first, head)
-    batches = search.batches(1, search.masking if "mlm" in objective else None)
-    losses = Losses(objective, search.student, search.teacher)
+    batches = search.batches(1, search.masking if needs_head(weights) else None)
+    losses = Losses(weights, search.student, search.teacher)
     parts = []
     try:
         for step, figures in training_steps(
@@ -48,7 +50,10 @@ def set_dropout(model, probability):
     model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = probability
 
 
-@pytest.mark.parametrize(("objective", "accumulation"), [("mlm", 1), ("kd", 1), ("mlm+kd", 2)])
+@pytest.mark.parametrize(
+    ("objective", "accumulation"),
+    [("mlm", 1), ("kd", 1), ("mlm+kd", 2), ("attention", 1), ("logits", 2), ("kd+contrastive", 1)],
+)
 def test_steps_from_graphs_are_the_same_steps(objective, accumulation):
     (eager, masked, first), (found, others, _) = (
         take_steps(objective, graphs, accumulation=accumulation) for graphs in (False, True)
@@ -92,7 +97,7 @@ def train_all_weights(graphs):
     trained = [p for p in model.parameters() if p.requires_grad]
     initial = [p.detach().clone() for p in trained]
     optimizer, schedule = make_optimizer(trained, 1e-3, STEPS)
-    batches, losses = search.batches(1, search.masking), Losses("mlm", search.student)
+    batches, losses = search.batches(1, search.masking), Losses({"mlm": 1.0}, search.student)
     found = []
     for step, figures in training_steps(
         search.accelerator, model, optimizer, schedule, batches, losses, 1, STEPS, STEPS + 1, graphs

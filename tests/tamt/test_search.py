@@ -30,6 +30,8 @@ def run(tmp_path: Path, corpus: Path, tiny_bert: Path):
 
     def call(method: str, output: str = "run", **options) -> dict:
         settings = {"model": str(tiny_bert), "corpus": [str(corpus)], "max_length": 16, "steps": 20, **options}
+        if "objective" in METHODS[method].variants:
+            settings.setdefault("objective", "kd:1,attention:1,logits:0.5")
         return train(method=method, output=tmp_path / output, **settings)["results"][-1]
 
     return call

@@ -196,7 +196,7 @@ def test_padding_of_the_positions_changes_no_loss(model) -> None:
     found = []
     for places in (0, 20):
         prepared = prepare(masked, places)
-        loss = Losses("mlm", student)(prepared)["loss"]
+        loss = Losses({"mlm": 1.0}, student)(prepared)["loss"]
         student.model.zero_grad()
         loss.backward()
         head = [parameter.grad.clone() for parameter in student.head_parameters().values()]

@@ -133,6 +133,17 @@ def test_scores_and_masks_to_start_from_are_searches_of_their_own(load, tmp_path
     assert not {"scores", "initial"} & searches["omp_demo_s0.7"].keys()
 
 
+def test_each_objective_is_a_search_of_its_own(load) -> None:
+    study = load(methods=["tamt", "tamt-kd"], sparsities=[0.7], objective=["attention", "kd:1,mlm:0.5"])
+    plan = make_plan(study)
+    searches = {run.name: run.settings.get("objective") for run in plan.runs if run.kind == "search"}
+    assert searches == {
+        "tamt_demo_s0.7_attention_seed0": "attention",
+        "tamt_demo_s0.7_kd-1-mlm-0.5_seed0": "kd:1,mlm:0.5",
+        "tamt-kd_demo_s0.7_seed0": None,
+    }
+
+
 def test_parts_add_up_and_share_their_runs(load) -> None:
     part = {"sparsities": [0.7, 0.9], "search": {"save_at": [1000]}, "finetune": {"train_samples": [100, 200]}}
     plan = make_plan(load(methods=["tamt-kd", "imp"], also=[part]))
@@ -228,6 +239,10 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
         ({"search": {"save_at": [5]}, "methods": ["imp"]}, "save_at is for mask training"),
         ({"search": {"imp": {"steps": 5}}}, "line 16: IMP has 10 prunings in its steps"),
         ({"initial": "random", "methods": ["imp"]}, "line 11: initial is for mask training"),
+        ({"methods": ["tamt"]}, "the method tamt needs an objective"),
+        ({"methods": ["tamt"], "objective": "kd:-1"}, "line 11: --objective kd:-1 gives kd the weight -1"),
+        ({"objective": "kd"}, "line 14: objective is for tamt, which is not asked for"),
+        ({"scope": "row"}, "line 14: scope is for wanda, which is not asked for"),
         ({"scores": "magnitude", "methods": ["imp"]}, "line 11: scores is for mask training"),
         ({"scores": "wanda"}, r"line 14: scores is 'wanda', not one of magnitude, activation, two-valued"),
         ({"initial": "OMP"}, "line 14: initial is 'OMP', not one of omp, random and no mask file"),
