@@ -17,7 +17,6 @@ from tamt.masking import (
     Ranking,
     magnitude_masks,
     masks_of,
-    prunable_weights,
     random_masks,
     sparsity_of,
     wrap,
@@ -62,7 +61,7 @@ def train_masks(
         NonFiniteError, Terminated: after a checkpoint of the last good state was saved.
     """
     student = search.student
-    weights = prunable_weights(student.encoder)
+    weights = search.weights()
     if initial == "omp":
         first_masks = magnitude_masks(weights, search.sparsity)
     else:

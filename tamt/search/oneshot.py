@@ -2,7 +2,7 @@
 
 import time
 
-from tamt.masking import apply_masks, magnitude_masks, prunable_weights, random_masks
+from tamt.masking import apply_masks, magnitude_masks, random_masks
 from tamt.search.setting import MASK_FILE, Search
 
 
@@ -12,7 +12,7 @@ def oneshot(search: Search) -> list[dict]:
     omp keeps the largest |W| of each matrix (paper 3.2); rand keeps a uniformly random subset of the same size.
     """
     started = time.monotonic()
-    weights = prunable_weights(search.student.model)
+    weights = search.weights()
     if search.method == "omp":
         masks = magnitude_masks(weights, search.sparsity)
     else:

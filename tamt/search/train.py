@@ -55,6 +55,7 @@ def train(
     kd_weight: float = 1.0,
     threshold_every: int = 1,
     prune_pooler: bool = False,
+    dense_embedding: bool = False,
     compile: bool = False,
     no_cuda_graphs: bool = False,
     head: Path | None = None,
@@ -91,6 +92,7 @@ def train(
         kd_weight: weight of the KD loss beside MLM's 1 in tamt-mlm+kd.
         threshold_every: steps between two renewals of the masks.
         prune_pooler: mask the pooler too, by the one-shot method, as it gets no gradient.
+        dense_embedding: leave the word embedding out of the masks, so that it stays dense.
         compile: compile the encoder and the KD teacher with torch.compile, at the first step; off, as it is slower on a
             CPU, and on an H100, where a step took 17 ms in place of 20, a gain only after some 6,000 steps.
         no_cuda_graphs: start the kernels of a step one by one. On a GPU, in one process, each step of mask training,
@@ -168,6 +170,7 @@ def train(
             train_blocks=train_blocks,
             dev_blocks=dev_blocks,
             pooler=pooler,
+            dense_embedding=dense_embedding,
             compile=compile,
             cuda_graphs=cuda_graphs,
         )
