@@ -47,7 +47,7 @@ def _installed_torch() -> str:
 
 
 def _package_folders() -> list[str]:
-    """Where the interpreter that pip runs on finds packages, in its order; an isolated build's sys.path lacks them.
+    """Where the interpreter that pip runs on finds packages, in its order. An isolated build's sys.path lacks them.
 
     They are the interpreter's own folders and, but for a virtual environment that is closed, those of the user and of
     the Python below it.

@@ -25,6 +25,7 @@ from tamt.models import (
 from tamt.objectives import Losses, TokenMasking, encode, prepare
 from tamt.precision import Precision, choose_precision
 from tamt.training import check_runs, make_accelerator, report_arithmetic
+from tamt.untrusted import check_pulled
 
 BLOCK_LENGTH = 512
 """Tokens of a block where nothing else is asked for (paper, Table 1)."""
@@ -169,6 +170,7 @@ def check_encoder_runs(student: MaskedLanguageModel, name: str, accelerator: Acc
 
 def read_head(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a head file. Raises UserError if it is missing or damaged."""
+    check_pulled(path)
     try:
         return load_file(path)
     except Exception as error:  # safetensors and the file system each have their own

@@ -30,7 +30,7 @@ from tamt.dropout import use_fast_dropout
 from tamt.errors import UserError
 from tamt.masking import POOLER, prunable_modules
 from tamt.shared_cast import share_casts
-from tamt.untrusted import lfs_pointer
+from tamt.untrusted import check_pulled
 
 FEWEST_WORDS = 10
 """Words that a tokenizer knows at least. transformers makes one of the special tokens alone where a folder has none."""
@@ -365,8 +365,7 @@ def _check_pulled(name: str) -> None:
     """Check that no file of a folder is what Git LFS puts in place of one. Raises UserError, naming it."""
     folder = Path(resolve(name))
     for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if lfs_pointer(file):
-            raise UserError(f"{file} is a pointer of Git LFS and not the file itself; run git lfs pull in {folder}")
+        check_pulled(file)
 
 
 def _encoder_keys(model: PreTrainedModel) -> set[str]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from tamt.data import demo
 from tamt.errors import UserError
 from tamt.objectives import TokenMasking
+from tamt.untrusted import check_pulled
 
 if TYPE_CHECKING:
     import datasets
@@ -163,7 +164,8 @@ def _read_files(files: Sequence[Path]) -> "datasets.Dataset":
         if not file.is_file():
             raise UserError(f"there is no corpus file {file}; give text files, or --corpus wikitext-103 or demo")
         try:
-            text = file.read_text(encoding="utf-8")
+            check_pulled(file)
+            text = file.read_text(encoding="utf-8-sig")  # a byte order mark is no text
         except UnicodeDecodeError as error:
             raise UserError(
                 f"the corpus file {file} is not UTF-8 text (byte {error.start}); convert it, with iconv for example"

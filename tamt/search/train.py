@@ -52,6 +52,7 @@ def train(
     kd_weight: float = 1.0,
     threshold_every: int = 1,
     prune_pooler: bool = False,
+    dense_embedding: bool = False,
     compile: bool = False,
     no_cuda_graphs: bool = False,
     head: Path | None = None,
@@ -98,6 +99,7 @@ def train(
         kd_weight: weight of the KD loss beside MLM's 1 in tamt-mlm+kd.
         threshold_every: steps between two renewals of the masks.
         prune_pooler: mask the pooler too, by the one-shot method, as it gets no gradient.
+        dense_embedding: leave the word embedding out of the masks, so that it stays dense.
         compile: compile the encoder and the KD teacher with torch.compile, at the first step; off, as it is slower on a
             CPU, and on an H100, where a step took 17 ms in place of 20, a gain only after some 6,000 steps.
         no_cuda_graphs: start the kernels of a step one by one. On a GPU, in one process, each step of mask training,
@@ -148,7 +150,7 @@ def train(
         if "attention" in weights:
             projections_of(student.encoder)
         if initial is not None and initial not in MASKS_BY_NAME:
-            read_initial(Path(initial), student.encoder, sparsity)
+            read_initial(Path(initial), student.encoder, sparsity, not dense_embedding)
         pooler = load_pooler(model) if prune_pooler else None
         tokenizer = load_tokenizer(model)
         length = block_length(max_length, student.model, tokenizer)
@@ -197,6 +199,7 @@ def train(
             ranking=ranking,
             threshold_every=threshold_every,
             pooler=pooler,
+            dense_embedding=dense_embedding,
             compile=compile,
             cuda_graphs=cuda_graphs,
         )
