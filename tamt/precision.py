@@ -1,5 +1,6 @@
 """The arithmetic of a model: float32, or a half-precision type where the device computes faster in one."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -7,12 +8,15 @@ import torch
 
 from tamt import processes
 from tamt.console import say
-from tamt.errors import check_choice
+from tamt.errors import UserError, check_choice
 from tamt.run_folder import AUTO, started_with
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+VARIABLE = "TAMT_PRECISION"
+"""Environment variable with the precision that "auto" means, for runs on unlike machines that are to be compared."""
 CPU_FEATURES = ("avx512_bf16", "amx_bf16")
 """Names of the bf16 instructions of x86 CPUs; no other CPU was measured."""
 
@@ -20,8 +24,8 @@ CPU_FEATURES = ("avx512_bf16", "amx_bf16")
 def choose_precision(asked: Precision, output: Path | None = None, resume: bool = False) -> Precision:
     """The precision of a run: what is asked for, or for "auto" what the device computes fastest in.
 
-    That is bf16 where the device has instructions for it, else fp16 on a GPU and fp32 on a CPU. Process 0 decides for
-    all processes.
+    That is bf16 where the device has instructions for it, else fp16 on a GPU and fp32 on a CPU. If the environment
+    variable TAMT_PRECISION is set, it decides. Process 0 decides for all processes.
 
     Args:
         asked: "auto", "fp32", "bf16" or "fp16".
@@ -29,7 +33,7 @@ def choose_precision(asked: Precision, output: Path | None = None, resume: bool 
         resume: whether "auto" means the precision that a run in `output` began with.
 
     Raises:
-        UserError: there is no such precision.
+        UserError: there is no such precision, or TAMT_PRECISION names none.
     """
     check_choice("precision", asked, (AUTO, *DTYPES))
     if asked != AUTO:
@@ -39,10 +43,16 @@ def choose_precision(asked: Precision, output: Path | None = None, resume: bool 
 
 def _begun(output: Path) -> Precision | None:
     """The precision of the run in a folder; None if there is none."""
-    return next((name for name in ("fp32", "bf16", "fp16") if started_with(output, "precision") == name), None)
+    return next((name for name in PRECISIONS if started_with(output, "precision") == name), None)
 
 
 def _fastest() -> Precision:
+    named = os.environ.get(VARIABLE)
+    if named and named not in DTYPES:
+        raise UserError(f"{VARIABLE} is {named!r} but must be one of {', '.join(DTYPES)}, or unset")
+    for name in PRECISIONS:
+        if name == named:
+            return name
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
     if torch.backends.mps.is_available():  # not measured
@@ -55,8 +65,8 @@ def report_precision(precision: Precision, asked: Precision) -> None:
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if asked == AUTO:
         why = "has no instructions for bf16" if precision == "fp32" else f"has instructions for {precision}"
-        device = "CPU" if on_cpu else "GPU"
-        say(f"precision {precision}, as this {device} {why} (--precision chooses another; updates are always float32)")
+        why = f"as {VARIABLE} says" if os.environ.get(VARIABLE) else f"as this {'CPU' if on_cpu else 'GPU'} {why}"
+        say(f"precision {precision}, {why} (--precision chooses another; updates are always float32)")
     if precision == "bf16" and on_cpu and not cpu_has_bf16():
         say("bf16 takes about 8 times as long as fp32 on this CPU, which has no instructions for it")
 

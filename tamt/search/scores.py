@@ -119,7 +119,8 @@ def read_initial(path: Path, encoder: PreTrainedModel, sparsity: float, embeddin
     weights = prunable_weights(encoder, embedding=embedding)
     for name in weights:
         if name not in masks:
-            raise UserError(f"the mask {path} has none for {name}; give --dense-embedding or a mask of every matrix")
+            remedy = ", or --dense-embedding" if "embedding" in name else ""
+            raise UserError(f"the mask {path} has none for {name}; give a mask of every matrix{remedy}")
     return {name: masks[name].to(weight.device) for name, weight in weights.items()}
 
 

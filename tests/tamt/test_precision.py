@@ -12,6 +12,11 @@ from tamt.search import train
 from tamt_kernels import onednn, product_library
 
 
+@pytest.fixture(autouse=True)
+def _undecided(monkeypatch):
+    monkeypatch.delenv("TAMT_PRECISION", raising=False)
+
+
 def a_gpu(monkeypatch, bf16):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated=True: bf16)
@@ -54,6 +59,18 @@ def test_what_is_asked_for_is_kept(monkeypatch, capsys, asked):
 def test_a_precision_that_does_not_exist_is_refused():
     with pytest.raises(UserError, match="--precision fp8 is not one of auto, fp32, bf16, fp16"):
         choose_precision("fp8")
+
+
+def test_the_environment_may_say_what_auto_means(monkeypatch, capsys):
+    cpu_features(monkeypatch, "avx512_bf16")
+    monkeypatch.setenv("TAMT_PRECISION", "fp32")
+    assert choose_precision("auto") == "fp32"
+    report_precision("fp32", "auto")
+    assert "precision fp32, as TAMT_PRECISION says" in capsys.readouterr().err
+    assert choose_precision("bf16") == "bf16"
+    monkeypatch.setenv("TAMT_PRECISION", "fp8")
+    with pytest.raises(UserError, match="TAMT_PRECISION is 'fp8' but must be one of fp32, bf16, fp16, or unset"):
+        choose_precision("auto")
 
 
 def test_features_are_read_where_torch_does_not_tell_them(monkeypatch):
