@@ -216,7 +216,7 @@ def test_a_mask_of_another_sparsity_or_model_is_refused(first_masks, tmp_path: P
     masks, info = load_masks(Path(mask))
     masks.popitem()
     save_masks(tmp_path / "other.safetensors", masks, info)
-    with pytest.raises(UserError, match=r"the mask .* has none for encoder.layer.1.output.dense.weight; give a mask of every matrix$"):
+    with pytest.raises(UserError, match=r"the mask .* has none for .*weight; give a mask of every matrix$"):
         first_masks(initial=str(tmp_path / "other.safetensors"), sparsity=0.5)
     assert not (tmp_path / "run").exists()
 
