@@ -6,7 +6,11 @@ load, so the build asks for exactly the version that is installed where pip runs
 
 import importlib.metadata
 import os
+import re
+import site
+import sys
 import sysconfig
+from pathlib import Path
 from typing import Any
 
 _SETUPTOOLS = "setuptools>=77"
@@ -16,16 +20,46 @@ def _requirements(*_: Any) -> list[str]:
     if os.environ.get("TAMT_BUILD") == "none":
         return [_SETUPTOOLS]
     version, _, _ = _installed_torch().partition("+")
-    return [_SETUPTOOLS, "ninja", f"torch=={version}" if version else "torch>=2.7"]
+    supported = _supported_torch()
+    return [_SETUPTOOLS, "ninja", f"torch=={version}" if version and _fits(version, supported) else supported]
+
+
+def _supported_torch() -> str:
+    """The requirement of the package itself, which says what it will be installed with."""
+    text = Path(__file__).with_name("pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r'"(torch>=[\d.]+,<[\d.]+)"', text)
+    assert found, "pyproject.toml bounds torch"
+    return found[1]
+
+
+def _fits(version: str, requirement: str) -> bool:
+    """Whether pip would keep this version; else the extension would be built for one that the package replaces."""
+    least, below = (tuple(map(int, bound.split("."))) for bound in re.findall(r"[<>]=?([\d.]+)", requirement))
+    release = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    return least <= release < below
 
 
 def _installed_torch() -> str:
     """Its version, or nothing."""
-    # sys.path of an isolated build leaves the installed packages out; the interpreter's own folders still name them.
-    folders = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-    for distribution in importlib.metadata.distributions(name="torch", path=folders):
+    for distribution in importlib.metadata.distributions(name="torch", path=_package_folders()):
         return distribution.version
     return ""
+
+
+def _package_folders() -> list[str]:
+    """Where the interpreter that pip runs on finds packages, in its order. An isolated build's sys.path lacks them.
+
+    They are the interpreter's own folders and, but for a virtual environment that is closed, those of the user and of
+    the Python below it.
+    """
+    own = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    environment = Path(sys.prefix, "pyvenv.cfg")
+    if environment.is_file():
+        settings = environment.read_text(encoding="utf-8").lower()
+        if not re.search(r"^include-system-site-packages\s*=\s*true\s*$", settings, re.MULTILINE):
+            return own
+        return [*own, site.getusersitepackages(), *site.getsitepackages([sys.base_prefix])]
+    return [site.getusersitepackages(), *own, *site.getsitepackages([sys.base_prefix])]
 
 
 def _hook(name: str) -> Any:

@@ -31,7 +31,7 @@ COMMANDS = {
 }
 SHARED = ("train", "finetune", "evaluate")
 """Commands that several processes can share."""
-KINDS = {"int": "a whole number", "float": "a number"}
+KINDS = {"int": "a whole number", "float": "a number", "str": "text, so put it in quotes"}
 USAGE = "usage: tamt COMMAND [options]    tamt COMMAND --help    tamt --version\n\n" + "\n".join(
     f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items()
 )
@@ -126,7 +126,7 @@ def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict
         exit_on_error=False,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("--config", action="config", help="YAML file of options; those of the command line win")
+    parser.add_argument("--config", type=Path, help="YAML file of options; those of the command line win")
     required, lists = [], []
     for number, (key, parameter) in enumerate(inspect.signature(command).parameters.items()):
         flag = "--" + key.replace("_", "-")
@@ -154,24 +154,44 @@ def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict
             if default is not None:
                 help_text += f" Default: {default}."
             parser.add_argument(flag, default=default, help=help_text + " Required." * needed, **options)
-    for file in _config_files(arguments):
-        from tamt.untrusted import read_yaml
-
-        # For its errors: jsonargparse follows aliases, nine of nine each into a gigabyte, and takes all for a list.
-        content = read_yaml(file)
-        for key in lists:
-            value = content.get(key)
-            if value is not None and not isinstance(value, list):
-                raise UserError(f"{key} in {file} is no list; write {key}: [{value}]")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object on stdout")
     try:
+        for file in _config_files(arguments):
+            parser.set_defaults(_read_config(file, parser, lists))
         chosen = vars(parser.parse_args(arguments))
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, ArgumentTypeError, TypeError, ValueError) as error:
         raise UserError(_sentence(str(error), name)) from error
     for key in required:
         if chosen[key] is None:
             raise UserError(f"--{key.replace('_', '-')} is missing; tamt {name} --help lists the options")
     return {key: value for key, value in chosen.items() if key != "config"}
+
+
+def _read_config(file: Path, parser: ArgumentParser, lists: list[str]) -> dict[str, Any]:
+    """The options in a YAML file by name, of the types that they need; null leaves an option as it is.
+
+    Raises:
+        UserError: the file cannot be read or holds no options, or one that should be a list is none.
+        ArgumentError, ArgumentTypeError, TypeError, ValueError: a value is wrong.
+    """
+    from tamt.untrusted import read_yaml
+
+    content = read_yaml(file)
+    if not content:
+        raise UserError(f"{file} holds no options; write 'name: value' on each line, or leave --config out")
+    options = {key: value for key, value in content.items() if value is not None}
+    for key in lists:
+        if key in options and not isinstance(options[key], list):
+            raise UserError(f"{key} in {file} is no list; write {key}: [{options[key]}]")
+    known = {action.dest: action for action in parser._actions if action.dest not in {"config", "help"}}
+    for key, value in options.items():
+        if key not in known:
+            raise UserError(f"{key} in {file} is no option; {parser.prog} --help lists the options")
+        if known[key].nargs == 0 and not isinstance(value, bool):
+            raise UserError(f"{key} in {file} is {value!r}; write true or false")
+    checked = parser.parse_object(options, defaults=False, _skip_validation=True)
+    parser.validate(checked, skip_required=True)  # what is missing may be in the command line
+    return {key: checked[key] for key in options}
 
 
 def _config_files(arguments: list[str]) -> list[Path]:
@@ -189,7 +209,7 @@ def _without_none(annotation: Any) -> Any:
 def _integers(value: Any) -> list[int]:
     try:
         return [int(part) for part in _parts(value)]
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ArgumentTypeError(f"{value!r} is no list of whole numbers such as 1,2,3") from error
 
 

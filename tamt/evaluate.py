@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tamt import processes
 from tamt.console import say
@@ -22,9 +22,10 @@ from tamt.models import (
     load_tokenizer,
     longest_input,
 )
-from tamt.objectives import Losses, TokenMasking, prepare
+from tamt.objectives import Losses, TokenMasking, encode, prepare
 from tamt.precision import Precision, choose_precision
-from tamt.training import make_accelerator, report_arithmetic
+from tamt.training import check_runs, make_accelerator, report_arithmetic
+from tamt.untrusted import check_pulled
 
 BLOCK_LENGTH = 512
 """Tokens of a block where nothing else is asked for (paper, Table 1)."""
@@ -99,7 +100,7 @@ def evaluate(
         corpus: wikitext-103 (its validation split), demo, or text files, one paragraph a line.
         mask: mask file of the subnetwork; without one the full model is measured.
         head: head.safetensors of a run, for a checkpoint without an MLM head or to measure with the trained one.
-        max_length: tokens of a block; 512, or the model's positions if fewer.
+        max_length: tokens of a block; 512, or what the model or its tokenizer takes at most if that is less.
         batch_size: blocks a batch.
         blocks: measure only the first so many blocks of the text.
         precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
@@ -118,10 +119,11 @@ def evaluate(
         if student.fresh_head:
             say(f"{model} has no trained MLM head, so only the KD loss is measured (--head gives a head from a run)")
         tokenizer = load_tokenizer(model)
-        text = load_dev_corpus(corpus, tokenizer, block_length(max_length, student.model))
+        text = load_dev_corpus(corpus, tokenizer, block_length(max_length, student.model, tokenizer))
     if blocks is not None:
         text, _ = text.split(blocks)
     student.model.to(accelerator.device)
+    check_encoder_runs(student, model, accelerator, text)
     teacher = copy.deepcopy(student.encoder)
     sparsity = 0.0
     info: MaskInfo | None = None
@@ -148,20 +150,27 @@ def evaluate(
     return {"results": [row]}
 
 
-def block_length(asked: int | None, model: PreTrainedModel) -> int:
-    """The block length asked for, or 512, or the model's positions if fewer.
+def block_length(asked: int | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The block length asked for, or the least of 512, the model's positions and the tokenizer's longest input.
 
     Raises:
         UserError: the model has fewer positions than asked for.
     """
-    longest = longest_input(model)
-    if asked is not None and asked > longest:
-        raise UserError(f"--max-length {asked} is more than the {longest} positions of the model; lower it")
-    return asked or min(BLOCK_LENGTH, longest)
+    positions = longest_input(model)
+    if asked is not None and asked > positions:
+        raise UserError(f"--max-length {asked} is more than the {positions} positions of the model; lower it")
+    return asked or min(BLOCK_LENGTH, positions, tokenizer.model_max_length)
+
+
+def check_encoder_runs(student: MaskedLanguageModel, name: str, accelerator: Accelerator, text: Blocks) -> None:
+    """Check that an encoder reads a block of text in the precision asked for; see `check_runs`."""
+    batch = {key: tensor.to(accelerator.device) for key, tensor in prepare(text.batch([0])).items()}
+    check_runs(student.encoder, name, accelerator, lambda: encode(student.encoder, batch, hidden_states=True))
 
 
 def read_head(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a head file. Raises UserError if it is missing or damaged."""
+    check_pulled(path)
     try:
         return load_file(path)
     except Exception as error:  # safetensors and the file system each have their own

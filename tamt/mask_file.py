@@ -20,7 +20,7 @@ from tamt.errors import UserError
 from tamt.files import write_atomically
 from tamt.masking import Masks, keep_of, sparsity_of
 from tamt.methods import PUBLISHED
-from tamt.untrusted import load_tensors
+from tamt.untrusted import OldFileError, check_pulled, load_tensors
 
 FORMAT = "tamt-mask"
 VERSION = 2
@@ -122,7 +122,8 @@ def _reproducible(content: bytes) -> bytes:
 def load_masks(path: Path) -> tuple[Masks, MaskInfo]:
     """Read a mask file: ours (`.safetensors`) or the `mask.pt` of the paper's published code.
 
-    A `.pt` file is a dict of bool tensors under names that end in `.weight` or `.weight_mask`; it is read with
+    A `.pt` file is a dict of tensors, bool or of zeros and ones in another type as those of torch.nn.utils.prune, under
+    names that end in `.weight` or `.weight_mask`; it is read with
     `weights_only=True`, so nothing in it is executed. Its origin is not recorded: method "published", seed and step 0.
 
     Nothing is believed: names, sizes, shapes and counts are checked before memory is taken for the masks, which is at
@@ -141,6 +142,7 @@ def load_packed(path: Path) -> PackedMasks:
     """Read a mask file as `load_masks` does and raise what it raises, but leave our own format's bits packed."""
     if not path.is_file():
         raise UserError(f"there is no mask file {path}; give the mask.safetensors of a run folder")
+    check_pulled(path)
     if path.suffix in {".pt", ".bin", ".pth"}:
         return pack_masks(*_load_published(path))
     try:
@@ -241,23 +243,20 @@ def _load_published(path: Path) -> tuple[Masks, MaskInfo]:
     try:
         with path.open("rb") as file:
             content = load_tensors(file)
+    except OldFileError as error:
+        raise UserError(f"the mask file {path} cannot be read as a dict of tensors: it {error}") from error
     except Exception as error:  # torch.load raises nearly anything on a damaged file
         raise UserError(
             f"the mask file {path} cannot be read as a dict of tensors, and nothing in it is executed to find out more "
             f"({type(error).__name__}); give a mask.pt that holds only tensors"
         ) from error
     if not isinstance(content, dict) or not content:
-        raise UserError(f"the mask file {path} holds no dict of masks; give a mask.pt of bool tensors by name")
+        raise UserError(f"the mask file {path} holds no dict of masks; give a mask.pt of tensors by name")
     masks: Masks = {}
     for number, (name, mask) in enumerate(content.items()):
-        if (
-            not isinstance(name, str)
-            or not name.endswith((".weight", ".weight_mask"))
-            or not isinstance(mask, Tensor)
-            or mask.dtype != torch.bool
-        ):
+        if not isinstance(name, str) or not name.endswith((".weight", ".weight_mask")) or not isinstance(mask, Tensor):
             raise UserError(
-                f"the mask file {path} holds {str(name)[:100]!r}, which is no bool tensor named ….weight or "
+                f"the mask file {path} holds {str(name)[:100]!r}, which is no tensor named ….weight or "
                 "….weight_mask; remove it or give another file"
             )
         masks[_plain_name(name)] = mask
@@ -268,6 +267,11 @@ def _load_published(path: Path) -> tuple[Masks, MaskInfo]:
             raise UserError(
                 f"the mask file {path} does not hold each entry of {name[:100]!r} once; save the masks as plain tensors"
             )
+        if not ((mask == 0) | (mask == 1)).all():
+            raise UserError(
+                f"the mask file {path} holds other values than 0 and 1 in {name[:100]!r}; save masks, not weights"
+            )
+        masks[_plain_name(name)] = mask.to(torch.bool)
     return masks, MaskInfo(model="unknown", method=PUBLISHED, sparsity=round(sparsity_of(masks), 6), seed=0, step=0)
 
 

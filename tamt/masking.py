@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import tamt_kernels as tk
+from tamt.console import say
 from tamt.errors import UserError
 
 Masks = dict[str, Tensor]
@@ -22,27 +23,36 @@ Ranking = Literal["signed", "abs"]
 POOLER = "pooler.dense"
 
 
-def prunable_modules(model: PreTrainedModel, pooler: bool = False) -> dict[str, PrunableModule]:
+def prunable_modules(model: PreTrainedModel, pooler: bool = False, embedding: bool = True) -> dict[str, PrunableModule]:
     """The modules that hold the prunable matrices of `model` (paper 3.2), by name without the head's prefix.
 
     The word embedding and every `nn.Linear` inside the layers: for BERT-base query, key, value, attention output, FFN
     in and FFN out of 12 layers and the embedding, 73 matrices. The pooler only if `pooler` asks for it
-    and there is one.
+    and there is one; the word embedding unless `embedding` is false.
 
     Raises:
-        UserError: the model has no word embedding or no stack of layers with `nn.Linear` matrices.
+        UserError: the model has no word embedding or no stack of layers with `nn.Linear` matrices, or a second stack,
+            a decoder's.
     """
     encoder = model.base_model
     names = {module: name for name, module in encoder.named_modules()}
-    embedding = encoder.get_input_embeddings()
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UserError(
+            f"the model ({type(model).__name__}) has no prunable matrix for us, as it has a decoder beside its "
+            "encoder; choose an encoder of the BERT family"
+        )
+    try:
+        words = encoder.get_input_embeddings()
+    except NotImplementedError:  # characters are hashed, say
+        words = None
     layers = layers_of(model)
     linears = [m for m in layers.modules() if isinstance(m, nn.Linear | tk.MaskedLinear)] if layers else []
-    if not isinstance(embedding, nn.Embedding | tk.MaskedEmbedding) or not linears:
+    if not isinstance(words, nn.Embedding | tk.MaskedEmbedding) or not linears:
         raise UserError(
             f"the model ({type(model).__name__}) has no prunable matrix: no stack of {model.config.num_hidden_layers} "
             "layers of nn.Linear under a word embedding was found in it; choose an encoder of the BERT family"
         )
-    found: dict[str, PrunableModule] = {names[module]: module for module in [embedding, *linears]}
+    found: dict[str, PrunableModule] = {names[module]: module for module in [*([words] if embedding else []), *linears]}
     if pooler and POOLER in names.values():
         found[POOLER] = encoder.get_submodule(POOLER)
     return found
@@ -60,9 +70,9 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList | None:
     )
 
 
-def prunable_weights(model: PreTrainedModel, pooler: bool = False) -> dict[str, Tensor]:
+def prunable_weights(model: PreTrainedModel, pooler: bool = False, embedding: bool = True) -> dict[str, Tensor]:
     """The prunable matrices of `model` by the names that masks use; see `prunable_modules`."""
-    return {f"{name}.weight": module.weight for name, module in prunable_modules(model, pooler).items()}
+    return {f"{name}.weight": module.weight for name, module in prunable_modules(model, pooler, embedding).items()}
 
 
 def keep_of(entries: int, sparsity: float) -> int:
@@ -109,14 +119,23 @@ def random_masks(weights: Mapping[str, Tensor], sparsity: float, seed: int) -> M
 def apply_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> None:
     """Set the pruned weights of `model` to zero in place: the subnetwork f(·; m ⊙ θ0) as a plain dense model.
 
-    A mask for the pooler is left out where the model has none (RoBERTa's classifier, any model for MLM).
+    A mask for the pooler is left out where the model has none (RoBERTa's classifier, any model for MLM). A matrix that
+    has no mask stays dense, which is said.
 
     Raises:
         UserError: see `check_fits`.
     """
-    check_fits(masks, model)
-    for name, weight in prunable_weights(model, pooler=f"{POOLER}.weight" in masks).items():
+    if dense := check_fits(masks, model):
+        named = ", ".join(dense[:3]) + (f" and {len(dense) - 3} more" if len(dense) > 3 else "")
+        say(f"the mask leaves {named} out: {'these stay' if len(dense) > 1 else 'this stays'} dense")
+    for name, weight in _masked_weights(model, masks).items():
         weight.masked_fill_(~masks[name].to(weight.device), 0)
+
+
+def _masked_weights(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The prunable weights of `model` that have a mask."""
+    weights = prunable_weights(model, pooler=True)
+    return {name: weight for name, weight in weights.items() if name in masks}
 
 
 def packed_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -124,12 +143,12 @@ def packed_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> list[tu
 
     A mask for the pooler is left out where the model has none. Without masks there is no pair.
     """
-    weights = prunable_weights(model, pooler=f"{POOLER}.weight" in masks) if masks else {}
+    weights = _masked_weights(model, masks)
     return [(weight, tk.pack_mask(masks[name].to(weight.device))) for name, weight in weights.items()]
 
 
 def wrap(model: PreTrainedModel, masks: Mapping[str, Tensor], ranking: Ranking = "signed") -> dict[str, MaskedModule]:
-    """Put trainable masks on `model`: each prunable module becomes a masked one that starts with the given mask.
+    """Put trainable masks on `model`: each prunable module that has a mask becomes a masked one, which starts with it.
 
     The weights are frozen and shared, not copied; all other parameters are left as they are.
 
@@ -138,6 +157,8 @@ def wrap(model: PreTrainedModel, masks: Mapping[str, Tensor], ranking: Ranking =
     """
     masked: dict[str, MaskedModule] = {}
     for name, module in prunable_modules(model).items():
+        if f"{name}.weight" not in masks:
+            continue
         mask = masks[f"{name}.weight"]
         keep = int(mask.sum())
         new: MaskedModule
@@ -156,26 +177,31 @@ def masks_of(masked: Mapping[str, MaskedModule]) -> Masks:
     return {name: module.mask for name, module in masked.items()}
 
 
-def check_fits(masks: Mapping[str, Tensor], model: PreTrainedModel) -> None:
-    """Check that masks have the names and shapes of the prunable matrices of `model`.
+def check_fits(masks: Mapping[str, Tensor], model: PreTrainedModel) -> list[str]:
+    """Check that masks have names and shapes of prunable matrices of `model`.
+
+    Returns:
+        The matrices that have no mask.
 
     Raises:
-        UserError: naming up to three matrices that are missing, unknown or of another shape.
+        UserError: naming up to three matrices that are unknown or of another shape.
     """
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
     weights = prunable_weights(model, pooler=f"{POOLER}.weight" in masks)
     if f"{POOLER}.weight" not in weights:
         shapes.pop(f"{POOLER}.weight", None)
-    differs = [f"{name} is missing" for name in weights if name not in shapes]
-    differs += [f"{name} is not a matrix of the model" for name in shapes if name not in weights]
+    differs = [f"{name} is not a matrix of the model" for name in shapes if name not in weights]
     differs += [
         f"{name} is {shapes[name]} where the model has {list(weight.shape)}"
         for name, weight in weights.items()
         if name in shapes and shapes[name] != list(weight.shape)
     ]
+    missing = [name for name in weights if name not in shapes]
     if differs:
+        differs = [f"{name} is missing" for name in missing] + differs
         more = f" and {len(differs) - 3} more" if len(differs) > 3 else ""
         raise UserError(
             f"the mask is for another model than {type(model).__name__} ({model.name_or_path}): "
             f"{'; '.join(differs[:3])}{more}; give the mask with the model it was found in"
         )
+    return missing

@@ -30,11 +30,13 @@ from tamt.dropout import use_fast_dropout
 from tamt.errors import UserError
 from tamt.masking import POOLER, prunable_modules
 from tamt.shared_cast import share_casts
-from tamt.untrusted import lfs_pointer
+from tamt.untrusted import check_pulled
 
 FEWEST_WORDS = 10
 """Words that a tokenizer knows at least. transformers makes one of the special tokens alone where a folder has none."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+UNLIMITED = 1 << 30
+"""Tokens that a model reads at most which has no limit."""
 REMEDY = "give a folder that save_pretrained wrote or a hub name such as bert-base-uncased"
 
 logging.set_verbosity_error()  # what a checkpoint lacks is told in our own words
@@ -251,16 +253,20 @@ def load_encoder(name: str) -> tuple[PreTrainedModel, set[str]]:
 def load_pooler(name: str) -> Tensor:
     """The weight of the pooler of the model `name`, [width, width]. Raises UserError if it has none."""
     encoder, missing = load_encoder(name)
-    if f"{POOLER}.weight" in missing:
-        raise UserError(f"the checkpoint {name!r} has no trained pooler to prune; leave --prune-pooler out")
-    return prunable_modules(encoder, pooler=True)[POOLER].weight.detach()
+    pooler = prunable_modules(encoder, pooler=True).get(POOLER)
+    if pooler is None or f"{POOLER}.weight" in missing:
+        what = "model" if pooler is None else "checkpoint"
+        raise UserError(f"the {what} {name!r} has no trained pooler ({POOLER}) to prune; leave the pooler out")
+    return pooler.weight.detach()
 
 
 def longest_input(model: PreTrainedModel) -> int:
-    """How many tokens the model reads at most, special tokens counted."""
-    positions = model.config.max_position_embeddings
+    """How many tokens the model reads at most, special tokens counted; `UNLIMITED` where it has no such limit."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:  # positions are relative to each other
+        return UNLIMITED
     # RoBERTa and its kin count positions from the padding id on.
-    offset = getattr(model.base_model.embeddings, "padding_idx", None)
+    offset = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
     return positions - offset - 1 if offset is not None else positions
 
 
@@ -300,7 +306,8 @@ def _load_model(factory: Any, name: str, fresh_head: bool = False, **options: An
     model, info = _load(
         factory, name, "model", output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True, **options
     )
-    model.config.return_dict = True  # a configuration may ask for tuples
+    # A configuration may ask for tuples, and for outputs that nobody reads here and fused attention has not.
+    model.config.return_dict, model.config.output_attentions, model.config.output_hidden_states = True, False, False
     encoder = _encoder_keys(model)
     _check_shapes([each for each in info["mismatched_keys"] if not fresh_head or each[0] in encoder], encoder, name)
     _check_complete(encoder, info["missing_keys"], info["unexpected_keys"], name)
@@ -358,8 +365,7 @@ def _check_pulled(name: str) -> None:
     """Check that no file of a folder is what Git LFS puts in place of one. Raises UserError, naming it."""
     folder = Path(resolve(name))
     for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if lfs_pointer(file):
-            raise UserError(f"{file} is a pointer of Git LFS and not the file itself; run git lfs pull in {folder}")
+        check_pulled(file)
 
 
 def _encoder_keys(model: PreTrainedModel) -> set[str]:

@@ -230,6 +230,40 @@ def _choose_products(table: Mapping[str, Sequence[str]]) -> None:
         say(f"this torch cannot compute {', '.join(missing)} as the run did before, so results differ by rounding")
 
 
+@torch.no_grad()
+def check_runs(model: torch.nn.Module, name: str, accelerator: Accelerator, forward: Callable[[], object]) -> None:
+    """Check that a model takes its input in the precision asked for, by a forward pass with dropout off.
+
+    Args:
+        model: set to eval mode.
+        name: what a message calls it.
+        accelerator: gives the precision.
+        forward: runs the model on some of the input.
+
+    Raises:
+        UserError: it does not, with what transformers or torch say, and whether it does in fp32.
+    """
+    model.eval()
+    try:
+        with accelerator.autocast():
+            forward()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of any model's own code
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        try:
+            forward()
+        except Exception:
+            raise UserError(
+                f"{name} ({type(model).__name__}) cannot read this input ({type(error).__name__}: {reason}); choose "
+                "another model, or a --max-length and tokenizer that it was made for"
+            ) from error
+        raise UserError(
+            f"{name} ({type(model).__name__}) does not run in {accelerator.mixed_precision} ({reason}); give "
+            "--precision fp32"
+        ) from error
+
+
 def compute_dtype(accelerator: Accelerator) -> torch.dtype:
     """The type that autocast computes in."""
     precision = accelerator.mixed_precision

@@ -10,18 +10,37 @@ import yaml
 
 from tamt.errors import UserError
 
+OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""What files of torch before 1.6 begin with."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_YAML = 1 << 20
 """Bytes of a YAML file. Ours have some hundreds; a study of thousands of runs has less than this."""
 
 
+class OldFileError(ValueError):
+    """A file of torch before 1.6. Its message begins after "it"."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "was written by torch before 1.6, whose format is not read here; save it again with a newer torch: "
+            "torch.save(torch.load(FILE), FILE)"
+        )
+
+
 class PlainLoader(yaml.SafeLoader):
-    """YAML's safe loader without aliases: nine of nine each make a gigabyte out of one line."""
+    """YAML's safe loader without aliases, of which nine of nine each make a gigabyte out of one line, and without
+    names that are there twice, of which the last would count."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it holds an alias, *name; write the value out")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def lfs_pointer(path: Path) -> bool:
@@ -30,6 +49,12 @@ def lfs_pointer(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def check_pulled(path: Path) -> None:
+    """Check that a file is not what Git LFS puts in place of one. Raises UserError if it is."""
+    if lfs_pointer(path):
+        raise UserError(f"{path} is a pointer of Git LFS and not the file itself; run git lfs pull in {path.parent}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -55,7 +80,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises UserError if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a JSON file") from error
     except (ValueError, RecursionError) as error:
@@ -66,11 +91,15 @@ def load_tensors(file: BinaryIO) -> Any:
     """What `torch.save` wrote from here to the end of `file`, on the CPU; no code in it is executed.
 
     Raises:
-        ValueError: it is no file of torch 1.6 or later, or its records claim more bytes than are there.
+        OldFileError: it is of torch before 1.6.
+        ValueError: it is no file of torch, or its records claim more bytes than are there.
         Exception: torch.load raises nearly anything on a damaged file.
     """
     start = file.tell()
     size = file.seek(0, 2) - start
+    file.seek(start)
+    if file.read(len(OLD_TORCH)) == OLD_TORCH:
+        raise OldFileError
     file.seek(start)
     if not zipfile.is_zipfile(file):  # before 1.6 torch took memory as the file asked, and read afterwards
         raise ValueError("it was not written by torch 1.6 or later")

@@ -108,6 +108,22 @@ class _MaskedWeight(nn.Module):
             name: value for name, value in self.__dict__.items() if name not in ("made", "sparse", "overwrite", "uses")
         }
 
+    def get_extra_state(self) -> Tensor:
+        """``keep``, which belongs to the score: int64, 0-dim."""
+        return torch.tensor(self.keep)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Check that a state is of a mask with as many ones. Raises ValueError if not."""
+        if int(state) != self.keep:
+            raise ValueError(
+                f"{type(self).__name__}: the state's keep is {int(state)} but must be {self.keep}, which is this "
+                "layer's; make the layer with the state's"
+            )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        state_dict.setdefault(f"{prefix}_extra_state", torch.tensor(self.keep))  # older states have none
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self.made = None
         # .half() and its like must not round the score and its threshold: scores that were apart would tie,

@@ -29,7 +29,8 @@ class MaskAdamW(Optimizer):
     captured in a CUDA graph, after one that was not.
 
     The gradients are those of masked weights, which no parameter of the model is: the optimizer's ``zero_grad``
-    forgets them and the model's does not, and a loss is scaled by ``step(scale=...)``, not by a ``GradScaler``.
+    forgets them and the model's does not, and a loss is scaled by ``step(scale=...)``, not by a ``GradScaler``;
+    ``torch.nn.utils.clip_grad_norm_`` of the model's parameters finds none of them: give ``max_norm`` instead.
 
     On a CPU the gradient of an embedding is sparse, as that of ``nn.Embedding(sparse=True)``: it holds the rows that
     were looked up, and rows that never were take no time but for their part in the threshold. On a GPU the number of

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from tamt.data import demo
 from tamt.errors import UserError
 from tamt.objectives import TokenMasking
+from tamt.untrusted import check_pulled
 
 if TYPE_CHECKING:
     import datasets
@@ -163,7 +164,8 @@ def _read_files(files: Sequence[Path]) -> "datasets.Dataset":
         if not file.is_file():
             raise UserError(f"there is no corpus file {file}; give text files, or --corpus wikitext-103 or demo")
         try:
-            text = file.read_text(encoding="utf-8")
+            check_pulled(file)
+            text = file.read_text(encoding="utf-8-sig")  # a byte order mark is no text
         except UnicodeDecodeError as error:
             raise UserError(
                 f"the corpus file {file} is not UTF-8 text (byte {error.start}); convert it, with iconv for example"
@@ -179,11 +181,11 @@ def make_blocks(lines: "datasets.Dataset", tokenizer: PreTrainedTokenizerBase, m
     """Tokenise the column `text` and cut it into blocks; `datasets` caches the tokens of a hub corpus.
 
     Raises:
-        UserError: `max_length` is longer than the model's positions or leaves no room for text.
+        UserError: `max_length` is longer than the tokenizer's inputs or leaves no room for text.
     """
     longest = tokenizer.model_max_length
     if max_length > longest:
-        raise UserError(f"--max-length {max_length} is more than the {longest} positions of the model; lower it")
+        raise UserError(f"--max-length {max_length} is more than the {longest} tokens of its tokenizer; lower it")
     probe = tokenizer("a", add_special_tokens=False)["input_ids"]
     around = tokenizer("a")["input_ids"]
     start = around.index(probe[0])

@@ -1,5 +1,6 @@
 """Rows of sentences and pairs: GLUE's tasks from its files or the hub, the demo's, and files of your own."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ DEMO_DEV_ROWS = 1000
 DEMO_SPLIT_SEED = 0
 """The demo's dev rows are the same whatever the seed of a run, so that runs are compared on the same rows."""
 
+LABELS_SHOWN = 10
+"""Labels of one's own files that are printed at most."""
 MRPC_TRAIN = "msr_paraphrase_train.txt"
 """MRPC's train and dev rows together, as Microsoft gives them out; GLUE's dev.tsv holds the dev rows among them."""
 MRPC_IDS = ("#1 ID", "#2 ID")
@@ -104,6 +107,10 @@ def _load_own(task: Task, train_file: Path, dev_file: Path) -> tuple[Task, dict[
             f"{train_file} has only the label {min(names)!r} in its column {task.label_column}; "
             "give a file with two labels or more"
         )
+    counts = Counter(row[task.label_column] for _, row in train)
+    shown = ", ".join(f"{name!r} ({counts[name]:,} rows)" for name in (task.label_names or ())[:LABELS_SHOWN])
+    more = f" and {len(names) - LABELS_SHOWN:,} more" if len(names) > LABELS_SHOWN else ""
+    say(f"{len(names):,} labels in {train_file}: {shown}{more}")
     return task, {"train": to_rows(task, train_file, train), "dev": to_rows(task, dev_file, dev)}
 
 

@@ -6,17 +6,22 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tamt.data.tasks import Task
 from tamt.errors import UserError
+from tamt.untrusted import check_pulled
 
 LOWEST, HIGHEST = 0.0, 5.0
 """The scale of a regression's labels: STS-B's similarity."""
 
-Numbered = tuple[int, Mapping[str, str]]
-"""A row of a file by its columns, with the number of its line."""
+LONGEST_CELL = (1 << 31) - 1
+"""Characters of a cell of a .csv file, all that its reader can count."""
+
+Numbered = tuple[int, Mapping[str, Any]]
+"""A row of a file by its columns, with the number of its line. Those of the task are text."""
 
 
 @dataclass
@@ -120,6 +125,9 @@ def read_file(file: Path, task: Task) -> list[Numbered]:
                     else "name the columns with --text-column and --label-column"
                 )
                 raise UserError(f"{file}, line {line}: there is no column {column!r} among {', '.join(row)}; {remedy}")
+            if not isinstance(row[column], str):
+                what = "null" if row[column] is None else "a list" if isinstance(row[column], list) else "an object"
+                raise UserError(f"{file}, line {line}: {column!r} is {what} and no text; write it as text or a number")
             if is_half(row[column]):
                 raise UserError(f"{file}, line {line}: {column!r} holds half a character; correct its \\u escapes")
         if not row[task.label_column]:
@@ -143,6 +151,7 @@ def read_text(file: Path) -> str:
     """The text of a file in UTF-8, without a byte order mark. Raises UserError, naming the line, if it is not that."""
     if not file.is_file():
         raise UserError(f"there is no file {file}; give one with labelled rows")
+    check_pulled(file)
     content = file.read_bytes()
     try:
         return content.decode("utf-8-sig")
@@ -159,12 +168,15 @@ def _read_tsv(file: Path, text: str, header: Sequence[str] | None) -> Iterator[N
 
 def _read_csv(file: Path, text: str, header: Sequence[str] | None) -> Iterator[Numbered]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    limit = csv.field_size_limit(min(max(len(text), 1), LONGEST_CELL))  # Python's own, 131,072, is no mistake in a file
     try:
         yield from _by_columns(file, ((reader.line_num, cells) for cells in reader if cells), header)
     except csv.Error as error:
         raise UserError(
             f"{file}, line {reader.line_num}: {error}; correct the quoting, or use .tsv or .jsonl"
         ) from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _by_columns(file: Path, lines: Iterator[tuple[int, list[str]]], header: Sequence[str] | None) -> Iterator[Numbered]:
@@ -188,8 +200,8 @@ def _read_jsonl(file: Path, text: str, _: Sequence[str] | None) -> Iterator[Numb
             raise UserError(f"{file}, line {number}: no JSON ({error}); write one object a line") from error
         if not isinstance(row, dict):
             raise UserError(f"{file}, line {number}: no JSON object; write one object a line")
-        # A number is taken as its digits (labels are often 0 and 1); anything else is no text and no label.
-        yield number, {key: str(value) for key, value in row.items() if isinstance(value, str | int)}
+        # A number is taken as its digits, as a .csv file has them: labels are often 0 and 1.
+        yield number, {key: str(value) if isinstance(value, int | float) else value for key, value in row.items()}
 
 
 READERS: dict[str, Callable[[Path, str, Sequence[str] | None], Iterator[Numbered]]] = {

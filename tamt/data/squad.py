@@ -95,17 +95,22 @@ def _read(file: Path) -> list[Question]:
                 starts = [
                     _get(file, f"{here}.answers[{n}]", answer, "answer_start", int) for n, answer in enumerate(answers)
                 ]
-                for key in ("id", "question"):
-                    _get(file, here, row, key, str)
-                questions.append(_question(f"{file}, {here}", row, context, texts, starts))
+                named = {key: _get(file, here, row, key, str) for key in ("id", "question")}
+                questions.append(_question(f"{file}, {here}", named, context, texts, starts))
     if not questions:
         raise UserError(f"{file} has no questions; {REMEDY}")
     return questions
 
 
 def _get(file: Path, at: str, value: Any, key: str, kind: type) -> Any:
-    """`value[key]`. Raises UserError, naming the place, if it is not there or of another kind."""
+    """`value[key]`, a number as text where text is wanted.
+
+    Raises:
+        UserError: naming the place, if it is not there or of another kind.
+    """
     found = value.get(key) if isinstance(value, dict) else None
+    if kind is str and type(found) in (int, float):  # an id, say
+        found = str(found)
     if not isinstance(found, kind):
         name = {list: "list", str: "text", int: "number"}[kind]
         raise UserError(f"{file}, {at}: there is no {name} {key!r}; {REMEDY}")

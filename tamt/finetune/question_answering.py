@@ -33,7 +33,8 @@ class Window:
         question: the number of the question.
         context: its tokens that are of the context: first, and one past the last.
         offsets: where each token of the context begins and ends in it, in characters; int32 [tokens, 2].
-        answer: first and last token of the first right answer; both that of [CLS] if it is not wholly in this window.
+        answer: first and last token of the first right answer; both that of [CLS], or the first
+            where there is none, if it is not wholly in this window.
     """
 
     features: dict[str, np.ndarray]
@@ -93,7 +94,8 @@ def make_windows(
             begin, end = (int(of_context[0]), int(of_context[-1]) + 1) if len(of_context) else (0, 0)
             inside = np.array(offsets[number][begin:end], dtype=np.int32).reshape(-1, 2)
             features = {name: np.array(encoded[name][number], dtype=np.int32) for name in names}
-            nowhere = encoded["input_ids"][number].index(tokenizer.cls_token_id)
+            ids = encoded["input_ids"][number]
+            nowhere = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
             answer = _answer_tokens(chunk[source], begin, inside) or (nowhere, nowhere)
             windows.append(Window(features, first + source, (begin, end), inside, answer))
     return windows

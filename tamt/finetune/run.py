@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tamt import processes
@@ -33,7 +34,7 @@ from tamt.precision import Precision, choose_precision
 from tamt.recipes import RECIPES, Recipe
 from tamt.run_folder import CONFIG, KEEP, RESULTS, RunFolder, check_output, finished_results, processes_of_run
 from tamt.step_graph import starts_from_graphs
-from tamt.training import CHECK_EVERY, make_accelerator, report_arithmetic
+from tamt.training import CHECK_EVERY, check_runs, make_accelerator, report_arithmetic
 
 N_BEST = 20
 MAX_ANSWER_LENGTH = 30
@@ -268,6 +269,7 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
     if mask is not None:
         masks, info = load_masks(mask)
         apply_masks(job.model, masks)
+    check_runs(job.model, settings["model"], accelerator, partial(_first_loss, job))
     lr = _rate(task, settings, job.model, masks)
     with RunFolder.start(output, settings, resume, settings["keep"]) as folder:
         report_arithmetic(accelerator, asked)
@@ -324,6 +326,13 @@ def _rate(task: Task, settings: dict, model: PreTrainedModel, masks: Masks) -> f
     if settings["recipe"] == "paper":
         return task.lr
     return default_rate(model.config.hidden_size, sparsity_of(masks) if masks else 0.0)
+
+
+def _first_loss(job: Job) -> dict[str, Tensor]:
+    """The loss of two rows of the first step."""
+    batch = next(job.batches(1))
+    few = {name: tensor[:2] if tensor.dim() else tensor for name, tensor in batch.items()}
+    return job.loss({name: tensor.to(job.accelerator.device) for name, tensor in few.items()})
 
 
 def _classification(
@@ -388,6 +397,8 @@ def _input_length(task: Task, model: PreTrainedModel, tokenizer: PreTrainedToken
         raise UserError(
             f"--max-length {settings['max_length']} is more than the {longest} tokens of {settings['model']}"
         )
+    if model.config.pad_token_id is None:  # by which a decoder's classifier finds the last token of a row
+        model.config.pad_token_id = tokenizer.pad_token_id
     tokenizer.model_max_length = min(task.max_length, longest)
     return tokenizer.model_max_length
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from tamt.compare import similarity
+from tamt.compare import of_one_model, similarity
 from tamt.errors import UserError
 from tamt.mask_file import PackedMasks, load_packed
 from tamt.methods import OMP
@@ -102,7 +102,8 @@ def _compare(study: Study, model: str, sparsity: float) -> MaskGroup:
             distances = {name: 1 - value for name, value in per_matrix.items()}
             gathered.setdefault((ticket.method, ticket.variant), []).append(distances)
     group.differences = {
-        key: {name: sum(d[name] for d in masks) / len(masks) for name in masks[0]} for key, masks in gathered.items()
+        key: {name: sum(d[name] for d in masks) / len(masks) for name in masks[0] if all(name in d for d in masks)}
+        for key, masks in gathered.items()
     }
     if omp is not None:
         own = next(ticket for ticket, _ in loaded if ticket.method == OMP)
@@ -126,7 +127,7 @@ def _readable(
             study.skip(f"{ticket.run}/{ticket.mask.name}", f"cannot be read: {error}")
             continue
         like = like or mask
-        if mask.shapes != like.shapes:
+        if not of_one_model(mask, like):
             study.skip(f"{ticket.run}/{ticket.mask.name}", "is for other matrices than the first mask of the model")
             continue
         yield ticket, mask

@@ -36,9 +36,9 @@ def activation_importance(search: Search) -> dict[str, Tensor]:
         partial(input_norms, encoder, search.train_blocks, search.batch_size, search.seed, device)
     )
     importance = {}
-    for name, module in prunable_modules(encoder).items():
-        magnitude = module.weight.detach().abs()
-        importance[f"{name}.weight"] = magnitude * norms[name].to(device) if name in norms else magnitude
+    for name, weight in search.weights().items():
+        norm = norms.get(name.removesuffix(".weight"))
+        importance[name] = weight.detach().abs() if norm is None else weight.detach().abs() * norm.to(device)
     return importance
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tamt import processes, termination
 from tamt.console import Progress
-from tamt.masking import Masks, packed_masks, prunable_weights, sparsity_of, top_masks
+from tamt.masking import Masks, packed_masks, sparsity_of, top_masks
 from tamt.objectives import Losses
 from tamt.search.setting import MASK_FILE, Search
 from tamt.training import NonFiniteError, make_optimizer, restore_training, training_state, training_steps
@@ -32,7 +32,7 @@ def iterative_pruning(search: Search) -> list[dict]:
     student.decoder.weight.requires_grad_(False)
     parameters = {name: p for name, p in student.model.named_parameters() if p.requires_grad}
     initial = {name: p.detach().clone() for name, p in parameters.items()}
-    weights = prunable_weights(student.model)
+    weights = search.weights()
     masks: Masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
     packed = packed_masks(student.model, masks)  # by which each step cuts the gradients
     optimizer, schedule = make_optimizer(parameters.values(), search.lr, search.schedule_steps, pruned=packed)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from tamt.masking import Masks, apply_masks, magnitude_masks, prunable_weights, random_masks
+from tamt.masking import Masks, apply_masks, magnitude_masks, random_masks
 from tamt.search.setting import MASK_FILE, Search
 
 
@@ -22,7 +22,7 @@ def at_random(search: Search) -> list[dict]:
 def oneshot(search: Search, find: Callable[[dict[str, Tensor]], Masks]) -> list[dict]:
     """Save the masks that `find` returns for the prunable weights, and measure them where there is dev text."""
     started = time.monotonic()
-    masks = find(prunable_weights(search.student.model))
+    masks = find(search.weights())
     seconds = time.monotonic() - started
     search.save(masks, 0, MASK_FILE)
     apply_masks(search.student.model, masks)

@@ -68,7 +68,7 @@ def starting_point(search: Search) -> tuple[Masks, dict[str, Tensor]]:
             an input of the calibration, is not finite.
     """
     kind = scores_of_start(search.scores, search.initial)
-    weights = prunable_weights(search.student.encoder)
+    weights = search.weights()
     importance: dict[str, Tensor] = {}
     if kind == "magnitude":
         importance = {name: weight.detach().abs() for name, weight in weights.items()}
@@ -93,16 +93,16 @@ def initial_masks(search: Search, initial: str) -> Masks:
         UserError: see `check_initial` and `read_initial`.
     """
     check_initial(initial)
-    weights = prunable_weights(search.student.encoder)
+    weights = search.weights()
     if initial == "omp":
         return magnitude_masks(weights, search.sparsity)
     if initial == "random":
         return random_masks(weights, search.sparsity, search.seed)
-    return read_initial(Path(initial), search.student.encoder, search.sparsity)
+    return read_initial(Path(initial), search.student.encoder, search.sparsity, not search.dense_embedding)
 
 
-def read_initial(path: Path, encoder: PreTrainedModel, sparsity: float) -> Masks:
-    """The masks of a file for the matrices that train, on the model's device.
+def read_initial(path: Path, encoder: PreTrainedModel, sparsity: float, embedding: bool = True) -> Masks:
+    """The masks of a file for the matrices that train, on the model's device; the word embedding's if it is masked too.
 
     Raises:
         UserError: the file cannot be read, is for another model, or has another sparsity.
@@ -116,7 +116,11 @@ def read_initial(path: Path, encoder: PreTrainedModel, sparsity: float) -> Masks
                 f"the mask {path} prunes {1 - int(mask.sum()) / mask.numel():.4g} of {name}, not {sparsity:g}; give "
                 f"its own --sparsity ({info.sparsity:g}) or a mask of this one"
             )
-    return {name: masks[name].to(weight.device) for name, weight in prunable_weights(encoder).items()}
+    weights = prunable_weights(encoder, embedding=embedding)
+    for name in weights:
+        if name not in masks:
+            raise UserError(f"the mask {path} has none for {name}; give --dense-embedding or a mask of every matrix")
+    return {name: masks[name].to(weight.device) for name, weight in weights.items()}
 
 
 @torch.no_grad()

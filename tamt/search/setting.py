@@ -14,7 +14,7 @@ from tamt.data.corpora import Blocks, train_batches
 from tamt.evaluate import dev_losses
 from tamt.files import write_atomically
 from tamt.mask_file import MaskInfo, save_masks
-from tamt.masking import Masks, Ranking, magnitude_masks, random_masks, sparsity_of
+from tamt.masking import Masks, Ranking, magnitude_masks, prunable_weights, random_masks, sparsity_of
 from tamt.methods import find_method
 from tamt.models import MaskedLanguageModel
 from tamt.objectives import COUNTS, TokenMasking, prepare
@@ -67,11 +67,17 @@ class Search:
     threshold_every: int = 1
     pooler: Tensor | None = None
     """The pooler's weight, if it is to be pruned: it gets no gradient, so its mask is that of the one-shot method."""
+    dense_embedding: bool = False
+    """Whether the word embedding is left out of the masks."""
     compile: bool = False
     """Whether mask training compiles the encoder and the teacher; other methods do not."""
     cuda_graphs: bool = False
     """Whether mask training and IMP start their steps from CUDA graphs, see `tamt.step_graph`."""
     results: list[dict] = field(default_factory=list)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The matrices of the student that masks are searched for; see `prunable_weights`."""
+        return prunable_weights(self.student.model, embedding=not self.dense_embedding)
 
     def batches(self, first: int, masking: TokenMasking | None) -> Iterator[dict[str, Tensor]]:
         """This process's training batches from optimizer step `first` (from 1) on, prepared, on the CPU.

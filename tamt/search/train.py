@@ -9,7 +9,7 @@ from tamt import processes
 from tamt.console import say
 from tamt.data.corpora import load_corpus, load_held_out
 from tamt.errors import UserError, check_choice, check_positive, check_seed
-from tamt.evaluate import block_length, read_head
+from tamt.evaluate import block_length, check_encoder_runs, read_head
 from tamt.masking import Ranking
 from tamt.methods import METHODS, SCHEDULE_STEPS, Method, MethodName, find_method, paper_steps, variant_options
 from tamt.models import dense_twin, load_masked_language_model, load_pooler, load_tokenizer
@@ -52,6 +52,7 @@ def train(
     kd_weight: float = 1.0,
     threshold_every: int = 1,
     prune_pooler: bool = False,
+    dense_embedding: bool = False,
     compile: bool = False,
     no_cuda_graphs: bool = False,
     head: Path | None = None,
@@ -81,7 +82,7 @@ def train(
         seed: of the order of the text, the masked tokens, dropout, and the random mask.
         batch_size: blocks of text a batch, in each process.
         accumulation: batches an optimizer step.
-        max_length: tokens of a block; 512, or the model's positions if fewer.
+        max_length: tokens of a block; 512, or what the model or its tokenizer takes at most if that is less.
         lr: peak learning rate; by default the paper's, raised for mask training that is too short for it.
         precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
             a GPU and fp32 on a CPU. Scores and thresholds are always fp32.
@@ -98,6 +99,7 @@ def train(
         kd_weight: weight of the KD loss beside MLM's 1 in tamt-mlm+kd.
         threshold_every: steps between two renewals of the masks.
         prune_pooler: mask the pooler too, by the one-shot method, as it gets no gradient.
+        dense_embedding: leave the word embedding out of the masks, so that it stays dense.
         compile: compile the encoder and the KD teacher with torch.compile, at the first step; off, as it is slower on a
             CPU, and on an H100, where a step took 17 ms in place of 20, a gain only after some 6,000 steps.
         no_cuda_graphs: start the kernels of a step one by one. On a GPU, in one process, each step of mask training,
@@ -148,10 +150,10 @@ def train(
         if "attention" in weights:
             projections_of(student.encoder)
         if initial is not None and initial not in MASKS_BY_NAME:
-            read_initial(Path(initial), student.encoder, sparsity)
+            read_initial(Path(initial), student.encoder, sparsity, not dense_embedding)
         pooler = load_pooler(model) if prune_pooler else None
         tokenizer = load_tokenizer(model)
-        length = block_length(max_length, student.model)
+        length = block_length(max_length, student.model, tokenizer)
         train_blocks = dev_blocks = None
         if corpus and found.needs_text:
             train_blocks, dev_blocks = load_corpus(corpus, dev_corpus, tokenizer, length)
@@ -160,6 +162,8 @@ def train(
     if dev_blocks is not None and eval_blocks is not None:
         dev_blocks, _ = dev_blocks.split(eval_blocks)
     student.model.to(accelerator.device)
+    if text := train_blocks or dev_blocks:
+        check_encoder_runs(student, model, accelerator, text)
     in_place = not found.trains_scores  # these cut the student's own weights, so the teacher needs its own
     teacher = copy.deepcopy(student.encoder) if in_place else dense_twin(student.encoder, compute_dtype(accelerator))
     cuda_graphs = not found.one_shot and starts_from_graphs(no_cuda_graphs)
@@ -195,6 +199,7 @@ def train(
             ranking=ranking,
             threshold_every=threshold_every,
             pooler=pooler,
+            dense_embedding=dense_embedding,
             compile=compile,
             cuda_graphs=cuda_graphs,
         )

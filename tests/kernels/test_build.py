@@ -77,11 +77,56 @@ def test_the_build_asks_for_the_torch_that_is_installed(monkeypatch, hook):
     assert not any(each.startswith("torch") for each in getattr(backend(), hook)(None))
 
 
-def test_the_build_takes_any_torch_where_none_is_installed(monkeypatch, tmp_path):
+@pytest.fixture
+def python(monkeypatch, tmp_path):
+    """A backend whose Python has packages in `own`, `user` and `below`, and is a virtual environment that is closed."""
     monkeypatch.setenv("TAMT_BUILD", "auto")
     module = backend()
-    monkeypatch.setattr(module.sysconfig, "get_path", lambda name: str(tmp_path))
-    assert "torch>=2.7" in module.get_requires_for_build_wheel(None)
+    monkeypatch.setattr(module.sysconfig, "get_path", lambda name: str(tmp_path / "own"))
+    monkeypatch.setattr(module.site, "getusersitepackages", lambda: str(tmp_path / "user"))
+    monkeypatch.setattr(module.site, "getsitepackages", lambda prefixes: [str(tmp_path / "below")])
+    monkeypatch.setattr(module.sys, "prefix", str(tmp_path))
+    (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
+    return module
+
+
+def install_torch(folder, version):
+    (folder / f"torch-{version}.dist-info").mkdir(parents=True)
+    (folder / f"torch-{version}.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
+
+
+def supported_torch():
+    dependencies = (ROOT / "pyproject.toml").read_text().splitlines()
+    return next(line.strip(' ",') for line in dependencies if line.strip().startswith('"torch>='))
+
+
+def test_the_build_takes_a_torch_that_the_package_takes_where_none_is_installed(python):
+    assert supported_torch() in python.get_requires_for_build_wheel(None)
+
+
+@pytest.mark.parametrize("folder", ["own", "user", "below"])
+@pytest.mark.parametrize("kind", ["closed", "open", "none"])
+def test_the_build_finds_torch_wherever_the_interpreter_does(python, tmp_path, folder, kind):
+    install_torch(tmp_path / folder, "2.9.1+cpu")
+    if kind == "none":
+        (tmp_path / "pyvenv.cfg").unlink()
+    if kind == "open":
+        (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = true\n")
+    seen = folder == "own" or kind != "closed"
+    assert ("torch==2.9.1" if seen else supported_torch()) in python.get_requires_for_build_wheel(None)
+
+
+def test_of_two_torches_the_build_takes_the_one_that_is_imported(python, tmp_path):
+    install_torch(tmp_path / "own", "2.9.1")
+    install_torch(tmp_path / "below", "2.8.0")
+    (tmp_path / "pyvenv.cfg").write_text("include-system-site-packages = true\n")
+    assert "torch==2.9.1" in python.get_requires_for_build_wheel(None)
+
+
+@pytest.mark.parametrize("version", ["2.6.0", "2.16.0", "3.0.0"])
+def test_a_torch_that_the_package_will_replace_is_not_built_for(python, tmp_path, version):
+    install_torch(tmp_path / "own", version)
+    assert supported_torch() in python.get_requires_for_build_wheel(None)
 
 
 def test_sources_are_packed_without_torch(monkeypatch):

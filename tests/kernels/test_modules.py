@@ -222,6 +222,18 @@ def test_layers_that_cannot_be_wrapped():
         tk.MaskedLinear.from_linear(nn.Linear(2, 2), 1, ranking="best")
 
 
+def test_a_state_of_another_keep_is_refused() -> None:
+    layers = [tk.MaskedLinear.from_linear(nn.Linear(8, 8), keep) for keep in (32, 10)]
+    state = layers[0].state_dict()
+    with pytest.raises((RuntimeError, ValueError), match="keep is 32 but must be 10"):
+        layers[1].load_state_dict(state)
+    same = tk.MaskedLinear.from_linear(nn.Linear(8, 8), 32)
+    same.load_state_dict(state)
+    assert torch.equal(same.mask, layers[0].mask)
+    del state["_extra_state"]  # as it was saved before there was one
+    same.load_state_dict(state)
+
+
 @pytest.mark.parametrize("made", ["at each call", "by the optimizer", "overwritten"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dims", [1, 2, 3, 4])

@@ -18,7 +18,8 @@ SPECIAL = {
 }
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 POSITIONS = {**SIZES, "max_position_embeddings": 64, "pad_token_id": 0}
-MODERN = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3, "local_attention": 16}
+SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+MODERN = {**SPECIAL_IDS, "cls_token_id": 2, "sep_token_id": 3, "local_attention": 16}
 RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0}
 
 FAMILIES: Mapping[str, Callable[..., Any]] = {
@@ -31,7 +32,33 @@ FAMILIES: Mapping[str, Callable[..., Any]] = {
     "deberta": lambda **o: tf.DebertaForMaskedLM(tf.DebertaConfig(**POSITIONS | RELATIVE | o)),
     "modernbert": lambda **o: tf.ModernBertForMaskedLM(tf.ModernBertConfig(**POSITIONS | MODERN | o)),
     "llama": lambda **o: tf.LlamaForCausalLM(
-        tf.LlamaConfig(**POSITIONS | {"num_key_value_heads": 1, "bos_token_id": 2, "eos_token_id": 3} | o)
+        tf.LlamaConfig(**POSITIONS | SPECIAL_IDS | {"num_key_value_heads": 1} | o)
+    ),
+    "eurobert": lambda **o: tf.EuroBertForMaskedLM(
+        tf.EuroBertConfig(**POSITIONS | SPECIAL_IDS | {"num_key_value_heads": 2} | o)
+    ),
+    "xlnet": lambda **o: tf.XLNetLMHeadModel(
+        tf.XLNetConfig(d_model=32, n_layer=2, n_head=2, d_inner=64, pad_token_id=0, **o)
+    ),
+    "funnel": lambda **o: tf.FunnelForMaskedLM(
+        tf.FunnelConfig(block_sizes=[1, 1], d_model=32, n_head=2, d_head=16, d_inner=64, **o)
+    ),
+    "t5": lambda **o: tf.T5ForConditionalGeneration(
+        tf.T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0, **o)
+    ),
+    "bart": lambda **o: tf.BartModel(
+        tf.BartConfig(
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            max_position_embeddings=64,
+            **SPECIAL_IDS,
+            **o,
+        )
     ),
 }
 """Makes the model of a family with its MLM head; options are those of its configuration."""

@@ -251,3 +251,80 @@ def test_a_decoder_that_is_missing_is_the_embedding(tmp_path: Path) -> None:
     assert torch.equal(heads.decoder.weight, heads.model.get_input_embeddings().weight)
     assert heads.decoder.weight is not heads.model.get_input_embeddings().weight
     assert AutoTokenizer.from_pretrained(model).mask_token == "[MASK]"
+
+
+# Models that are not of BERT's family, and configurations that ask for something else.
+
+
+@pytest.mark.parametrize("family", ["llama", "eurobert", "xlnet", "funnel"])
+def test_a_model_outside_the_family_is_fine_tuned_where_all_is_there(family: str, command, tmp_path: Path) -> None:
+    model = save_family(tmp_path / "model", family)
+    assert main(command("finetune", model)) == 0
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_an_encoder_with_a_decoder_is_refused(family: str, command, tmp_path: Path, capsys) -> None:
+    model = save_family(tmp_path / "model", family)
+    check_refused(command("finetune", model), "has no prunable matrix for us, as it has a decoder", capsys)
+
+
+@pytest.mark.parametrize("name", ["omp", "finetune"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_position_embeddings", 64.0),
+        ("hidden_size", "32"),
+        ("num_attention_heads", 0),
+        ("vocab_size", None),
+        ("pad_token_id", 1000),
+        ("hidden_act", "nope"),
+        ("hidden_dropout_prob", 2.0),
+        ("add_cross_attention", True),
+        ("model_type", "nope"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_one_sentence(key, value, name, command, tmp_path: Path, capsys) -> None:
+    model = save_family(tmp_path / "model", "bert")
+    change_config(model, **{key: value})
+    check_refused(command(name, model), f"in {str(model)!r} cannot be read (", capsys)
+
+
+@pytest.mark.parametrize("name", ["omp", "tamt-kd", "evaluate", "finetune"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "deberta"])
+def test_a_configuration_that_asks_for_tuples_changes_nothing(family: str, name: str, command, tmp_path: Path) -> None:
+    model = save_family(tmp_path / "model", family)
+    change_config(model, return_dict=False, output_attentions=True, output_hidden_states=True)
+    assert main(command(name, model)) == 0
+
+
+@pytest.mark.parametrize("name", ["omp", "tamt-kd", "evaluate", "finetune"])
+def test_a_precision_that_a_model_cannot_compute_in_is_one_sentence(name, command, tmp_path: Path, capsys) -> None:
+    """DeBERTa fills masked scores with float32's least number, also in bf16."""
+    model = save_family(tmp_path / "model", "deberta")
+    message = "does not run in bf16 (value cannot be converted to type c10::BFloat16 without overflow); give"
+    if torch.cuda.is_available():
+        pytest.skip("of GPUs other types overflow")
+    capsys.readouterr()
+    assert main([*command(name, model), "--precision", "bf16"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out" / name).exists()
+
+
+@pytest.mark.parametrize("name", ["omp", "tamt-kd", "evaluate"])
+@pytest.mark.parametrize("longest", [8, 24])
+def test_a_tokenizer_of_shorter_inputs_than_the_model_is_no_mistake(name, longest, command, tmp_path: Path) -> None:
+    model = save_family(tmp_path / "model", "bert")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.model_max_length = longest
+    tokenizer.save_pretrained(model)
+    words = command(name, model)
+    at = words.index("--max-length")
+    assert main(words[:at] + words[at + 2 :]) == 0
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "electra", "deberta"])
+def test_a_pooler_that_is_not_there_cannot_be_pruned(family: str, command, tmp_path: Path, capsys) -> None:
+    model = save_family(tmp_path / "model", family)
+    check_refused([*command("omp", model), "--prune-pooler"], "has no trained pooler (pooler.dense)", capsys)

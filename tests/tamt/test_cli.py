@@ -1,16 +1,18 @@
 """The command line: results on stdout, one sentence for every mistake, nothing overwritten."""
 
+import inspect
 import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from tamt.cli import COMMANDS, main
+from tamt.cli import COMMANDS, main, parse
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -179,6 +181,53 @@ def test_a_list_in_a_config_is_written_as_one(value, shown, command, tmp_path: P
     file.write_text(f"corpus: {value}\n")
     assert main([*command(corpus=None), "--config", str(file)]) == 2
     assert capsys.readouterr().err == f"tamt train: error: corpus in {file} is no list; write corpus: [{shown}]\n"
+
+
+REQUIRED = {
+    "train": ["--method", "omp", "--model", "m", "--output", "o"],
+    "finetune": ["--task", "sst2", "--model", "m", "--output", "o"],
+    "evaluate": ["--model", "m", "--corpus", "c"],
+    "sweep": ["study.yaml"],
+    "report": ["runs"],
+    "compare": ["a", "b"],
+    "export": ["--model", "m", "--mask", "k", "--output", "o"],
+    "demo": [],
+}
+
+
+@pytest.mark.parametrize("null", ["", " null", " ~"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_null_behind_an_option_of_a_config_leaves_it_as_it_is(name: str, null: str, tmp_path: Path) -> None:
+    command = getattr(import_module(COMMANDS[name][0]), name)
+    words, file = REQUIRED[name], tmp_path / "options.yaml"
+    expected = parse(name, command, words)
+    for option in inspect.signature(command).parameters:
+        file.write_text(f"{option}:{null}\n")
+        assert parse(name, command, [*words, "--config", str(file)]) == expected, option
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "{file} holds no options; write 'name: value' on each line, or leave --config out"),
+        ("# nothing\n", "{file} holds no options; write"),
+        ("seed: 1\nsparsity: 0.5\nseed: 2\n", "(seed is there twice in line 1); correct it"),
+        ("resume: 3\n", "resume in {file} is 3; write true or false"),
+        ("prune_pooler: 'no'\n", "prune_pooler in {file} is 'no'; write true or false"),
+        ("config: other.yaml\n", "config in {file} is no option"),
+        ("model: yes\n", "--model True is not text, so put it in quotes"),
+        ("seed: yes\n", "--seed True is not a whole number"),
+        ("save_at: [1, null]\n", "is no list of whole numbers such as 1,2,3"),
+        ("sparsity:\nseed: x\n", "--seed x is not a whole number"),
+    ],
+)
+def test_a_mistake_in_a_config_is_one_line(content, message, command, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(content)
+    assert main([*command(), "--config", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert message.format(file=file) in error
+    assert error.count("\n") == 1
 
 
 def test_kernels_that_are_not_there_are_one_line_too() -> None:

@@ -270,11 +270,41 @@ def test_a_mask_pt_of_records_that_grow_or_of_an_old_kind_is_refused(tmp_path: P
     torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     load_masks(tmp_path / "plain.pt")
     for name in ("small.pt", "old.pt"):
-        with pytest.raises(UserError, match="cannot be read as a dict of tensors"):
+        with pytest.raises(UserError, match="cannot be read as a dict of tensors") as error:
             load_masks(tmp_path / name)
+    assert "written by torch before 1.6" in str(error.value)
+    assert "torch.save(torch.load(FILE), FILE)" in str(error.value)
 
 
-@pytest.mark.parametrize("content", [{}, [1], {"a.weight": torch.ones(3)}, {"a": torch.ones(3, dtype=torch.bool)}])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int64]
+)
+@pytest.mark.parametrize("name", ["bert.a.weight_mask", "module.bert.a.weight"])
+def test_a_mask_pt_holds_zeros_and_ones_of_any_type(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
+    mask = torch.rand(5, 7, generator=torch.Generator().manual_seed(0)) < 0.5
+    torch.save({name: mask.to(dtype)}, tmp_path / "mask.pt")
+    masks, info = load_masks(tmp_path / "mask.pt")
+    assert torch.equal(masks["a.weight"], mask)
+    assert info.sparsity == pytest.approx(1 - mask.float().mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, 2.0, float("nan"), 1 - 1e-7])
+def test_a_mask_pt_with_other_values_is_refused(tmp_path: Path, value: float) -> None:
+    torch.save({"a.weight": torch.tensor([[1.0, 0.0, value]])}, tmp_path / "mask.pt")
+    with pytest.raises(UserError, match=r"holds other values than 0 and 1 in 'a.weight'"):
+        load_masks(tmp_path / "mask.pt")
+
+
+@pytest.mark.parametrize("name", ["mask.safetensors", "mask.pt"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(UserError, match=f"{name} is a pointer of Git LFS and not the file itself; run git lfs pull"):
+        load_masks(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content", [{}, [1], {"a.weight": torch.full((3,), 0.5)}, {"a": torch.ones(3, dtype=torch.bool)}]
+)
 def test_a_mask_pt_of_anything_else_is_refused(tmp_path: Path, content) -> None:
     torch.save(content, tmp_path / "mask.pt")
     with pytest.raises(UserError, match=r"mask\.pt"):

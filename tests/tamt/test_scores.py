@@ -112,7 +112,7 @@ def plain_norms(encoder, blocks: Blocks, seed: int) -> dict[str, Tensor]:
         return forward(self, x)
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(torch.nn.Linear, "forward", watched)
+        patch.setattr(tk.Linear, "forward", watched)
         chosen = next(train_batches(blocks, min(CALIBRATION_BLOCKS, len(blocks)), seed, 0))
         for ids, real in zip(chosen["input_ids"], chosen["attention_mask"], strict=True):
             encoder(input_ids=ids[None, : int(real.sum())])
