@@ -25,6 +25,7 @@ SEARCH_SETTINGS = [
     "corpus",
     EFFECTIVE_BATCH,
     "max_length",
+    "recipe",
     "lr",
     "precision",
     "ranking",
@@ -36,6 +37,8 @@ SEARCH_SETTINGS = [
 ]
 """What searches of one method must share to be averaged, beside what the figures tell apart."""
 ONE_SHOT_SETTINGS = ("prune_pooler",)
+CALIBRATED_SETTINGS = ("corpus", "max_length", *ONE_SHOT_SETTINGS)
+"""The same of one-shot methods, and of those among them that read text."""
 FINETUNE_SETTINGS = [
     "epochs",
     EFFECTIVE_BATCH,
@@ -274,7 +277,10 @@ def _alike(study: Study, runs: list[_Run], kind: str) -> list[_Run]:
     def keys(run: _Run) -> Iterable[str]:
         if kind == "task":
             return FINETUNE_SETTINGS
-        return ONE_SHOT_SETTINGS if is_one_shot(run.config["method"]) else SEARCH_SETTINGS
+        method = run.config["method"]
+        if not is_one_shot(method):
+            return SEARCH_SETTINGS
+        return CALIBRATED_SETTINGS if METHODS[method].needs_text else ONE_SHOT_SETTINGS
 
     def settings(run: _Run) -> tuple:
         return tuple(

@@ -13,11 +13,12 @@ import torch
 
 from tamt.mask_file import MaskInfo, save_masks
 from tamt.masking import magnitude_masks, random_masks, top_masks
+from tamt.methods import is_one_shot
 from tamt.run_folder import write_config
 
 LAYERS = 4
 TASKS = {"cola": ("matthews", 0.55, 8551), "sst2": ("accuracy", 0.92, 67349), "stsb": ("pearson", 0.88, 5749)}
-GAIN = {"tamt-mlm": 0.45, "tamt-kd": 0.55, "imp": 0.3, "omp": 0.0, "rand": -1.0}
+GAIN = {"tamt-mlm": 0.45, "tamt-kd": 0.55, "imp": 0.3, "wanda": 0.2, "omp": 0.0, "rand": -1.0}
 STEPS = 200
 SAVE_AT = (50, 100)
 
@@ -49,7 +50,7 @@ class ExampleStudy:
 
     def quality(self, method: str, initial: str | None, sparsity: float, progress: float) -> float:
         """How much a subnetwork keeps of the full model, 0 to 1."""
-        gain = GAIN[method] * (1 - math.exp(-4 * progress)) if method not in ("omp", "rand") else GAIN[method]
+        gain = GAIN[method] * (1 - math.exp(-4 * progress)) if not is_one_shot(method) else GAIN[method]
         if initial == "random":
             gain = GAIN["rand"] + 1.1 * (1 - math.exp(-2 * progress))
         damage = sparsity**3 * (1 - 0.7 * gain)
@@ -77,7 +78,7 @@ class ExampleStudy:
             return magnitude_masks(start, sparsity)
         if method == "rand" or initial == "random":
             return random_masks(start, sparsity, seed)
-        drift = {"tamt-mlm": 0.5, "tamt-kd": 0.25, "imp": 0.4}[method] * progress
+        drift = {"tamt-mlm": 0.5, "tamt-kd": 0.25, "imp": 0.4, "wanda": 0.3}[method] * progress
         other = weights(100 + seed + 10 * len(method))
         scores = {
             name: weight.abs() + drift * (1 + i / len(start)) * other[name]
@@ -99,7 +100,7 @@ class ExampleStudy:
         """A finished search; returns its masks, each with what a fine-tuning is to know of it."""
         start = "_random" if initial == "random" else ""
         run = f"search/{method}_{Path(model).name}_s{sparsity}{start}_steps{steps}_seed{seed}"
-        one_shot = method in ("omp", "rand")
+        one_shot = is_one_shot(method)
         last = 0 if one_shot else steps
         path = self.folder / run
         found, rows, metrics = [], [], []

@@ -437,7 +437,23 @@ def test_searches_that_start_from_other_scores_are_told_apart(tmp_path: Path) ->
 
 def test_scores_are_not_named_where_all_searches_share_them(tmp_path: Path) -> None:
     study = ExampleStudy(tmp_path / "study", ("m",))
-    for seed, settings in enumerate([{"initial": None, "recipe": "paper"}, {"initial": "omp"}, {"initial": "random"}]):
+    for seed, settings in enumerate(
+        [{"initial": None, "scores": "two-valued"}, {"initial": "omp"}, {"initial": "random"}]
+    ):
         study.search("m", "tamt-kd", 0.7, seed=seed, **settings)
     found = {ticket.seed: ticket.variant for ticket in read_study(study.folder).tickets}
     assert found == {0: None, 1: None, 2: "random start"}
+
+
+def test_searches_on_other_text_or_with_another_recipe_are_not_averaged(tmp_path: Path) -> None:
+    study = ExampleStudy(tmp_path / "study", ("m",))
+    for seed in (0, 1, 2):
+        study.search("m", "wanda", 0.7, seed=seed, corpus=["demo"] if seed else ["other.txt"])
+        recipe = "short" if seed else "paper"
+        study.search("m", "tamt-kd", 0.7, seed=seed, initial=None, scores="two-valued", recipe=recipe)
+    read = read_study(study.folder)
+    assert sorted((ticket.method, ticket.seed) for ticket in read.tickets) == [
+        *(("tamt-kd", seed) for seed in (1, 2)),
+        *(("wanda", seed) for seed in (1, 2)),
+    ]
+    assert {item.why.split(" where")[0] for item in read.skipped} == {"has recipe paper", "has corpus other.txt"}
