@@ -11,7 +11,11 @@ WIDTH_OF_BASE = 768
 RATE_OF_BASE = 2e-5
 """The paper's, for an unpruned base model (Table 1)."""
 RISE_BY_SPARSITY = 10.0
-"""A model with a share s of its weights pruned takes 1 + 10 s times the rate of the unpruned one."""
+"""A model with a share s of its weights pruned takes 1 + 10 s times the rate of the unpruned one.
+
+Measured at width 384 on STS-B: unpruned 2e-5 to 1e-4 are best, at 70 % 3e-4, for masks of every method. Pruned base
+models were not measured.
+"""
 
 
 def default_rate(width: int, sparsity: float) -> float:
