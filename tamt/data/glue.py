@@ -1,7 +1,7 @@
 """Rows of sentences and pairs: GLUE's tasks from its files or the hub, the demo's, and files of your own."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,11 @@ from tamt.errors import UserError
 if TYPE_CHECKING:
     import datasets
 
+DEMO_FILES: dict[str, Callable[[], Path]] = {
+    "demo": lambda: demo.snippets_file(),
+    "questions": lambda: demo.questions_file(),
+}
+"""The rows of the tasks that come from the package index."""
 DEMO_DEV_ROWS = 1000
 DEMO_SPLIT_SEED = 0
 """The demo's dev rows are the same whatever the seed of a run, so that runs are compared on the same rows."""
@@ -56,9 +61,9 @@ def load_rows(
         return _load_own(task, train_file, dev_file)
     if train_file is not None or dev_file is not None:
         raise UserError(f"--train-file and --dev-file are for --task classification, not {task.name}; leave them out")
-    if task.name == "demo":
+    if task.name in DEMO_FILES:
         if data_dir is not None:
-            raise UserError("the task demo fetches its own rows; leave --data-dir out")
+            raise UserError(f"the task {task.name} fetches its own rows; leave --data-dir out")
         return task, _load_demo(task)
     splits = _load_glue(task, data_dir) if data_dir is not None else _load_hub(task)
     report_counts(task, {split: len(rows) for split, rows in splits.items()})
@@ -91,7 +96,7 @@ def hub_split(split: str) -> str:
 
 
 def _load_demo(task: Task) -> dict[str, Rows]:
-    file = demo.snippets_file()
+    file = DEMO_FILES[task.name]()
     rows = to_rows(task, file, read_file(file, task))
     order = np.random.default_rng(DEMO_SPLIT_SEED).permutation(len(rows)).tolist()
     return {"train": rows.take(order[DEMO_DEV_ROWS:]), "dev": rows.take(order[:DEMO_DEV_ROWS])}

@@ -125,6 +125,13 @@ TASKS = {
             lr=3e-5,
         ),
         Task("demo", label_names=SENTIMENTS, eval_every=200, batch_size=16, max_length=64),
+        Task(
+            "questions",
+            label_names=("abbreviation", "description", "entity", "human", "location", "number"),
+            eval_every=200,
+            batch_size=8,
+            max_length=64,
+        ),
         Task("classification"),
     )
 }

@@ -81,8 +81,8 @@ def finetune(
     """Fine-tune a subnetwork, or the full model, on a task; what the mask prunes stays exactly zero.
 
     Args:
-        task: cola, sst2, rte, mnli, mrpc, stsb or squad; demo (the VADER movie snippets); or classification, with files
-            of your own.
+        task: cola, sst2, rte, mnli, mrpc, stsb or squad; demo (the VADER movie snippets) or questions (TREC's), from
+            the package index; or classification, with files of your own.
         model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
         output: new folder for the run: results.json, metrics.jsonl, config.yaml, TensorBoard, the best model, its
             predictions on the dev rows and a picture of them.

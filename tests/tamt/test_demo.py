@@ -15,11 +15,13 @@ from tamt.demo import LABELS, SEARCH
 def _tiny(tiny_bert: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(2, (60,), generator=generator).tolist()
-    rows = ["sentence\tlabel", *(f"the {'big' if label else 'small'} cat sees a dog\t{label}" for label in labels)]
-    (tmp_path / "snippets.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    asked = {0: "number", 1: "human"}
+    rows = ["sentence\tlabel"]
+    rows += [f"the {'big' if label else 'small'} cat sees a dog\t{asked[label]}" for label in labels]
+    (tmp_path / "questions.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     monkeypatch.setattr(demo, "model_folder", lambda name: tiny_bert)
     monkeypatch.setattr(demo, "corpus_files", lambda: (corpus, corpus))
-    monkeypatch.setattr(demo, "snippets_file", lambda: tmp_path / "snippets.tsv")
+    monkeypatch.setattr(demo, "questions_file", lambda: tmp_path / "questions.tsv")
     monkeypatch.setattr(glue, "DEMO_DEV_ROWS", 20)
     monkeypatch.setattr("tamt.demo.SEARCH", {**SEARCH, "max_length": 16})
 

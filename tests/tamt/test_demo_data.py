@@ -206,6 +206,13 @@ def test_text_is_plain_paragraphs_of_whole_articles(cache: Path, monkeypatch: py
     assert len([line for line in train if line.startswith("Article")]) == 19
 
 
+def test_questions_stand_once_with_what_they_ask_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["NUM:dist How far is it ?", "HUM:ind Who is it ?", "NUM:dist How far is it ?", "ABBR:exp What is  .com ?"]
+    put_asset(cache, monkeypatch, "ASKED", {demo.QUESTIONS: ("\n".join(lines) + "\n").encode()})
+    text = demo.questions_file().read_text(encoding="utf-8")
+    assert text == ("sentence\tlabel\nHow far is it ?\tnumber\nWho is it ?\thuman\nWhat is  .com ?\tabbreviation\n")
+
+
 def test_snippets_are_labelled_by_the_sign_of_their_rating(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = 'id\tsentiment\ttext\r\n1\t2.3\tA "good  film.\r\n2\t-0.6\tTepid.\r\n3\t0.0\tA film.\r\n'
     put_asset(cache, monkeypatch, "LABELLED", {demo.SNIPPETS: rows.encode()})
