@@ -213,12 +213,12 @@ def _task_options(
         except UserError as error:
             raise document.error(at, str(error)) from error
         options = {**shared, **_with_samples(document, at, own or {})}
-        if name == "classification":
+        if TASKS[name].own_files:
             for key in ("train_file", "dev_file"):
                 if key not in options:
-                    raise document.error(at, f"classification reads files of your own; add its {key}")
+                    raise document.error(at, f"{name} reads files of your own; add its {key}")
         elif strange := sorted(OF_FILES & options.keys()):
-            raise document.error(at, f"{strange[0]} is for the task classification; {name} knows its own")
+            raise document.error(at, f"{strange[0]} is for the task classification or regression; {name} knows its own")
         if data_dir is not None and TASKS[name].folder is not None:
             options = {"data_dir": data_dir, **options}
         tasks[name] = options
