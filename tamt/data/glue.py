@@ -112,12 +112,17 @@ def _load_own(task: Task, train_file: Path, dev_file: Path) -> tuple[Task, dict[
             f"{train_file} has only the label {min(names)!r} in its column {task.label_column}; "
             "give a file with two labels or more"
         )
-    counts = Counter(row[task.label_column] for _, row in train)
-    shown = ", ".join(f"{name!r} ({counts[name]:,} rows)" for name in (task.label_names or ())[:LABELS_SHOWN])
+    return task, {"train": to_rows(task, train_file, train), "dev": to_rows(task, dev_file, dev)}
+
+
+def labels_found(task: Task, train: Rows) -> str:
+    """The labels of one's own train rows and how many have each, for one line at the start of a run."""
+    names = task.label_names or ()
+    counts = Counter(train.labels)
+    shown = ", ".join(f"{name!r} ({counts[label]:,} rows)" for label, name in enumerate(names[:LABELS_SHOWN]))
     more = f" and {len(names) - LABELS_SHOWN:,} more" if len(names) > LABELS_SHOWN else ""
     hint = "; numbers to be predicted as such are for --task regression" if more and _are_numbers(names) else ""
-    say(f"{len(names):,} labels in {train_file}: {shown}{more}{hint}")
-    return task, {"train": to_rows(task, train_file, train), "dev": to_rows(task, dev_file, dev)}
+    return f"{len(names):,} labels: {shown}{more}{hint}"
 
 
 def _are_numbers(names: Iterable[str]) -> bool:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tamt import processes
 from tamt.console import say
-from tamt.data.glue import load_rows
+from tamt.data.glue import labels_found, load_rows
 from tamt.data.rows import Rows, subset
 from tamt.data.squad import Question, load_questions
 from tamt.data.tasks import Task, find_task
@@ -271,6 +271,8 @@ def _classification(
         model = load_classifier(settings["model"], task.label_names)
     length = _input_length(task, model, tokenizer, settings)
     train = rows["train"]
+    if task.name == "classification":
+        say(labels_found(task, train))
     if samples := settings["train_samples"]:
         strata = train.labels if task.kind == "classification" else None
         train = train.take(subset(strata, len(train), samples, settings["seed"]))

@@ -126,7 +126,8 @@ def train(
 
     accelerator = make_accelerator(precision, processes.parts_of_step(step_blocks, batch_size), seed)
     with processes.one_first():
-        student = load_masked_language_model(model)
+        with_mlm = method not in {"omp", "rand", "tamt-kd"} or head is not None
+        student = load_masked_language_model(model, need_head=with_mlm)
         if head is not None:
             student.load_head(read_head(head), head)
         pooler = load_pooler(model) if prune_pooler else None
