@@ -168,7 +168,7 @@ def _distances_from_omp(masks: Mapping[str, PackedMasks], model: str | None) -> 
 
 def _omp_of(model: str, masks: Mapping[str, PackedMasks]) -> dict[float, PackedMasks]:
     """The OMP masks of a model, by each sparsity of `masks`."""
-    weights = prunable_weights(load_masked_language_model(model).encoder)
+    weights = prunable_weights(load_masked_language_model(model, need_head=False).encoder)
     first = next(iter(masks.values()))
     if f"{POOLER}.weight" in first.shapes:
         weights[f"{POOLER}.weight"] = load_pooler(model)

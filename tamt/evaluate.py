@@ -113,7 +113,7 @@ def evaluate(
     asked, precision = precision, choose_precision(precision)
     accelerator = make_accelerator(precision, 1, seed)
     with processes.one_first():
-        student = load_masked_language_model(model)
+        student = load_masked_language_model(model, need_head=head is not None)
         if head is not None:
             student.load_head(read_head(head), head)
         if student.fresh_head:

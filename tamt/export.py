@@ -32,9 +32,11 @@ def export(model: str, mask: Path, output: Path) -> dict:
     apply_masks(encoder, masks)
     tokenizer = load_tokenizer(model, masking=False)
     trained = {name: tensor for name, tensor in encoder.state_dict().items() if name not in missing}
-    heads = load_masked_language_model(model)
+    heads = load_masked_language_model(model, need_head=False)
     with_head = not heads.fresh_head
     exported, state = _under_head(heads.model, trained) if with_head else (encoder, trained)
+    if not with_head:
+        say("no MLM head is written, as the checkpoint has none, or one that is not known here")
     # Beside the output under another name, and renamed when it is whole.
     output = output.resolve()  # "." has no name
     fresh = output.with_name(f".{output.name}.new")

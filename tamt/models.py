@@ -139,23 +139,31 @@ class MaskedLanguageModel:
         self.fresh_head = False
 
 
-def load_masked_language_model(name: str) -> MaskedLanguageModel:
+def load_masked_language_model(name: str, need_head: bool = True) -> MaskedLanguageModel:
     """The model `name` with an MLM head, whose decoder is untied: dense and frozen whatever befalls the embedding.
 
     The decoder is the checkpoint's own. Where that is tied to the word embedding, or missing, it is a copy of the
     embedding. A checkpoint without MLM head gets a fresh one (from torch's global generator: seed it first).
 
+    Args:
+        name: hub name or folder, or "demo".
+        need_head: whether the head is used. If not, a model whose head is not known here, such as ModernBERT, has a
+            `fresh_head`, so that no MLM loss is measured.
+
     Raises:
-        UserError: the model cannot be had, has no prunable matrix or no MLM head that is known here.
+        UserError: the model cannot be had, has no prunable matrix or no MLM head that is known here but needed.
     """
     model, missing = _load_model(AutoModelForMaskedLM, name)
-    if not _head_is_known(model):
+    known = _head_is_known(model)
+    if not known and need_head:
         raise UserError(
             f"the MLM head of {type(model).__name__} is not known here; choose a BERT, RoBERTa, DistilBERT or ELECTRA "
-            "model"
+            "model, or a method without MLM (omp, rand, tamt-kd)"
         )
     prunable_modules(model)
     speed_up(model)
+    if not known:
+        return MaskedLanguageModel(model, fresh_head=True)
     decoder, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     own = {key for key, parameter in model.named_parameters(remove_duplicate=False) if parameter is decoder.weight}
     if decoder.weight is embedding.weight or own & missing:

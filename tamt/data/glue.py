@@ -1,7 +1,8 @@
 """Rows of sentences and pairs: GLUE's tasks from its files or the hub, the demo's, and files of your own."""
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,9 +43,9 @@ def load_rows(
     """The rows of a task by split, train first, then the dev set; MNLI has a second one.
 
     Args:
-        task: see `find_task`; of "classification" the columns must have been set.
+        task: see `find_task`; of files of one's own the columns must have been set.
         data_dir: GLUE's `glue_data` folder or the task's folder in it, in place of the hub.
-        train_file: `.tsv` (unquoted, as GLUE's), `.csv` or `.jsonl` with the columns of "classification".
+        train_file: `.tsv` (unquoted, as GLUE's), `.csv` or `.jsonl` with the columns of the task.
         dev_file: the same for its dev rows.
 
     Returns:
@@ -53,14 +54,16 @@ def load_rows(
     Raises:
         UserError: a file, column or label is missing or wrong, a split is empty, or the hub cannot be reached.
     """
-    if task.name == "classification":
+    if task.own_files:
         if train_file is None or dev_file is None:
-            raise UserError("the task classification reads files of your own; give --train-file and --dev-file")
+            raise UserError(f"the task {task.name} reads files of your own; give --train-file and --dev-file")
         if data_dir is not None:
-            raise UserError("--data-dir is for GLUE's layout; give --train-file and --dev-file to classification")
+            raise UserError(f"--data-dir is for GLUE's layout; give --train-file and --dev-file to {task.name}")
         return _load_own(task, train_file, dev_file)
     if train_file is not None or dev_file is not None:
-        raise UserError(f"--train-file and --dev-file are for --task classification, not {task.name}; leave them out")
+        raise UserError(
+            f"--train-file and --dev-file are for --task classification or regression, not {task.name}; leave them out"
+        )
     if task.name in DEMO_FILES:
         if data_dir is not None:
             raise UserError(f"the task {task.name} fetches its own rows; leave --data-dir out")
@@ -104,6 +107,8 @@ def _load_demo(task: Task) -> dict[str, Rows]:
 
 def _load_own(task: Task, train_file: Path, dev_file: Path) -> tuple[Task, dict[str, Rows]]:
     train, dev = read_file(train_file, task), read_file(dev_file, task)
+    if task.kind == "regression":
+        return task, {"train": to_rows(task, train_file, train), "dev": to_rows(task, dev_file, dev)}
     names = {row[task.label_column] for _, row in train}
     numbers = all(name.removeprefix("-").isdecimal() and len(name) < 20 for name in names)
     task = replace(task, label_names=tuple(sorted(names, key=int if numbers else None)))
@@ -112,11 +117,24 @@ def _load_own(task: Task, train_file: Path, dev_file: Path) -> tuple[Task, dict[
             f"{train_file} has only the label {min(names)!r} in its column {task.label_column}; "
             "give a file with two labels or more"
         )
-    counts = Counter(row[task.label_column] for _, row in train)
-    shown = ", ".join(f"{name!r} ({counts[name]:,} rows)" for name in (task.label_names or ())[:LABELS_SHOWN])
-    more = f" and {len(names) - LABELS_SHOWN:,} more" if len(names) > LABELS_SHOWN else ""
-    say(f"{len(names):,} labels in {train_file}: {shown}{more}")
     return task, {"train": to_rows(task, train_file, train), "dev": to_rows(task, dev_file, dev)}
+
+
+def labels_found(task: Task, train: Rows) -> str:
+    """The labels of one's own train rows and how many have each, for one line at the start of a run."""
+    names = task.label_names or ()
+    counts = Counter(train.labels)
+    shown = ", ".join(f"{name!r} ({counts[label]:,} rows)" for label, name in enumerate(names[:LABELS_SHOWN]))
+    more = f" and {len(names) - LABELS_SHOWN:,} more" if len(names) > LABELS_SHOWN else ""
+    hint = "; numbers to be predicted as such are for --task regression" if more and _are_numbers(names) else ""
+    return f"{len(names):,} labels: {shown}{more}{hint}"
+
+
+def _are_numbers(names: Iterable[str]) -> bool:
+    try:
+        return all(math.isfinite(float(name)) for name in names)
+    except ValueError:
+        return False
 
 
 def _load_glue(task: Task, data_dir: Path) -> dict[str, Rows]:

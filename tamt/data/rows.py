@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from tamt.console import say
 from tamt.data.tasks import Task
 from tamt.errors import UserError
 from tamt.untrusted import check_pulled
 
-LOWEST, HIGHEST = 0.0, 5.0
-"""The scale of a regression's labels: STS-B's similarity."""
-
+LARGEST_SCORE = 300.0
+"""Of a regression. The squared error of larger ones is that of a loss that has exploded."""
 LONGEST_CELL = (1 << 31) - 1
 """Characters of a cell of a .csv file, all that its reader can count."""
 
@@ -79,7 +80,7 @@ def to_rows(task: Task, file: Path, found: Sequence[Numbered]) -> Rows:
     for line, row in found:
         label = row[task.label_column]
         if task.kind == "regression":
-            labels.append(_number(file, line, label))
+            labels.append(_number(file, line, label, task.scale))
         elif label in ids:
             labels.append(ids[label])
         else:
@@ -90,14 +91,16 @@ def to_rows(task: Task, file: Path, found: Sequence[Numbered]) -> Rows:
     return Rows([tuple(row[column] for column in task.text_columns) for _, row in found], labels)
 
 
-def _number(file: Path, line: int, label: str) -> float:
+def _number(file: Path, line: int, label: str, scale: tuple[float, float] | None) -> float:
+    lowest, highest = scale or (-LARGEST_SCORE, LARGEST_SCORE)
     try:
         number = float(label)
     except ValueError:
-        number = -1.0
-    if not LOWEST <= number <= HIGHEST:
+        number = math.nan
+    if not lowest <= number <= highest:
+        remedy = "correct it" if scale else "correct it, or divide all scores by a constant"
         raise UserError(
-            f"{file}, line {line}: the score {label!r} is no number from {LOWEST:g} to {HIGHEST:g}; correct it"
+            f"{file}, line {line}: the score {label!r} is no number from {lowest:g} to {highest:g}; {remedy}"
         )
     return number
 
@@ -116,7 +119,7 @@ def read_file(file: Path, task: Task) -> list[Numbered]:
         raise UserError(f"{file} is no .tsv, .csv or .jsonl file; name it so, or convert it")
     columns = (*task.text_columns, task.label_column)
     rows = []
-    for line, row in READERS[file.suffix](file, read_text(file), task.header):
+    for line, row in READERS[file.suffix](file, read_text(file), task):
         for column in columns:
             if column not in row:
                 remedy = (
@@ -160,17 +163,17 @@ def read_text(file: Path) -> str:
         raise UserError(f"{file}, line {line}: not UTF-8 text; convert the file, with iconv for example") from error
 
 
-def _read_tsv(file: Path, text: str, header: Sequence[str] | None) -> Iterator[Numbered]:
+def _read_tsv(file: Path, text: str, task: Task) -> Iterator[Numbered]:
     """GLUE's layout: cells between tabs, no quoting at all, so that a lone `"` is text."""
     lines = enumerate((line.removesuffix("\r") for line in text.split("\n")), start=1)
-    yield from _by_columns(file, ((number, line.split("\t")) for number, line in lines if line), header)
+    yield from _by_columns(file, ((number, line.split("\t")) for number, line in lines if line), task)
 
 
-def _read_csv(file: Path, text: str, header: Sequence[str] | None) -> Iterator[Numbered]:
+def _read_csv(file: Path, text: str, task: Task) -> Iterator[Numbered]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     limit = csv.field_size_limit(min(max(len(text), 1), LONGEST_CELL))  # Python's own, 131,072, is no mistake in a file
     try:
-        yield from _by_columns(file, ((reader.line_num, cells) for cells in reader if cells), header)
+        yield from _by_columns(file, ((reader.line_num, cells) for cells in reader if cells), task)
     except csv.Error as error:
         raise UserError(
             f"{file}, line {reader.line_num}: {error}; correct the quoting, or use .tsv or .jsonl"
@@ -179,18 +182,24 @@ def _read_csv(file: Path, text: str, header: Sequence[str] | None) -> Iterator[N
         csv.field_size_limit(limit)
 
 
-def _by_columns(file: Path, lines: Iterator[tuple[int, list[str]]], header: Sequence[str] | None) -> Iterator[Numbered]:
-    columns = next(lines, (0, []))[1] if header is None else header
+def _by_columns(file: Path, lines: Iterator[tuple[int, list[str]]], task: Task) -> Iterator[Numbered]:
+    columns = next(lines, (0, []))[1] if task.header is None else task.header
+    broken = []
     for number, cells in lines:
+        if len(cells) != len(columns) and task.broken_lines:
+            broken.append(number)
+            continue
         if len(cells) != len(columns):
-            whose = "the header" if header is None else f"the layout ({', '.join(columns)})"
+            whose = "the header" if task.header is None else f"the layout ({', '.join(columns)})"
             raise UserError(
                 f"{file}, line {number}: {len(cells)} cells under the {len(columns)} of {whose}; correct the line"
             )
         yield number, dict(zip(columns, cells, strict=True))
+    if broken:
+        say(f"{len(broken):,} lines of {file} are broken and left out, line {broken[0]} the first")
 
 
-def _read_jsonl(file: Path, text: str, _: Sequence[str] | None) -> Iterator[Numbered]:
+def _read_jsonl(file: Path, text: str, _: Task) -> Iterator[Numbered]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -204,7 +213,7 @@ def _read_jsonl(file: Path, text: str, _: Sequence[str] | None) -> Iterator[Numb
         yield number, {key: str(value) if isinstance(value, int | float) else value for key, value in row.items()}
 
 
-READERS: dict[str, Callable[[Path, str, Sequence[str] | None], Iterator[Numbered]]] = {
+READERS: dict[str, Callable[[Path, str, Task], Iterator[Numbered]]] = {
     ".tsv": _read_tsv,
     ".txt": _read_tsv,
     ".csv": _read_csv,

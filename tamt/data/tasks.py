@@ -24,6 +24,8 @@ class Task:
         header: the columns of a file that has no line for them.
         hub: repository and configuration on the hub.
         hub_columns: texts and label on the hub, where they are called otherwise.
+        scale: the least and the largest number of a regression's labels; None for any.
+        broken_lines: whether lines with another number of cells are left out, as the official file has some.
         splits: official numbers of rows by the names of the files; train first, then the dev set, then others.
         epochs: passes over the train rows.
         eval_every: optimizer steps between two evaluations.
@@ -42,12 +44,19 @@ class Task:
     header: tuple[str, ...] | None = None
     hub: tuple[str, ...] | None = None
     hub_columns: tuple[str, ...] | None = None
+    scale: tuple[float, float] | None = None
+    broken_lines: bool = False
     splits: Mapping[str, int] = field(default_factory=dict)
     epochs: int = 3
     eval_every: int = 50
     batch_size: int = 32
     max_length: int = 128
     lr: float = 2e-5
+
+    @property
+    def own_files(self) -> bool:
+        """Whether its rows are those of --train-file and --dev-file."""
+        return self.name in ("classification", "regression")
 
 
 PAIR = ("sentence1", "sentence2")
@@ -107,10 +116,41 @@ TASKS = {
             text_columns=PAIR,
             label_column="score",
             metrics=("pearson", "spearman"),
+            scale=(0.0, 5.0),
             folder="STS-B",
             hub=("nyu-mll/glue", "stsb"),
             hub_columns=(*PAIR, "label"),
             splits={"train": 5_749, "dev": 1_500},
+        ),
+        Task(
+            "qnli",
+            text_columns=("question", "sentence"),
+            label_names=("entailment", "not_entailment"),
+            folder="QNLI",
+            hub=("nyu-mll/glue", "qnli"),
+            splits={"train": 104_743, "dev": 5_463},
+            eval_every=500,
+        ),
+        Task(
+            "qqp",
+            text_columns=("question1", "question2"),
+            label_column="is_duplicate",
+            label_names=("not_duplicate", "duplicate"),
+            metrics=("accuracy", "f1"),
+            folder="QQP",
+            hub=("nyu-mll/glue", "qqp"),
+            hub_columns=("question1", "question2", "label"),
+            broken_lines=True,
+            splits={"train": 363_846, "dev": 40_430},
+            eval_every=500,
+        ),
+        Task(
+            "wnli",
+            text_columns=PAIR,
+            label_names=("not_entailment", "entailment"),
+            folder="WNLI",
+            hub=("nyu-mll/glue", "wnli"),
+            splits={"train": 635, "dev": 71},
         ),
         Task(
             "squad",
@@ -133,6 +173,7 @@ TASKS = {
             max_length=64,
         ),
         Task("classification"),
+        Task("regression", kind="regression", metrics=("pearson", "spearman")),
     )
 }
 
@@ -141,6 +182,7 @@ def find_task(name: str) -> Task:
     """The task called `name`. Raises UserError if there is none."""
     if name not in TASKS:
         raise UserError(
-            f"there is no task {name!r}; the tasks are {', '.join(TASKS)} (classification is for files of your own)"
+            f"there is no task {name!r}; the tasks are {', '.join(TASKS)} (classification and regression are for files "
+            "of your own)"
         )
     return TASKS[name]

@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tamt import processes
 from tamt.console import say
-from tamt.data.glue import load_rows
+from tamt.data.glue import labels_found, load_rows
 from tamt.data.rows import Rows, subset
 from tamt.data.squad import Question, load_questions
 from tamt.data.tasks import Task, find_task
@@ -81,16 +80,16 @@ def finetune(
     """Fine-tune a subnetwork, or the full model, on a task; what the mask prunes stays exactly zero.
 
     Args:
-        task: cola, sst2, rte, mnli, mrpc, stsb or squad; demo (the VADER movie snippets) or questions (TREC's), from
-            the package index; or classification, with files of your own.
+        task: cola, sst2, rte, mnli, mrpc, stsb, qnli, qqp, wnli or squad; demo (the VADER movie snippets) or questions
+            (TREC's), from the package index; or classification or regression, with files of your own.
         model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
         output: new folder for the run: results.json, metrics.jsonl, config.yaml, TensorBoard, the best model, its
             predictions on the dev rows and a picture of them.
         mask: mask file of the subnetwork; without it the full model is fine-tuned.
         data_dir: GLUE's glue_data folder, or the folder with SQuAD's train-v1.1.json and dev-v1.1.json, in place of
             the hub.
-        train_file: train rows of classification: .tsv (unquoted, as GLUE's), .csv or .jsonl.
-        dev_file: dev rows of classification.
+        train_file: train rows of classification or regression: .tsv (unquoted, as GLUE's), .csv or .jsonl.
+        dev_file: dev rows of classification or regression.
         text_column: the column with the text, or the two with a pair; sentence by default.
         label_column: the column with the label; label by default.
         train_samples: train on a seeded random subset of so many rows, stratified by label where there are labels.
@@ -103,8 +102,8 @@ def finetune(
             the one with the best score, or the best mean over the seeds, is the result.
         recipe: where no lr is given: short, the rule above; paper, the paper's 2e-5 (3e-5 for squad).
         weight_decay: AdamW's, of every parameter.
-        eval_every: steps between two evaluations; by default the paper's, 50 (500 for mnli, 1000 for squad, 200 for
-            demo). The end is always evaluated.
+        eval_every: steps between two evaluations; by default the paper's, 50 (500 for mnli, qnli and qqp, 1000
+            for squad, 200 for demo). The end is always evaluated.
         early_stop: end after so many evaluations in a row with no better score; by default never.
         stride: tokens that two windows over a long context of squad share; by default a third of the length, the
             paper's 128 of 384.
@@ -269,7 +268,7 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
     if mask is not None:
         masks, info = load_masks(mask)
         apply_masks(job.model, masks)
-    check_runs(job.model, settings["model"], accelerator, partial(_first_loss, job))
+    check_runs(job.model, settings["model"], accelerator, partial(_read_two_rows, job))
     lr = _rate(task, settings, job.model, masks)
     with RunFolder.start(output, settings, resume, settings["keep"]) as folder:
         report_arithmetic(accelerator, asked)
@@ -328,11 +327,11 @@ def _rate(task: Task, settings: dict, model: PreTrainedModel, masks: Masks) -> f
     return default_rate(model.config.hidden_size, sparsity_of(masks) if masks else 0.0)
 
 
-def _first_loss(job: Job) -> dict[str, Tensor]:
-    """The loss of two rows of the first step."""
+def _read_two_rows(job: Job) -> None:
+    """A forward pass of two rows of the first step."""
     batch = next(job.batches(1))
-    few = {name: tensor[:2] if tensor.dim() else tensor for name, tensor in batch.items()}
-    return job.loss({name: tensor.to(job.accelerator.device) for name, tensor in few.items()})
+    names = job.tokenizer.model_input_names
+    job.model(**{name: tensor[:2].to(job.accelerator.device) for name, tensor in batch.items() if name in names})
 
 
 def _classification(
@@ -343,6 +342,8 @@ def _classification(
         model = load_classifier(settings["model"], task.label_names)
     length = _input_length(task, model, tokenizer, settings)
     train = rows["train"]
+    if task.name == "classification":
+        say(labels_found(task, train))
     if samples := settings["train_samples"]:
         strata = train.labels if task.kind == "classification" else None
         train = train.take(subset(strata, len(train), samples, settings["seed"]))
@@ -406,11 +407,11 @@ def _input_length(task: Task, model: PreTrainedModel, tokenizer: PreTrainedToken
 def _with_options(task: Task, settings: dict) -> Task:
     """The task with the options of the command in place of its defaults."""
     columns = {"text_column": "text_columns", "label_column": "label_column"}
-    if task.name != "classification":
+    if not task.own_files:
         for option in columns:
             if settings[option] is not None:
                 flag = option.replace("_", "-")
-                raise UserError(f"--{flag} is for --task classification; {task.name} knows its columns")
+                raise UserError(f"--{flag} is for --task classification or regression; {task.name} knows its columns")
     elif settings["text_column"] is not None and not 1 <= len(settings["text_column"]) <= 2:
         raise UserError("--text-column takes one column or two; leave out the others")
     elif settings["text_column"] is not None:

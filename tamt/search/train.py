@@ -144,7 +144,8 @@ def train(
             "--batch-size"
         )
     with processes.one_first():
-        student = load_masked_language_model(model)
+        with_mlm = method not in {"omp", "rand", "tamt-kd"} or head is not None
+        student = load_masked_language_model(model, need_head=with_mlm)
         if head is not None:
             student.load_head(read_head(head), head)
         if "attention" in weights:

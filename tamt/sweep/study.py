@@ -235,12 +235,12 @@ def _task_options(
         except UserError as error:
             raise document.error((*at, "task") if "task" in own else at, str(error)) from error
         options = {**shared, **_with_samples(document, at, {k: v for k, v in own.items() if k != "task"}), "task": task}
-        if task == "classification":
+        if TASKS[task].own_files:
             for key in ("train_file", "dev_file"):
                 if key not in options:
-                    raise document.error(at, f"classification reads files of your own; add its {key}")
+                    raise document.error(at, f"{task} reads files of your own; add its {key}")
         elif strange := sorted(OF_FILES & options.keys()):
-            raise document.error(at, f"{strange[0]} is for the task classification; {task} knows its own")
+            raise document.error(at, f"{strange[0]} is for the task classification or regression; {task} knows its own")
         if data_dir is not None and TASKS[task].folder is not None:
             options = {"data_dir": data_dir, **options}
         tasks[name] = options

@@ -37,6 +37,11 @@ FAMILIES: Mapping[str, Callable[..., Any]] = {
     "eurobert": lambda **o: tf.EuroBertForMaskedLM(
         tf.EuroBertConfig(**POSITIONS | SPECIAL_IDS | {"num_key_value_heads": 2} | o)
     ),
+    "mobilebert": lambda **o: tf.MobileBertForMaskedLM(
+        tf.MobileBertConfig(
+            **POSITIONS | {"embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16} | o
+        )
+    ),
     "xlnet": lambda **o: tf.XLNetLMHeadModel(
         tf.XLNetConfig(d_model=32, n_layer=2, n_head=2, d_inner=64, pad_token_id=0, **o)
     ),

@@ -328,3 +328,23 @@ def test_a_tokenizer_of_shorter_inputs_than_the_model_is_no_mistake(name, longes
 def test_a_pooler_that_is_not_there_cannot_be_pruned(family: str, command, tmp_path: Path, capsys) -> None:
     model = save_family(tmp_path / "model", family)
     check_refused([*command("omp", model), "--prune-pooler"], "has no trained pooler (pooler.dense)", capsys)
+
+
+@pytest.mark.parametrize("family", ["modernbert", "eurobert", "mobilebert"])
+def test_without_a_known_head_masks_are_searched_without_mlm(family, command, tmp_path: Path, capsys) -> None:
+    model = save_family(tmp_path / "model", family)
+    for method in ("omp", "rand", "tamt-kd"):
+        words = command("tamt-kd" if method == "tamt-kd" else "omp", model)
+        words[words.index("--method") + 1], words[-1] = method, str(tmp_path / "out" / method)
+        assert main([*words, "--json"]) == 0
+        row = json.loads(capsys.readouterr().out)["results"][0]
+        assert row["mlm_loss"] is None
+        assert row["kd_loss"] > 0
+    masks = [str(tmp_path / "out" / method / "mask.safetensors") for method in ("omp", "tamt-kd")]
+    assert main(["compare", *masks, "--model", str(model)]) == 0
+    assert main([*command("finetune", model), "--mask", masks[1]]) == 0
+    (tmp_path / "mask.safetensors").write_bytes(Path(masks[1]).read_bytes())
+    assert main(command("export", model)) == 0
+    words = command("tamt-kd", model)
+    words[words.index("--method") + 1], words[-1] = "tamt-mlm", str(tmp_path / "out" / "mlm")
+    check_refused(words, "is not known here; choose a BERT", capsys)

@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from tamt.cli import main
 from tamt.data.corpora import load_dev_corpus
-from tamt.data.glue import load_rows
+from tamt.data.glue import labels_found, load_rows
 from tamt.data.squad import load_questions
 from tamt.data.tasks import Task, find_task
 from tamt.errors import UserError
@@ -149,12 +149,12 @@ def test_what_is_in_other_columns_does_not_matter(rows) -> None:
     assert len(rows("rows.jsonl", text)[1]) == 2
 
 
-def test_the_labels_that_are_found_are_said(rows, capsys) -> None:
-    rows("rows.csv", "text,label\na,1\nb,1 \nc,1\n")
-    assert "2 labels in" in (error := capsys.readouterr().err)
-    assert "'1' (2 rows), '1 ' (1 rows)" in error
-    rows("scores.csv", "text,label\n" + "".join(f"a,{i / 7:.3f}\n" for i in range(30)))
-    assert "and 20 more" in capsys.readouterr().err
+def test_the_labels_that_are_found_are_said(rows, cats_and_dogs, tiny_bert: Path, tmp_path: Path, capsys) -> None:
+    assert labels_found(*rows("rows.csv", "text,label\na,1\nb,1 \nc,1\n")) == "2 labels: '1' (2 rows), '1 ' (1 rows)"
+    scores = rows("scores.csv", "text,label\n" + "".join(f"a,{i / 7:.3f}\n" for i in range(30)))
+    assert "and 20 more; numbers to be predicted as such are for --task regression" in labels_found(*scores)
+    finetune(task="classification", model=str(tiny_bert), output=tmp_path / "run", epochs=1, **cats_and_dogs)
+    assert capsys.readouterr().err.count("2 labels: 'bad' (102 rows), 'good' (102 rows)") == 1
 
 
 @pytest.mark.parametrize("value", ["7", "7.5", '"7"'])

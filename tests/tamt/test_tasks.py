@@ -214,8 +214,66 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         load_rows(find_task("sst2"), data_dir=tmp_path)
     with pytest.raises(UserError, match="give --train-file and --dev-file"):
         load_rows(OWN)
-    with pytest.raises(UserError, match="for --task classification, not sst2"):
+    with pytest.raises(UserError, match="for --task classification or regression, not sst2"):
         load_rows(find_task("sst2"), train_file=good)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "header", "rows", "texts", "labels"),
+    [
+        (
+            "qnli",
+            "QNLI",
+            "index\tquestion\tsentence\tlabel",
+            ["0\tWhat?\tThat.\tnot_entailment", "1\tWho?\tShe.\tentailment"],
+            ("What?", "That."),
+            [1, 0],
+        ),
+        (
+            "qqp",
+            "QQP",
+            "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate",
+            ["0\t1\t2\tHow?\tWhy?\t0", "1\tbroken", "2\t5\t6\tWho?\tWho?\t1"],
+            ("How?", "Why?"),
+            [0, 1],
+        ),
+        (
+            "wnli",
+            "WNLI",
+            "index\tsentence1\tsentence2\tlabel",
+            ["0\tIt fell.\tA cup fell.\t1", "1\tIt fell.\tA table fell.\t0"],
+            ("It fell.", "A cup fell."),
+            [1, 0],
+        ),
+    ],
+)
+def test_the_rest_of_glue_is_read(tmp_path: Path, name, folder, header, rows, texts, labels, capsys) -> None:
+    for split in ("train", "dev"):
+        write(tmp_path / folder / f"{split}.tsv", "\n".join([header, *rows]) + "\n")
+    task, found = load_rows(find_task(name), data_dir=tmp_path)
+    assert found["dev"].texts[0] == texts
+    assert list(found["train"].labels) == labels
+    assert ("lines of" in capsys.readouterr().err) == (name == "qqp")
+    assert task.metrics[0] == "accuracy"
+
+
+REGRESSION = Task("regression", kind="regression", text_columns=("text",), metrics=("pearson", "spearman"))
+
+
+def test_a_regression_of_ones_own_takes_any_numbers(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.csv", "text,label\na,-3.5\nb,1e2\n")
+    task, train, _ = load_own(file, file, REGRESSION)
+    assert list(train.labels) == [-3.5, 100.0]
+    assert task.label_names is None
+
+
+@pytest.mark.parametrize("label", ["good", "nan", "inf", "1e4", "-301"])
+def test_a_score_that_is_no_number_is_named(tmp_path: Path, label: str) -> None:
+    file = write(tmp_path / "rows.csv", f"text,label\na,1\nb,{label}\n")
+    with pytest.raises(
+        UserError, match=f"line 3: the score '{label}' is no number from -300 to 300; correct it, or div"
+    ):
+        load_own(file, file, REGRESSION)
 
 
 def test_one_label_is_no_classification(tmp_path: Path) -> None:
@@ -262,6 +320,7 @@ def test_hub_rows_are_taken_with_their_label_ids(
 
 def test_an_unknown_task_is_refused_with_the_list_of_tasks() -> None:
     with pytest.raises(
-        UserError, match="no task 'sst'; the tasks are cola, sst2, rte, mnli, mrpc, stsb, squad, demo, questions, class"
+        UserError,
+        match="no task 'sst'; the tasks are cola, sst2, rte, mnli, mrpc, stsb, qnli, qqp, wnli, squad, demo, ",
     ):
         find_task("sst")
