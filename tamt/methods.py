@@ -189,6 +189,12 @@ def variant_options() -> list[str]:
     return list(dict.fromkeys(option for method in METHODS.values() for option in method.variants))
 
 
+def methods_without_head() -> list[str]:
+    """The methods that do without an MLM head whatever their options are."""
+    fixed = (method for method in METHODS.values() if method.objective or method.one_shot)
+    return [method.name for method in fixed if not method.needs_head]
+
+
 def trains_scores(name: str) -> bool:
     """Whether a method, perhaps one of another version of tamt, is mask training."""
     return name in METHODS and METHODS[name].trains_scores

@@ -29,6 +29,7 @@ from tamt.data import demo
 from tamt.dropout import use_fast_dropout
 from tamt.errors import UserError
 from tamt.masking import POOLER, prunable_modules
+from tamt.methods import methods_without_head
 from tamt.shared_cast import share_casts
 from tamt.untrusted import check_pulled
 
@@ -158,7 +159,7 @@ def load_masked_language_model(name: str, need_head: bool = True) -> MaskedLangu
     if not known and need_head:
         raise UserError(
             f"the MLM head of {type(model).__name__} is not known here; choose a BERT, RoBERTa, DistilBERT or ELECTRA "
-            "model, or a method without MLM (omp, rand, tamt-kd)"
+            f"model, or a method without MLM ({', '.join(methods_without_head())})"
         )
     prunable_modules(model)
     speed_up(model)

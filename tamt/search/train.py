@@ -144,8 +144,7 @@ def train(
             "--batch-size"
         )
     with processes.one_first():
-        with_mlm = method not in {"omp", "rand", "tamt-kd"} or head is not None
-        student = load_masked_language_model(model, need_head=with_mlm)
+        student = load_masked_language_model(model, need_head=needs_head(weights) or head is not None)
         if head is not None:
             student.load_head(read_head(head), head)
         if "attention" in weights:
