@@ -10,7 +10,7 @@ STAMP := $(VENV)/.set-up
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 SOURCES := pyproject.toml setup.py _build_backend.py $(shell find csrc -type f)
 
-.PHONY: setup demo test soak sanitize lint types docs wheel gpu-suite clean
+.PHONY: setup demo test soak sanitize lint types docs wheel gpu-suite gpu-study clean
 
 setup: $(STAMP)
 
@@ -55,6 +55,11 @@ wheel: setup
 # With the machine's own Python and torch, in no virtual environment: what a GPU is needed for, in nine minutes.
 gpu-suite:
 	@$(PYTHON) -m benchmarks.gpu_suite '$(OUT)'
+
+# There too, in eight minutes: does the start of mask training matter at the paper's length? Needs the folder that
+# python -m benchmarks.gpu_study prepare .gpu-study --data DATA has written.
+gpu-study:
+	@$(PYTHON) -m benchmarks.gpu_study run .gpu-study '$(OUT)'
 
 clean:
 	rm -rf build dist *.egg-info tamt_kernels/*.so $(STAMP)
