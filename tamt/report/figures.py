@@ -193,14 +193,14 @@ def omp_and_random(study: Study, model: str, scores: Scores) -> Figure | Missing
     """Fig. 1 and 10: score, MLM and KD loss of OMP and random subnetworks against sparsity, and the scores' gap."""
     paper, title = "Fig. 1, 10", "Magnitude pruning against random subnetworks"
     tickets = {key: value for key, value in main_tickets(study, model).items() if key[0] in (OMP, RANDOM)}
-    if len(tickets) < 2:
-        return Missing(
-            title, paper, "searches with --method omp and rand at the same sparsities, and fine-tunings of their masks"
-        )
     panels = [_against_sparsity(scores, task, tickets) for task in scores.panels[:1]]
     panels += [chart for loss in LOSSES if (chart := _loss_against_sparsity(study, model, loss, tickets)).series]
     panels += [_against_sparsity(scores, task, tickets) for task in scores.panels[1:]]
     with_gap = tuple(_with_gap(chart) for chart in panels if chart.series)
+    if len(tickets) < 2 or not with_gap:
+        return Missing(
+            title, paper, "searches with --method omp and rand at the same sparsities, and fine-tunings of their masks"
+        )
     caption = "Dashed: OMP minus random, where both were fine-tuned. Marks are means, bands one standard deviation."
     return Figure("fig-01-omp-and-random", title, paper, caption, with_gap)
 

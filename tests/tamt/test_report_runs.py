@@ -373,6 +373,16 @@ def test_settings_say_which_learning_rate_is_not_the_papers(study: ExampleStudy)
     assert "the scores and the learning rate of mask training without the paper's recipe" in note
 
 
+def test_searches_alone_without_losses_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = ExampleStudy(tmp_path / "study")
+    monkeypatch.setattr(example, "losses", lambda *_: {})
+    for method in ("omp", "rand"):
+        example.search(MODEL, method, 0.7)
+    assert main(["report", str(example.folder)]) == 0
+    missing = [item.title for item in figures_of(read_study(example.folder)) if isinstance(item, Missing)]
+    assert "Magnitude pruning against random subnetworks" in missing
+
+
 def test_nothing_to_report_is_refused(tmp_path: Path, capsys, study: ExampleStudy) -> None:
     (tmp_path / "empty").mkdir()
     unfinished = tmp_path / "unfinished"
