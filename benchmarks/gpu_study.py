@@ -33,6 +33,7 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 TEXTS = ("text/enwiki-sample.txt", "text/us-speeches.txt", "wikitext-103/valid.txt")
 RATES = (1e-4, 3e-4)
+ROW_TOKENS = 64
 RESULTS = "results.jsonl"
 
 
@@ -113,7 +114,7 @@ def run(folder: Path, output: Path, seconds: float = SECONDS, **options: Any) ->
             write(search=name, **found["results"][-1])
             for task, own in TASKS.items() if sparsity == SPARSITIES[0] else ():
                 settings: dict[str, Any] = {"task": task, "model": str(folder / "model"), "lr": list(RATES)}
-                settings |= {**own, "max_length": 64, "data_dir": folder / own["data_dir"], "eval_every": 10**6}
+                settings |= {**own, "max_length": ROW_TOKENS, "data_dir": folder / own["data_dir"], "eval_every": 10**6}
                 settings |= {"mask": output / name / "mask.safetensors", "output": output / f"{name}-{task}"}
                 if clock.allows(task, 1):
                     scored = clock.timed(task, 1, lambda settings=settings: finetune(**settings))  # type: ignore[misc]

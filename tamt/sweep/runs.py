@@ -21,6 +21,7 @@ from tamt.files import write_atomically
 from tamt.finetune import finetune
 from tamt.finetune.loop import MODEL_FOLDER
 from tamt.run_folder import (
+    AUTO,
     CONFIG,
     HARMLESS,
     RESULTS,
@@ -115,7 +116,7 @@ def _difference(output: Path, run: Run, started: Mapping[str, Any], finished: bo
         there = started.get(name, default)
         if isinstance(there, str) and there.startswith(f"{former}/"):  # the study was moved since
             there = str(output) + there.removeprefix(former)
-        if name in HARMLESS:
+        if name in HARMLESS or asked == AUTO:
             continue
         if name == "save_at" and finished and {*(asked or [])} <= {*(there or [])}:
             continue

@@ -22,6 +22,7 @@ def folder(tiny_bert: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.Mo
     for split in ("train", "dev"):
         (folder / "glue/CoLA" / f"{split}.tsv").write_text(rows)
     monkeypatch.setattr(gpu_study, "LENGTHS", (1, 2))
+    monkeypatch.setattr(gpu_study, "ROW_TOKENS", 16)
     monkeypatch.setattr(gpu_study, "SCORES", ("activation",))
     monkeypatch.setattr(gpu_study, "TASKS", {"cola": {"data_dir": "glue/CoLA", "epochs": 1}})
     return folder

@@ -5,6 +5,7 @@ of the compiler for a whole process.
 """
 
 import copy
+import os
 from random import Random
 
 import pytest
@@ -29,6 +30,8 @@ from .scores import DISTRIBUTIONS, constant, gaussian, initial, same_bits, train
 from .steps import a_step, check_step, gradients, rates_of
 from .test_masked_layers import IDS
 from .test_masks import DTYPES, awkward_weight
+
+soak = pytest.mark.skipif("TAMT_SOAK" not in os.environ, reason="a minute or two each; make soak has it")
 
 SHAPES = [(0,), (), (1,), (3, 5), (33, 1), (257, 33)]
 operators = torch.ops.tamt_kernels
@@ -276,6 +279,7 @@ def test_thresholds_whose_window_missed_or_overflowed(monkeypatch):
     check_thresholds(scores, keep)
 
 
+@soak
 def test_a_sample_of_the_usual_size_serves():
     scores = [gaussian(30_000), trained(30_000), initial(30_000), constant(30_000)]
     assert served(scores, [9_000] * 4) == [True] * 4
@@ -348,6 +352,7 @@ def reach_of(scores, keep):
     return threshold.Search(scores, keep, False).reach.tolist()
 
 
+@soak
 def test_the_window_reaches_as_far_as_thresholds_move(monkeypatch):
     scores, keep = [1.5 + 0.1 * gaussian(2000), torch.zeros(2000)], [600, 5]
     monkeypatch.setattr(threshold, "REACH", 1 << 14)
@@ -377,6 +382,10 @@ def test_the_window_reaches_no_further_than_it_may():
     for _ in range(6):
         check_thresholds([score], keep, values)
     assert reach_of([score], keep)[0] < 1 << 16  # crowded
+
+
+@soak
+def test_the_window_reaches_no_less_than_it_may():
     constant = torch.zeros(300)
     for _ in range(200):
         check_thresholds([constant], [5], torch.zeros(1))

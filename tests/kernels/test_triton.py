@@ -16,7 +16,7 @@ def version(package):
     return tuple(int(part) for part in importlib.metadata.version(package).split(".")[:2])
 
 
-# Halves of about the same length, three minutes each, for two processes to share.
+# Halves of about the same length, for two processes to share. The longest tests are left to TAMT_SOAK=1 (`make soak`).
 @pytest.mark.parametrize("some", ["window or sample", "not (window or sample)"])
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_under_the_interpreter(some):
