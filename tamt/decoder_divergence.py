@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tamt.decoder_loss import HALF_SCALE, ROWS
+import tamt_kernels as tk
+from tamt.decoder_loss import HALF_SCALE, ROWS, scaled
 from tamt.shared_cast import autocast_dtype
 
 
@@ -75,7 +75,7 @@ class _DecoderDivergence(torch.autograd.Function):
                 grad = found.exp_().sub_(shares).mul_(rows * (scale * temperature))
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
-                grad_hidden[some] = grad.to(dtype) @ matrix
+                grad_hidden[some] = tk.linear_backward_x(grad.to(dtype), matrix)
         ctx.save_for_backward(grad_hidden, grad_bias)
         ctx.scale, ctx.dtypes = scale, (hidden.dtype, None if bias is None else bias.dtype)
         return loss
@@ -83,15 +83,11 @@ class _DecoderDivergence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        factor = grads[0] / ctx.scale
-        found = [
-            None if grad is None else (grad.float() * factor).to(dtype)
-            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
-        return found[0], None, found[1], None, None, None, None, None
+        grad_hidden, grad_bias = scaled(ctx.saved_tensors, grads[0] / ctx.scale, ctx.dtypes)
+        return grad_hidden, None, grad_bias, None, None, None, None, None
 
 
 def _log_shares(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, dtype: torch.dtype) -> Tensor:
     """log softmax(logits / temperature), float32 [rows, vocabulary]."""
-    logits = F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    logits = tk.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     return (logits.float() / temperature).log_softmax(-1)

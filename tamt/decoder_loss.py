@@ -5,6 +5,7 @@ need as much again twice, on top of all activations. The gradient of the hidden 
 so it is made with them, and the backward pass only scales it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -79,9 +80,15 @@ class _DecoderLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        factor = grads[0] / ctx.scale
-        found = [
-            None if grad is None else (grad.float() * factor).to(dtype)
-            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
-        return found[0], None, found[1], None, None, None
+        grad_hidden, grad_bias = scaled(ctx.saved_tensors, grads[0] / ctx.scale, ctx.dtypes)
+        return grad_hidden, None, grad_bias, None, None, None
+
+
+def scaled(
+    gradients: Sequence[Tensor | None], factor: Tensor, dtypes: Sequence[torch.dtype | None]
+) -> list[Tensor | None]:
+    """Gradients that the forward pass has made, times the factor (0-dim) that the backward pass brings, in `dtypes`."""
+    return [
+        None if gradient is None else (gradient.float() * factor).to(dtype)
+        for gradient, dtype in zip(gradients, dtypes, strict=True)
+    ]
