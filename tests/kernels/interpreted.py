@@ -659,7 +659,7 @@ def test_steps_share_a_window_that_follows_them_and_one_that_is_not_taken_leaves
 
 
 @pytest.mark.parametrize("absolute", [False, True])
-@pytest.mark.parametrize("passed", [-40, -3, 0, 3, 40])
+@pytest.mark.parametrize("passed", [pytest.param(-40, marks=soak), -3, 0, pytest.param(3, marks=soak), 40])
 def test_weights_between_the_last_threshold_and_the_new_are_masked_again(passed, absolute, monkeypatch):
     """The scores stay where they are: the last threshold is that of some more or some fewer entries."""
     monkeypatch.setattr(threshold, "REACH", 1 << 16)
