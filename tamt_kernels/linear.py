@@ -153,10 +153,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         [..., out].
     """
-    if _only_torch(x, weight) or x.dim() < 2:
+    if _only_torch(x, weight) or x.dim() < 2 or x.numel() == 0:
         return F.linear(x, weight, bias)
-    product: Tensor = _linear(x, weight, bias)
-    return product
+    # Rows: the operator would return a view of them otherwise, and what it returns could not be changed in place.
+    rows: Tensor = _linear(x.reshape(-1, x.shape[-1]), weight, bias)
+    return rows if x.dim() == 2 else rows.view(*x.shape[:-1], weight.shape[0])
 
 
 def linear_backward_x(grad_output: Tensor, weight: Tensor) -> Tensor:

@@ -92,6 +92,16 @@ def test_the_gradient_can_be_differentiated_again(library):
         close(found, expected)
 
 
+@pytest.mark.parametrize("leading", [(4,), (2, 3), (2, 3, 2)])
+def test_the_output_can_be_changed_in_place(library, leading):
+    x, weight, bias = operands(*leading)
+    exact = [each.detach().double().requires_grad_() for each in (x, weight, bias)]
+    torch.relu_(tk.linear(x, weight, bias)).sum().backward()
+    torch.relu(F.linear(*exact)).sum().backward()
+    for tensor, right in zip((x, weight, bias), exact, strict=True):
+        close(tensor.grad, right.grad)
+
+
 def test_no_rows_are_no_product(library):
     x, weight, bias = operands(0)
     output = tk.linear(x, weight, bias)
