@@ -176,22 +176,34 @@ def linear_backward_x(grad_output: Tensor, weight: Tensor) -> Tensor:
     return grad_x
 
 
-def linear_backward_weight(grad_output: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+def linear_backward_weight(grad_output: Tensor, x: Tensor) -> Tensor:
     """dW = dYᵀ X, the gradient of ``linear`` for its weight, by the library that is fastest on this CPU.
 
     Args:
         grad_output: dY [..., out].
         x: X [..., in], of the type of dY.
-        out: contiguous [out, in]; the memory that the result is written to, if given.
 
     Returns:
         [out, in].
     """
     if _only_torch(grad_output, x):
-        rows, columns = grad_output.flatten(0, -2), x.flatten(0, -2)
-        return torch.mm(rows.t(), columns, out=out)
+        return reference.linear_backward_weight(grad_output, x)
     grad_weight: Tensor = _backward_weight(grad_output, x)
-    return grad_weight if out is None else out.copy_(grad_weight)
+    return grad_weight
+
+
+def overwrite_linear_backward_weight(out: Tensor, grad_output: Tensor, x: Tensor) -> None:
+    """Let ``out`` hold dW = dYᵀ X. oneDNN allocates its results, so ``out`` then takes over the memory of one.
+
+    Args:
+        out: [out, in], contiguous; must not be a view of a memory that others share.
+        grad_output: dY [..., out].
+        x: X [..., in], of the type of dY.
+    """
+    if _only_torch(grad_output, x):
+        torch.mm(grad_output.flatten(0, -2).t(), x.flatten(0, -2), out=out.detach())
+    else:
+        out.data = _backward_weight(grad_output, x)
 
 
 class Linear(nn.Linear):

@@ -88,15 +88,14 @@ class MaskAdamW(Optimizer):
             module.overwrite = overwrite
             module.sparse = isinstance(module, MaskedEmbedding) and first.weight.device.type == "cpu"
         sizes = [0 if module.made_at_lookup else module.weight.numel() for module in self.modules]
-        offsets, total = group_offsets(sizes)
-        masked = torch.empty(total, dtype=dtype or first.weight.dtype, device=first.weight.device)
+        masked = _memories(sizes, dtype or first.weight.dtype, first.weight.device)
         with torch.no_grad():
-            for module, offset, size in zip(self.modules, offsets, sizes, strict=True):
+            for module, memory in zip(self.modules, masked, strict=True):
                 if module.made_at_lookup:
                     # To which all rows can be added without a change of theirs, even to -0.
-                    module.made = masked.new_tensor(-0.0).expand(module.weight.shape).requires_grad_()
+                    module.made = memory.new_tensor(-0.0).expand(module.weight.shape).requires_grad_()
                     continue
-                made = masked[offset : offset + size].view(module.weight.shape)
+                made = memory.view(module.weight.shape)
                 made.copy_(module.masked_weight(made.dtype))
                 # Not by detach: the views of one memory share a version, and autograd would take the gradient of one
                 # for a change of all.
@@ -325,3 +324,15 @@ def _check(
     ):
         if not fits:
             raise ValueError(f"MaskAdamW: {name} is {value}, which is out of range")
+
+
+def _memories(sizes: list[int], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Memory for tensors of so many entries: one after the other on a GPU, where a kernel takes all of them at once.
+
+    On a CPU each has its own, so that `overwrite_linear_backward_weight` can replace it.
+    """
+    if device.type == "cpu":
+        return [torch.empty(size, dtype=dtype) for size in sizes]
+    offsets, total = group_offsets(sizes)
+    memory = torch.empty(total, dtype=dtype, device=device)
+    return [memory[offset : offset + size] for offset, size in zip(offsets, sizes, strict=True)]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tamt_kernels.linear import linear, linear_backward_weight, linear_backward_x
+from tamt_kernels.linear import linear, linear_backward_weight, linear_backward_x, overwrite_linear_backward_weight
 
 if TYPE_CHECKING:
     from tamt_kernels.modules import MaskedLinear
@@ -43,7 +43,8 @@ class _OverwritingLinear(torch.autograd.Function):
         grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
         if ctx.module.uses > 1:  # another backward pass reads the weight
             return grad_x, linear_backward_weight(grad, flat_x), grad_bias, None, None, None
-        ctx.module.made.grad = linear_backward_weight(grad, flat_x, out=ctx.module.made.detach())
+        overwrite_linear_backward_weight(ctx.module.made, grad, flat_x)
+        ctx.module.made.grad = ctx.module.made.detach()
         return grad_x, None, grad_bias, None, None, None
 
 

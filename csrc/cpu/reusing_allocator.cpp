@@ -1,7 +1,8 @@
-// Steps of a training free and take blocks of the same few sizes. glibc gives large ones back to the system, and taking
-// them anew is slow: a millisecond for each MB on a virtual machine. Told to keep them, it splits them among others, and
-// half of what a step takes lies in holes: 0.4 GB for BERT-base at 4 x 128 tokens. Here a freed block waits for a tensor
-// of about its size, and blocks that wait longest go back to the system before more is held than was ever in use.
+// Training steps free and take blocks of the same few sizes. glibc gives large ones back to the system, and taking them
+// again is slow: a page fault for each 4 KB. Told to keep them, it splits them among others, and half of what a step
+// takes lies in holes: 0.4 GB for BERT-base at 4 x 128 tokens. Here a freed block waits for a tensor of about its size.
+// The blocks that wait longest go back to the system before a quarter more is held than was ever in use. With no such
+// quarter, a fine-tuning step of BERT-base in bf16 took 132,000 page faults and 28 % longer (2 cores of a Zen 5).
 #include "reusing_allocator.h"
 
 #include <c10/core/CPUAllocator.h>
@@ -20,7 +21,8 @@
 namespace tamt {
 namespace {
 
-constexpr size_t kPage = 4096, kSmallest = 256 << 10;  // bytes; smaller blocks are left to the allocator before
+constexpr size_t kPage = 4096, kHugePage = 2 << 20, kSmallest = 256 << 10;  // bytes; smaller blocks are left to the allocator before
+constexpr size_t kSpare = 4;  // of what was in use at once, the share that may be held beyond it
 
 class ReusingAllocator final : public c10::Allocator {
  public:
@@ -71,7 +73,7 @@ class ReusingAllocator final : public c10::Allocator {
       waiting_bytes_ -= block.size;
       return use(block);
     }
-    while (!waiting_.empty() && used_ + waiting_bytes_ + size > most_used_) give_back(waiting_.begin());
+    while (!waiting_.empty() && used_ + waiting_bytes_ + size > most_used_ + most_used_ / kSpare) give_back(waiting_.begin());
     void* data = map(size);
     if (data == MAP_FAILED) {
       while (!waiting_.empty()) give_back(waiting_.begin());
@@ -83,8 +85,17 @@ class ReusingAllocator final : public c10::Allocator {
     return use({data, size});
   }
 
+  // A block that holds a huge page starts where one can, and asks for them: one page fault per 2 MB.
   static void* map(size_t size) {
-    return mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    const size_t spare = size < kHugePage ? 0 : kHugePage - kPage;
+    void* mapped = mmap(nullptr, size + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED || spare == 0) return mapped;
+    char* const first = static_cast<char*>(mapped);
+    const size_t before = -reinterpret_cast<uintptr_t>(first) % kHugePage;
+    if (before > 0) munmap(first, before);
+    if (before < spare) munmap(first + before + size, spare - before);
+    madvise(first + before, size, MADV_HUGEPAGE);  // where the system has none, small pages do
+    return first + before;
   }
 
   void* use(const Freed& block) {

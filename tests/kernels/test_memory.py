@@ -39,7 +39,7 @@ assert before.sum() == 12 * MB
 del before
 assert torch.full((4 * MB,), 2.0).sum() == 8 * MB
 """,
-    "no more is held than was in use at once": """
+    "at most a quarter more is held than was in use at once": """
 torch.ones(MB)
 start = resident()
 for size in range(4, 60):
