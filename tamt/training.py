@@ -163,8 +163,10 @@ class Figures(Mapping[str, float]):
         return len(self._parts)
 
 
-def make_accelerator(precision: Precision, accumulation: int, seed: int) -> Accelerator:
+def make_accelerator(precision: Precision, accumulation: int, seed: int, spare_memory: float = 0.0) -> Accelerator:
     """An Accelerator for this machine's device, after seeding every generator with `seed`.
+
+    `spare_memory` is the `spare` of `tk.reuse_freed_memory`, which manages the memory of tensors on a CPU from now on.
 
     Raises:
         UserError: the precision is unknown; fp16 is asked for on a machine without a GPU, bf16 on a GPU that has none,
@@ -193,7 +195,7 @@ def make_accelerator(precision: Precision, accumulation: int, seed: int) -> Acce
     if accelerator.device.type == "cpu":
         # The gradient of the word embedding, 47 MB for MiniLM, was faulted in anew at every step: 44 of 370 ms of a
         # fine-tuning step on 2 cores. Told to keep what is freed, glibc held 0.3 GB of holes for BERT-base.
-        tk.reuse_freed_memory()
+        tk.reuse_freed_memory(spare_memory)
         if precision == "fp32":
             _choose_products({})
     return accelerator

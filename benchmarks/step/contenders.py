@@ -25,6 +25,7 @@ from benchmarks import scores
 from benchmarks.kernels.eager import float_mask_weight
 from benchmarks.kernels.threshold import by_kthvalue
 from tamt.data.corpora import Blocks, train_batches
+from tamt.finetune.loop import SPARE_MEMORY
 from tamt.masking import apply_masks, keep_of, magnitude_masks, packed_masks, prunable_modules, prunable_weights
 from tamt.models import MaskedLanguageModel, dense_twin, longest_input, speed_up
 from tamt.objectives import Losses, TokenMasking, encode
@@ -86,9 +87,9 @@ class Setting(NamedTuple):
             return "bf16" if self.bf16 else "fp32"
         return "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
 
-    def accelerator(self) -> Accelerator:
-        """As `tamt train` makes it."""
-        return make_accelerator(self.precision, self.accumulation, 0)
+    def accelerator(self, spare_memory: float = 0.0) -> Accelerator:
+        """As `tamt train` makes it, or with `SPARE_MEMORY` as `tamt finetune` does."""
+        return make_accelerator(self.precision, self.accumulation, 0, spare_memory)
 
     def masked_language_model(self) -> PreTrainedModel:
         return self._model(0)
@@ -334,7 +335,7 @@ class _FloatMasked(nn.Module):
 
 def fine_tuning(setting: Setting, pruned: bool, cuda_graphs: bool = True) -> Step:
     """Fine-tuning as `tamt finetune` does it, of a subnetwork or of the full model."""
-    model, accelerator = setting.classifier(), setting.accelerator()
+    model, accelerator = setting.classifier(), setting.accelerator(SPARE_MEMORY)
     speed_up(model)
     masks = magnitude_masks(prunable_weights(model), SPARSITY) if pruned else {}
     if pruned:

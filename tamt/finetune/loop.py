@@ -23,6 +23,8 @@ from tamt.training import NonFiniteError, make_optimizer, restore_training, trai
 MODEL_FOLDER = "model"
 FORMER_MODEL = ".model.of-step-"
 PREDICTIONS = "predictions*.jsonl"
+SPARE_MEMORY = 0.25
+"""The `spare` of `tk.reuse_freed_memory` for fine-tuning, whose batches have many lengths."""
 
 
 class Job(Protocol):

@@ -20,7 +20,7 @@ from tamt.data.tasks import Task, find_task
 from tamt.errors import UserError, check_choice, check_positive
 from tamt.files import write_atomically
 from tamt.finetune.classification import Classification, encode
-from tamt.finetune.loop import MODEL_FOLDER, Job, drop_former_models, predictions_file, train_subnetwork
+from tamt.finetune.loop import MODEL_FOLDER, SPARE_MEMORY, Job, drop_former_models, predictions_file, train_subnetwork
 from tamt.finetune.metrics import UNDEFINED
 from tamt.finetune.plots import draw_predictions
 from tamt.finetune.question_answering import QuestionAnswering, make_windows
@@ -261,7 +261,7 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
     parts = processes.parts_of_step(step_rows, task.batch_size)
     asked = settings["precision"]
     settings["precision"] = choose_precision(asked, output, resume)
-    accelerator = make_accelerator(settings["precision"], parts, settings["seed"])
+    accelerator = make_accelerator(settings["precision"], parts, settings["seed"], SPARE_MEMORY)
     job = make_job(settings, accelerator, starts_from_graphs(settings["no_cuda_graphs"]))
     masks: Masks = {}
     info: MaskInfo | None = None

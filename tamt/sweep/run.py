@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,7 +130,13 @@ def _do_all(
 
 
 def _found(folder: Path, plan: Plan) -> dict[str, Found]:
-    return {run.path: look(folder, run) for run in plan.runs}
+    """What there is of each run. A finished search lacks its masks only where a run that is left needs them."""
+    found = {run.path: look(folder, run) for run in plan.runs}
+    needed = {run.needs for run in plan.runs if found[run.path].state != "done"}
+    for path, there in found.items():
+        if there.state == "done without its masks":
+            found[path] = replace(there, state="damaged" if path in needed else "done")
+    return found
 
 
 def _refuse_others(plan: Plan, found: dict[str, Found], redo: bool) -> None:

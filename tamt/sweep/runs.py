@@ -39,12 +39,12 @@ ASIDE = "aside"
 """The folder in that of a study to which runs are moved that cannot be used; nothing is deleted."""
 ERRORS = "errors"
 
-State = Literal["done", "to resume", "new", "damaged", "other"]
+State = Literal["done", "done without its masks", "to resume", "new", "damaged", "other"]
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is there of a run: its state, why it is `damaged` or `other` than asked for, its rows if it is `done`."""
+    """What is there of a run: its state, why it is `damaged` or `other` than asked for, its rows if it is done."""
 
     state: State
     why: str = ""
@@ -86,7 +86,8 @@ def look(output: Path, run: Run) -> Found:
     except UserError:
         return Found("damaged", f"has a {RESULTS} that cannot be read")
     if lacking := [mask for mask in run.masks if not _is_whole(folder / mask)]:
-        return Found("damaged", f"has no {lacking[0]} that can be read")
+        state: State = "damaged" if any((folder / mask).exists() for mask in lacking) else "done without its masks"
+        return Found(state, f"has no {lacking[0]} that can be read", rows)
     return Found("done", rows=rows)
 
 

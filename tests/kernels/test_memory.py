@@ -39,7 +39,7 @@ assert before.sum() == 12 * MB
 del before
 assert torch.full((4 * MB,), 2.0).sum() == 8 * MB
 """,
-    "at most a quarter more is held than was in use at once": """
+    "no more is held than was in use at once": """
 torch.ones(MB)
 start = resident()
 for size in range(4, 60):
@@ -47,6 +47,15 @@ for size in range(4, 60):
 for size in reversed(range(4, 60)):
     torch.ones(size * MB)
 assert resident() - start < 80
+""",
+    "a spare share may be held beyond what was in use at once": """
+for spare, given_back in ((0.0, 40), (1.0, 0)):
+    assert tk.reuse_freed_memory(spare)
+    a, b = torch.ones(8 * MB), torch.ones(2 * MB)
+    del b, a
+    held = resident()
+    torch.empty(4 * MB)
+    assert abs(held - resident() - given_back) < 4
 """,
     "a step's blocks are all taken again": """
 def step():
@@ -127,3 +136,9 @@ def test_freed_memory_is_reused(what):
 def test_without_the_extension_nothing_changes(monkeypatch):
     monkeypatch.setattr("tamt_kernels.memory.find_extension", lambda: (None, "it is not built"))
     assert not tk.reuse_freed_memory()
+
+
+@pytest.mark.parametrize("spare", [-0.1, float("nan"), float("inf")])
+def test_a_spare_share_is_a_number_from_0(spare):
+    with pytest.raises(ValueError, match="spare is .* but must be a number from 0"):
+        tk.reuse_freed_memory(spare)

@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -267,7 +268,6 @@ def halve_results(folder: Path) -> None:
         halve_results,
         lambda folder: (folder / "config.yaml").unlink(),
         lambda folder: (folder / "config.yaml").write_text("a: [\n"),
-        lambda folder: (folder / "mask.safetensors").unlink(),
     ],
 )
 def test_a_damaged_search_is_moved_aside_and_done_again_with_what_was_made_from_it(
@@ -286,6 +286,22 @@ def test_a_damaged_search_is_moved_aside_and_done_again_with_what_was_made_from_
     assert all("imp" in path for path in commands.called)
     assert {path.name for path in (tmp_path / "study/aside/search/imp_demo_s0.7_seed0").iterdir()} == left
     assert len(list((tmp_path / "study/aside/finetune").iterdir())) == 4
+    assert table(tmp_path) == before
+
+
+def test_deleted_masks_are_searched_again_only_where_a_run_needs_them(sweep, commands, tmp_path, capsys) -> None:
+    assert sweep() == 0
+    study = tmp_path / "study"
+    before = table(tmp_path)
+    for mask in study.glob("search/*/**/*.safetensors"):
+        mask.unlink()
+    commands.called.clear()
+    assert sweep() == 0
+    assert commands.called == []
+    shutil.rmtree(study / "finetune" / "demo_imp_demo_s0.5_mask0_seed0")
+    assert sweep() == 0
+    assert commands.called[0] == "search/imp_demo_s0.7_seed0"
+    assert all("imp" in path for path in commands.called)
     assert table(tmp_path) == before
 
 
