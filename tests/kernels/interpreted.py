@@ -253,6 +253,7 @@ def test_thresholds_of_nothing():
     assert tk.topk_threshold([], [], last=last).values.shape == (0,)
 
 
+@soak
 def test_thresholds_of_samples(monkeypatch):
     monkeypatch.setattr(threshold, "SAMPLES", 64)
     monkeypatch.setattr(threshold, "COMPACTED", 1)
@@ -262,6 +263,7 @@ def test_thresholds_of_samples(monkeypatch):
     assert all(served(scores, [450] * len(scores)))
 
 
+@soak
 def test_thresholds_whose_window_missed_or_overflowed(monkeypatch):
     monkeypatch.setattr(threshold, "SAMPLES", 64)
     scores = [gaussian(1500), trained(1500), gaussian(1500)]
