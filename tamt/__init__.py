@@ -1,3 +1,25 @@
 """Winning tickets in BERT by task-agnostic mask training."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tamt.ticket import Ticket
+
 __version__ = "0.1.0"
+__all__ = ["Ticket"]
+
+_PLACES = {"Ticket": "tamt.ticket"}
+"""The module of each public name. It is imported when the name is first used: torch takes seconds."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_PLACES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

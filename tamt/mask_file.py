@@ -100,7 +100,12 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], info: MaskInfo, exact: b
                 f"{path} is not written: its mask of {name} keeps {kept} entries where a sparsity of {info.sparsity:g} "
                 f"keeps {keep}, which is a fault of tamt or of this machine; report it, and go on with --resume"
             )
-    metadata = {key: str(value) for key, value in asdict(info).items()}
+    save_packed(path, packed)
+
+
+def save_packed(path: Path, packed: PackedMasks) -> None:
+    """Write packed masks to `path` as `save_masks` does. Raises CannotWriteError, see `write_atomically`."""
+    metadata = {key: str(value) for key, value in asdict(packed.info).items()}
     metadata |= {
         "format": FORMAT,
         "format_version": str(VERSION),

@@ -4,15 +4,30 @@ import re
 from pathlib import Path
 
 import pytest
+from transformers import AutoModel
+
+import tamt
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/results/*/*.md")})
 
 
-def test_the_python_example_runs(capsys) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
+OF_TICKETS, OF_KERNELS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_example_of_tickets_runs(tiny_bert: Path, tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(tiny_bert)
+    tamt.Ticket.magnitude(model, 0.7).save(tmp_path / "mask.safetensors")
+    example = OF_TICKETS.replace("bert-base-uncased", str(tiny_bert)).replace("runs/kd-70", str(tmp_path))
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    query = names["model"].base_model.encoder.layer[0].attention.self.query.weight
+    assert int((query == 0).sum()) == int(0.7 * query.numel())
+
+
+def test_the_example_of_the_kernels_runs(capsys) -> None:
+    exec(compile(OF_KERNELS, "README.md", "exec"), {})
     assert "tensor(700000)" in capsys.readouterr().out
 
 
