@@ -17,7 +17,7 @@ _SETUPTOOLS = "setuptools>=77"
 
 
 def _requirements(*_: Any) -> list[str]:
-    if os.environ.get("TAMT_BUILD") == "none":
+    if os.environ.get("TAMT_BUILD") == "none" or sys.platform == "win32":  # where setup.py builds nothing
         return [_SETUPTOOLS]
     version, _, _ = _installed_torch().partition("+")
     supported = _supported_torch()

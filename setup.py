@@ -37,6 +37,8 @@ def find_cuda_home() -> str | None:
 
 def compiler_problem(compiler: str) -> str:
     """Why a compiler cannot build the extension; nothing if it can."""
+    if sys.platform == "win32":
+        return "the kernels are written for GCC and Clang, not for MSVC"
     if not shutil.which(compiler.split()[0]):
         return f"no C++ compiler ({compiler}) is found"
     version = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True, check=False).stdout
@@ -84,6 +86,7 @@ def extension() -> dict[str, Any]:
     # Some compilers bring their libstdc++ as an archive. Half of it would give way to torch's, and an exception then
     # ends the process: seen with GCC 14, and on a machine with an H100.
     link = ["-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else []
+    untried = build == "auto" and sys.platform != "linux"  # so it must not keep the package from being installed
     kind = CUDAExtension if with_cuda else CppExtension
     return {
         "ext_modules": [
@@ -102,8 +105,22 @@ def extension() -> dict[str, Any]:
                 extra_link_args=link,
             )
         ],
-        "cmdclass": {"build_ext": BuildExtension},
+        "cmdclass": {"build_ext": or_none(BuildExtension) if untried else BuildExtension},
     }
+
+
+def or_none(command: type) -> type:
+    """The command that builds the extension, but where it fails, the package is installed without."""
+
+    class BuildOrNone(command):  # type: ignore[misc, valid-type]
+        def run(self) -> None:
+            try:
+                super().run()
+            except Exception as error:  # a compiler's, ninja's or torch's
+                print(f"tamt: the extension could not be built ({error}): the package runs on plain torch without it")
+                self.extensions = []
+
+    return BuildOrNone
 
 
 def default_architectures(cuda: str) -> str:

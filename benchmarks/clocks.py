@@ -5,6 +5,7 @@ sample.
 """
 
 import ctypes
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ class CpuClock:
 
     def __init__(self) -> None:
         self._swept = torch.zeros(16 << 20)
-        self._libc = ctypes.CDLL(None)
+        self._libc = ctypes.CDLL(None) if os.name == "posix" else None  # whose malloc is told what to keep
 
     def time(self, run: Run) -> float:
         # Here only: who looks at memory alone is to see what glibc takes as users have it. It would return every large

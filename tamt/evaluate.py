@@ -24,7 +24,7 @@ from tamt.models import (
 )
 from tamt.objectives import Losses, TokenMasking, encode, prepare
 from tamt.precision import Precision, choose_precision
-from tamt.training import check_runs, make_accelerator, report_arithmetic
+from tamt.training import HalfPrecisionError, check_runs, choose_fp32, make_accelerator, report_arithmetic
 from tamt.untrusted import check_pulled
 
 BLOCK_LENGTH = 512
@@ -123,7 +123,11 @@ def evaluate(
     if blocks is not None:
         text, _ = text.split(blocks)
     student.model.to(accelerator.device)
-    check_encoder_runs(student, model, accelerator, text)
+    try:
+        check_encoder_runs(student, model, accelerator, text)
+    except HalfPrecisionError as error:
+        choose_fp32(asked, error)
+        return evaluate(model, corpus, mask, head, max_length, batch_size, blocks, "fp32", seed)
     teacher = copy.deepcopy(student.encoder)
     sparsity = 0.0
     info: MaskInfo | None = None

@@ -2,19 +2,24 @@
 
 import shutil
 from pathlib import Path
+from typing import Literal, get_args
 
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tamt.console import say
-from tamt.errors import UserError
+from tamt.errors import UserError, check_choice
 from tamt.files import sync_tree, telling
 from tamt.mask_file import load_masks
-from tamt.masking import apply_masks, sparsity_of
+from tamt.masking import apply_masks, prunable_weights, sparsity_of
 from tamt.models import load_encoder, load_masked_language_model, load_tokenizer
+from tamt.prune_format import split
+
+Format = Literal["dense", "prune"]
 
 
-def export(model: str, mask: Path, output: Path) -> dict:
+def export(model: str, mask: Path, output: Path, format: Format = "dense") -> dict:
     """Write the subnetwork m ⊙ θ0 in Hugging Face form: dense, with zeros where the mask prunes.
 
     With the MLM head where the checkpoint has one; its decoder stays the dense pre-trained embedding, as in mask
@@ -24,17 +29,28 @@ def export(model: str, mask: Path, output: Path) -> dict:
         model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
         mask: mask file of the subnetwork.
         output: new folder for the model and its tokenizer.
+        format: dense, which transformers opens, or prune, the state dict of a model pruned by torch.nn.utils.prune: in
+            place of each pruned weight the pre-trained one and the mask, as weight_orig and weight_mask.
     """
+    check_choice("format", format, get_args(Format))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"the output {output} is not empty and nothing in it is overwritten; give a new --output")
     masks, info = load_masks(mask)
     encoder, missing = load_encoder(model)
+    weights = prunable_weights(encoder, pooler=True)
+    originals = {name: weight.detach().clone() for name, weight in weights.items() if format == "prune"}
     apply_masks(encoder, masks)
     tokenizer = load_tokenizer(model, masking=False)
     trained = {name: tensor for name, tensor in encoder.state_dict().items() if name not in missing}
     heads = load_masked_language_model(model, need_head=False)
     with_head = not heads.fresh_head
-    exported, state = _under_head(heads.model, trained) if with_head else (encoder, trained)
+    exported, prefix = (heads.model, f"{heads.model.base_model_prefix}.") if with_head else (encoder, "")
+    state = {f"{prefix}{name}": tensor for name, tensor in trained.items()}
+    if with_head:
+        state = _under_head(heads.model, state)
+    if format == "prune":
+        pruned = originals.keys() & masks.keys()
+        state = split(state, *({f"{prefix}{name}": kind[name] for name in pruned} for kind in (originals, masks)))
     if not with_head:
         say("no MLM head is written, as the checkpoint has none, or one that is not known here")
     # Beside the output under another name, and renamed when it is whole.
@@ -42,7 +58,12 @@ def export(model: str, mask: Path, output: Path) -> dict:
     fresh = output.with_name(f".{output.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     with telling(output):
-        exported.save_pretrained(fresh, state_dict=state)
+        if format == "prune":  # under the names of the modules, which transformers changes for some models
+            exported.config.architectures = [type(exported).__name__]
+            exported.config.save_pretrained(fresh)
+            save_file(state, fresh / "model.safetensors", {"format": "pt"})
+        else:
+            exported.save_pretrained(fresh, state_dict=state)
         tokenizer.save_pretrained(fresh)
         sync_tree(fresh)
         if output.exists():  # filled and not replaced, as somebody's shell may stand in it
@@ -51,7 +72,8 @@ def export(model: str, mask: Path, output: Path) -> dict:
             fresh.rmdir()
         else:
             fresh.rename(output)
-    say(f"the subnetwork is in {output}; open it with transformers' AutoModel or as the --model of a command")
+    opened = "transformers' AutoModel or as the" if format == "dense" else "load_state_dict or as the"
+    say(f"the subnetwork is in {output}; open it with {opened} --model of a command")
     result = {
         "model": model,
         "method": info.method,
@@ -63,12 +85,11 @@ def export(model: str, mask: Path, output: Path) -> dict:
     return {"results": [result]}
 
 
-def _under_head(model: PreTrainedModel, encoder: dict[str, Tensor]) -> tuple[PreTrainedModel, dict[str, Tensor]]:
-    """The model with its MLM head and the tensors to save: its own, with those of the masked `encoder` in their place.
+def _under_head(model: PreTrainedModel, encoder: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a model with its MLM head to save: its own, with those of the masked `encoder` in their place.
 
     The pooler is saved too, which a model with an MLM head lacks but a classifier begins with.
     """
     model.config.tie_word_embeddings = False
-    masked = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in encoder.items()}
     # Cloned: of tensors that share memory, such as the two names of the output bias, only one would be saved.
-    return model, {name: tensor.clone() for name, tensor in (model.state_dict() | masked).items()}
+    return {name: tensor.clone() for name, tensor in (model.state_dict() | encoder).items()}

@@ -1,12 +1,12 @@
 """Files that are there whole or not at all."""
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from filelock import lock_descriptor
 from safetensors import SafetensorError
 
 from tamt.errors import UserError
@@ -59,21 +59,23 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
 def lock(file: IO[Any], what: str, folder: Path) -> None:
     """Keep other processes from what `file`, open for writing, stands for; the lock goes with it, also by a kill.
 
-    Where the file system has no locks, nothing is kept from anything.
+    Where the file system has no locks, nothing is kept from anything. On Windows others cannot read `file` meanwhile.
 
     Raises:
         UserError: another has the lock; `what` works in `folder`.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(f"another {what} is at work in {folder}; wait for it, or stop it") from error
+        locked = lock_descriptor(file.fileno(), blocking=False)
     except OSError:
-        pass
+        return
+    if not locked:
+        raise UserError(f"another {what} is at work in {folder}; wait for it, or stop it")
 
 
 def sync_folder(path: Path) -> None:
     """Wait until the names in a folder are on the disk: a rename is else lost with the power."""
+    if os.name == "nt":  # which opens no folder
+        return
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -84,7 +86,7 @@ def sync_folder(path: Path) -> None:
 def sync_tree(folder: Path) -> None:
     """Wait until a folder of files, and what is in them, is on the disk."""
     for file in folder.iterdir():
-        with file.open("rb") as opened:
+        with file.open("r+b") as opened:  # Windows syncs only what may be written
             os.fsync(opened.fileno())
     sync_folder(folder)
 

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from tamt.errors import UserError
 from tamt.files import write_atomically
 from tamt.masking import Masks, keep_of, sparsity_of
 from tamt.methods import PUBLISHED
-from tamt.untrusted import OldFileError, check_pulled, load_tensors
+from tamt.prune_format import MASK, as_mask, is_pruned, pruned_names
+from tamt.untrusted import check_pulled, read_state
 
 FORMAT = "tamt-mask"
 VERSION = 2
@@ -30,6 +32,8 @@ MAX_HEADER = 1 << 24
 MAX_ENTRIES = 1 << 31
 """Of one matrix, as far as the kernels go."""
 PUBLISHED_PREFIXES = ("module.", "bert.", "roberta.", "distilbert.", "electra.")
+"""Of names in a file that has none of an embedding."""
+EMBEDDINGS = re.compile(r"((?:\w+\.)*?)embed")
 
 
 @dataclass(frozen=True)
@@ -125,11 +129,12 @@ def _reproducible(content: bytes) -> bytes:
 
 
 def load_masks(path: Path) -> tuple[Masks, MaskInfo]:
-    """Read a mask file: ours (`.safetensors`) or the `mask.pt` of the paper's published code.
+    """Read a mask file: ours (`.safetensors`), the `mask.pt` of the paper's published code, or a pruned checkpoint.
 
     A `.pt` file is a dict of tensors, bool or of zeros and ones in another type as those of torch.nn.utils.prune, under
     names that end in `.weight` or `.weight_mask`; it is read with
     `weights_only=True`, so nothing in it is executed. Its origin is not recorded: method "published", seed and step 0.
+    The state dict of a model that torch.nn.utils.prune has pruned, also in a `.safetensors` file, gives its masks.
 
     Nothing is believed: names, sizes, shapes and counts are checked before memory is taken for the masks, which is at
     most eight times the size of the file.
@@ -151,7 +156,9 @@ def load_packed(path: Path) -> PackedMasks:
     if path.suffix in {".pt", ".bin", ".pth"}:
         return pack_masks(*_load_published(path))
     try:
-        metadata = _metadata(path)
+        names, metadata = _header(path)
+        if metadata.get("format") != FORMAT and is_pruned(names):
+            return pack_masks(*_load_published(path))
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path} is a safetensors file but no mask; give the mask.safetensors of a run folder")
         if metadata.get("format_version") != str(VERSION):
@@ -183,16 +190,21 @@ def load_packed(path: Path) -> PackedMasks:
     return PackedMasks(bits, shapes, found, info)
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    """The metadata in the header of a safetensors file. Raises ValueError if it is none, or names anything twice."""
+def _header(path: Path) -> tuple[list[str], dict[str, str]]:
+    """The names of the tensors of a safetensors file and its metadata, from its header.
+
+    Raises:
+        ValueError: it is no such file, or names anything twice.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(path.stat().st_size - 8, MAX_HEADER):
             raise ValueError(f"its header claims {length} bytes")
-        metadata = _object(file.read(length)).get("__metadata__", {})
+        header = _object(file.read(length))
+    metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are no strings by name")
-    return metadata
+    return list(header), metadata
 
 
 def _object(text: str | bytes) -> dict[str, Any]:
@@ -245,26 +257,19 @@ def _digest(metadata: Mapping[str, str], bits: Mapping[str, NDArray[np.uint8]]) 
 
 
 def _load_published(path: Path) -> tuple[Masks, MaskInfo]:
-    try:
-        with path.open("rb") as file:
-            content = load_tensors(file)
-    except OldFileError as error:
-        raise UserError(f"the mask file {path} cannot be read as a dict of tensors: it {error}") from error
-    except Exception as error:  # torch.load raises nearly anything on a damaged file
-        raise UserError(
-            f"the mask file {path} cannot be read as a dict of tensors, and nothing in it is executed to find out more "
-            f"({type(error).__name__}); give a mask.pt that holds only tensors"
-        ) from error
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"the mask file {path} holds no dict of masks; give a mask.pt of tensors by name")
+    content = read_state(path, f"the mask file {path}")
+    prefix = _prefix(content)
+    if is_pruned(content):
+        content = {f"{name}{MASK}": content[f"{name}{MASK}"] for name in pruned_names(content, f"the mask file {path}")}
     masks: Masks = {}
     for number, (name, mask) in enumerate(content.items()):
-        if not isinstance(name, str) or not name.endswith((".weight", ".weight_mask")) or not isinstance(mask, Tensor):
+        if not name.endswith((".weight", ".weight_mask")):
             raise UserError(
-                f"the mask file {path} holds {str(name)[:100]!r}, which is no tensor named ….weight or "
-                "….weight_mask; remove it or give another file"
+                f"the mask file {path} holds {name[:100]!r}, which is not named ….weight or ….weight_mask; remove it "
+                "or give another file"
             )
-        masks[_plain_name(name)] = mask
+        plain = _plain_name(name.removeprefix(prefix))
+        masks[plain] = mask
         # A stride of 0, a storage that is shared or a device without memory makes masks of any size out of one byte.
         entries = sum(mask.numel() for mask in masks.values())
         held = mask.layout == torch.strided and mask.device.type == "cpu" and 0 < mask.numel() <= MAX_ENTRIES
@@ -272,16 +277,18 @@ def _load_published(path: Path) -> tuple[Masks, MaskInfo]:
             raise UserError(
                 f"the mask file {path} does not hold each entry of {name[:100]!r} once; save the masks as plain tensors"
             )
-        if not ((mask == 0) | (mask == 1)).all():
-            raise UserError(
-                f"the mask file {path} holds other values than 0 and 1 in {name[:100]!r}; save masks, not weights"
-            )
-        masks[_plain_name(name)] = mask.to(torch.bool)
+        masks[plain] = as_mask(mask, name, f"the mask file {path}")
     return masks, MaskInfo(model="unknown", method=PUBLISHED, sparsity=round(sparsity_of(masks), 6), seed=0, step=0)
 
 
+def _prefix(names: Iterable[str]) -> str:
+    """What comes before an encoder's own names in those of a model with a head: all before its embeddings."""
+    found = (EMBEDDINGS.match(name) for name in names)
+    return next((match[1] for match in found if match), "")
+
+
 def _plain_name(name: str) -> str:
-    name = name.removesuffix("_mask")
+    name = name.removesuffix(MASK)
     for prefix in PUBLISHED_PREFIXES:
         name = name.removeprefix(prefix)
     return name

@@ -45,8 +45,8 @@ def prunable_modules(model: PreTrainedModel, pooler: bool = False, embedding: bo
         words = encoder.get_input_embeddings()
     except NotImplementedError:  # characters are hashed, say
         words = None
-    layers = layers_of(model)
-    linears = [m for m in layers.modules() if isinstance(m, nn.Linear | tk.MaskedLinear)] if layers else []
+    layers = [module for stack in stacks_of(model) for module in stack.modules()]
+    linears = [module for module in layers if isinstance(module, nn.Linear | tk.MaskedLinear)]
     if not isinstance(words, nn.Embedding | tk.MaskedEmbedding) or not linears:
         raise UserError(
             f"the model ({type(model).__name__}) has no prunable matrix: no stack of {model.config.num_hidden_layers} "
@@ -58,16 +58,16 @@ def prunable_modules(model: PreTrainedModel, pooler: bool = False, embedding: bo
     return found
 
 
-def layers_of(model: PreTrainedModel) -> nn.ModuleList | None:
-    """The stack of layers of `model`; None if there is none with as many as its configuration says."""
-    return next(
-        (
-            module
-            for module in model.base_model.modules()
-            if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
-        ),
-        None,
-    )
+def stacks_of(model: PreTrainedModel) -> list[nn.ModuleList]:
+    """The stacks of layers of `model`: each list of modules, in no other, as long as its configuration says.
+
+    Most encoders have one; XLM has one of attentions and one of feed-forward networks beside those of LayerNorms.
+    ALBERT's is one of groups of layers, each of which is run several times.
+    """
+    length = getattr(model.config, "num_hidden_groups", model.config.num_hidden_layers)
+    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+    inner = {module for each in lists for module in each.modules() if module is not each}
+    return [each for each in lists if each not in inner and len(each) == length]
 
 
 def prunable_weights(model: PreTrainedModel, pooler: bool = False, embedding: bool = True) -> dict[str, Tensor]:

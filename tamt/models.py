@@ -30,6 +30,7 @@ from tamt.dropout import use_fast_dropout
 from tamt.errors import UserError
 from tamt.masking import POOLER, prunable_modules
 from tamt.methods import methods_without_head
+from tamt.prune_format import is_pruned, merge, read_checkpoint
 from tamt.shared_cast import share_casts
 from tamt.untrusted import check_pulled
 
@@ -275,8 +276,10 @@ def longest_input(model: PreTrainedModel) -> int:
     if not isinstance(positions, int) or positions < 1:  # positions are relative to each other
         return UNLIMITED
     # RoBERTa and its kin count positions from the padding id on.
-    offset = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
-    return positions - offset - 1 if offset is not None else positions
+    embeddings = getattr(model.base_model, "embeddings", None)
+    offset = getattr(embeddings, "padding_idx", None)
+    # XLM calls its word embedding so, whose padding_idx says nothing of positions.
+    return positions if offset is None or isinstance(embeddings, nn.Embedding) else positions - offset - 1
 
 
 def dense_twin(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -312,9 +315,10 @@ def _load_model(factory: Any, name: str, fresh_head: bool = False, **options: An
     """
     # Always fp32: transformers would keep the precision of the checkpoint, and mixed precision wants fp32 weights.
     # Shapes that differ are let pass here and looked at below: transformers would name an option that nobody gave.
-    model, info = _load(
-        factory, name, "model", output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True, **options
-    )
+    how = {"output_loading_info": True, "dtype": torch.float32, "ignore_mismatched_sizes": True, **options}
+    model, info = _load(factory, name, "model", **how)
+    if is_pruned(info["unexpected_keys"]):
+        model, info = _load(_Merged(factory, _merged_state(name)), name, "model", **how)
     # A configuration may ask for tuples, and for outputs that nobody reads here and fused attention has not.
     model.config.return_dict, model.config.output_attentions, model.config.output_hidden_states = True, False, False
     encoder = _encoder_keys(model)
@@ -336,6 +340,33 @@ def _load(factory: Any, name: str, what: str, **options: Any) -> Any:
     except Exception as error:  # nearly anything: of the hub, the files, the configuration and its model
         _check_pulled(name)
         raise UserError(_reason(error, name, what)) from error
+
+
+@dataclass
+class _Merged:
+    """Makes models as one of transformers' `AutoModel`s does, but of this state dict."""
+
+    factory: Any
+    state: dict[str, Tensor]
+
+    def from_pretrained(self, source: str, trust_remote_code: bool, dtype: torch.dtype, **options: Any) -> Any:
+        config, how = AutoConfig.from_pretrained(
+            source, trust_remote_code=trust_remote_code, return_unused_kwargs=True, **options
+        )
+        with torch.device("meta"):
+            kind = type(self.factory.from_config(config, trust_remote_code=trust_remote_code))
+        return kind.from_pretrained(None, config=config, state_dict=self.state, dtype=dtype, **how)
+
+
+def _merged_state(name: str) -> dict[str, Tensor]:
+    """The state dict of a model pruned by torch.nn.utils.prune, its masks applied. Raises UserError, see `merge`."""
+    folder = Path(resolve(name))
+    if not folder.is_dir():
+        raise UserError(
+            f"the checkpoint {name!r} is one of torch.nn.utils.prune, which is read from a folder only; fetch it with "
+            "huggingface-cli download and give its folder"
+        )
+    return merge(read_checkpoint(folder), f"the checkpoint {name!r}")
 
 
 def _reason(error: Exception, name: str, what: str) -> str:

@@ -25,7 +25,8 @@ def choose_precision(asked: Precision, output: Path | None = None, resume: bool 
     """The precision of a run: what is asked for, or for "auto" what the device computes fastest in.
 
     That is bf16 where the device has instructions for it, else fp16 on a GPU and fp32 on a CPU. If the environment
-    variable TAMT_PRECISION is set, it decides. Process 0 decides for all processes.
+    variable TAMT_PRECISION is set, it decides. Process 0 decides for all processes. A model that does not run in half
+    precision runs in fp32 then, see `tamt.training.choose_fp32`.
 
     Args:
         asked: "auto", "fp32", "bf16" or "fp16".

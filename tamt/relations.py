@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 import tamt_kernels as tk
 from tamt.errors import UserError
-from tamt.masking import layers_of
+from tamt.masking import stacks_of
 
 PROJECTIONS = (
     ("query", "key", "value"),
@@ -30,8 +30,7 @@ def projections_of(encoder: PreTrainedModel) -> list[nn.Module]:
     Raises:
         UserError: the attention has no such layers, as where one matrix makes all three.
     """
-    layers = layers_of(encoder)
-    for module in layers[-1].modules() if layers else ():
+    for module in (module for stack in stacks_of(encoder) for module in stack[-1].modules()):
         for names in PROJECTIONS:
             found = [getattr(module, name, None) for name in names]
             linear = [layer for layer in found if isinstance(layer, nn.Linear | tk.MaskedLinear)]

@@ -22,6 +22,8 @@ CONFIG = "config.yaml"
 RESULTS = "results.json"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+LOCK = ".run.lock"
+"""Locked as long as a run is at work. A file of its own, as on Windows nobody could read a locked `metrics.jsonl`."""
 RESUMED = "resumed"
 """Key of the line in `metrics.jsonl` that tells of a resume."""
 WRITTEN_BY = "# written by tamt "
@@ -74,12 +76,13 @@ class RunFolder:
             self._events = SummaryWriter(str(path / "tensorboard"), purge_step=purge)
 
     def _open_metrics(self) -> None:
-        """Open `metrics.jsonl`, which is written as long as the run is at work: it is locked against a second one."""
+        """Lock the folder against a second run, and open `metrics.jsonl`, which this one writes to its end."""
         metrics = self.path / METRICS
         with telling(metrics):
             # Unbuffered: a line that cannot be written is told at once, and not tried again when the file is closed.
             self._metrics = metrics.open("ab", buffering=0)
-        lock(self._metrics, "run", self.path)
+            self._lock = (self.path / LOCK).open("wb")
+        lock(self._lock, "run", self.path)
 
     @classmethod
     def start(cls, path: Path, settings: Mapping[str, Any], resume: bool = False, keep: int = KEEP) -> "RunFolder":
@@ -113,6 +116,7 @@ class RunFolder:
         if not processes.first():
             return
         self._metrics.close()
+        self._lock.close()
         with telling(self.path / "tensorboard"):
             self._events.close()
 

@@ -6,7 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-EXIT_CODE = 128 + signal.SIGTERM
+EXIT_CODE = 143
+"""What shells give a process that SIGTERM, 15, has ended: 128 more."""
+SIGTERM: int | None = getattr(signal, "SIGTERM", None)
+"""Its number; None where the system has no such signal."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -25,8 +28,9 @@ class _Requests:
 @contextmanager
 def handled() -> Iterator[None]:
     """Answer SIGTERM inside by Terminated: at once, or where `deferred` says, at the next `check`. A second SIGTERM
-    ends the process at once. Outside the main thread, which alone gets signals, nothing is changed."""
-    if threading.current_thread() is not threading.main_thread():
+    ends the process at once. Outside the main thread, which alone gets signals, nothing is changed, nor where there is
+    no such signal."""
+    if SIGTERM is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -38,11 +42,11 @@ def handled() -> Iterator[None]:
             raise Terminated
 
     _Requests.asked = False
-    before = signal.signal(signal.SIGTERM, handle)
+    before = signal.signal(SIGTERM, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(SIGTERM, before)
 
 
 @contextmanager

@@ -27,12 +27,13 @@ from tamt.console import say
 from tamt.data.prefetch import prefetch
 from tamt.errors import UserError, check_choice
 from tamt.precision import DTYPES, Precision, report_precision
+from tamt.run_folder import AUTO
 from tamt.step_graph import Outcome, StepGraph
 from tamt_kernels import onednn, product_library
 
 MAX_GRADIENT_NORM = 1.0
 LARGEST_LOSS = 1e5
-"""Above it a loss has exploded: chance is 10 for the cross-entropy of 30,000 tokens, 1 for KD, 25 for STS-B."""
+"""Above it a loss has exploded: chance is 10 for the cross-entropy of 30,000 tokens, 1 for KD, 8 for STS-B."""
 FIRST_LOSS_SCALE = 2.0**16
 GROWTH_INTERVAL = 2000
 CHECK_EVERY = 100
@@ -51,17 +52,30 @@ class NonFiniteError(UserError):
         self.last_good = last_good
 
 
+class HalfPrecisionError(UserError):
+    """A model does not run in half precision, but does in fp32. `why` says it without a remedy."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{why}; give --precision fp32")
+        self.why = why
+
+
 class LossScale:
     """What the loss is multiplied by, and what becomes of a bad step; all of it on the device.
 
-    Bad is a step whose loss or gradient is not finite, or whose loss is above `LARGEST_LOSS`. In fp16 the scale starts
+    Bad is a step whose loss or gradient is not finite, or whose loss is above `largest`. In fp16 the scale starts
     at 2¹⁶, doubles after 2,000 good steps in a row, and halves at a bad one, which is left out. In fp32 and bf16 it is
     1. Below 1 the run has failed, in fp32 and bf16 at its first bad step: from then on every step is left out, so that
     the last good state is still there when `check` tells of it. It takes the place of `accelerator.scaler`, as torch's
     GradScaler waits for the device at every step. All of it stays where it is in memory: a CUDA graph reads it there.
+
+    Attributes:
+        scale: what the loss is multiplied by, 0-dim.
+        largest: above it a loss has exploded; to be set before the first step by a task whose losses are large.
     """
 
     def __init__(self, device: torch.device, dynamic: bool) -> None:
+        self.largest = LARGEST_LOSS
         self.scale = torch.full((), FIRST_LOSS_SCALE if dynamic else 1.0, device=device)
         self._dynamic = dynamic
         self._good = torch.zeros((), device=device)  # good steps since the scale changed
@@ -69,11 +83,11 @@ class LossScale:
 
     def of_step(self, loss: Tensor) -> Tensor:
         """What to divide the gradient of a step with this loss by; NaN, which leaves the step out, if it is bad."""
-        return torch.where((loss.abs() <= LARGEST_LOSS) & (self.scale >= 1), self.scale, torch.nan)
+        return torch.where((loss.abs() <= self.largest) & (self.scale >= 1), self.scale, torch.nan)
 
     def update(self, step: int, loss: Tensor, norm: Tensor) -> None:
         """Take notice of a step: its number, its loss and the norm of its gradient, 0-dim."""
-        going, good = self.scale >= 1, (loss.abs() <= LARGEST_LOSS) & norm.isfinite()
+        going, good = self.scale >= 1, (loss.abs() <= self.largest) & norm.isfinite()
         self._last.copy_(torch.where(going, torch.stack([torch.full_like(norm, step), loss, norm]), self._last))
         self._good.copy_(torch.where(good, self._good + 1, 0))
         grown = good & (self._good >= GROWTH_INTERVAL) & self._dynamic
@@ -86,7 +100,7 @@ class LossScale:
         if scale >= 1:
             return
         self.scale.fill_(1)
-        what, value = ("norm of the gradient", norm) if abs(loss) <= LARGEST_LOSS else ("loss", loss)
+        what, value = ("norm of the gradient", norm) if abs(loss) <= self.largest else ("loss", loss)
         raise NonFiniteError(
             f"the {what} became {value:g} at step {step:.0f}, so the run stopped there and the last good checkpoint is "
             "kept; start again with a lower --lr or with --precision fp32",
@@ -243,7 +257,8 @@ def check_runs(model: torch.nn.Module, name: str, accelerator: Accelerator, forw
         forward: runs the model on some of the input.
 
     Raises:
-        UserError: it does not, with what transformers or torch say, and whether it does in fp32.
+        UserError: it does not, with what transformers or torch say.
+        HalfPrecisionError: it does in fp32.
     """
     model.eval()
     try:
@@ -260,10 +275,16 @@ def check_runs(model: torch.nn.Module, name: str, accelerator: Accelerator, forw
                 f"{name} ({type(model).__name__}) cannot read this input ({type(error).__name__}: {reason}); choose "
                 "another model, or a --max-length and tokenizer that it was made for"
             ) from error
-        raise UserError(
-            f"{name} ({type(model).__name__}) does not run in {accelerator.mixed_precision} ({reason}); give "
-            "--precision fp32"
+        raise HalfPrecisionError(
+            f"{name} ({type(model).__name__}) does not run in {accelerator.mixed_precision} ({reason})"
         ) from error
+
+
+def choose_fp32(asked: Precision, error: HalfPrecisionError) -> None:
+    """Report that "auto" means fp32 for a model. Raises `error` where half precision was asked for by its name."""
+    if asked != AUTO:
+        raise error
+    say(f"precision fp32, as {error.why} (updates are always float32)")
 
 
 def compute_dtype(accelerator: Accelerator) -> torch.dtype:

@@ -65,18 +65,23 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def save_tokenizer(folder: Path, special: dict[str, str], start: str, end: str) -> int:
-    """Write a word-level tokenizer with its special tokens; returns the size of the vocabulary."""
+def save_tokenizer(
+    folder: Path, special: dict[str, str], start: str, end: str, between: str | None = None, **options: object
+) -> int:
+    """Write a word-level tokenizer with its special tokens and other options; returns the size of the vocabulary.
+
+    Between a pair is the end of one text if no other token is given.
+    """
     vocabulary = {word: index for index, word in enumerate([*special.values(), *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special["unk_token"]))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{start} $A {end}",
-        pair=f"{start} $A {end} $B {end}",
+        pair=f"{start} $A {between or end} $B {end}",
         special_tokens=[(start, vocabulary[start]), (end, vocabulary[end])],
     )
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options).save_pretrained(folder)
     return len(vocabulary)
 
 

@@ -16,8 +16,8 @@ from tamt.data.tasks import Task
 from tamt.errors import UserError
 from tamt.untrusted import check_pulled
 
-LARGEST_SCORE = 300.0
-"""Of a regression. The squared error of larger ones is that of a loss that has exploded."""
+LARGEST_SCORE = 1e12
+"""Of a regression: its square, times the scale of a loss, is far from float32's largest number, 3e38."""
 LONGEST_CELL = (1 << 31) - 1
 """Characters of a cell of a .csv file, all that its reader can count."""
 

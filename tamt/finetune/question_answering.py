@@ -222,7 +222,8 @@ class QuestionAnswering:
         """Mean of the cross-entropies of the start and the end, each over the tokens of a window; the batch's share."""
         logits = self._logits({name: batch[name] for name in batch if name not in ("starts", "ends", "share")})
         # No answer lies in the padding: else the loss of a window would depend on the others of its batch.
-        padding = batch["attention_mask"] == 0
+        real = batch.get("attention_mask")  # which FNet does not read
+        padding = batch["input_ids"] == self.tokenizer.pad_token_id if real is None else real == 0
         start, end = (each.float().masked_fill(padding, torch.finfo(torch.float32).min) for each in logits)
         loss = F.cross_entropy(start, batch["starts"]) + F.cross_entropy(end, batch["ends"])
         return {"loss": loss / 2 * batch["share"]}

@@ -33,7 +33,15 @@ from tamt.precision import Precision, choose_precision
 from tamt.recipes import RECIPES, Recipe
 from tamt.run_folder import CONFIG, KEEP, RESULTS, RunFolder, check_output, finished_results, processes_of_run
 from tamt.step_graph import starts_from_graphs
-from tamt.training import CHECK_EVERY, check_runs, make_accelerator, report_arithmetic
+from tamt.training import (
+    CHECK_EVERY,
+    LARGEST_LOSS,
+    HalfPrecisionError,
+    check_runs,
+    choose_fp32,
+    make_accelerator,
+    report_arithmetic,
+)
 
 N_BEST = 20
 MAX_ANSWER_LENGTH = 30
@@ -268,7 +276,11 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
     if mask is not None:
         masks, info = load_masks(mask)
         apply_masks(job.model, masks)
-    check_runs(job.model, settings["model"], accelerator, partial(_read_two_rows, job))
+    try:
+        check_runs(job.model, settings["model"], accelerator, partial(_read_two_rows, job))
+    except HalfPrecisionError as error:
+        choose_fp32(asked, error)
+        return _run(task, make_job, {**settings, "precision": "fp32", "check_every": check_every}, resume)
     lr = _rate(task, settings, job.model, masks)
     with RunFolder.start(output, settings, resume, settings["keep"]) as folder:
         report_arithmetic(accelerator, asked)
@@ -344,6 +356,8 @@ def _classification(
     train = rows["train"]
     if task.name == "classification":
         say(labels_found(task, train))
+    if task.kind == "regression":  # whose loss, before anything is learned, is the mean square of the scores
+        accelerator.scaler.largest = LARGEST_LOSS * max(1.0, statistics.fmean(label**2 for label in train.labels))
     if samples := settings["train_samples"]:
         strata = train.labels if task.kind == "classification" else None
         train = train.take(subset(strata, len(train), samples, settings["seed"]))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tamt import processes
+from tamt.console import say
 from tamt.data.corpora import Blocks, train_batches
 from tamt.errors import UserError
 from tamt.masking import prunable_modules
@@ -20,9 +21,10 @@ CALIBRATION_BLOCKS = 64
 
 
 def activation_importance(search: Search) -> dict[str, Tensor]:
-    """Wanda's criterion |W_ij| · ‖x_j‖ for each prunable matrix (Sun et al., 2023); the word embedding's is |W|.
+    """Wanda's criterion |W_ij| · ‖x_j‖ for each prunable matrix (Sun et al., 2023).
 
-    The model must still be dense. In several processes the first one measures, so that all have the same numbers.
+    It is |W| for the word embedding and for matrices that read no input. The model must still be dense. In several
+    processes the first one measures, so that all have the same numbers.
 
     Returns:
         float32 tensors with the shapes of the matrices, by the names that masks use.
@@ -59,10 +61,11 @@ def input_norms(
         device: where the model is.
 
     Returns:
-        float32 [in_features] on the CPU, by the names of the modules.
+        float32 [in_features] on the CPU, by the names of the modules, but for those that read no input, as Longformer's
+        for global attention do, which is reported.
 
     Raises:
-        UserError: a layer reads no input, or an input that is not finite.
+        UserError: a layer reads an input that is not finite.
     """
     encoder.eval()
     squares: dict[str, Tensor] = {}
@@ -70,12 +73,12 @@ def input_norms(
         for rows in _texts(blocks, batch_size, seed):
             encoder(input_ids=rows.to(device), return_dict=True)
     linear = [name for name, module in prunable_modules(encoder).items() if isinstance(module, nn.Linear)]
-    for name in linear:
-        if name not in squares:
-            raise UserError(f"the matrix {name} reads no input of the model, so its activations cannot be measured")
+    if unread := [name for name in linear if name not in squares]:
+        say(f"{len(unread)} matrices read no input of the model, {unread[0]} the first: they rank by magnitude alone")
+    for name in squares:
         if not squares[name].isfinite().all():
             raise UserError(f"the inputs of {name} are not finite on the calibration text; check the checkpoint")
-    return {name: squares[name].sqrt().float().cpu() for name in linear}
+    return {name: square.sqrt().float().cpu() for name, square in squares.items()}
 
 
 def _texts(blocks: Blocks, batch_size: int, seed: int) -> Iterator[Tensor]:

@@ -26,7 +26,14 @@ from tamt.search.setting import HEAD_FILE, Search
 from tamt.search.wanda import Scope
 from tamt.step_graph import starts_from_graphs
 from tamt.terms import needs_head, parse_objective
-from tamt.training import CHECK_EVERY, compute_dtype, make_accelerator, report_arithmetic
+from tamt.training import (
+    CHECK_EVERY,
+    HalfPrecisionError,
+    choose_fp32,
+    compute_dtype,
+    make_accelerator,
+    report_arithmetic,
+)
 
 
 def train(
@@ -162,8 +169,12 @@ def train(
     if dev_blocks is not None and eval_blocks is not None:
         dev_blocks, _ = dev_blocks.split(eval_blocks)
     student.model.to(accelerator.device)
-    if text := train_blocks or dev_blocks:
-        check_encoder_runs(student, model, accelerator, text)
+    try:
+        if text := train_blocks or dev_blocks:
+            check_encoder_runs(student, model, accelerator, text)
+    except HalfPrecisionError as error:
+        choose_fp32(precision, error)
+        return train(**{**settings, "precision": "fp32"}, check_every=check_every, resume=resume)
     in_place = not found.trains_scores  # these cut the student's own weights, so the teacher needs its own
     teacher = copy.deepcopy(student.encoder) if in_place else dense_twin(student.encoder, compute_dtype(accelerator))
     cuda_graphs = not found.one_shot and starts_from_graphs(no_cuda_graphs)

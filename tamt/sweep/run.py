@@ -17,7 +17,7 @@ from tamt.sweep.plan import Plan, Run, make_plan
 from tamt.sweep.runs import Found, look, move_aside
 from tamt.sweep.study import load_study
 from tamt.sweep.table import TABLE, summary, table, write_table
-from tamt.termination import Terminated
+from tamt.termination import SIGTERM, Terminated
 
 LOCK = ".sweep.lock"
 
@@ -187,7 +187,7 @@ def _show(folder: Path, plan: Plan, redo: bool) -> list[dict]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep a second sweep out of the folder."""
-    with (folder / LOCK).open("w") as file:
+    with (folder / LOCK).open("wb") as file:
         lock(file, "sweep", folder)
         yield
 
@@ -195,7 +195,7 @@ def _locked(folder: Path) -> Iterator[None]:
 @contextmanager
 def _saved_on_interrupt() -> Iterator[None]:
     """Answer Ctrl-C as SIGTERM is: the training at work ends after its step and saves. A second one ends at once."""
-    answer = signal.getsignal(signal.SIGTERM)
+    answer = signal.getsignal(SIGTERM) if SIGTERM else None
     if threading.current_thread() is not threading.main_thread() or not callable(answer):
         yield
         return

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,39 @@ def test_clang_is_told_from_gcc(tmp_path):
     result = setup(tmp_path, CXX=str(clang))
     assert result.returncode == 0
     assert f"no g++ is found ({clang} is clang): the package is installed without its extension" in result.stdout
+
+
+def test_on_windows_nothing_is_built_and_the_install_goes_on(monkeypatch):
+    code = "import runpy, setuptools, sys; sys.platform, sys.argv = 'win32', ['setup.py', '--quiet', '--name']; "
+    result = subprocess.run(
+        [sys.executable, "-c", code + "runpy.run_path('setup.py')"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0
+    assert "not for MSVC: the package is installed without its extension and runs on plain torch" in result.stdout
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert backend().get_requires_for_build_wheel(None) == ["setuptools>=77"]
+
+
+def test_a_build_that_fails_elsewhere_than_on_linux_leaves_the_extension_out(monkeypatch, capsys):
+    monkeypatch.setenv("TAMT_BUILD", "none")
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--quiet", "--name"])
+    monkeypatch.chdir(ROOT)
+    or_none = runpy.run_path("setup.py")["or_none"]
+
+    class Failing:
+        extensions = ("tamt_kernels._C",)
+
+        def run(self):
+            raise RuntimeError("error: no member named 'bits'")
+
+    command = or_none(Failing)()
+    command.run()
+    assert command.extensions == []
+    assert "could not be built (error: no member named 'bits'): the package runs on plain" in capsys.readouterr().out
 
 
 def test_nothing_is_asked_for_where_nothing_is_built(tmp_path):

@@ -312,6 +312,30 @@ def test_a_precision_that_a_model_cannot_compute_in_is_one_sentence(name, comman
     assert not (tmp_path / "out" / name).exists()
 
 
+@pytest.mark.skipif("torch.cuda.is_available()", reason="DeBERTa runs in a GPU's half precision")
+@pytest.mark.parametrize("name", ["tamt-kd", "evaluate", "finetune"])
+def test_auto_is_fp32_for_a_model_that_does_not_run_in_half_precision(
+    name, command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    model = save_family(tmp_path / "model", "deberta")
+    outputs = []
+    for precision in ("auto", "fp32"):
+        monkeypatch.setenv("TAMT_PRECISION", "bf16")  # what a CPU with instructions for it chooses
+        words = command(name, model)
+        output = tmp_path / "out" / precision
+        if "--output" in words:
+            words[-1] = str(output)
+        assert main([*words, "--precision", precision, "--json"]) == 0
+        captured = capsys.readouterr()
+        said = [line for line in " ".join(captured.err.split()).split("(updates") if "precision fp32, as" in line]
+        assert len(said) == (precision == "auto")
+        row = json.loads(captured.out)["results"][0]
+        outputs.append({key: value for key, value in row.items() if key not in {"seconds", "mask", "output"}})
+        if name != "evaluate":
+            assert "precision: fp32" in (output / "config.yaml").read_text()
+    assert outputs[0] == outputs[1], "to the bit"
+
+
 @pytest.mark.parametrize("name", ["omp", "tamt-kd", "evaluate"])
 @pytest.mark.parametrize("longest", [8, 24])
 def test_a_tokenizer_of_shorter_inputs_than_the_model_is_no_mistake(name, longest, command, tmp_path: Path) -> None:

@@ -102,16 +102,17 @@ def test_pruned_weights_are_zero_in_every_step_the_checkpoint_and_the_saved_mode
     assert (result["mask"], result["mask_seed"], result["mask_step"]) == (str(mask), 3, 40)
 
 
-def test_a_regression_of_ones_own_files_is_learned(tiny_bert: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scale", [1, 10_000])  # with a loss of 1, and of 3 thousand million
+def test_a_regression_of_ones_own_files_is_learned(scale: int, tiny_bert: Path, tmp_path: Path) -> None:
     file = tmp_path / "scores.csv"
-    rows = [f"{SENTENCES[i % 4].format(['new', 'old'][i // 4 % 2])},{[-2.5, 7][i // 4 % 2]}" for i in range(32)]
+    rows = [f"{SENTENCES[i % 4].format(['new', 'old'][i // 4 % 2])},{[-2.5 * scale, 7 * scale][i // 4 % 2]}" for i in range(32)]
     file.write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
     files = {"train_file": file, "dev_file": file, "text_column": ["text"], "task": "regression"}
     result = run(tiny_bert, tmp_path / "run", **files, epochs=20)
     assert result["metric"] == "pearson"
     assert result["score"] > 0.9
     (first, *_) = map(json.loads, (tmp_path / "run" / "predictions.jsonl").open())
-    assert first["label"] == -2.5
+    assert first["label"] == -2.5 * scale
     assert isinstance(first["prediction"], float)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import lock_descriptor
 
 from tamt.cli import main
 from tamt.errors import UserError
@@ -371,10 +372,8 @@ def test_a_study_can_be_moved(sweep, commands, tmp_path) -> None:
 
 def test_two_sweeps_do_not_share_a_folder(sweep, commands, tmp_path, capsys) -> None:
     assert sweep() == 0
-    import fcntl
-
-    with (tmp_path / "study" / ".sweep.lock").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with (tmp_path / "study" / ".sweep.lock").open("wb") as file:
+        assert lock_descriptor(file.fileno(), blocking=False)
         assert sweep() == 2
     assert "another sweep is at work in" in capsys.readouterr().err
     assert sweep() == 0
