@@ -332,6 +332,30 @@ def _load(factory: Any, name: str, what: str, **options: Any) -> Any:
     if not path.exists() and (path.is_absolute() or source.startswith(".") or source.count("/") > 1):  # no hub name
         raise UserError(f"the {what} {name!r} is no folder that is there; {REMEDY}")
     try:
+def input_length(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, asked: int | None, default: int
+) -> int:
+    """How many tokens of a row the model `name` reads, which its tokenizer then knows and is saved with.
+
+    Args:
+        model: whose configuration gets the tokenizer's padding id if it has none.
+        tokenizer: its `model_max_length` is set.
+        name: what a message calls the model.
+        asked: the length asked for.
+        default: where none is asked for, this length, or the longest input of the model if that is less.
+
+    Raises:
+        UserError: the model reads less than is asked for.
+    """
+    longest = longest_input(model)
+    if asked is not None and asked > longest:
+        raise UserError(f"--max-length {asked} is more than the {longest} tokens of {name}")
+    if model.config.pad_token_id is None:  # by which a decoder's classifier finds the last token of a row
+        model.config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.model_max_length = asked or min(default, longest)
+    return tokenizer.model_max_length
+
+
         return factory.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # nearly anything: of the hub, the files, the configuration and its model
         _check_pulled(name)
