@@ -40,6 +40,12 @@ UNLIMITED = 1 << 30
 """Tokens that a model reads at most which has no limit."""
 REMEDY = "give a folder that save_pretrained wrote or a hub name such as bert-base-uncased"
 
+FINETUNED = {
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForQuestionAnswering": AutoModelForQuestionAnswering,
+}
+"""What loads a fine-tuned model, by what its class is called."""
+
 logging.set_verbosity_error()  # what a checkpoint lacks is told in our own words
 logging.disable_progress_bar()
 
@@ -216,6 +222,29 @@ def load_question_answerer(name: str) -> PreTrainedModel:
         UserError: see `load_classifier`.
     """
     return _load_fresh(AutoModelForQuestionAnswering, name, num_labels=2)
+
+
+def load_finetuned(name: str) -> PreTrainedModel:
+    """The fine-tuned model `name`, fp32, with its own head, which classifies rows or answers questions.
+
+    Raises:
+        UserError: the model cannot be had, or its checkpoint has no such head.
+    """
+    (kind, *_) = getattr(_load(AutoConfig, name, "configuration"), "architectures", None) or ["nameless model"]
+    factory = next((factory for part, factory in FINETUNED.items() if part in kind), None)
+    if factory is None:
+        raise UserError(
+            f"the model {name!r} is a {kind}, which has no head of a fine-tuned task; give a run folder of tamt "
+            "finetune, or a folder with a fine-tuned model"
+        )
+    model, missing = _load_model(factory, name)
+    if missing:
+        raise UserError(
+            f"the checkpoint {name!r} lacks {min(missing)}, which fine-tuning would have trained; give a model that "
+            "was fine-tuned and saved whole"
+        )
+    speed_up(model)
+    return model
 
 
 def _load_fresh(factory: Any, name: str, **options: Any) -> PreTrainedModel:
