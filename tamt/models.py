@@ -277,6 +277,30 @@ def speed_up(model: PreTrainedModel) -> None:
     share_casts(model)
 
 
+def checkpoint_activations(model: PreTrainedModel, name: str) -> None:
+    """Let each layer keep its input alone in training, and compute the rest again in the backward pass.
+
+    This is transformers' own, the way that is not re-entrant. Dropout is drawn anew from the same state of the
+    generators, so that losses and gradients are the same to the bit.
+
+    Args:
+        model: changed in place.
+        name: what a message calls it.
+
+    Raises:
+        UserError: transformers cannot do so with this model.
+    """
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"{name} ({type(model).__name__}) cannot compute its activations again, as transformers has it; leave "
+            "--activation-checkpointing out"
+        ) from error
+    model.disable_input_require_grads()  # of use to the re-entrant way alone, and no copy can be made of its hooks
+
+
 def load_encoder(name: str) -> tuple[PreTrainedModel, set[str]]:
     """The model `name` without a head, fp32, and what of it (its pooler, say) the checkpoint lacks and is random.
 
@@ -306,6 +330,30 @@ def longest_input(model: PreTrainedModel) -> int:
     # RoBERTa and its kin count positions from the padding id on.
     offset = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
     return positions - offset - 1 if offset is not None else positions
+
+
+def input_length(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, asked: int | None, default: int
+) -> int:
+    """How many tokens of a row the model `name` reads, which its tokenizer then knows and is saved with.
+
+    Args:
+        model: whose configuration gets the tokenizer's padding id if it has none.
+        tokenizer: its `model_max_length` is set.
+        name: what a message calls the model.
+        asked: the length asked for.
+        default: where none is asked for, this length, or the longest input of the model if that is less.
+
+    Raises:
+        UserError: the model reads less than is asked for.
+    """
+    longest = longest_input(model)
+    if asked is not None and asked > longest:
+        raise UserError(f"--max-length {asked} is more than the {longest} tokens of {name}")
+    if model.config.pad_token_id is None:  # by which a decoder's classifier finds the last token of a row
+        model.config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.model_max_length = asked or min(default, longest)
+    return tokenizer.model_max_length
 
 
 def dense_twin(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -361,30 +409,6 @@ def _load(factory: Any, name: str, what: str, **options: Any) -> Any:
     if not path.exists() and (path.is_absolute() or source.startswith(".") or source.count("/") > 1):  # no hub name
         raise UserError(f"the {what} {name!r} is no folder that is there; {REMEDY}")
     try:
-def input_length(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, asked: int | None, default: int
-) -> int:
-    """How many tokens of a row the model `name` reads, which its tokenizer then knows and is saved with.
-
-    Args:
-        model: whose configuration gets the tokenizer's padding id if it has none.
-        tokenizer: its `model_max_length` is set.
-        name: what a message calls the model.
-        asked: the length asked for.
-        default: where none is asked for, this length, or the longest input of the model if that is less.
-
-    Raises:
-        UserError: the model reads less than is asked for.
-    """
-    longest = longest_input(model)
-    if asked is not None and asked > longest:
-        raise UserError(f"--max-length {asked} is more than the {longest} tokens of {name}")
-    if model.config.pad_token_id is None:  # by which a decoder's classifier finds the last token of a row
-        model.config.pad_token_id = tokenizer.pad_token_id
-    tokenizer.model_max_length = asked or min(default, longest)
-    return tokenizer.model_max_length
-
-
         return factory.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # nearly anything: of the hub, the files, the configuration and its model
         _check_pulled(name)
