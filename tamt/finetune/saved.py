@@ -163,10 +163,8 @@ def open_finetuned(
             f"{name} does {kind} and the task {found.name} is {found.kind}; give a model that was fine-tuned on "
             f"{found.name}, or another --task"
         )
-    columns = (
-        given or settings.get(key) for key, given in (("text_column", text_column), ("label_column", label_column))
-    )
-    found = with_columns(found, *columns)
+    texts, label = text_column or settings.get("text_column"), label_column or settings.get("label_column")
+    found = with_columns(found, texts, label)
     found = replace(found, batch_size=batch_size or settings.get("batch_size") or found.batch_size)
     output_of_label = None
     if kind == "classification":
