@@ -22,7 +22,8 @@ from tamt.errors import UserError
 COMMANDS = {
     "train": ("tamt.search", "search a winning ticket: find the mask of a subnetwork"),
     "finetune": ("tamt.finetune", "fine-tune a subnetwork or the full model on a task"),
-    "evaluate": ("tamt.evaluate", "measure the MLM and KD loss of a subnetwork"),
+    "evaluate": ("tamt.evaluate", "measure a subnetwork on text, or a fine-tuned model on its task"),
+    "predict": ("tamt.predict", "predict labels or answers with a fine-tuned model"),
     "sweep": ("tamt.sweep", "do all searches and fine-tunings of a study"),
     "report": ("tamt.report", "draw the paper's figures and tables for your own runs, and a page of them"),
     "compare": ("tamt.compare", "compare masks: similarity and sparsity, per matrix and over all"),

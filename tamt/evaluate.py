@@ -1,4 +1,4 @@
-"""How good a subnetwork is before fine-tuning: its MLM and KD loss on dev text."""
+"""`tamt evaluate`: the MLM and KD loss of a subnetwork on dev text, or the score of a fine-tuned model on its task."""
 
 import copy
 import time
@@ -13,6 +13,7 @@ from tamt import processes
 from tamt.console import say
 from tamt.data.corpora import Blocks, dev_batches, load_dev_corpus
 from tamt.errors import UserError, check_positive, check_seed
+from tamt.finetune.saved import open_finetuned, score_finetuned
 from tamt.mask_file import MaskInfo, load_masks
 from tamt.masking import apply_masks, sparsity_of
 from tamt.methods import FULL
@@ -29,6 +30,7 @@ from tamt.untrusted import check_pulled
 
 BLOCK_LENGTH = 512
 """Tokens of a block where nothing else is asked for (paper, Table 1)."""
+BATCH_SIZE = 16
 COUNTS = {"kd": "real_tokens", "mlm": "masked_tokens"}
 """The tokens that each loss is a mean over."""
 
@@ -82,34 +84,60 @@ def dev_losses(
 
 def evaluate(
     model: str,
-    corpus: list[str],
+    corpus: list[str] | None = None,
     mask: Path | None = None,
     head: Path | None = None,
     max_length: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     blocks: int | None = None,
     precision: Precision = "auto",
     seed: int = 0,
+    task: str | None = None,
+    data_dir: Path | None = None,
+    dev_file: Path | None = None,
+    text_column: list[str] | None = None,
+    label_column: str | None = None,
 ) -> dict:
-    """Measure the MLM and KD loss of a subnetwork on dev text.
+    """Measure the MLM and KD loss of a subnetwork on dev text, or the score of a fine-tuned model on a task's dev rows.
 
-    The masking of the tokens depends on the seed alone, so two masks are compared on the same tokens.
+    The masking of the tokens depends on the seed alone, so two masks are compared on the same tokens. A score is that
+    of fine-tuning.
 
     Args:
-        model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
+        model: hub name or folder of the pre-trained model, or "demo" or "demo-base"; for a --task the run folder of
+            tamt finetune, or the folder or hub name of a fine-tuned model.
         corpus: wikitext-103 (its validation split), demo, or text files, one paragraph a line.
         mask: mask file of the subnetwork; without one the full model is measured.
         head: head.safetensors of a run, for a checkpoint without an MLM head or to measure with the trained one.
-        max_length: tokens of a block; 512, or what the model or its tokenizer takes at most if that is less.
-        batch_size: blocks a batch.
+        max_length: tokens of a block; 512, or what the model or its tokenizer takes at most if that is less. Of a row
+            for a --task; by default as in fine-tuning.
+        batch_size: blocks a batch, by default 16; rows a batch for a --task, by default as in fine-tuning.
         blocks: measure only the first so many blocks of the text.
         precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
-            a GPU and fp32 on a CPU.
+            a GPU and fp32 on a CPU; for a run folder that of the run.
         seed: of the masked positions.
+        task: in place of the losses the score on the dev rows of this task of tamt finetune.
+        data_dir: for a --task GLUE's glue_data folder, or the folder with SQuAD's dev-v1.1.json (squad2: v2.0); by
+            default that of the run, else the hub.
+        dev_file: dev rows of classification or regression; by default those of the run.
+        text_column: their column with the text, or the two with a pair; by default those of the run, or sentence.
+        label_column: their column with the label; by default that of the run, or label.
     """
+    started = time.monotonic()
+    on_text = {"corpus": corpus, "mask": mask, "head": head, "blocks": blocks}
+    on_task = {"data_dir": data_dir, "dev_file": dev_file, "text_column": text_column, "label_column": label_column}
+    for option, value in (on_text if task else on_task).items():
+        if value is not None:
+            use, remedy = ("losses on text", "it or --task") if task else ("the score on a --task", "it")
+            raise UserError(f"--{option.replace('_', '-')} is for {use}; leave {remedy} out")
+    if task is not None:
+        saved = open_finetuned(model, task, text_column, label_column, max_length, batch_size, precision)
+        return {"results": [score_finetuned(saved, data_dir, dev_file, started)]}
+    if corpus is None:
+        raise UserError("--corpus is missing, or --task for the score of a fine-tuned model; give one of them")
+    batch_size = BATCH_SIZE if batch_size is None else batch_size
     check_positive(max_length=max_length, batch_size=batch_size, blocks=blocks)
     check_seed(seed)
-    started = time.monotonic()
     asked, precision = precision, choose_precision(precision)
     accelerator = make_accelerator(precision, 1, seed)
     with processes.one_first():

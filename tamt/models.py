@@ -41,6 +41,12 @@ UNLIMITED = 1 << 30
 """Tokens that a model reads at most which has no limit."""
 REMEDY = "give a folder that save_pretrained wrote or a hub name such as bert-base-uncased"
 
+FINETUNED = {
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForQuestionAnswering": AutoModelForQuestionAnswering,
+}
+"""What loads a fine-tuned model, by what its class is called."""
+
 logging.set_verbosity_error()  # what a checkpoint lacks is told in our own words
 logging.disable_progress_bar()
 
@@ -219,6 +225,29 @@ def load_question_answerer(name: str) -> PreTrainedModel:
     return _load_fresh(AutoModelForQuestionAnswering, name, num_labels=2)
 
 
+def load_finetuned(name: str) -> PreTrainedModel:
+    """The fine-tuned model `name`, fp32, with its own head, which classifies rows or answers questions.
+
+    Raises:
+        UserError: the model cannot be had, or its checkpoint has no such head.
+    """
+    (kind, *_) = getattr(_load(AutoConfig, name, "configuration"), "architectures", None) or ["nameless model"]
+    factory = next((factory for part, factory in FINETUNED.items() if part in kind), None)
+    if factory is None:
+        raise UserError(
+            f"the model {name!r} is a {kind}, which has no head of a fine-tuned task; give a run folder of tamt "
+            "finetune, or a folder with a fine-tuned model"
+        )
+    model, missing = _load_model(factory, name)
+    if missing:
+        raise UserError(
+            f"the checkpoint {name!r} lacks {min(missing)}, which fine-tuning would have trained; give a model that "
+            "was fine-tuned and saved whole"
+        )
+    speed_up(model)
+    return model
+
+
 def _load_fresh(factory: Any, name: str, **options: Any) -> PreTrainedModel:
     """A model whose head is new, whatever the checkpoint holds."""
     model, missing = _load_model(factory, name, fresh_head=True, **options)
@@ -247,6 +276,30 @@ def speed_up(model: PreTrainedModel) -> None:
     tk.use_fast_products(model)
     use_fast_dropout(model)
     share_casts(model)
+
+
+def checkpoint_activations(model: PreTrainedModel, name: str) -> None:
+    """Let each layer keep its input alone in training, and compute the rest again in the backward pass.
+
+    This is transformers' own, the way that is not re-entrant. Dropout is drawn anew from the same state of the
+    generators, so that losses and gradients are the same to the bit.
+
+    Args:
+        model: changed in place.
+        name: what a message calls it.
+
+    Raises:
+        UserError: transformers cannot do so with this model.
+    """
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"{name} ({type(model).__name__}) cannot compute its activations again, as transformers has it; leave "
+            "--activation-checkpointing out"
+        ) from error
+    model.disable_input_require_grads()  # of use to the re-entrant way alone, and no copy can be made of its hooks
 
 
 def load_encoder(name: str) -> tuple[PreTrainedModel, set[str]]:
@@ -280,6 +333,30 @@ def longest_input(model: PreTrainedModel) -> int:
     offset = getattr(embeddings, "padding_idx", None)
     # XLM calls its word embedding so, whose padding_idx says nothing of positions.
     return positions if offset is None or isinstance(embeddings, nn.Embedding) else positions - offset - 1
+
+
+def input_length(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, asked: int | None, default: int
+) -> int:
+    """How many tokens of a row the model `name` reads, which its tokenizer then knows and is saved with.
+
+    Args:
+        model: whose configuration gets the tokenizer's padding id if it has none.
+        tokenizer: its `model_max_length` is set.
+        name: what a message calls the model.
+        asked: the length asked for.
+        default: where none is asked for, this length, or the longest input of the model if that is less.
+
+    Raises:
+        UserError: the model reads less than is asked for.
+    """
+    longest = longest_input(model)
+    if asked is not None and asked > longest:
+        raise UserError(f"--max-length {asked} is more than the {longest} tokens of {name}")
+    if model.config.pad_token_id is None:  # by which a decoder's classifier finds the last token of a row
+        model.config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.model_max_length = asked or min(default, longest)
+    return tokenizer.model_max_length
 
 
 def dense_twin(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

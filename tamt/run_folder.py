@@ -28,7 +28,7 @@ RESUMED = "resumed"
 """Key of the line in `metrics.jsonl` that tells of a resume."""
 WRITTEN_BY = "# written by tamt "
 """First line of `config.yaml`, before the version: a comment, so that the file is still one of options."""
-HARMLESS = {"save_every", "log_every", "keep", "no_cuda_graphs"}
+HARMLESS = {"save_every", "log_every", "keep", "no_cuda_graphs", "activation_checkpointing"}
 """Settings that the results of a run do not depend on, so that it may be gone on with under others."""
 AUTO = "auto"
 """Value of a setting that the run decided for itself; it agrees with whatever the run decided."""

@@ -28,12 +28,19 @@ MOST = 8
 """Graphs, one for each shape of a step's batches; a step of another shape is taken without one."""
 
 
-def starts_from_graphs(refused: bool) -> bool:
+def starts_from_graphs(refused: bool, activation_checkpointing: bool = False) -> bool:
     """Whether steps start from CUDA graphs, which is told: on a GPU, unless refused by `--no-cuda-graphs`.
 
     In one process, as others are not waited for inside of a graph.
+
+    Raises:
+        UserError: they would, but activations are computed again, with generators that are set back.
     """
     from_graphs = not refused and _gpu_is_there() and processes.count() == 1
+    if from_graphs and activation_checkpointing:
+        raise UserError(
+            "--activation-checkpointing sets generators back, which a CUDA graph cannot hold; give --no-cuda-graphs too"
+        )
     if from_graphs:
         say("each step starts as one CUDA graph; --no-cuda-graphs starts its kernels one by one")
     return from_graphs

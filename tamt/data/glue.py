@@ -27,6 +27,8 @@ DEMO_DEV_ROWS = 1000
 DEMO_SPLIT_SEED = 0
 """The demo's dev rows are the same whatever the seed of a run, so that runs are compared on the same rows."""
 
+NOT_LEARNED = "take a model that was fine-tuned with rows of it"
+"""What to do about a label that a fine-tuned model does not know."""
 LABELS_SHOWN = 10
 """Labels of one's own files that are printed at most."""
 MRPC_TRAIN = "msr_paraphrase_train.txt"
@@ -71,6 +73,25 @@ def load_rows(
     splits = _load_glue(task, data_dir) if data_dir is not None else _load_hub(task)
     report_counts(task, {split: len(rows) for split, rows in splits.items()})
     return task, splits
+
+
+def load_dev_rows(task: Task, data_dir: Path | None = None, dev_file: Path | None = None) -> dict[str, Rows]:
+    """The rows of a task's dev sets, as `load_rows` gives them beside its train rows.
+
+    Args:
+        task: see `load_rows`; of a classification of one's own with its label names.
+        data_dir: see there.
+        dev_file: see there.
+
+    Raises:
+        UserError: see there.
+    """
+    if task.own_files:
+        if dev_file is None or data_dir is not None:
+            raise UserError(f"the task {task.name} reads a file of your own; give --dev-file, and no --data-dir")
+        return {"dev": to_rows(task, dev_file, read_file(dev_file, task), NOT_LEARNED)}
+    _, rows = load_rows(task.held_out, data_dir, None, dev_file)
+    return {split: found for split, found in rows.items() if split != "train"}
 
 
 def report_counts(task: Task, counts: dict[str, int]) -> None:
@@ -140,7 +161,7 @@ def _are_numbers(names: Iterable[str]) -> bool:
 def _load_glue(task: Task, data_dir: Path) -> dict[str, Rows]:
     files = _glue_files(task, data_dir)
     found = {split: read_file(file, task) for split, file in files.items()}
-    if files["train"].name == MRPC_TRAIN:
+    if "train" in files and files["train"].name == MRPC_TRAIN:
         found["train"] = _without_dev_rows(files["train"], found["train"], found["dev"])
     return {split: to_rows(task, file, found[split]) for split, file in files.items()}
 
@@ -148,7 +169,7 @@ def _load_glue(task: Task, data_dir: Path) -> dict[str, Rows]:
 def _glue_files(task: Task, data_dir: Path) -> dict[str, Path]:
     assert task.folder is not None
     names = {split: f"{split}.tsv" for split in task.splits}
-    candidates = [names, {**names, "train": MRPC_TRAIN}] if task.name == "mrpc" else [names]
+    candidates = [names, {**names, "train": MRPC_TRAIN}] if task.name == "mrpc" and "train" in names else [names]
     for folder in (data_dir / task.folder, data_dir):
         for candidate in candidates:
             files = {split: folder / name for split, name in candidate.items()}

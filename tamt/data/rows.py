@@ -1,4 +1,4 @@
-"""Rows of labelled sentences and pairs: what they are, seeded subsets, and how a file of them is read."""
+"""Rows of sentences and pairs: what they are, seeded subsets, and how a file of them is read."""
 
 import csv
 import io
@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,13 @@ Numbered = tuple[int, Mapping[str, Any]]
 
 @dataclass
 class Rows:
-    """Labelled rows: for each its texts (one or two) and its label: the id of its name, or a number."""
+    """Rows: for each its texts (one or two) and its label: the id of its name, or a number; no labels if unlabelled."""
 
     texts: list[tuple[str, ...]]
     labels: Sequence[float]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.texts)
 
     def take(self, indices: Sequence[int]) -> "Rows":
         """The rows `indices`, in that order."""
@@ -71,13 +72,24 @@ def subset(labels: Sequence[float] | None, rows: int, samples: int, seed: int) -
     return sorted(np.concatenate(chosen).tolist())
 
 
-def to_rows(task: Task, file: Path, found: Sequence[Numbered]) -> Rows:
-    """Rows of a file with their labels as ids or numbers. Raises UserError if one is unknown or off the scale."""
+def are_labelled(task: Task, found: Sequence[Numbered]) -> bool:
+    """Whether rows have labels, as those of GLUE's test sets have not; it takes one row with one."""
+    return any(row.get(task.label_column) for _, row in found)
+
+
+def to_rows(
+    task: Task, file: Path, found: Sequence[Numbered], remedy: str = "add rows with it to the train file"
+) -> Rows:
+    """Rows of a file with their labels, if they have any, as ids or numbers.
+
+    Raises:
+        UserError: a label is unknown, which `remedy` mends if the label is right, or off the scale.
+    """
     ids = {name: index for index, name in enumerate(task.label_names or ())}
     if task.folder or task.name == "demo":  # GLUE's files hold ids for some tasks, names for others
         ids |= {str(index): index for index in range(len(ids))}
     labels: list[float] = []
-    for line, row in found:
+    for line, row in found if are_labelled(task, found) else ():
         label = row[task.label_column]
         if task.kind == "regression":
             labels.append(_number(file, line, label, task.scale))
@@ -86,7 +98,7 @@ def to_rows(task: Task, file: Path, found: Sequence[Numbered]) -> Rows:
         else:
             raise UserError(
                 f"{file}, line {line}: the label {label!r} is none of {', '.join(task.label_names or ())}; "
-                "correct it, or add rows with it to the train file"
+                f"correct it, or {remedy}"
             )
     return Rows([tuple(row[column] for column in task.text_columns) for _, row in found], labels)
 
@@ -105,21 +117,25 @@ def _number(file: Path, line: int, label: str, scale: tuple[float, float] | None
     return number
 
 
-def read_file(file: Path, task: Task) -> list[Numbered]:
+def read_file(file: Path, task: Task, need_labels: bool = True) -> list[Numbered]:
     """The rows of a file, checked to have the columns of `task` and a label each.
 
     Args:
         file: `.tsv`, unquoted as GLUE's (so is MRPC's `.txt`), `.csv` or `.jsonl`.
         task: names the columns, or all of them in order where the file has no header.
+        need_labels: whether rows without any label, as in GLUE's test sets, are refused.
 
     Raises:
         UserError: the file is missing, not UTF-8, has no rows, or a row lacks a column or its label.
     """
     if file.suffix not in READERS or (file.suffix == ".txt" and not task.folder):
         raise UserError(f"{file} is no .tsv, .csv or .jsonl file; name it so, or convert it")
-    columns = (*task.text_columns, task.label_column)
-    rows = []
-    for line, row in READERS[file.suffix](file, read_text(file), task):
+    rows = list(READERS[file.suffix](file, read_text(file), task))
+    if not rows:
+        raise UserError(f"{file} has no rows; give a file with rows")
+    labelled = need_labels or are_labelled(task, rows)
+    columns = (*task.text_columns, task.label_column) if labelled else task.text_columns
+    for line, row in rows:
         for column in columns:
             if column not in row:
                 remedy = (
@@ -133,11 +149,8 @@ def read_file(file: Path, task: Task) -> list[Numbered]:
                 raise UserError(f"{file}, line {line}: {column!r} is {what} and no text; write it as text or a number")
             if is_half(row[column]):
                 raise UserError(f"{file}, line {line}: {column!r} holds half a character; correct its \\u escapes")
-        if not row[task.label_column]:
+        if labelled and not row[task.label_column]:
             raise UserError(f"{file}, line {line}: the label is empty; label the row or leave it out")
-        rows.append((line, row))
-    if not rows:
-        raise UserError(f"{file} has no rows; give a file with labelled rows")
     return rows
 
 
@@ -153,7 +166,7 @@ def is_half(text: str) -> bool:
 def read_text(file: Path) -> str:
     """The text of a file in UTF-8, without a byte order mark. Raises UserError, naming the line, if it is not that."""
     if not file.is_file():
-        raise UserError(f"there is no file {file}; give one with labelled rows")
+        raise UserError(f"there is no file {file}; give one with rows")
     check_pulled(file)
     content = file.read_bytes()
     try:
@@ -183,14 +196,19 @@ def _read_csv(file: Path, text: str, task: Task) -> Iterator[Numbered]:
 
 
 def _by_columns(file: Path, lines: Iterator[tuple[int, list[str]]], task: Task) -> Iterator[Numbered]:
-    columns = next(lines, (0, []))[1] if task.header is None else task.header
+    first = next(lines, None)
+    if first is None:
+        return
+    columns: Sequence[str] = first[1]
+    if task.header is not None and not set(task.text_columns) <= set(columns):  # CoLA's test set alone has one
+        columns, lines = task.header, chain([first], lines)
     broken = []
     for number, cells in lines:
         if len(cells) != len(columns) and task.broken_lines:
             broken.append(number)
             continue
         if len(cells) != len(columns):
-            whose = "the header" if task.header is None else f"the layout ({', '.join(columns)})"
+            whose = f"the layout ({', '.join(columns)})" if columns == task.header else "the header"
             raise UserError(
                 f"{file}, line {number}: {len(cells)} cells under the {len(columns)} of {whose}; correct the line"
             )

@@ -1,4 +1,4 @@
-"""SQuAD v1.1: questions with the text that holds their answer, from its JSON files or the hub."""
+"""SQuAD v1.1 and v2.0: questions with the text that may hold their answer, from JSON files or the hub."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from tamt.data.rows import is_half, read_text
 from tamt.data.tasks import Task
 from tamt.errors import UserError
 
-REMEDY = "give a file in the layout of SQuAD v1.1"
+REMEDY = "give a file in the layout of SQuAD"
 
 
 @dataclass
@@ -22,7 +22,8 @@ class Question:
         id: SQuAD's.
         question: the text of the question.
         context: the text that holds the answers.
-        answers: the right answers, one or more; train questions have one.
+        answers: the right answers; train questions have one. None where the text has none, as in SQuAD v2.0, or where
+            the file does not give them.
         starts: where in the context each answer begins, in characters.
     """
 
@@ -34,36 +35,45 @@ class Question:
 
 
 def load_questions(task: Task, data_dir: Path | None = None) -> dict[str, list[Question]]:
-    """The train and dev questions of SQuAD.
+    """The questions of SQuAD by split, train and dev.
 
     Args:
-        task: SQuAD.
-        data_dir: folder with `train-v1.1.json` and `dev-v1.1.json`, or one other `train*.json` and `dev*.json`, in
-            place of the hub.
+        task: SQuAD v1.1 or v2.0.
+        data_dir: folder with `train-v1.1.json` and `dev-v1.1.json` (or `v2.0`), or one other `train*.json` and
+            `dev*.json`, in place of the hub.
 
     Raises:
         UserError: a file is missing or not in SQuAD's layout, an answer is not at its offset, or there is no hub.
     """
-    splits = _fetch(task) if data_dir is None else {s: _read(_find(data_dir, s)) for s in task.splits}
+    if data_dir is None:
+        splits = _fetch(task)
+    else:
+        splits = {split: read_questions(_find(task, data_dir, split), task)[0] for split in task.splits}
     report_counts(task, {split: len(questions) for split, questions in splits.items()})
     return splits
 
 
-def _find(data_dir: Path, split: str) -> Path:
-    official = data_dir / f"{split}-v1.1.json"
+def _official(task: Task, split: str) -> str:
+    return f"{split}-v{'2.0' if task.unanswerable else '1.1'}.json"
+
+
+def _find(task: Task, data_dir: Path, split: str) -> Path:
+    official = data_dir / _official(task, split)
     found = [official] if official.is_file() else sorted(data_dir.glob(f"{split}*.json"))
     if len(found) != 1:
         what = "is no" if not found else f"are {len(found)} ({', '.join(file.name for file in found)}) but no"
         raise UserError(f"in {data_dir} there {what} {official.name}; give the folder with SQuAD's files as --data-dir")
-    say(f"squad takes its {split} questions from {found[0]}")
+    say(f"{task.name} takes its {split} questions from {found[0]}")
     return found[0]
 
 
 def _fetch(task: Task) -> dict[str, list[Question]]:
-    fetched = fetch(task, "SQuAD's files: --data-dir FOLDER, with train-v1.1.json and dev-v1.1.json in it")
+    wanted = " and ".join(_official(task, split) for split in task.splits)
+    fetched = fetch(task, f"SQuAD's files: --data-dir FOLDER, with {wanted} in it")
     return {
         split: [
             _question(
+                task,
                 f"{'/'.join(task.hub or ())}, {split}[{number}]",
                 row,
                 row["context"],
@@ -76,30 +86,45 @@ def _fetch(task: Task) -> dict[str, list[Question]]:
     }
 
 
-def _read(file: Path) -> list[Question]:
+def read_questions(file: Path, task: Task, need_answers: bool = True) -> tuple[list[Question], bool]:
+    """The questions of a file in SQuAD's layout, and whether it gives their answers.
+
+    Args:
+        file: JSON.
+        task: SQuAD v1.1, whose questions all have an answer, or v2.0.
+        need_answers: whether a file that gives no question's answer, as a test set, is refused.
+
+    Raises:
+        UserError: the file is missing or not in SQuAD's layout, or an answer is missing or not at its offset.
+    """
     try:
         content = json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}, line {error.lineno}: no JSON ({error.msg}); {REMEDY}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: no JSON ({error}); {REMEDY}") from error
-    questions = []
+    rows = []
     for i, article in enumerate(_get(file, "the file", content, "data", list)):
         for j, paragraph in enumerate(_get(file, f"data[{i}]", article, "paragraphs", list)):
             at = f"data[{i}].paragraphs[{j}]"
             context = _get(file, at, paragraph, "context", str)
             for k, row in enumerate(_get(file, at, paragraph, "qas", list)):
-                here = f"{at}.qas[{k}]"
-                answers = _get(file, here, row, "answers", list)
-                texts = [_get(file, f"{here}.answers[{n}]", answer, "text", str) for n, answer in enumerate(answers)]
-                starts = [
-                    _get(file, f"{here}.answers[{n}]", answer, "answer_start", int) for n, answer in enumerate(answers)
-                ]
-                named = {key: _get(file, here, row, key, str) for key in ("id", "question")}
-                questions.append(_question(f"{file}, {here}", named, context, texts, starts))
-    if not questions:
+                rows.append((f"{at}.qas[{k}]", context, row))
+    if not rows:
         raise UserError(f"{file} has no questions; {REMEDY}")
-    return questions
+    given = [isinstance(row, dict) and (row.get("answers") or row.get("is_impossible")) for _, _, row in rows]
+    answered = need_answers or any(given)
+    questions = []
+    for at, context, row in rows:
+        answers = _get(file, at, row, "answers", list) if answered else []
+        texts = [_get(file, f"{at}.answers[{n}]", answer, "text", str) for n, answer in enumerate(answers)]
+        starts = [_get(file, f"{at}.answers[{n}]", answer, "answer_start", int) for n, answer in enumerate(answers)]
+        named = {key: _get(file, at, row, key, str) for key in ("id", "question")}
+        if answered:
+            questions.append(_question(task, f"{file}, {at}", named, context, texts, starts))
+        else:
+            questions.append(Question(**named, context=context, answers=[], starts=[]))
+    return questions, answered
 
 
 def _get(file: Path, at: str, value: Any, key: str, kind: type) -> Any:
@@ -119,9 +144,11 @@ def _get(file: Path, at: str, value: Any, key: str, kind: type) -> Any:
     return found
 
 
-def _question(at: str, row: Any, context: str, answers: list[str], starts: list[int]) -> Question:
-    if not answers:
-        raise UserError(f"{at}: the question has no answer, as in SQuAD v2.0; give v1.1 or leave it out")
+def _question(task: Task, at: str, row: Any, context: str, answers: list[str], starts: list[int]) -> Question:
+    if not answers and not task.unanswerable:
+        raise UserError(
+            f"{at}: the question has no answer, as in SQuAD v2.0; choose --task squad2, or give v1.1 or leave it out"
+        )
     for number, (answer, start) in enumerate(zip(answers, starts, strict=True)):
         if not answer or start < 0 or context[start : start + len(answer)] != answer:
             raise UserError(

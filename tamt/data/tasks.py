@@ -1,7 +1,7 @@
 """The tasks to fine-tune on: what each one is, its layout, and the paper's settings for it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tamt.errors import UserError
@@ -25,6 +25,8 @@ class Task:
         hub: repository and configuration on the hub.
         hub_columns: texts and label on the hub, where they are called otherwise.
         scale: the least and the largest number of a regression's labels; None for any.
+        numbered_labels: whether GLUE's files, and so its submissions, hold the ids of labels and not their names.
+        unanswerable: whether some questions have no answer in their text.
         broken_lines: whether lines with another number of cells are left out, as the official file has some.
         splits: official numbers of rows by the names of the files; train first, then the dev set, then others.
         epochs: passes over the train rows.
@@ -45,6 +47,8 @@ class Task:
     hub: tuple[str, ...] | None = None
     hub_columns: tuple[str, ...] | None = None
     scale: tuple[float, float] | None = None
+    numbered_labels: bool = False
+    unanswerable: bool = False
     broken_lines: bool = False
     splits: Mapping[str, int] = field(default_factory=dict)
     epochs: int = 3
@@ -52,6 +56,11 @@ class Task:
     batch_size: int = 32
     max_length: int = 128
     lr: float = 2e-5
+
+    @property
+    def held_out(self) -> "Task":
+        """The task without its train rows, to read the dev rows alone."""
+        return replace(self, splits={split: rows for split, rows in self.splits.items() if split != "train"})
 
     @property
     def own_files(self) -> bool:
@@ -70,6 +79,7 @@ TASKS = {
             metrics=("matthews", "accuracy"),
             folder="CoLA",
             header=("source", "label", "star", "sentence"),
+            numbered_labels=True,
             hub=("nyu-mll/glue", "cola"),
             splits={"train": 8_551, "dev": 1_043},
         ),
@@ -77,6 +87,7 @@ TASKS = {
             "sst2",
             label_names=SENTIMENTS,
             folder="SST-2",
+            numbered_labels=True,
             hub=("nyu-mll/glue", "sst2"),
             splits={"train": 67_349, "dev": 872},
         ),
@@ -106,6 +117,7 @@ TASKS = {
             label_names=("not_equivalent", "equivalent"),
             metrics=("accuracy", "f1"),
             folder="MRPC",
+            numbered_labels=True,
             hub=("nyu-mll/glue", "mrpc"),
             hub_columns=(*PAIR, "label"),
             splits={"train": 3_668, "dev": 408},
@@ -138,6 +150,7 @@ TASKS = {
             label_names=("not_duplicate", "duplicate"),
             metrics=("accuracy", "f1"),
             folder="QQP",
+            numbered_labels=True,
             hub=("nyu-mll/glue", "qqp"),
             hub_columns=("question1", "question2", "label"),
             broken_lines=True,
@@ -149,6 +162,7 @@ TASKS = {
             text_columns=PAIR,
             label_names=("not_entailment", "entailment"),
             folder="WNLI",
+            numbered_labels=True,
             hub=("nyu-mll/glue", "wnli"),
             splits={"train": 635, "dev": 71},
         ),
@@ -158,6 +172,19 @@ TASKS = {
             metrics=("f1", "exact_match"),
             hub=("rajpurkar/squad",),
             splits={"train": 87_599, "dev": 10_570},
+            epochs=2,
+            eval_every=1000,
+            batch_size=16,
+            max_length=384,
+            lr=3e-5,
+        ),
+        Task(
+            "squad2",
+            kind="question-answering",
+            metrics=("f1", "exact_match"),
+            unanswerable=True,
+            hub=("rajpurkar/squad_v2",),
+            splits={"train": 130_319, "dev": 11_873},
             epochs=2,
             eval_every=1000,
             batch_size=16,
@@ -186,3 +213,18 @@ def find_task(name: str) -> Task:
             "of your own)"
         )
     return TASKS[name]
+
+
+def with_columns(task: Task, text_column: Sequence[str] | None, label_column: str | None) -> Task:
+    """The task with the columns of a file of one's own, None for its defaults.
+
+    Raises:
+        UserError: the task has columns of its own, or there are more than two with text.
+    """
+    for option, value in {"text-column": text_column, "label-column": label_column}.items():
+        if value is not None and not task.own_files:
+            raise UserError(f"--{option} is for --task classification or regression; {task.name} knows its columns")
+    if text_column is not None and not 1 <= len(text_column) <= 2:
+        raise UserError("--text-column takes one column or two; leave out the others")
+    texts = task.text_columns if text_column is None else tuple(text_column)
+    return replace(task, text_columns=texts, label_column=label_column or task.label_column)

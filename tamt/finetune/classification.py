@@ -1,7 +1,8 @@
 """Classification of sentences and pairs, and regression as a classification of one output: GLUE's tasks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +21,13 @@ from tamt.finetune.metrics import METRICS
 
 @dataclass
 class Encoded:
-    """Tokenised rows: what the model reads of each, unpadded, and the ids of their labels, or numbers."""
+    """Tokenised rows: what the model reads of each, unpadded, and the ids of their labels, or numbers, or none."""
 
     features: list[dict[str, list[int]]]
     labels: Sequence[float]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.features)
 
     def lengths(self) -> np.ndarray:
         """Tokens of each row, special tokens counted; int64 [rows]."""
@@ -49,6 +50,14 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMode
     return Encoded(features, rows.labels)
 
 
+def encode_dev(
+    dev: Mapping[str, Rows], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int
+) -> dict[str, Encoded]:
+    """Tokenise dev sets, for a job to know them by name: the main one, the first, has none."""
+    names = ["", *(split.removeprefix("dev_") for split in list(dev)[1:])]
+    return {name: encode(rows, tokenizer, model, max_length) for name, rows in zip(names, dev.values(), strict=True)}
+
+
 @dataclass
 class Classification:
     """A task made ready for a model: what `train_subnetwork` trains on and measures by.
@@ -58,6 +67,7 @@ class Classification:
         step_rows: rows of a training step, over all processes.
         dev: the dev sets by name; the score is that of the first, whose name is "".
         cuda_graphs: training batches have few lengths, as a graph is for one.
+        output_of_label: for each label the output of the model that stands for it; None where that is the label's id.
     """
 
     task: Task
@@ -70,6 +80,7 @@ class Classification:
     step_rows: int
     seed: int
     cuda_graphs: bool = False
+    output_of_label: Sequence[int] | None = None
     _outputs: dict[str, np.ndarray] = field(default_factory=dict)
     """Logits of the last evaluation, [rows, labels], or [rows] of a regression."""
 
@@ -87,7 +98,8 @@ class Classification:
         """This process's training batches without end from step `first` (from 1) on; see `shared_batches`."""
         parts = self.accelerator.gradient_accumulation_steps
         for indices, share in shared_batches(self.train.lengths(), self.step_rows, parts, self.seed, first):
-            yield {**self._collate(self.train, indices, self.cuda_graphs), "share": share}
+            labels = torch.tensor([self.train.labels[i] for i in indices])
+            yield {**self._collate(self.train, indices, self.cuda_graphs), "labels": labels, "share": share}
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Cross-entropy, or the squared error of a regression; the batch's share in the mean over the step."""
@@ -97,39 +109,34 @@ class Classification:
         return {"loss": F.cross_entropy(logits, batch["labels"]) * batch["share"]}
 
     def evaluate(self) -> dict[str, float | None]:
-        """The task's metrics on each dev set; those of a further set end in `_` and its name."""
+        """The task's metrics on each dev set that has labels; those of a further set end in `_` and its name."""
         scores = {}
         for name, rows in self.dev.items():
             self._outputs[name] = self._forward(rows)
             found = self._answers(name)
-            for metric in self.task.metrics:
+            for metric in self.task.metrics if rows.labels else ():
                 scores[f"{metric}{'_' * bool(name)}{name}"] = METRICS[metric](found, np.array(rows.labels))
         return scores
 
     def predictions(self) -> dict[str, list[dict]]:
         """Of the last evaluation: the row's number, from 0, the predicted and the true label, and the probabilities.
 
-        Of a regression the numbers alone.
+        Of a regression the numbers alone; without the true label where the rows have none.
         """
         return {name: self._described(name) for name in self.dev}
 
     def _described(self, name: str) -> list[dict]:
-        labels, names = self.dev[name].labels, self.task.label_names
-        answers = self._answers(name).tolist()
-        if names is None:
-            return [
-                {"id": i, "prediction": p, "label": n} for i, (p, n) in enumerate(zip(answers, labels, strict=True))
-            ]
-        shares = torch.from_numpy(self._outputs[name]).softmax(-1).tolist()
-        return [
-            {
-                "id": i,
-                "prediction": names[answers[i]],
-                "label": names[int(labels[i])],
-                "probabilities": dict(zip(names, shares[i], strict=True)),
-            }
-            for i in range(len(labels))
-        ]
+        names = self.task.label_names
+        shares = torch.from_numpy(self._outputs[name]).softmax(-1).tolist() if names else []
+        rows: list[dict[str, Any]] = []
+        for i, answer in enumerate(self._answers(name).tolist()):
+            row = {"id": i, "prediction": names[answer] if names else answer}
+            if labels := self.dev[name].labels:
+                row["label"] = names[int(labels[i])] if names else labels[i]
+            if names:
+                row["probabilities"] = dict(zip(names, shares[i], strict=True))
+            rows.append(row)
+        return rows
 
     def _answers(self, name: str) -> np.ndarray:
         outputs = self._outputs[name]
@@ -153,12 +160,11 @@ class Classification:
         return in_order
 
     def _logits(self, batch: dict[str, Tensor]) -> Tensor:
-        logits = self.model(
-            **{name: tensor for name, tensor in batch.items() if name not in ("labels", "share")}
-        ).logits
-        return logits.squeeze(-1) if self.task.kind == "regression" else logits
+        read = {name: tensor for name, tensor in batch.items() if name not in ("labels", "share")}
+        logits: Tensor = self.model(**read).logits
+        if self.task.kind == "regression":
+            return logits.squeeze(-1)
+        return logits if self.output_of_label is None else logits[:, list(self.output_of_label)]
 
     def _collate(self, rows: Encoded, indices: Sequence[int], few_lengths: bool) -> dict[str, Tensor]:
-        batch = pad(self.tokenizer, [rows.features[i] for i in indices], few_lengths)
-        batch["labels"] = torch.tensor([rows.labels[i] for i in indices])
-        return batch
+        return pad(self.tokenizer, [rows.features[i] for i in indices], few_lengths)

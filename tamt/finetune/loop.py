@@ -206,8 +206,7 @@ def save_model(job: Job, folder: RunFolder, former_step: int | None) -> None:
         fresh.rename(target)
         sync_folder(folder.path)
     for name, rows in job.predictions().items():
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(folder.path / predictions_file(name), lines)
+        write_atomically(folder.path / predictions_file(name), as_lines(rows))
 
 
 def restore_model(folder: RunFolder, best_step: int | None) -> None:
@@ -232,6 +231,11 @@ def drop_former_models(folder: RunFolder) -> None:
 
 def _former_models(folder: RunFolder) -> Iterator[Path]:
     return folder.path.glob(f"{FORMER_MODEL}*")
+
+
+def as_lines(predictions: list[dict]) -> str:
+    """Predictions as JSON, one row a line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
 
 
 def predictions_file(dev_set: str) -> str:

@@ -6,7 +6,7 @@ torchmetrics rounds to single precision, 6e-8 from scikit-learn's value; a score
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -72,17 +72,55 @@ UNDEFINED = "is undefined where the dev labels, or a correlation's predictions, 
 """Why a metric is None."""
 
 
+def score_in_words(score: float | None) -> str:
+    """A score to four digits, `undefined` if it is None."""
+    return "undefined" if score is None else f"{score:.4f}"
+
+
+def scores_in_words(scores: Mapping[str, float | None]) -> str:
+    """`accuracy 0.8120, f1 undefined`."""
+    return ", ".join(f"{name} {score_in_words(score)}" for name, score in scores.items())
+
+
 def answer_exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """SQuAD v1.1: 1.0 if the prediction equals one of the answers, all normalised, else 0.0."""
-    return float(any(normalise(prediction) == normalise(answer) for answer in answers))
+    """SQuAD v1.1 and v2.0: 1.0 if the prediction equals one of the answers, all normalised, else 0.0.
+
+    Where there is no answer, as in v2.0, the right prediction is the empty text.
+    """
+    return float(any(normalise(prediction) == normalise(answer) for answer in answers or [""]))
 
 
 def answer_f1(prediction: str, answers: Sequence[str]) -> float:
-    """SQuAD v1.1: the F1 of the words that the prediction shares with an answer, the best over the answers.
+    """SQuAD v1.1 and v2.0: the F1 of the words that the prediction shares with an answer, the best over the answers.
 
-    As in the official script, texts with no word in common have 0, two that are normalised to nothing too.
+    As in the official script of v1.1, texts with no word in common have 0, two that are normalised to nothing too.
+    Where there is no answer, as in v2.0, a prediction that is normalised to nothing has 1, and any other 0.
     """
+    if not answers:
+        return answer_exact_match(prediction, answers)
     return max(_word_f1(normalise(prediction).split(), normalise(answer).split()) for answer in answers)
+
+
+def best_threshold(
+    scores: Sequence[float], differences: Sequence[float], answerable: Sequence[bool]
+) -> tuple[float, float]:
+    """The best mean score that a threshold gives on SQuAD v2.0's questions, and that threshold, as its official script.
+
+    The lowest of equally good thresholds counts; one below all differences is called 0 there.
+
+    Args:
+        scores: what each question's best answer scores, where it has no answer 0.
+        differences: the score of no answer less that of the best answer; a question whose difference is above the
+            threshold is left unanswered.
+        answerable: whether a question has an answer.
+    """
+    total = best = float(sum(not has for has in answerable))  # of leaving all unanswered
+    threshold = 0.0
+    for difference, score, has in sorted(zip(differences, scores, answerable, strict=True), key=lambda row: row[0]):
+        total += score - (not has)
+        if total > best:
+            best, threshold = total, difference
+    return best / len(scores), threshold
 
 
 def _word_f1(predicted: list[str], right: list[str]) -> float:
@@ -95,5 +133,5 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(text: str) -> str:
-    """SQuAD v1.1's normalisation: lower case, no ASCII punctuation, no English articles, single spaces."""
+    """SQuAD's normalisation: lower case, no ASCII punctuation, no English articles, single spaces."""
     return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())

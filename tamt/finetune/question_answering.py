@@ -1,7 +1,8 @@
-"""Extractive question answering, SQuAD v1.1: windows over long contexts, loss, answers and evaluation."""
+"""Extractive question answering, SQuAD v1.1 and v2.0: windows over long contexts, loss, answers and evaluation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +13,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tamt import processes
 from tamt.data.squad import Question
-from tamt.data.tasks import Task
+from tamt.data.tasks import Metric, Task
 from tamt.errors import UserError
 from tamt.finetune.batches import pad, shared_batches, steps_per_epoch
-from tamt.finetune.metrics import answer_exact_match, answer_f1
+from tamt.finetune.metrics import answer_exact_match, answer_f1, best_threshold, normalise
 
 LONGEST_QUESTION = 64
 """Tokens of a question, more are cut off, as in BERT's own script; of short inputs at most half."""
 
+SCORES: dict[Metric, Callable[[str, Sequence[str]], float]] = {"f1": answer_f1, "exact_match": answer_exact_match}
+
+N_BEST = 20
+"""Starts and ends of an answer that are paired."""
+MAX_ANSWER_LENGTH = 30
+"""Tokens of an answer."""
 CHUNK = 1000
 """Questions that are tokenised at once: all 88 k would need gigabytes for offsets that are soon dropped."""
 
@@ -33,8 +40,8 @@ class Window:
         question: the number of the question.
         context: its tokens that are of the context: first, and one past the last.
         offsets: where each token of the context begins and ends in it, in characters; int32 [tokens, 2].
-        answer: first and last token of the first right answer; both that of [CLS], or the first
-            where there is none, if it is not wholly in this window.
+        answer: first and last token of the first right answer; both `nowhere` if it is not wholly in this window.
+        nowhere: the token that stands for no answer: [CLS], or the first where there is none.
     """
 
     features: dict[str, np.ndarray]
@@ -42,6 +49,7 @@ class Window:
     context: tuple[int, int]
     offsets: np.ndarray
     answer: tuple[int, int]
+    nowhere: int = 0
 
 
 def make_windows(
@@ -97,7 +105,7 @@ def make_windows(
             ids = encoded["input_ids"][number]
             nowhere = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
             answer = _answer_tokens(chunk[source], begin, inside) or (nowhere, nowhere)
-            windows.append(Window(features, first + source, (begin, end), inside, answer))
+            windows.append(Window(features, first + source, (begin, end), inside, answer, nowhere))
     return windows
 
 
@@ -109,6 +117,8 @@ def _cut(text: str, tokenizer: PreTrainedTokenizerBase, longest: int) -> str:
 
 def _answer_tokens(question: Question, begin: int, offsets: np.ndarray) -> tuple[int, int] | None:
     """The first and last token of the first right answer, None if the window that begins at `begin` lacks it."""
+    if not question.answers:
+        return None
     start = question.starts[0]
     stop = start + len(question.answers[0])
     if not len(offsets) or start < offsets[0, 0] or stop > offsets[-1, 1]:
@@ -126,11 +136,13 @@ class Answer:
         text: the span.
         score: the logits of its start and its end, added.
         probability: its share of the softmax over the candidates of the question.
+        no_answer: the score of "no answer" less `score`.
     """
 
     text: str
     score: float
     probability: float
+    no_answer: float = 0.0
 
 
 def best_answer(
@@ -144,7 +156,8 @@ def best_answer(
     """The best span over all windows of a question.
 
     In each window the `n_best` best starts and ends within the context are paired; pairs that end before they start
-    or are longer than `max_answer_length` are left out. If none is left, the answer is empty.
+    or are longer than `max_answer_length` are left out. If none is left, the answer is empty. "No answer"
+    scores the logits of start and end at `nowhere`, added, the least over the windows.
 
     Args:
         question: with the context that the answer is cut from.
@@ -155,6 +168,7 @@ def best_answer(
         max_answer_length: tokens of an answer.
     """
     spans: dict[tuple[int, int], float] = {}
+    none = min(float(s[w.nowhere]) + float(e[w.nowhere]) for w, s, e in zip(windows, starts, ends, strict=True))
     for window, start, end in zip(windows, starts, ends, strict=True):
         inside = slice(*window.context)
         start, end = start[inside].astype(float), end[inside].astype(float)
@@ -170,7 +184,7 @@ def best_answer(
     candidates = sorted(spans.items(), key=lambda item: -item[1])[:n_best]
     (begin, stop), score = candidates[0]
     shares = np.exp(np.array([value for _, value in candidates]) - score)
-    return Answer(question.context[begin:stop], float(score), float(1 / shares.sum()))
+    return Answer(question.context[begin:stop], float(score), float(1 / shares.sum()), none - float(score))
 
 
 @dataclass
@@ -181,6 +195,7 @@ class QuestionAnswering:
         batch_size: windows that go through the model at once, at most; twice as many where it is measured.
         step_rows: windows of a training step, over all processes.
         cuda_graphs: training batches have few lengths, as a graph is for one.
+        labelled: whether the answers to the dev questions are known; without them no metric is computed.
     """
 
     task: Task
@@ -196,6 +211,7 @@ class QuestionAnswering:
     n_best: int
     max_answer_length: int
     cuda_graphs: bool = False
+    labelled: bool = True
     _answers: list[Answer] = field(default_factory=list)
     """To the dev questions, in the last evaluation."""
 
@@ -230,7 +246,11 @@ class QuestionAnswering:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float | None]:
-        """F1 and exact match on the dev questions, as shares of 1."""
+        """F1 and exact match on the dev questions, as shares of 1; none where the answers are not known.
+
+        Where some have no answer, as in SQuAD v2.0, a question is left unanswered where that scores more than its best
+        answer: the official threshold of 0. The best thresholds, and what they give, are reported too.
+        """
         self.model.eval()
         order = np.argsort(_lengths(self.dev), kind="stable").tolist()
         size = 2 * self.batch_size  # nothing is kept for a backward pass
@@ -258,23 +278,48 @@ class QuestionAnswering:
             )
             for question, numbers in zip(self.questions, windows, strict=True)
         ]
+        if not self.labelled:
+            return {}
         rows = self.predictions()[""]
-        return {metric: float(np.mean([row[metric] for row in rows])) for metric in self.task.metrics}
+        scores: dict[str, float | None] = {
+            metric: float(np.mean([row[metric] for row in rows])) for metric in self.task.metrics
+        }
+        return scores | (self._best_thresholds() if self.task.unanswerable else {})
+
+    def _best_thresholds(self) -> dict[str, float]:
+        differences = [answer.no_answer for answer in self._answers]
+        answerable = [bool(question.answers) for question in self.questions]
+        pairs = list(zip(self._answers, self.questions, strict=True))
+        found = {}
+        for metric in self.task.metrics:
+            scores = [SCORES[metric](answer.text, self._right(question)) for answer, question in pairs]
+            found[f"best_{metric}"], found[f"best_{metric}_threshold"] = best_threshold(scores, differences, answerable)
+        return found
 
     def predictions(self) -> dict[str, list[dict]]:
-        """Of the last evaluation: id, answer, right answers, probability among the candidates, F1 and exact match."""
-        rows = [
-            {
-                "id": question.id,
-                "prediction": answer.text,
-                "label": question.answers,
-                "probability": answer.probability,
-                "f1": answer_f1(answer.text, question.answers),
-                "exact_match": answer_exact_match(answer.text, question.answers),
-            }
-            for question, answer in zip(self.questions, self._answers, strict=True)
-        ]
-        return {"": rows}
+        """Of the last evaluation: id, answer, right answers, probability among the candidates, F1 and exact match.
+
+        Where questions may have no answer, that is the empty text, and `no_answer` is what it scores more than the best
+        answer. Where answers are not known there are neither right ones nor scores.
+        """
+        return {"": [self._described(*pair) for pair in zip(self.questions, self._answers, strict=True)]}
+
+    def _described(self, question: Question, answer: Answer) -> dict:
+        unanswerable = self.task.unanswerable
+        text = "" if unanswerable and answer.no_answer > 0 else answer.text
+        row: dict[str, Any] = {"id": question.id, "prediction": text}
+        if self.labelled:
+            row["label"] = question.answers
+        row["probability"] = answer.probability
+        if unanswerable:
+            row["no_answer"] = answer.no_answer
+        if self.labelled:
+            row |= {metric: SCORES[metric](text, self._right(question)) for metric in self.task.metrics}
+        return row
+
+    def _right(self, question: Question) -> list[str]:
+        """The right answers; as in SQuAD v2.0's official script those of articles and punctuation are none there."""
+        return [answer for answer in question.answers if not self.task.unanswerable or normalise(answer)]
 
     def _logits(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         outputs = self.model(**batch)

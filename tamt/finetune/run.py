@@ -9,26 +9,26 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from tamt import processes
 from tamt.console import say
 from tamt.data.glue import labels_found, load_rows
 from tamt.data.rows import Rows, subset
 from tamt.data.squad import Question, load_questions
-from tamt.data.tasks import Task, find_task
+from tamt.data.tasks import Task, find_task, with_columns
 from tamt.errors import UserError, check_choice, check_positive
 from tamt.files import write_atomically
-from tamt.finetune.classification import Classification, encode
+from tamt.finetune.classification import Classification, encode, encode_dev
 from tamt.finetune.loop import MODEL_FOLDER, SPARE_MEMORY, Job, drop_former_models, predictions_file, train_subnetwork
-from tamt.finetune.metrics import UNDEFINED
+from tamt.finetune.metrics import UNDEFINED, score_in_words, scores_in_words
 from tamt.finetune.plots import draw_predictions
-from tamt.finetune.question_answering import QuestionAnswering, make_windows
+from tamt.finetune.question_answering import MAX_ANSWER_LENGTH, N_BEST, QuestionAnswering, make_windows
 from tamt.finetune.rates import best_rate, default_rate
 from tamt.mask_file import MaskInfo, load_masks
 from tamt.masking import Masks, apply_masks, sparsity_of
 from tamt.methods import FULL
-from tamt.models import load_classifier, load_question_answerer, load_tokenizer, longest_input
+from tamt.models import checkpoint_activations, input_length, load_classifier, load_question_answerer, load_tokenizer
 from tamt.precision import Precision, choose_precision
 from tamt.recipes import RECIPES, Recipe
 from tamt.run_folder import CONFIG, KEEP, RESULTS, RunFolder, check_output, finished_results, processes_of_run
@@ -42,9 +42,6 @@ from tamt.training import (
     make_accelerator,
     report_arithmetic,
 )
-
-N_BEST = 20
-MAX_ANSWER_LENGTH = 30
 
 MakeJob = Callable[[dict, Accelerator, bool], Job]
 """Makes a job from the settings of a run, its accelerator, and whether its steps start from CUDA graphs.
@@ -83,19 +80,20 @@ def finetune(
     processes_of_step: int | None = None,
     check_every: int = CHECK_EVERY,
     no_cuda_graphs: bool = False,
+    activation_checkpointing: bool = False,
     resume: bool = False,
 ) -> dict:
     """Fine-tune a subnetwork, or the full model, on a task; what the mask prunes stays exactly zero.
 
     Args:
-        task: cola, sst2, rte, mnli, mrpc, stsb, qnli, qqp, wnli or squad; demo (the VADER movie snippets) or questions
-            (TREC's), from the package index; or classification or regression, with files of your own.
+        task: cola, sst2, rte, mnli, mrpc, stsb, qnli, qqp, wnli, squad or squad2; demo (the VADER movie snippets) or
+            questions (TREC's), from the package index; or classification or regression, with files of your own.
         model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
         output: new folder for the run: results.json, metrics.jsonl, config.yaml, TensorBoard, the best model, its
             predictions on the dev rows and a picture of them.
         mask: mask file of the subnetwork; without it the full model is fine-tuned.
-        data_dir: GLUE's glue_data folder, or the folder with SQuAD's train-v1.1.json and dev-v1.1.json, in place of
-            the hub.
+        data_dir: GLUE's glue_data folder, or the folder with SQuAD's train-v1.1.json and dev-v1.1.json (squad2:
+            v2.0), in place of the hub.
         train_file: train rows of classification or regression: .tsv (unquoted, as GLUE's), .csv or .jsonl.
         dev_file: dev rows of classification or regression.
         text_column: the column with the text, or the two with a pair; sentence by default.
@@ -130,6 +128,8 @@ def finetune(
         check_every: steps between two checks that all processes hold the same weights.
         no_cuda_graphs: start the kernels of a step one by one. On a GPU, in one process, each step is else started as
             one CUDA graph, and its batch padded to one of four lengths, on an H100 8 to 17 ms in place of 45.
+        activation_checkpointing: keep the inputs of layers alone, and compute the rest again in the backward pass, for
+            the same result in less memory and more time; on a GPU with --no-cuda-graphs.
         resume: go on with the interrupted run, or runs, in the output folder; what is finished is not done again.
     """
     settings = {name: value for name, value in locals().items() if name != "resume"}
@@ -186,7 +186,7 @@ def _run_rates(
     }
     if processes.first():
         write_atomically(output / RESULTS, json.dumps({"results": [result]}, indent=2) + "\n")
-    scores = ", ".join(f"{_score(row['score'])} at {rate:g}" for rate, row in rows.items())
+    scores = ", ".join(f"{score_in_words(row['score'])} at {rate:g}" for rate, row in rows.items())
     say(f"{result['metric']} {scores}; the best of {len(rates)} rates is {best:g}")
     return result
 
@@ -240,13 +240,9 @@ def _summary(result: dict) -> str:
     """`0.812 ± 0.010 (0.802, 0.822)`."""
     if result["score"] is None:
         return "undefined in some"
-    scores = ", ".join(map(_score, result["scores"]))
+    scores = ", ".join(map(score_in_words, result["scores"]))
     spread = "" if result["score_std"] is None else f" ± {result['score_std']:.4f}"
     return f"{result['score']:.4f}{spread} ({scores})"
-
-
-def _score(score: float | None) -> str:
-    return "undefined" if score is None else f"{score:.4f}"
 
 
 def _mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
@@ -270,7 +266,10 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
     asked = settings["precision"]
     settings["precision"] = choose_precision(asked, output, resume)
     accelerator = make_accelerator(settings["precision"], parts, settings["seed"], SPARE_MEMORY)
-    job = make_job(settings, accelerator, starts_from_graphs(settings["no_cuda_graphs"]))
+    checkpointing = settings["activation_checkpointing"]
+    job = make_job(settings, accelerator, starts_from_graphs(settings["no_cuda_graphs"], checkpointing))
+    if checkpointing:
+        checkpoint_activations(job.model, settings["model"])
     masks: Masks = {}
     info: MaskInfo | None = None
     if mask is not None:
@@ -324,8 +323,7 @@ def _run(task: Task, make_job: MakeJob, settings: dict, resume: bool) -> dict:
             draw_predictions(task, output)
         folder.finish({"results": [result]})
         drop_former_models(folder)
-    found = ", ".join(f"{name} {_score(value)}" for name, value in result["dev"].items())
-    say(f"best at step {outcome.best_step} of {outcome.final_step}: {found}")
+    say(f"best at step {outcome.best_step} of {outcome.final_step}: {scores_in_words(outcome.best_metrics)}")
     say(f"the best model is in {output / MODEL_FOLDER}, its predictions are in {output / predictions_file('')}")
     return result
 
@@ -352,7 +350,7 @@ def _classification(
     with processes.one_first():
         tokenizer = load_tokenizer(settings["model"], masking=False)
         model = load_classifier(settings["model"], task.label_names)
-    length = _input_length(task, model, tokenizer, settings)
+    length = input_length(model, tokenizer, settings["model"], settings["max_length"], task.max_length)
     train = rows["train"]
     if task.name == "classification":
         say(labels_found(task, train))
@@ -361,15 +359,14 @@ def _classification(
     if samples := settings["train_samples"]:
         strata = train.labels if task.kind == "classification" else None
         train = train.take(subset(strata, len(train), samples, settings["seed"]))
-    main, *others = (split for split in rows if split != "train")
-    names = {main: "", **{split: split.removeprefix("dev_") for split in others}}
+    dev = {split: found for split, found in rows.items() if split != "train"}
     return Classification(
         task=task,
         model=model.to(accelerator.device),
         tokenizer=tokenizer,
         accelerator=accelerator,
         train=encode(train, tokenizer, model, length),
-        dev={name: encode(rows[split], tokenizer, model, length) for split, name in names.items()},
+        dev=encode_dev(dev, tokenizer, model, length),
         batch_size=task.batch_size,
         step_rows=task.batch_size * (settings["processes_of_step"] or 1),
         seed=settings["seed"],
@@ -383,7 +380,7 @@ def _question_answering(
     with processes.one_first():
         tokenizer = load_tokenizer(settings["model"], masking=False)
         model = load_question_answerer(settings["model"])
-    length = _input_length(task, model, tokenizer, settings)
+    length = input_length(model, tokenizer, settings["model"], settings["max_length"], task.max_length)
     train, dev = questions["train"], questions["dev"]
     if samples := settings["train_samples"]:
         train = [train[i] for i in subset(None, len(train), samples, settings["seed"])]
@@ -405,32 +402,10 @@ def _question_answering(
     )
 
 
-def _input_length(task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: dict) -> int:
-    """The longest input in tokens, with which the tokenizer is saved."""
-    longest = longest_input(model)
-    if settings["max_length"] is not None and settings["max_length"] > longest:
-        raise UserError(
-            f"--max-length {settings['max_length']} is more than the {longest} tokens of {settings['model']}"
-        )
-    if model.config.pad_token_id is None:  # by which a decoder's classifier finds the last token of a row
-        model.config.pad_token_id = tokenizer.pad_token_id
-    tokenizer.model_max_length = min(task.max_length, longest)
-    return tokenizer.model_max_length
-
-
 def _with_options(task: Task, settings: dict) -> Task:
     """The task with the options of the command in place of its defaults."""
-    columns = {"text_column": "text_columns", "label_column": "label_column"}
-    if not task.own_files:
-        for option in columns:
-            if settings[option] is not None:
-                flag = option.replace("_", "-")
-                raise UserError(f"--{flag} is for --task classification or regression; {task.name} knows its columns")
-    elif settings["text_column"] is not None and not 1 <= len(settings["text_column"]) <= 2:
-        raise UserError("--text-column takes one column or two; leave out the others")
-    elif settings["text_column"] is not None:
-        task = replace(task, text_columns=tuple(settings["text_column"]))
-    options = ["label_column", "epochs", "batch_size", "max_length", "eval_every"]
+    task = with_columns(task, settings["text_column"], settings["label_column"])
+    options = ["epochs", "batch_size", "max_length", "eval_every"]
     return replace(task, **{name: settings[name] for name in options if settings[name] is not None})
 
 
@@ -440,13 +415,14 @@ def _check(settings: dict, rates: Sequence[float | None]) -> None:
     positive += ["keep", "processes_of_step", "check_every"]
     positive += ["early_stop", "n_best", "max_answer_length"]
     check_positive(**{name: settings[name] for name in positive})
-    if settings["task"] != "squad":
+    task = settings["task"]
+    if find_task(task).kind != "question-answering":
         for name in ("stride", "n_best", "max_answer_length"):
             if settings[name] is not None:
                 flag = name.replace("_", "-")
-                raise UserError(f"--{flag} is for --task squad, not {settings['task']}; leave it out")
+                raise UserError(f"--{flag} is for --task squad or squad2, not {task}; leave it out")
     elif settings["train_file"] is not None or settings["dev_file"] is not None:
-        raise UserError("--train-file and --dev-file are for --task classification, not squad; give --data-dir")
+        raise UserError(f"--train-file and --dev-file are for --task classification, not {task}; give --data-dir")
     seeds = settings["seeds"] or [settings["seed"]]
     for seed in seeds:
         if not 0 <= seed < 2**32 or seeds.count(seed) > 1:

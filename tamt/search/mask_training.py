@@ -162,7 +162,10 @@ def start(
         lr=search.lr,
         max_norm=MAX_GRADIENT_NORM,
         dtype=dtype,
-        overwrite=overwrite and search.accelerator.gradient_accumulation_steps == 1,
+        # A layer that is computed again is used twice a step, and has not kept what its GELU read.
+        overwrite=overwrite
+        and search.accelerator.gradient_accumulation_steps == 1
+        and not search.activation_checkpointing,
     )
     # Frozen like the embedding, the decoder needs no copy of it now, but in half precision one that autocast would
     # make at every step.

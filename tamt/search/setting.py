@@ -73,6 +73,8 @@ class Search:
     """Whether mask training compiles the encoder and the teacher; other methods do not."""
     cuda_graphs: bool = False
     """Whether mask training and IMP start their steps from CUDA graphs, see `tamt.step_graph`."""
+    activation_checkpointing: bool = False
+    """Whether the student's layers compute their activations again in the backward pass."""
     results: list[dict] = field(default_factory=list)
 
     def weights(self) -> dict[str, Tensor]:

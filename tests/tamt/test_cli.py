@@ -187,6 +187,7 @@ REQUIRED = {
     "train": ["--method", "omp", "--model", "m", "--output", "o"],
     "finetune": ["--task", "sst2", "--model", "m", "--output", "o"],
     "evaluate": ["--model", "m", "--corpus", "c"],
+    "predict": ["--model", "m", "--file", "f", "--output", "o"],
     "sweep": ["study.yaml"],
     "report": ["runs"],
     "compare": ["a", "b"],

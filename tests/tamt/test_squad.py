@@ -246,9 +246,9 @@ def test_the_hubs_questions_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "sst2", "stride": 4}, "--stride is for --task squad, not sst2"),
-        ({"task": "stsb", "n_best": 4}, "--n-best is for --task squad, not stsb"),
-        ({"task": "demo", "max_answer_length": 4}, "--max-answer-length is for --task squad, not demo"),
+        ({"task": "sst2", "stride": 4}, "--stride is for --task squad or squad2, not sst2"),
+        ({"task": "stsb", "n_best": 4}, "--n-best is for --task squad or squad2, not stsb"),
+        ({"task": "demo", "max_answer_length": 4}, "--max-answer-length is for --task squad or squad2, not demo"),
         ({"stride": 13}, "hold 13 tokens of context beside a long question, which --stride 13 does not fit into"),
         ({"stride": -1}, "--stride -1 must not be negative"),
         ({"n_best": 0}, "--n-best 0 must be 1 or more"),

@@ -321,6 +321,6 @@ def test_hub_rows_are_taken_with_their_label_ids(
 def test_an_unknown_task_is_refused_with_the_list_of_tasks() -> None:
     with pytest.raises(
         UserError,
-        match="no task 'sst'; the tasks are cola, sst2, rte, mnli, mrpc, stsb, qnli, qqp, wnli, squad, demo, ",
+        match="no task 'sst'; the tasks are cola, sst2, rte, mnli, mrpc, stsb, qnli, qqp, wnli, squad, squad2, demo, ",
     ):
         find_task("sst")
