@@ -12,10 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tamt import processes
 from tamt.console import say
 from tamt.data.corpora import Blocks, dev_batches, load_dev_corpus
-from tamt.errors import UserError, check_positive, check_seed
-from tamt.mask_file import MaskInfo, load_masks
-from tamt.masking import apply_masks, sparsity_of
-from tamt.methods import FULL
+from tamt.errors import UserError
+from tamt.mask_file import MaskInfo, load_masks, mask_in_row
+from tamt.masking import Masks, apply_masks
 from tamt.models import (
     MaskedLanguageModel,
     load_masked_language_model,
@@ -23,7 +22,9 @@ from tamt.models import (
     longest_input,
 )
 from tamt.objectives import Losses, TokenMasking, encode, prepare
-from tamt.precision import Precision, choose_precision
+from tamt.options.base import command
+from tamt.options.evaluate import EvaluateOptions
+from tamt.precision import choose_precision
 from tamt.training import check_runs, make_accelerator, report_arithmetic
 from tamt.untrusted import check_pulled
 
@@ -80,68 +81,39 @@ def dev_losses(
     return means
 
 
-def evaluate(
-    model: str,
-    corpus: list[str],
-    mask: Path | None = None,
-    head: Path | None = None,
-    max_length: int | None = None,
-    batch_size: int = 16,
-    blocks: int | None = None,
-    precision: Precision = "auto",
-    seed: int = 0,
-) -> dict:
-    """Measure the MLM and KD loss of a subnetwork on dev text.
-
-    The masking of the tokens depends on the seed alone, so two masks are compared on the same tokens.
-
-    Args:
-        model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
-        corpus: wikitext-103 (its validation split), demo, or text files, one paragraph a line.
-        mask: mask file of the subnetwork; without one the full model is measured.
-        head: head.safetensors of a run, for a checkpoint without an MLM head or to measure with the trained one.
-        max_length: tokens of a block; 512, or what the model or its tokenizer takes at most if that is less.
-        batch_size: blocks a batch.
-        blocks: measure only the first so many blocks of the text.
-        precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
-            a GPU and fp32 on a CPU.
-        seed: of the masked positions.
-    """
-    check_positive(max_length=max_length, batch_size=batch_size, blocks=blocks)
-    check_seed(seed)
+@command(EvaluateOptions)
+def evaluate(options: EvaluateOptions) -> dict:
+    """Run `tamt evaluate`."""
     started = time.monotonic()
-    asked, precision = precision, choose_precision(precision)
-    accelerator = make_accelerator(precision, 1, seed)
+    precision = choose_precision(options.precision)
+    accelerator = make_accelerator(precision, 1, options.seed)
     with processes.one_first():
-        student = load_masked_language_model(model, need_head=head is not None)
-        if head is not None:
-            student.load_head(read_head(head), head)
+        student = load_masked_language_model(options.model, need_head=options.head is not None)
+        if options.head is not None:
+            student.load_head(read_head(options.head), options.head)
         if student.fresh_head:
-            say(f"{model} has no trained MLM head, so only the KD loss is measured (--head gives a head from a run)")
-        tokenizer = load_tokenizer(model)
-        text = load_dev_corpus(corpus, tokenizer, block_length(max_length, student.model, tokenizer))
-    if blocks is not None:
-        text, _ = text.split(blocks)
+            say(
+                f"{options.model} has no trained MLM head, so only the KD loss is measured "
+                "(--head gives a head from a run)"
+            )
+        tokenizer = load_tokenizer(options.model)
+        text = load_dev_corpus(options.corpus, tokenizer, block_length(options.max_length, student.model, tokenizer))
+    if options.blocks is not None:
+        text, _ = text.split(options.blocks)
     student.model.to(accelerator.device)
-    check_encoder_runs(student, model, accelerator, text)
+    check_encoder_runs(student, options.model, accelerator, text)
     teacher = copy.deepcopy(student.encoder)
-    sparsity = 0.0
+    masks: Masks = {}
     info: MaskInfo | None = None
-    if mask is not None:
-        masks, info = load_masks(mask)
+    if options.mask is not None:
+        masks, info = load_masks(options.mask)
         apply_masks(student.model, masks)
-        sparsity = sparsity_of(masks)
-    report_arithmetic(accelerator, asked)
-    losses = dev_losses(
-        accelerator, student, teacher, text, TokenMasking.of(tokenizer, student.model), batch_size, seed
-    )
+    report_arithmetic(accelerator, options.precision)
+    masking = TokenMasking.of(tokenizer, student.model)
+    losses = dev_losses(accelerator, student, teacher, text, masking, options.batch_size, options.seed)
     row = {
-        "model": model,
-        "method": info.method if info else FULL,
-        "sparsity": round(sparsity, 6),
-        "mask": str(mask) if mask else None,
-        "mask_seed": info.seed if info else None,
-        "mask_step": info.step if info else None,
+        "model": options.model,
+        **mask_in_row(options.mask, masks, info),
         "mlm_loss": losses.get("mlm_loss"),
         "kd_loss": losses["kd_loss"],
         "precision": precision,

@@ -1,7 +1,6 @@
 """`tamt export`: a subnetwork before fine-tuning as a plain model that transformers opens without this package."""
 
 import shutil
-from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -12,22 +11,17 @@ from tamt.files import sync_tree, telling
 from tamt.mask_file import load_masks
 from tamt.masking import apply_masks, sparsity_of
 from tamt.models import load_encoder, load_masked_language_model, load_tokenizer
+from tamt.options.base import command
+from tamt.options.export import ExportOptions
 
 
-def export(model: str, mask: Path, output: Path) -> dict:
-    """Write the subnetwork m ⊙ θ0 in Hugging Face form: dense, with zeros where the mask prunes.
-
-    With the MLM head where the checkpoint has one; its decoder stays the dense pre-trained embedding, as in mask
-    training, so the weights are not tied.
-
-    Args:
-        model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
-        mask: mask file of the subnetwork.
-        output: new folder for the model and its tokenizer.
-    """
+@command(ExportOptions)
+def export(options: ExportOptions) -> dict:
+    """Run `tamt export`."""
+    model, output = options.model, options.output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"the output {output} is not empty and nothing in it is overwritten; give a new --output")
-    masks, info = load_masks(mask)
+    masks, info = load_masks(options.mask)
     encoder, missing = load_encoder(model)
     apply_masks(encoder, masks)
     tokenizer = load_tokenizer(model, masking=False)
@@ -56,7 +50,7 @@ def export(model: str, mask: Path, output: Path) -> dict:
         "model": model,
         "method": info.method,
         "sparsity": round(sparsity_of(masks), 6),
-        "mask": str(mask),
+        "mask": str(options.mask),
         "mlm_head": with_head,
         "output": str(output),
     }

@@ -5,7 +5,6 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 import yaml
 
 from tamt.errors import UserError
@@ -95,6 +94,8 @@ def load_tensors(file: BinaryIO) -> Any:
         ValueError: it is no file of torch, or its records claim more bytes than are there.
         Exception: torch.load raises nearly anything on a damaged file.
     """
+    import torch  # here, as the command line reads YAML by this module and answers without torch
+
     start = file.tell()
     size = file.seek(0, 2) - start
     file.seek(start)

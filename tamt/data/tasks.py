@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from tamt.errors import UserError
 
@@ -176,6 +176,10 @@ TASKS = {
         Task("regression", kind="regression", metrics=("pearson", "spearman")),
     )
 }
+
+
+TaskName = Annotated[str, TASKS]
+"""The type of an option that is the name of a task; see `tamt.options.base.choices_of`."""
 
 
 def find_task(name: str) -> Task:

@@ -294,7 +294,7 @@ def test_a_checkpoint_with_a_head_gets_a_fresh_one(tiny_bert: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "sst"}, "there is no task 'sst'"),
+        ({"task": "sst"}, "--task sst is not one of cola, .*; did you mean sst2"),
         ({"epochs": 0}, "--epochs 0 must be 1 or more"),
         ({"eval_every": 0}, "--eval-every 0 must be 1 or more"),
         ({"lr": 0.0}, "--lr 0 must be more than 0"),
