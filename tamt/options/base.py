@@ -24,8 +24,8 @@ from typing import (
 from tamt.errors import check_choice, check_positive, check_seed
 
 P = ParamSpec("P")
-O = TypeVar("O")  # noqa: E741
-OptionsT = TypeVar("OptionsT", contravariant=True)
+Made = TypeVar("Made")
+Taken = TypeVar("Taken", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,20 @@ class Options:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.NOT_SAVED}
 
 
-class Command(Protocol[P, OptionsT]):
+class Command(Protocol[P, Taken]):
     """A function of a command: takes its options as one object, or as keywords that make it."""
 
     @overload
-    def __call__(self, options: OptionsT, /) -> dict: ...
+    def __call__(self, options: Taken, /) -> dict: ...
 
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> dict: ...
 
 
-def command(kind: Callable[P, O]) -> Callable[[Callable[[O], dict]], Command[P, O]]:
+def command(kind: Callable[P, Made]) -> Callable[[Callable[[Made], dict]], Command[P, Made]]:
     """Let a function that takes options of class `kind` take them as keywords too; `help` shows those of the class."""
 
-    def decorate(function: Callable[[O], dict]) -> Command[P, O]:
+    def decorate(function: Callable[[Made], dict]) -> Command[P, Made]:
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> dict:
             is_one = len(args) == 1 and not kwargs and isinstance(args[0], cast("type", kind))
@@ -83,7 +83,7 @@ def command(kind: Callable[P, O]) -> Callable[[Callable[[O], dict]], Command[P, 
 
         call.__doc__ = kind.__doc__
         call.__signature__ = inspect.signature(kind)  # type: ignore[attr-defined]
-        return cast("Command[P, O]", call)
+        return cast("Command[P, Made]", call)
 
     return decorate
 

@@ -38,7 +38,6 @@ from tamt.untrusted import read_yaml
 
 COMMANDS: dict[Kind, Callable[..., dict]] = {"search": train, "evaluate": evaluate, "finetune": finetune}
 OPTIONS = {"search": TrainOptions, "evaluate": EvaluateOptions, "finetune": FinetuneOptions}
-GIVEN_HERE = {"output", "resume"}
 ASIDE = "aside"
 """The folder in that of a study to which runs are moved that cannot be used; nothing is deleted."""
 ERRORS = "errors"
@@ -106,7 +105,9 @@ def _is_whole(mask: Path) -> bool:
 
 def _difference(output: Path, run: Run, started: Mapping[str, Any], finished: bool) -> str | None:
     """The first setting in which a started run differs from `run`, None if there is none."""
-    defaults = {field.name: field.default for field in fields(OPTIONS[run.kind]) if field.name not in GIVEN_HERE}
+    options = OPTIONS[run.kind]
+    left_out = options.NOT_SAVED | {"output"}
+    defaults = {field.name: field.default for field in fields(options) if field.name not in left_out}
     if "output" in started:
         former = str(Path(started["output"]).parent.parent)
     else:  # of an evaluation; beside its own folder it names that of a search

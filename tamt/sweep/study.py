@@ -135,11 +135,34 @@ def _part(document: "_Document", place: Place, content: Mapping[str, Any], data_
     for key in ("models", "methods", "sparsities"):
         if key not in found:
             raise document.error(place, f"the key {key} is missing; a study needs models, methods and sparsities")
-    methods, sparsities = found["methods"], found["sparsities"]
-    for number, sparsity in enumerate(sparsities):
+    for number, sparsity in enumerate(found["sparsities"]):
         if not 0 < sparsity < 1:
             at = (*place, "sparsities", number)
             raise document.error(at, f"the sparsity {sparsity:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
+    variants = _variants(document, place, found)
+    corpus, dev_corpus = _texts(document, place, found)
+    search = _search_options(document, (*place, "search"), found.get("search", {}), found["methods"])
+    data_dir = data_dir or found.get("data_dir")
+    if data_dir is not None and not data_dir.is_dir():
+        raise document.error((*place, "data_dir"), f"there is no folder {data_dir}; correct the path")
+    return Part(
+        models=[document.model(name) for name in found["models"]],
+        methods=found["methods"],
+        sparsities=found["sparsities"],
+        mask_seeds=found.get("mask_seeds", [0]),
+        variants=variants,
+        corpus=corpus,
+        dev_corpus=dev_corpus,
+        search=search,
+        tasks=_task_options(document, place, found, data_dir),
+        finetune_seeds=found.get("finetune_seeds", [0]),
+        full_model=found.get("full_model", True),
+    )
+
+
+def _variants(document: "_Document", place: Place, found: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The values of each of `VARIANTS`, of which some method that is asked for must have each."""
+    methods = found["methods"]
     for key in VARIANTS:
         having = [method.name for method in METHODS.values() if key in method.variants]
         if key in found and not set(having) & set(methods):
@@ -154,9 +177,14 @@ def _part(document: "_Document", place: Place, content: Mapping[str, Any], data_
     if "tamt" in methods and "objective" not in found:
         raise document.error(place, "the method tamt needs an objective; add one such as objective: kd:1,attention:1")
     initial = [document.initial((*place, "initial"), name) for name in found.get("initial", [])]
-    corpus = [document.corpus(name) for name in found.get("corpus", [])]
-    dev_corpus = [document.corpus(name) for name in found.get("dev_corpus", [])]
-    if not corpus and (needing := [method for method in methods if METHODS[method].needs_text]):
+    return {key: found.get(key, [None]) for key in VARIANTS} | ({"initial": initial} if initial else {})
+
+
+def _texts(document: "_Document", place: Place, found: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The corpus and the dev corpus."""
+    texts = {key: [document.corpus(name) for name in found.get(key, [])] for key in ("corpus", "dev_corpus")}
+    corpus, dev_corpus = texts.values()
+    if not corpus and (needing := [method for method in found["methods"] if METHODS[method].needs_text]):
         raise document.error(
             place, f"{needing[0]} needs text to train on; add a corpus: demo, wikitext-103 or text files"
         )
@@ -164,27 +192,11 @@ def _part(document: "_Document", place: Place, content: Mapping[str, Any], data_
         raise document.error(
             (*place, "corpus"), "text files have no dev text of their own; name some in dev_corpus, to measure masks on"
         )
-    for key, names in {"corpus": corpus, "dev_corpus": dev_corpus}.items():
+    for key, names in texts.items():
         for name in names:
             if name not in CORPORA and not Path(name).is_file():
                 raise document.error((*place, key), f"there is no text file {name}; correct the path")
-    search = _search_options(document, (*place, "search"), found.get("search", {}), methods)
-    data_dir = data_dir or found.get("data_dir")
-    if data_dir is not None and not data_dir.is_dir():
-        raise document.error((*place, "data_dir"), f"there is no folder {data_dir}; correct the path")
-    return Part(
-        models=[document.model(name) for name in found["models"]],
-        methods=methods,
-        sparsities=sparsities,
-        mask_seeds=found.get("mask_seeds", [0]),
-        variants={key: found.get(key, [None]) for key in VARIANTS} | ({"initial": initial} if initial else {}),
-        corpus=corpus,
-        dev_corpus=dev_corpus,
-        search=search,
-        tasks=_task_options(document, place, found, data_dir),
-        finetune_seeds=found.get("finetune_seeds", [0]),
-        full_model=found.get("full_model", True),
-    )
+    return corpus, dev_corpus
 
 
 def _search_options(
