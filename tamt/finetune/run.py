@@ -70,7 +70,8 @@ def finetune(options: FinetuneOptions) -> dict:
 
 def _run_rates(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
     """Run the rates one after the other, each in a folder of its own, and write the result of the best one."""
-    rates, rows = options.rates(), {}
+    rates = options.rates()
+    rows: dict[float | None, dict] = {}
     for rate in rates:
         own = replace(options, lr=rate, output=options.output / f"lr-{rate:g}")
         say(f"learning rate {rate:g}")
