@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tamt.choices import CHECK_EVERY, KEEP, Precision
 from tamt.data.tasks import TASKS, Task, TaskName
@@ -104,7 +104,7 @@ class FinetuneOptions(Options):
     def chosen_task(self) -> Task:
         """The task, with these options instead of its defaults."""
         task = TASKS[self.task]
-        own = {
+        own: dict[str, Any] = {
             "label_column": self.label_column,
             "text_columns": self.text_column and tuple(self.text_column),
             "epochs": self.epochs,
@@ -144,8 +144,8 @@ class FinetuneOptions(Options):
                 )
             return
         answers = {"stride": self.stride, "n-best": self.n_best, "max-answer-length": self.max_answer_length}
-        for flag, value in answers.items():
-            if value is not None:
+        for flag, number in answers.items():
+            if number is not None:
                 raise UserError(f"--{flag} is for --task squad, not {task.name}; leave it out")
 
     def _check_rates(self) -> None:

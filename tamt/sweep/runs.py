@@ -19,6 +19,7 @@ from tamt.evaluate import evaluate
 from tamt.files import write_atomically
 from tamt.finetune import finetune
 from tamt.finetune.loop import MODEL_FOLDER
+from tamt.options.base import Options
 from tamt.options.evaluate import EvaluateOptions
 from tamt.options.finetune import FinetuneOptions
 from tamt.options.train import TrainOptions
@@ -37,7 +38,7 @@ from tamt.sweep.plan import Kind, Run
 from tamt.untrusted import read_yaml
 
 COMMANDS: dict[Kind, Callable[..., dict]] = {"search": train, "evaluate": evaluate, "finetune": finetune}
-OPTIONS = {"search": TrainOptions, "evaluate": EvaluateOptions, "finetune": FinetuneOptions}
+OPTIONS: dict[Kind, type[Options]] = {"search": TrainOptions, "evaluate": EvaluateOptions, "finetune": FinetuneOptions}
 ASIDE = "aside"
 """The folder in that of a study to which runs are moved that cannot be used; nothing is deleted."""
 ERRORS = "errors"
