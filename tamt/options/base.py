@@ -76,13 +76,14 @@ def command(kind: Callable[P, Made]) -> Callable[[Callable[[Made], dict]], Comma
     """Let a function that takes options of class `kind` take them as keywords too; `help` shows those of the class."""
 
     def decorate(function: Callable[[Made], dict]) -> Command[P, Made]:
+        function.__doc__ = kind.__doc__
+        function.__signature__ = inspect.signature(kind)  # type: ignore[attr-defined]
+
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> dict:
             is_one = len(args) == 1 and not kwargs and isinstance(args[0], cast("type", kind))
             return function(args[0] if is_one else kind(*args, **kwargs))
 
-        call.__doc__ = kind.__doc__
-        call.__signature__ = inspect.signature(kind)  # type: ignore[attr-defined]
         return cast("Command[P, Made]", call)
 
     return decorate
