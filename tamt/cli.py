@@ -1,40 +1,58 @@
-"""The command line: every command is a function of the package, its options that function's parameters."""
+"""The command line: every command is a function of the package that takes its options as a dataclass."""
 
-import inspect
 import json
-import re
 import sys
-from argparse import ArgumentError, ArgumentTypeError, HelpFormatter
+from argparse import SUPPRESS, ArgumentError, ArgumentParser
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
-
-import docstring_parser
-from jsonargparse import ArgumentParser
+from typing import Any, NamedTuple, NoReturn, get_args
 
 # What imports torch is imported when its command runs, so that help and mistakes are answered at once.
 from tamt import __version__, processes, termination
-from tamt.errors import UserError
+from tamt.errors import UserError, did_you_mean
+from tamt.options.base import Options, choices_of, help_of, without_none
+from tamt.options.compare import CompareOptions
+from tamt.options.demo import DemoOptions
+from tamt.options.evaluate import EvaluateOptions
+from tamt.options.export import ExportOptions
+from tamt.options.finetune import FinetuneOptions
+from tamt.options.predict import PredictOptions
+from tamt.options.report import ReportOptions
+from tamt.options.sweep import SweepOptions
+from tamt.options.train import TrainOptions
+from tamt.options.values import WrongValueError, convert, has_commas, takes_several
+
+
+class Command(NamedTuple):
+    """A command: the module of the function of its name, its options, what it does, and whether processes share it."""
+
+    module: str
+    options: type[Options]
+    summary: str
+    shared: bool = False
+
 
 COMMANDS = {
-    "train": ("tamt.search", "search a winning ticket: find the mask of a subnetwork"),
-    "finetune": ("tamt.finetune", "fine-tune a subnetwork or the full model on a task"),
-    "evaluate": ("tamt.evaluate", "measure a subnetwork on text, or a fine-tuned model on its task"),
-    "predict": ("tamt.predict", "predict labels or answers with a fine-tuned model"),
-    "sweep": ("tamt.sweep", "do all searches and fine-tunings of a study"),
-    "report": ("tamt.report", "draw the paper's figures and tables for your own runs, and a page of them"),
-    "compare": ("tamt.compare", "compare masks: similarity and sparsity, per matrix and over all"),
-    "export": ("tamt.export", "write a subnetwork as a plain Hugging Face model"),
-    "demo": ("tamt.demo", "find and fine-tune winning tickets of a small real model"),
+    "train": Command("tamt.search", TrainOptions, "search a winning ticket: find the mask of a subnetwork", True),
+    "finetune": Command("tamt.finetune", FinetuneOptions, "fine-tune a subnetwork or the full model on a task", True),
+    "evaluate": Command(
+        "tamt.evaluate", EvaluateOptions, "measure a subnetwork on text, or a fine-tuned model on its task", True
+    ),
+    "predict": Command("tamt.predict", PredictOptions, "predict labels or answers with a fine-tuned model"),
+    "sweep": Command("tamt.sweep", SweepOptions, "do all searches and fine-tunings of a study"),
+    "report": Command(
+        "tamt.report", ReportOptions, "draw the paper's figures and tables for your own runs, and a page of them"
+    ),
+    "compare": Command(
+        "tamt.compare", CompareOptions, "compare masks: similarity and sparsity, per matrix and over all"
+    ),
+    "export": Command("tamt.export", ExportOptions, "write a subnetwork as a plain Hugging Face model"),
+    "demo": Command("tamt.demo", DemoOptions, "find and fine-tune winning tickets of a small real model"),
 }
-SHARED = ("train", "finetune", "evaluate")
-"""Commands that several processes can share."""
-KINDS = {"int": "a whole number", "float": "a number", "str": "text, so put it in quotes"}
 USAGE = "usage: tamt COMMAND [options]    tamt COMMAND --help    tamt --version\n\n" + "\n".join(
-    f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items()
+    f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()
 )
 
 
@@ -84,20 +102,24 @@ def _tell(sentence: str) -> None:
 
 def _run(name: str, arguments: list[str]) -> int:
     if name not in COMMANDS:
-        what = f"there is no command {name!r}" if name else "no command is given"
-        raise UserError(f"{what}; the commands are {', '.join(COMMANDS)}")
-    if processes.count() > 1 and name not in SHARED:
+        known = f"the commands are {', '.join(COMMANDS)}"
+        raise UserError(
+            f"there is no command {name!r}; {did_you_mean(name, COMMANDS, known)}"
+            if name
+            else f"no command is given; {known}"
+        )
+    if processes.count() > 1 and not COMMANDS[name].shared:
+        shared = ", ".join(other for other, command in COMMANDS.items() if command.shared)
         raise UserError(
             f"tamt {name} runs in one process, and {processes.count()} were started; give the command by itself "
-            f"({', '.join(SHARED)} can be shared)"
+            f"({shared} can be shared)"
         )
+    options, as_json = parse(name, arguments)
     try:
-        command: Callable[..., dict] = getattr(import_module(COMMANDS[name][0]), name)
+        function: Callable[[Options], dict] = getattr(import_module(COMMANDS[name].module), name)
     except RuntimeError as error:  # TAMT_KERNELS asks for what is not there
         raise UserError(str(error)) from error
-    options = parse(name, command, arguments)
-    as_json = options.pop("json")
-    results = command(**options)
+    results = function(options)
     if not processes.first():
         return 0
     if as_json:
@@ -109,71 +131,84 @@ def _run(name: str, arguments: list[str]) -> int:
     return 1 if results.get("failed") else 0
 
 
-def parse(name: str, command: Callable[..., dict], arguments: list[str]) -> dict[str, Any]:
-    """The keyword arguments for `command` from a command line and the YAML file that `--config` names in it.
+def parse(name: str, arguments: list[str]) -> tuple[Any, bool]:
+    """The options of a command from its command line and the YAML files that `--config` names there.
 
-    Options are the parameters, with dashes; their help is the docstring's. `list` parameters take several values,
-    lists of numbers one value with commas, bool ones none; a list or a needed path that comes first takes no flag. A
-    parameter without default is required.
+    Options are the fields of the command's dataclass, with dashes. A field of a list takes several values, one of
+    numbers one value with commas, one of type bool none; a list or a needed path that comes first takes no flag.
+
+    Returns:
+        The options, and whether `--json` is given.
 
     Raises:
-        UserError: an option or a value is wrong, here or in the YAML file.
+        UserError: an option or a value is wrong, here or in a YAML file, or one is missing.
     """
-    described = docstring_parser.parse(inspect.getdoc(command) or "")
-    help_of = {parameter.arg_name: parameter.description or "" for parameter in described.params}
-    parser = ArgumentParser(
-        prog=f"tamt {name}",
-        description=described.short_description,
-        exit_on_error=False,
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("--config", type=Path, help="YAML file of options; those of the command line win")
-    required, lists = [], []
-    for number, (key, parameter) in enumerate(inspect.signature(command).parameters.items()):
-        flag = "--" + key.replace("_", "-")
-        needed = parameter.default is parameter.empty
-        kind = _without_none(parameter.annotation)
-        help_text = help_of[key].replace("\n", " ").replace("%", "%%")
-        if kind is bool:
-            parser.add_argument(flag, action="store_true", help=help_text)
-        elif number == 0 and get_origin(kind) is list:
-            lists.append(key)
-            parser.add_argument(key, nargs="+", type=get_args(kind)[0], help=help_text)
-        elif number == 0 and needed and kind is Path:
-            parser.add_argument(key, type=Path, help=help_text)
-        else:
-            required += [key] * needed
-            default = None if needed else parameter.default
-            options: dict[str, Any] = {"type": kind}
-            if kind == list[int]:
-                options = {"type": _integers, "metavar": "N,N"}
-            elif kind == list[float]:
-                options = {"type": _numbers, "metavar": "X,X"}
-            elif get_origin(kind) is list:
-                lists.append(key)
-                options = {"type": get_args(kind)[0], "nargs": "+"}
-            if default is not None:
-                help_text += f" Default: {default}."
-            parser.add_argument(flag, default=default, help=help_text + " Required." * needed, **options)
-    parser.add_argument("--json", action="store_true", help="print the results as one JSON object on stdout")
+    kind = COMMANDS[name].options
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(kind)} | {"json": bool}
+    written = _written(kind)
+    hint = f"tamt {name} --help lists the options"
     try:
-        for file in _config_files(arguments):
-            parser.set_defaults(_read_config(file, parser, lists))
-        chosen = vars(parser.parse_args(arguments))
-    except (ArgumentError, ArgumentTypeError, TypeError, ValueError) as error:
-        raise UserError(_sentence(str(error), name)) from error
-    for key in required:
-        if chosen[key] is None:
-            raise UserError(f"--{key.replace('_', '-')} is missing; tamt {name} --help lists the options")
-    return {key: value for key, value in chosen.items() if key != "config"}
+        found, unknown = _parser(name, kind).parse_known_args(arguments)
+    except ArgumentError as error:
+        raise UserError(f"{error}; {hint}") from error
+    if unknown:
+        word = unknown[0].partition("=")[0]
+        what = "is no option" if word.startswith("-") else "belongs to no option"
+        raise UserError(f"{word} {what}; {did_you_mean(word, written.values(), hint)}")
+    given = vars(found)
+    chosen: dict[str, Any] = {}
+    in_files = [_read_config(Path(file), kinds, hint) for file in given.pop("config", [])]
+    try:
+        for key, value in (item for options in (*in_files, given) for item in options.items()):
+            chosen[key] = convert(kinds[key], value)
+    except WrongValueError as error:
+        raise UserError(f"{written[key]} {error}; {hint}") from error
+    for field in fields(kind):
+        if field.default is MISSING and field.name not in chosen:
+            raise UserError(f"{written[field.name]} is missing; {hint}")
+    as_json = chosen.pop("json", False)
+    return kind(**chosen), as_json
 
 
-def _read_config(file: Path, parser: ArgumentParser, lists: list[str]) -> dict[str, Any]:
-    """The options in a YAML file by name, of the types that they need; null leaves an option as it is.
+class _Parser(ArgumentParser):
+    """Raises what is wrong with the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentError(None, message)
+
+
+def _parser(name: str, kind: type[Options]) -> ArgumentParser:
+    """The parser of a command. It gives words, and only those that are there."""
+    description, help_texts = help_of(kind)
+    parser = _Parser(
+        prog=f"tamt {name}",
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+        argument_default=SUPPRESS,
+    )
+    parser.add_argument("--config", action="append", help="YAML file of options; those of the command line win")
+    written = _written(kind)
+    for field in fields(kind):
+        name_or_flag, help_text = written[field.name], help_texts.get(field.name, "").replace("%", "%%")
+        several = "+" if takes_several(field.type) else None
+        if field.type is bool:
+            parser.add_argument(name_or_flag, action="store_true", help=help_text)
+        elif not name_or_flag.startswith("-"):
+            parser.add_argument(name_or_flag, nargs=several, help=help_text).required = False
+        else:
+            if field.default is not None:
+                help_text += " Required." if field.default is MISSING else f" Default: {field.default}."
+            parser.add_argument(name_or_flag, nargs=several, metavar=_metavar(field.type), help=help_text)
+    parser.add_argument("--json", action="store_true", help="print the results as one JSON object on stdout")
+    return parser
+
+
+def _read_config(file: Path, kinds: dict[str, Any], hint: str) -> dict[str, Any]:
+    """The options in a YAML file by name; null leaves an option as it is.
 
     Raises:
         UserError: the file cannot be read or holds no options, or one that should be a list is none.
-        ArgumentError, ArgumentTypeError, TypeError, ValueError: a value is wrong.
     """
     from tamt.untrusted import read_yaml
 
@@ -181,61 +216,27 @@ def _read_config(file: Path, parser: ArgumentParser, lists: list[str]) -> dict[s
     if not content:
         raise UserError(f"{file} holds no options; write 'name: value' on each line, or leave --config out")
     options = {key: value for key, value in content.items() if value is not None}
-    for key in lists:
-        if key in options and not isinstance(options[key], list):
-            raise UserError(f"{key} in {file} is no list; write {key}: [{options[key]}]")
-    known = {action.dest: action for action in parser._actions if action.dest not in {"config", "help"}}
     for key, value in options.items():
-        if key not in known:
-            raise UserError(f"{key} in {file} is no option; {parser.prog} --help lists the options")
-        if known[key].nargs == 0 and not isinstance(value, bool):
+        if key not in kinds:
+            raise UserError(f"{key} in {file} is no option; {did_you_mean(key, kinds, hint)}")
+        if takes_several(kinds[key]) and not isinstance(value, list):
+            raise UserError(f"{key} in {file} is no list; write {key}: [{value}]")
+        if kinds[key] is bool and not isinstance(value, bool):
             raise UserError(f"{key} in {file} is {value!r}; write true or false")
-    checked = parser.parse_object(options, defaults=False, _skip_validation=True)
-    parser.validate(checked, skip_required=True)  # what is missing may be in the command line
-    return {key: checked[key] for key in options}
+    return options
 
 
-def _config_files(arguments: list[str]) -> list[Path]:
-    following = [after for word, after in pairwise(arguments) if word == "--config"]
-    joined = [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
-    return [Path(file) for file in following + joined]
+def _written(kind: type[Options]) -> dict[str, str]:
+    """How each option is written: with dashes; a list or a needed path that comes first by its name alone."""
+    written = {field.name: "--" + field.name.replace("_", "-") for field in fields(kind)}
+    first = fields(kind)[0]
+    if takes_several(first.type) or (first.type is Path and first.default is MISSING):
+        written[first.name] = first.name
+    return written
 
 
-def _without_none(annotation: Any) -> Any:
-    if get_origin(annotation) in {Union, UnionType}:
-        return next(kind for kind in get_args(annotation) if kind is not type(None))
-    return annotation
-
-
-def _integers(value: Any) -> list[int]:
-    try:
-        return [int(part) for part in _parts(value)]
-    except (TypeError, ValueError) as error:
-        raise ArgumentTypeError(f"{value!r} is no list of whole numbers such as 1,2,3") from error
-
-
-def _numbers(value: Any) -> list[float]:
-    try:
-        return [float(part) for part in _parts(value)]
-    except (ValueError, TypeError) as error:
-        raise ArgumentTypeError(f"{value!r} is not a list of numbers such as 1e-4,3e-4") from error
-
-
-def _parts(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else str(value).split(",")
-
-
-def _sentence(message: str, name: str) -> str:
-    """One sentence for a message of the parser, which may run over several lines."""
-    key = re.search(r'[Pp]arser key "([\w.]+)"', message)
-    value = re.search(r"(?:Given value|Got value): (.*)", message)
-    choices = re.search(r"Literal\[(.*?)\]", message)
-    option = f"--{key.group(1).replace('_', '-')}" if key else ""
-    if option and value:
-        kind = re.search(r"<class '(\w+)'>", message)
-        wanted = KINDS.get(kind.group(1) if kind else "", "of the kind that it needs")
-        if choices:
-            wanted = f"one of {choices.group(1)}".replace("'", "")
-        return f"{option} {value.group(1)} is not {wanted}; tamt {name} --help lists the options"
-    plain = " ".join(message.split())
-    return f"{option + ': ' if option else ''}{plain}; tamt {name} --help lists the options"
+def _metavar(kind: Any) -> str | None:
+    """How the help writes a value: its choices, or numbers with commas; None for the name of the option."""
+    if choices := choices_of(kind):
+        return f"{{{','.join(choices)}}}"
+    return {int: "N,N", float: "X,X"}[get_args(without_none(kind))[0]] if has_commas(kind) else None

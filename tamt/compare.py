@@ -17,6 +17,8 @@ from tamt.mask_file import MaskInfo, PackedMasks, load_packed, pack_masks
 from tamt.masking import POOLER, magnitude_masks, prunable_weights
 from tamt.methods import OMP
 from tamt.models import load_masked_language_model, load_pooler
+from tamt.options.base import command
+from tamt.options.compare import CompareOptions
 
 LAYER = re.compile(r"\blayers?\.\d+\.")
 """In the names of matrices that are in a layer."""
@@ -75,23 +77,16 @@ def in_common(masks: Mapping[str, PackedMasks]) -> dict[str, PackedMasks]:
     }
 
 
-def compare(masks: list[Path], model: str | None = None, output: Path | None = None) -> dict:
-    """Compare masks: similarity of each pair and sparsity, per matrix and over all, and the distance from OMP.
-
-    Args:
-        masks: two or more mask files of the same model.
-        model: hub name or folder of that model, or "demo" or "demo-base", to measure the distance of each mask from
-            its OMP mask of the same sparsity; without it an OMP mask among the masks serves.
-        output: new folder for a heat map of the similarities, PNG and PDF, and CSV of them overall and by matrix.
-    """
-    if len(masks) < 2:
-        raise UserError("one mask cannot be compared; give two or more mask files")
+@command(CompareOptions)
+def compare(options: CompareOptions) -> dict:
+    """Run `tamt compare`."""
+    paths, output = [str(path) for path in options.masks], options.output
     if output is not None and output.exists() and (output.is_file() or any(output.iterdir())):
         raise UserError(f"the output {output} is there already and nothing in it is overwritten; give a new folder")
-    loaded = in_common({str(path): load_packed(path) for path in masks})
-    distances = _distances_from_omp(loaded, model)
+    loaded = in_common({str(path): load_packed(path) for path in options.masks})
+    distances = _distances_from_omp(loaded, options.model)
     results = []
-    for path_a, path_b in combinations(map(str, masks), 2):
+    for path_a, path_b in combinations(paths, 2):
         a, b = loaded[path_a], loaded[path_b]
         overall, per_matrix = similarity(a, b)
         row: dict[str, Any] = {
@@ -114,7 +109,7 @@ def compare(masks: list[Path], model: str | None = None, output: Path | None = N
         }
         results.append(row)
     if output is not None:
-        _draw([str(path) for path in masks], results, output)
+        _draw(paths, results, output)
     return {"results": results}
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tamt.console import say
-from tamt.errors import UserError, check_positive
+from tamt.errors import UserError
 from tamt.files import write_atomically
 from tamt.methods import FULL, METHODS, OMP, RANDOM
+from tamt.options.base import command
+from tamt.options.demo import DemoOptions
 from tamt.run_folder import finished_results
 
 SPARSITY = 0.7
@@ -29,25 +31,10 @@ FINETUNE: dict[str, Any] = {"task": "questions", "model": "demo", "epochs": 1, "
 LABELS = {FULL: "full model", **{name: METHODS[name].label for name in SEARCHES}}
 
 
-def demo(
-    output: Path = Path("demo"),
-    steps: int = 60,
-    batch_size: int = 8,
-    train_samples: int = 800,
-    seeds: int = 3,
-) -> dict:
-    """Find and fine-tune winning tickets of MiniLM at 70 % sparsity: OMP, random and TAMT-KD beside the full model.
-
-    What is finished in the output folder is not done again, so the demo can be interrupted.
-
-    Args:
-        output: folder of the runs, of results.json and of report.png.
-        steps: optimizer steps of the mask training.
-        batch_size: blocks of 128 tokens a step.
-        train_samples: TREC questions to fine-tune on.
-        seeds: fine-tunings of each subnetwork.
-    """
-    check_positive(steps=steps, batch_size=batch_size, train_samples=train_samples, seeds=seeds)
+@command(DemoOptions)
+def demo(options: DemoOptions) -> dict:
+    """Run `tamt demo`."""
+    output = options.output
     if output.exists() and (output.is_file() or (any(output.iterdir()) and not (output / SEARCHES[0]).is_dir())):
         raise UserError(f"the output {output} holds something else than a demo; give a new --output")
     from tamt.finetune import finetune
@@ -57,15 +44,15 @@ def demo(
     searches: dict[str, dict] = {}
     for method in SEARCHES:
         say(f"[{method}] searching a subnetwork of {SPARSITY:.0%} sparsity")
-        settings = {**SEARCH, "method": method, "batch_size": batch_size, "steps": steps}
+        settings = {**SEARCH, "method": method, "batch_size": options.batch_size, "steps": options.steps}
         searches[method] = _run(train, output / method, settings)
     results = []
     for method in LABELS:
-        say(f"[{method}] fine-tuning on {train_samples} questions with {seeds} seeds")
+        say(f"[{method}] fine-tuning on {options.train_samples} questions with {options.seeds} seeds")
         mask = output / method / "mask.safetensors" if method in searches else None
         runs = []
-        for seed in range(seeds):
-            settings = {**FINETUNE, "mask": mask, "train_samples": train_samples, "seed": seed}
+        for seed in range(options.seeds):
+            settings = {**FINETUNE, "mask": mask, "train_samples": options.train_samples, "seed": seed}
             folder = output / "finetune" / f"{method}-{seed}"
             runs.append(_run(finetune, folder, settings))
             shutil.rmtree(folder / "model", ignore_errors=True)  # 12 of 90 MB each, and nobody asked for them
@@ -77,7 +64,7 @@ def demo(
                 "sparsity": search["sparsity"],
                 "kd_loss": search["kd_loss"],
                 "score": statistics.mean(scores),
-                "score_std": statistics.stdev(scores) if seeds > 1 else None,
+                "score_std": statistics.stdev(scores) if options.seeds > 1 else None,
                 "scores": scores,
                 "search_seconds": search["seconds"],
                 "seconds": round(search["seconds"] + sum(run["seconds"] for run in runs), 1),

@@ -1,5 +1,6 @@
 """The errors that a user can cause and mend."""
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -9,6 +10,13 @@ class UserError(Exception):
     The message is one sentence: what is wrong, where, what to do. The command line prints it and exits with code 2,
     without a traceback; from Python it is an ordinary exception.
     """
+
+
+def did_you_mean(word: object, known: Iterable[str], otherwise: str) -> str:
+    """`did you mean NAME`, with the known name that is nearest to `word`; `otherwise` if none is near."""
+    names = {name.lstrip("-"): name for name in known}  # else all options would be near each other
+    near = difflib.get_close_matches(str(word).lower().lstrip("-"), names, n=1, cutoff=0.5)
+    return f"did you mean {names[near[0]]}" if near else otherwise
 
 
 def check_seed(seed: int) -> None:
@@ -21,7 +29,9 @@ def check_choice(option: str, value: object, choices: Iterable[str]) -> None:
     """Check that the value of an option is one of its choices. Raises UserError, which lists them, if not."""
     choices = list(choices)
     if value not in choices:
-        raise UserError(f"--{option.replace('_', '-')} {value} is not one of {', '.join(choices)}; choose one of them")
+        shown = " ".join(str(value).split())
+        hint = did_you_mean(value, choices, "choose one of them")
+        raise UserError(f"--{option.replace('_', '-')} {shown} is not one of {', '.join(choices)}; {hint}")
 
 
 def check_positive(**options: float | None) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,11 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tamt import processes
 from tamt.console import say
 from tamt.data.corpora import Blocks, dev_batches, load_dev_corpus
-from tamt.errors import UserError, check_positive, check_seed
+from tamt.errors import UserError
 from tamt.finetune.saved import open_finetuned, score_finetuned
-from tamt.mask_file import MaskInfo, load_masks
-from tamt.masking import apply_masks, sparsity_of
-from tamt.methods import FULL
+from tamt.mask_file import MaskInfo, load_masks, mask_in_row
+from tamt.masking import Masks, apply_masks
 from tamt.models import (
     MaskedLanguageModel,
     load_masked_language_model,
@@ -24,7 +24,9 @@ from tamt.models import (
     longest_input,
 )
 from tamt.objectives import Losses, TokenMasking, encode, prepare
-from tamt.precision import Precision, choose_precision
+from tamt.options.base import command
+from tamt.options.evaluate import EvaluateOptions
+from tamt.precision import choose_precision
 from tamt.training import HalfPrecisionError, check_runs, choose_fp32, make_accelerator, report_arithmetic
 from tamt.untrusted import check_pulled
 
@@ -82,104 +84,65 @@ def dev_losses(
     return means
 
 
-def evaluate(
-    model: str,
-    corpus: list[str] | None = None,
-    mask: Path | None = None,
-    head: Path | None = None,
-    max_length: int | None = None,
-    batch_size: int | None = None,
-    blocks: int | None = None,
-    precision: Precision = "auto",
-    seed: int = 0,
-    task: str | None = None,
-    data_dir: Path | None = None,
-    dev_file: Path | None = None,
-    text_column: list[str] | None = None,
-    label_column: str | None = None,
-) -> dict:
-    """Measure the MLM and KD loss of a subnetwork on dev text, or the score of a fine-tuned model on a task's dev rows.
-
-    The masking of the tokens depends on the seed alone, so two masks are compared on the same tokens. A score is that
-    of fine-tuning.
-
-    Args:
-        model: hub name or folder of the pre-trained model, or "demo" or "demo-base"; for a --task the run folder of
-            tamt finetune, or the folder or hub name of a fine-tuned model.
-        corpus: wikitext-103 (its validation split), demo, or text files, one paragraph a line.
-        mask: mask file of the subnetwork; without one the full model is measured.
-        head: head.safetensors of a run, for a checkpoint without an MLM head or to measure with the trained one.
-        max_length: tokens of a block; 512, or what the model or its tokenizer takes at most if that is less. Of a row
-            for a --task; by default as in fine-tuning.
-        batch_size: blocks a batch, by default 16; rows a batch for a --task, by default as in fine-tuning.
-        blocks: measure only the first so many blocks of the text.
-        precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
-            a GPU and fp32 on a CPU; for a run folder that of the run.
-        seed: of the masked positions.
-        task: in place of the losses the score on the dev rows of this task of tamt finetune.
-        data_dir: for a --task GLUE's glue_data folder, or the folder with SQuAD's dev-v1.1.json (squad2: v2.0); by
-            default that of the run, else the hub.
-        dev_file: dev rows of classification or regression; by default those of the run.
-        text_column: their column with the text, or the two with a pair; by default those of the run, or sentence.
-        label_column: their column with the label; by default that of the run, or label.
-    """
+@command(EvaluateOptions)
+def evaluate(options: EvaluateOptions) -> dict:
+    """Run `tamt evaluate`."""
     started = time.monotonic()
-    on_text = {"corpus": corpus, "mask": mask, "head": head, "blocks": blocks}
-    on_task = {"data_dir": data_dir, "dev_file": dev_file, "text_column": text_column, "label_column": label_column}
-    for option, value in (on_text if task else on_task).items():
-        if value is not None:
-            use, remedy = ("losses on text", "it or --task") if task else ("the score on a --task", "it")
-            raise UserError(f"--{option.replace('_', '-')} is for {use}; leave {remedy} out")
-    if task is not None:
-        saved = open_finetuned(model, task, text_column, label_column, max_length, batch_size, precision)
-        return {"results": [score_finetuned(saved, data_dir, dev_file, started)]}
-    if corpus is None:
-        raise UserError("--corpus is missing, or --task for the score of a fine-tuned model; give one of them")
-    batch_size = BATCH_SIZE if batch_size is None else batch_size
-    check_positive(max_length=max_length, batch_size=batch_size, blocks=blocks)
-    check_seed(seed)
-    asked, precision = precision, choose_precision(precision)
-    accelerator = make_accelerator(precision, 1, seed)
+    if options.task is not None:
+        saved = open_finetuned(
+            options.model,
+            options.task,
+            options.text_column,
+            options.label_column,
+            options.max_length,
+            options.batch_size,
+            options.precision,
+        )
+        return {"results": [score_finetuned(saved, options.data_dir, options.dev_file, started)]}
+    return {"results": [_losses(options, options.corpus or [], started)]}
+
+
+def _losses(options: EvaluateOptions, corpus: list[str], started: float) -> dict:
+    """The row of a subnetwork, or of the full model, measured on text."""
+    precision = choose_precision(options.precision)
+    accelerator = make_accelerator(precision, 1, options.seed)
     with processes.one_first():
-        student = load_masked_language_model(model, need_head=head is not None)
-        if head is not None:
-            student.load_head(read_head(head), head)
+        student = load_masked_language_model(options.model, need_head=options.head is not None)
+        if options.head is not None:
+            student.load_head(read_head(options.head), options.head)
         if student.fresh_head:
-            say(f"{model} has no trained MLM head, so only the KD loss is measured (--head gives a head from a run)")
-        tokenizer = load_tokenizer(model)
-        text = load_dev_corpus(corpus, tokenizer, block_length(max_length, student.model, tokenizer))
-    if blocks is not None:
-        text, _ = text.split(blocks)
+            say(
+                f"{options.model} has no trained MLM head, so only the KD loss is measured "
+                "(--head gives a head from a run)"
+            )
+        tokenizer = load_tokenizer(options.model)
+        text = load_dev_corpus(corpus, tokenizer, block_length(options.max_length, student.model, tokenizer))
+    if options.blocks is not None:
+        text, _ = text.split(options.blocks)
     student.model.to(accelerator.device)
     try:
-        check_encoder_runs(student, model, accelerator, text)
+        check_encoder_runs(student, options.model, accelerator, text)
     except HalfPrecisionError as error:
-        choose_fp32(asked, error)
-        return evaluate(model, corpus, mask, head, max_length, batch_size, blocks, "fp32", seed)
+        choose_fp32(options.precision, error)
+        return _losses(replace(options, precision="fp32"), corpus, started)
     teacher = copy.deepcopy(student.encoder)
-    sparsity = 0.0
+    masks: Masks = {}
     info: MaskInfo | None = None
-    if mask is not None:
-        masks, info = load_masks(mask)
+    if options.mask is not None:
+        masks, info = load_masks(options.mask)
         apply_masks(student.model, masks)
-        sparsity = sparsity_of(masks)
-    report_arithmetic(accelerator, asked)
-    losses = dev_losses(
-        accelerator, student, teacher, text, TokenMasking.of(tokenizer, student.model), batch_size, seed
-    )
-    row = {
-        "model": model,
-        "method": info.method if info else FULL,
-        "sparsity": round(sparsity, 6),
-        "mask": str(mask) if mask else None,
-        "mask_seed": info.seed if info else None,
-        "mask_step": info.step if info else None,
+    report_arithmetic(accelerator, options.precision)
+    masking = TokenMasking.of(tokenizer, student.model)
+    batch_size = options.batch_size or BATCH_SIZE
+    losses = dev_losses(accelerator, student, teacher, text, masking, batch_size, options.seed)
+    return {
+        "model": options.model,
+        **mask_in_row(options.mask, masks, info),
         "mlm_loss": losses.get("mlm_loss"),
         "kd_loss": losses["kd_loss"],
         "precision": precision,
         "seconds": round(time.monotonic() - started, 1),
     }
-    return {"results": [row]}
 
 
 def block_length(asked: int | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,44 +1,32 @@
 """`tamt export`: a subnetwork before fine-tuning as a plain model that transformers opens without this package."""
 
 import shutil
-from pathlib import Path
-from typing import Literal, get_args
 
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tamt.console import say
-from tamt.errors import UserError, check_choice
+from tamt.errors import UserError
 from tamt.files import sync_tree, telling
 from tamt.mask_file import load_masks
 from tamt.masking import apply_masks, prunable_weights, sparsity_of
 from tamt.models import load_encoder, load_masked_language_model, load_tokenizer
+from tamt.options.base import command
+from tamt.options.export import ExportOptions
 from tamt.prune_format import split
 
-Format = Literal["dense", "prune"]
 
-
-def export(model: str, mask: Path, output: Path, format: Format = "dense") -> dict:
-    """Write the subnetwork m ⊙ θ0 in Hugging Face form: dense, with zeros where the mask prunes.
-
-    With the MLM head where the checkpoint has one; its decoder stays the dense pre-trained embedding, as in mask
-    training, so the weights are not tied.
-
-    Args:
-        model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
-        mask: mask file of the subnetwork.
-        output: new folder for the model and its tokenizer.
-        format: dense, which transformers opens, or prune, the state dict of a model pruned by torch.nn.utils.prune: in
-            place of each pruned weight the pre-trained one and the mask, as weight_orig and weight_mask.
-    """
-    check_choice("format", format, get_args(Format))
+@command(ExportOptions)
+def export(options: ExportOptions) -> dict:
+    """Run `tamt export`."""
+    model, output, prune = options.model, options.output, options.format == "prune"
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"the output {output} is not empty and nothing in it is overwritten; give a new --output")
-    masks, info = load_masks(mask)
+    masks, info = load_masks(options.mask)
     encoder, missing = load_encoder(model)
     weights = prunable_weights(encoder, pooler=True)
-    originals = {name: weight.detach().clone() for name, weight in weights.items() if format == "prune"}
+    originals = {name: weight.detach().clone() for name, weight in weights.items() if prune}
     apply_masks(encoder, masks)
     tokenizer = load_tokenizer(model, masking=False)
     trained = {name: tensor for name, tensor in encoder.state_dict().items() if name not in missing}
@@ -48,7 +36,7 @@ def export(model: str, mask: Path, output: Path, format: Format = "dense") -> di
     state = {f"{prefix}{name}": tensor for name, tensor in trained.items()}
     if with_head:
         state = _under_head(heads.model, state)
-    if format == "prune":
+    if prune:
         pruned = originals.keys() & masks.keys()
         state = split(state, *({f"{prefix}{name}": kind[name] for name in pruned} for kind in (originals, masks)))
     if not with_head:
@@ -58,7 +46,7 @@ def export(model: str, mask: Path, output: Path, format: Format = "dense") -> di
     fresh = output.with_name(f".{output.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     with telling(output):
-        if format == "prune":  # under the names of the modules, which transformers changes for some models
+        if prune:  # under the names of the modules, which transformers changes for some models
             exported.config.architectures = [type(exported).__name__]
             exported.config.save_pretrained(fresh)
             save_file(state, fresh / "model.safetensors", {"format": "pt"})
@@ -72,13 +60,13 @@ def export(model: str, mask: Path, output: Path, format: Format = "dense") -> di
             fresh.rmdir()
         else:
             fresh.rename(output)
-    opened = "transformers' AutoModel or as the" if format == "dense" else "load_state_dict or as the"
+    opened = "transformers' AutoModel or as the" if not prune else "load_state_dict or as the"
     say(f"the subnetwork is in {output}; open it with {opened} --model of a command")
     result = {
         "model": model,
         "method": info.method,
         "sparsity": round(sparsity_of(masks), 6),
-        "mask": str(mask),
+        "mask": str(options.mask),
         "mlm_head": with_head,
         "output": str(output),
     }

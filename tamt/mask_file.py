@@ -20,7 +20,7 @@ import tamt_kernels as tk
 from tamt.errors import UserError
 from tamt.files import write_atomically
 from tamt.masking import Masks, keep_of, sparsity_of
-from tamt.methods import PUBLISHED
+from tamt.methods import FULL, PUBLISHED
 from tamt.prune_format import MASK, as_mask, is_pruned, pruned_names
 from tamt.untrusted import check_pulled, read_state
 
@@ -45,6 +45,17 @@ class MaskInfo:
     sparsity: float
     seed: int
     step: int
+
+
+def mask_in_row(path: Path | None, masks: Masks, info: MaskInfo | None) -> dict[str, Any]:
+    """What a row of results says of a mask, or of the full model where there is none."""
+    return {
+        "method": info.method if info else FULL,
+        "sparsity": round(sparsity_of(masks), 6) if masks else 0.0,
+        "mask": str(path) if path else None,
+        "mask_seed": info.seed if info else None,
+        "mask_step": info.step if info else None,
+    }
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import tamt_kernels as tk
+from tamt.choices import Ranking
 from tamt.console import say
 from tamt.errors import UserError
 
@@ -18,7 +18,6 @@ model without its head (`encoder.layer.0.attention.self.query.weight`), so a mas
 
 MaskedModule = tk.MaskedLinear | tk.MaskedEmbedding
 PrunableModule = nn.Linear | nn.Embedding | MaskedModule
-Ranking = Literal["signed", "abs"]
 
 POOLER = "pooler.dense"
 

@@ -4,19 +4,20 @@ Nothing here imports torch, so that help, studies and reports can read it at onc
 function that takes a `tamt.search.setting.Search`; no other file lists the methods.
 """
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
 
-from tamt.errors import UserError
-from tamt.terms import needs_head
+from tamt.errors import UserError, check_choice
+from tamt.terms import needs_head, parse_objective
 
 SCHEDULE_STEPS = 27_920
 """Steps of the paper's schedule: two epochs of WikiText-103 in batches of 16 blocks of 512 tokens (paper B.2)."""
 TAMT_STEPS = {20: 3_000, 30: 6_000, 40: 8_000, 50: 11_000, 60: 14_000, 70: 17_000, 80: 20_000, 90: 22_000}
 IMP_STEPS = {20: 2_790, 30: 5_580, 40: 8_380, 50: 11_170, 60: 13_960, 70: 16_750, 80: 19_540, 90: 22_340}
+STAGES = 10
+"""Prunings in a whole schedule of IMP; each takes another tenth of the weights, the first one at step 0 (paper B.2)."""
 
 
 @dataclass(frozen=True)
@@ -157,12 +158,8 @@ METHODS = {
 }
 """The methods by name, in the order in which they are shown."""
 
-# A type checker cannot read names from a table, the command line can.
-if TYPE_CHECKING:
-    MethodName = str
-else:
-    MethodName = Literal[tuple(METHODS)]
-
+MethodName = Annotated[str, METHODS]
+"""The type of an option that is the name of a method; see `tamt.options.base.choices_of`."""
 OMP, RANDOM, IMP = "omp", "rand", "imp"
 """The baselines that the paper's figures are about."""
 PUBLISHED = "published"
@@ -177,11 +174,8 @@ def find_method(name: str) -> Method:
     Raises:
         UserError: there is none; the message lists them.
     """
-    if name in METHODS:
-        return METHODS[name]
-    near = difflib.get_close_matches(str(name), METHODS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}" if near else "choose one of them"
-    raise UserError(f"there is no method {name!r} among {', '.join(METHODS)}; {hint}")
+    check_choice("method", name, METHODS)
+    return METHODS[name]
 
 
 def variant_options() -> list[str]:
@@ -209,3 +203,34 @@ def paper_steps(method: Method, sparsity: float) -> int | None:
     """The step of the paper's mask of a method at the nearest sparsity of its Table 2; None for a one-shot method."""
     percent = min(method.paper_steps, key=lambda percent: abs(percent - 100 * sparsity), default=None)
     return None if percent is None else method.paper_steps[percent]
+
+
+def steps_to(sparsity: float, schedule_steps: int) -> int:
+    """The step of IMP's pruning that reaches `sparsity`: 16.75 K of 27.92 K for 70 % (paper, Table 2)."""
+    stage = next(stage for stage in range(1, STAGES + 1) if stage / STAGES >= sparsity)
+    return (stage - 1) * (schedule_steps // STAGES)
+
+
+def last_step(name: str, sparsity: float, steps: int | None) -> int:
+    """The optimizer step after which a search has its mask, for `steps` of schedule, the paper's if None.
+
+    A one-shot method takes no step.
+    """
+    method = find_method(name)
+    if method.trains == "weights":
+        return steps_to(sparsity, steps or SCHEDULE_STEPS)
+    return 0 if method.one_shot else steps or paper_steps(method, sparsity) or SCHEDULE_STEPS
+
+
+def objective_of(method: Method, objective: str | None, kd_weight: float = 1.0) -> dict[str, float]:
+    """The weight of each term of the loss: the method's, with `kd_weight` beside MLM's 1, or those of `--objective`.
+
+    Raises:
+        UserError: the method has no objective of its own and none is given; see also `parse_objective`.
+    """
+    if "objective" in method.variants:
+        if objective is None:
+            raise UserError(f"{method.name} needs an objective; give one such as --objective kd:1,attention:1")
+        return parse_objective(objective)
+    both = {"mlm", "kd"} <= method.objective.keys()
+    return {name: kd_weight if both and name == "kd" else weight for name, weight in method.objective.items()}

@@ -2,16 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from tamt import processes
+from tamt.choices import Precision
 from tamt.console import say
 from tamt.errors import UserError, check_choice
 from tamt.run_folder import AUTO, started_with
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")

@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tamt import __version__, processes
 from tamt.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
+from tamt.choices import KEEP
 from tamt.console import say
 from tamt.errors import UserError
 from tamt.files import lock, remove_temporary, telling, write_atomically
@@ -32,8 +33,6 @@ HARMLESS = {"save_every", "log_every", "keep", "no_cuda_graphs", "activation_che
 """Settings that the results of a run do not depend on, so that it may be gone on with under others."""
 AUTO = "auto"
 """Value of a setting that the run decided for itself; it agrees with whatever the run decided."""
-KEEP = 2
-"""Checkpoints that are kept: the newest, and one to fall back on."""
 
 
 class RunFolder:

@@ -23,10 +23,11 @@ from transformers import get_linear_schedule_with_warmup
 
 import tamt_kernels as tk
 from tamt import processes, termination
+from tamt.choices import CHECK_EVERY, Precision
 from tamt.console import say
 from tamt.data.prefetch import prefetch
 from tamt.errors import UserError, check_choice
-from tamt.precision import DTYPES, Precision, report_precision
+from tamt.precision import DTYPES, report_precision
 from tamt.run_folder import AUTO
 from tamt.step_graph import Outcome, StepGraph
 from tamt_kernels import onednn, product_library
@@ -36,8 +37,6 @@ LARGEST_LOSS = 1e5
 """Above it a loss has exploded: chance is 10 for the cross-entropy of 30,000 tokens, 1 for KD, 8 for STS-B."""
 FIRST_LOSS_SCALE = 2.0**16
 GROWTH_INTERVAL = 2000
-CHECK_EVERY = 100
-"""Steps between two checks that several processes hold the same; each reads all that trains once."""
 
 
 class NonFiniteError(UserError):

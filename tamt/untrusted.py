@@ -7,7 +7,6 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
@@ -117,11 +116,16 @@ def load_tensors(file: BinaryIO) -> Any:
         ValueError: it is no file of torch, or claims more bytes than are there.
         Exception: torch.load raises nearly anything on a damaged file.
     """
+    import torch  # here, as the command line reads YAML by this module and answers without torch
+
     start = file.tell()
     size = file.seek(0, 2) - start
     file.seek(start)
     if file.read(len(OLD_TORCH)) == OLD_TORCH:
-        return _load_old(OLD_TORCH + file.read(), size)
+        content = OLD_TORCH + file.read()
+        _check_old(content, size)
+        # From memory, as torch takes a file on a disk for an archive of a still older kind first.
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     file.seek(start)
     if not zipfile.is_zipfile(file):
         raise ValueError("it was not written by torch")
@@ -133,15 +137,14 @@ def load_tensors(file: BinaryIO) -> Any:
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _load_old(content: bytes, size: int) -> Any:
-    """What torch before 1.6 wrote: pickles of a number, a version, the machine, the tensors, and the bytes of these.
+def _check_old(content: bytes, size: int) -> None:
+    """Check what torch before 1.6 wrote: pickles of a number, a version, the machine, the tensors, and their bytes.
 
     Memory for a tensor is taken as its pickle asks, before its bytes are read: so no number in it may be larger than
-    the file. From memory, as torch takes a file on a disk for an archive of a still older kind first.
+    the file. Raises ValueError if one is.
     """
     pickles = io.BytesIO(content[len(OLD_TORCH) :])
     for _ in ("version", "machine"):
         list(pickletools.genops(pickles))
     if any(isinstance(value, int) and value > size for _, value, _ in pickletools.genops(pickles)):
         raise ValueError("its records claim more bytes than it holds")
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -22,7 +22,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("api")
     (options,) = re.findall(r"-m pdoc (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
     pdoc.render.configure(docformat=pdoc.__main__.parser.parse_args(shlex.split(options)).docformat)
-    commands = sorted({module for module, _ in COMMANDS.values()})
+    commands = sorted({command.module for command in COMMANDS.values()})
     # Of packages their own page alone, as each takes a second.
     pdoc.pdoc("tamt_kernels", *commands, r"!(tamt_kernels|tamt\.\w+)\.", output_directory=folder)
     return folder
@@ -48,7 +48,7 @@ def test_a_public_name_of_the_kernels_is_there_with_its_docstring(pages: Path, n
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_function_of_a_command_is_there_with_its_options(pages: Path, name: str) -> None:
-    module = COMMANDS[name][0]
+    module = COMMANDS[name].module
     function = getattr(import_module(module), name)
     found = section(pages.joinpath(*module.split(".")).with_suffix(".html"), name)
     assert words((function.__doc__ or "").splitlines()[0]) in words(found)

@@ -24,12 +24,13 @@ from transformers import (
 from benchmarks import scores
 from benchmarks.kernels.eager import float_mask_weight
 from benchmarks.kernels.threshold import by_kthvalue
+from tamt.choices import Precision
 from tamt.data.corpora import Blocks, train_batches
 from tamt.finetune.loop import SPARE_MEMORY
 from tamt.masking import apply_masks, keep_of, magnitude_masks, packed_masks, prunable_modules, prunable_weights
 from tamt.models import MaskedLanguageModel, dense_twin, longest_input, speed_up
 from tamt.objectives import Losses, TokenMasking, encode
-from tamt.precision import DTYPES, Precision
+from tamt.precision import DTYPES
 from tamt.search.mask_training import start
 from tamt.search.setting import Search
 from tamt.step_graph import WARM_UP

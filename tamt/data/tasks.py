@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from tamt.errors import UserError
 
@@ -203,6 +203,10 @@ TASKS = {
         Task("regression", kind="regression", metrics=("pearson", "spearman")),
     )
 }
+
+
+TaskName = Annotated[str, TASKS]
+"""The type of an option that is the name of a task; see `tamt.options.base.choices_of`."""
 
 
 def find_task(name: str) -> Task:

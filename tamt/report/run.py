@@ -5,6 +5,8 @@ from pathlib import Path
 from tamt.console import say
 from tamt.errors import UserError
 from tamt.files import write_atomically
+from tamt.options.base import command
+from tamt.options.report import ReportOptions
 from tamt.report.drawing import columns_of, pyplot, write_pictures
 from tamt.report.figures import Figure, figures_of
 from tamt.report.masks import compare_masks, mask_figures
@@ -25,15 +27,10 @@ from tamt.report.tables import (
 PAGE = "report.html"
 
 
-def report(folder: Path, output: Path | None = None) -> dict:
-    """Draw the figures and tables of the paper for your own runs, and one page with all of them.
-
-    Args:
-        folder: a study, or any folder with run folders of tamt train and tamt finetune in it.
-        output: folder for report.html, report.md, a PNG, a PDF and a CSV of each figure, a CSV of each table; by
-            default the folder "report" in that of the study. An earlier report there is replaced.
-    """
-    target = output or folder / "report"
+@command(ReportOptions)
+def report(options: ReportOptions) -> dict:
+    """Run `tamt report`."""
+    target = options.output or options.folder / "report"
     if target.exists() and not target.is_dir():
         raise UserError(f"the output {target} is a file; give a folder")
     if target.is_dir() and any(target.iterdir()) and not _is_report(target / PAGE):
@@ -42,7 +39,7 @@ def report(folder: Path, output: Path | None = None) -> dict:
             "give a new --output"
         )
     pyplot()
-    study = read_study(folder)
+    study = read_study(options.folder)
     groups = compare_masks(study)
     found = [*figures_of(study), *mask_figures(study, groups)]
     found.sort(key=lambda item: (item.name if isinstance(item, Figure) else "z").startswith(("search", "layers")))

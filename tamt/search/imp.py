@@ -9,12 +9,10 @@ from torch import Tensor
 from tamt import processes, termination
 from tamt.console import Progress
 from tamt.masking import Masks, packed_masks, sparsity_of, top_masks
+from tamt.methods import STAGES
 from tamt.objectives import Losses
 from tamt.search.setting import MASK_FILE, Search
 from tamt.training import NonFiniteError, make_optimizer, restore_training, training_state, training_steps
-
-STAGES = 10
-"""Prunings in a whole schedule; each takes another tenth of the weights, the first one at step 0 (paper B.2)."""
 
 
 def iterative_pruning(search: Search) -> list[dict]:
@@ -113,12 +111,6 @@ def iterative_pruning(search: Search) -> list[dict]:
             raise
     search.save_head()
     return results
-
-
-def steps_to(sparsity: float, schedule_steps: int) -> int:
-    """The step of the pruning that reaches `sparsity`: 16.75 K of 27.92 K for 70 % (paper, Table 2)."""
-    stage = next(stage for stage in range(1, STAGES + 1) if stage / STAGES >= sparsity)
-    return (stage - 1) * (schedule_steps // STAGES)
 
 
 @torch.no_grad()

@@ -10,11 +10,11 @@ from transformers import get_linear_schedule_with_warmup
 
 import tamt_kernels as tk
 from tamt import processes, termination
+from tamt.choices import Ranking
 from tamt.console import Progress
 from tamt.masking import (
     MaskedModule,
     Masks,
-    Ranking,
     masks_of,
     sparsity_of,
     wrap,

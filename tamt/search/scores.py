@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import tamt_kernels as tk
-from tamt.errors import UserError, check_choice
+from tamt.choices import check_initial, scores_of_start
+from tamt.errors import UserError
 from tamt.mask_file import load_masks
 from tamt.masking import (
     POOLER,
@@ -25,33 +25,6 @@ from tamt.masking import (
 from tamt.search.calibration import activation_importance
 from tamt.search.setting import Search
 from tamt_kernels.modules import INITIAL_THRESHOLD
-
-Scores = Literal["magnitude", "activation", "two-valued"]
-"""The scores at the start: proportional to |W|, to |W| · ‖x‖, or 0.02 and 0 (paper eq. 5)."""
-DEFAULT_SCORES: Scores = "activation"
-MASKS_BY_NAME = ("omp", "random")
-"""Masks to start from that are not read from a file."""
-
-
-def scores_of_start(scores: str | None, initial: str | None) -> Scores:
-    """The kind of scores: the one asked for, else `DEFAULT_SCORES`.
-
-    A mask that is asked for by itself starts from two values, because a criterion that disagrees with it would undo it
-    within a few steps.
-
-    Raises:
-        UserError: there is no such kind.
-    """
-    if scores is None:
-        return DEFAULT_SCORES if initial is None else "two-valued"
-    check_choice("scores", scores, get_args(Scores))
-    return cast("Scores", scores)
-
-
-def check_initial(initial: str | None) -> None:
-    """Check that `initial` is omp, random or a mask file that is there. Raises UserError if not."""
-    if initial is not None and initial not in MASKS_BY_NAME and not Path(initial).is_file():
-        raise UserError(f"--initial {initial} is not one of {', '.join(MASKS_BY_NAME)} and no mask file; correct it")
 
 
 def starting_point(search: Search) -> tuple[Masks, dict[str, Tensor]]:

@@ -10,11 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tamt import processes
+from tamt.choices import Ranking
 from tamt.data.corpora import Blocks, train_batches
 from tamt.evaluate import dev_losses
 from tamt.files import write_atomically
 from tamt.mask_file import MaskInfo, save_masks
-from tamt.masking import Masks, Ranking, magnitude_masks, prunable_weights, random_masks, sparsity_of
+from tamt.masking import Masks, magnitude_masks, prunable_weights, random_masks, sparsity_of
 from tamt.methods import find_method
 from tamt.models import MaskedLanguageModel
 from tamt.objectives import COUNTS, TokenMasking, prepare

@@ -1,19 +1,17 @@
 """Wanda: one-shot pruning by |W_ij| · ‖x_j‖, with ‖x_j‖ measured on some text (Sun et al., 2023)."""
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from tamt.choices import Scope
 from tamt.errors import check_choice
 from tamt.masking import Masks, keep_of, prunable_modules, top_masks
 from tamt.search.calibration import activation_importance
 from tamt.search.oneshot import oneshot
 from tamt.search.setting import Search
-
-Scope = Literal["matrix", "row"]
-"""Which weights are ranked together: those of a whole matrix, or those of each output row, as Wanda's authors do."""
 
 
 def wanda(search: Search) -> list[dict]:

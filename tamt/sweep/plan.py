@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tamt.errors import UserError
-from tamt.methods import FULL, IMP, METHODS
+from tamt.methods import FULL, IMP, METHODS, STAGES, last_step, objective_of
 from tamt.names import distinct
-from tamt.search.imp import STAGES
 from tamt.search.setting import HEAD_FILE, MASK_FILE
-from tamt.search.train import last_step, objective_of
 from tamt.sweep.study import Part, Study
 from tamt.terms import needs_head
 

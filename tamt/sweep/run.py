@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tamt.console import console, say
-from tamt.errors import UserError, check_positive
+from tamt.errors import UserError
 from tamt.files import lock, write_atomically
+from tamt.options.base import command
+from tamt.options.sweep import SweepOptions
 from tamt.sweep.clock import Clock, duration
 from tamt.sweep.engine import Engine, Here, OnRay
 from tamt.sweep.plan import Plan, Run, make_plan
@@ -22,36 +24,18 @@ from tamt.termination import SIGTERM, Terminated
 LOCK = ".sweep.lock"
 
 
-def sweep(
-    study: Path,
-    output: Path | None = None,
-    data_dir: Path | None = None,
-    engine: Literal["here", "ray"] = "here",
-    cores: int = 1,
-    dry_run: bool = False,
-    redo: bool = False,
-) -> dict:
-    """Do all searches and fine-tunings of a study, but for those that are done; go on with the interrupted ones.
-
-    Args:
-        study: YAML file of the study; docs/studies.md lists its keys, studies/ has examples.
-        output: folder of the runs and of results.csv, in place of the study's; by default named after it, beside it.
-        data_dir: GLUE's glue_data folder, in place of the study's.
-        engine: here does one run after the other in this process, ray many at a time on a Ray cluster or this machine.
-        cores: CPU cores of a run under ray, where the cluster has no GPUs; with GPUs a run takes one.
-        dry_run: only show the runs, with what is done and how long the others may take.
-        redo: move runs that another version or other settings of the study did to aside/, and do them again.
-    """
-    check_positive(cores=cores)
-    loaded = load_study(study, output, data_dir)
+@command(SweepOptions)
+def sweep(options: SweepOptions) -> dict:
+    """Run `tamt sweep`."""
+    loaded = load_study(options.study, options.output, options.data_dir)
     plan = make_plan(loaded)
     folder = loaded.output
-    if dry_run:
-        return {"results": _show(folder, plan, redo)}
+    if options.dry_run:
+        return {"results": _show(folder, plan, options.redo)}
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         found = _found(folder, plan)
-        _refuse_others(plan, found, redo)
+        _refuse_others(plan, found, options.redo)
         aside = _to_move(plan, found)
         for run in reversed(plan.runs):  # what was made from a mask before the mask, should this be killed here
             if run.path in aside:
@@ -59,8 +43,8 @@ def sweep(
         done = {run.path: found[run.path].rows for run in plan.runs if found[run.path].state == "done"}
         rows = {path: results for path, results in done.items() if path not in aside}
         chosen: Engine = Here(folder, loaded.keep_models)
-        if engine == "ray":
-            chosen = OnRay(folder, loaded.keep_models, cores)
+        if options.engine == "ray":
+            chosen = OnRay(folder, loaded.keep_models, options.cores)
         try:
             with _saved_on_interrupt():
                 failed, not_run = _do_all(folder, plan, rows, chosen)

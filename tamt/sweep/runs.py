@@ -1,13 +1,12 @@
 """One run of a study: what is there of it, and doing it."""
 
 import gc
-import inspect
 import json
 import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,10 @@ from tamt.evaluate import evaluate
 from tamt.files import write_atomically
 from tamt.finetune import finetune
 from tamt.finetune.loop import MODEL_FOLDER
+from tamt.options.base import Options
+from tamt.options.evaluate import EvaluateOptions
+from tamt.options.finetune import FinetuneOptions
+from tamt.options.train import TrainOptions
 from tamt.run_folder import (
     AUTO,
     CONFIG,
@@ -35,6 +38,7 @@ from tamt.sweep.plan import Kind, Run
 from tamt.untrusted import read_yaml
 
 COMMANDS: dict[Kind, Callable[..., dict]] = {"search": train, "evaluate": evaluate, "finetune": finetune}
+OPTIONS: dict[Kind, type[Options]] = {"search": TrainOptions, "evaluate": EvaluateOptions, "finetune": FinetuneOptions}
 ASIDE = "aside"
 """The folder in that of a study to which runs are moved that cannot be used; nothing is deleted."""
 ERRORS = "errors"
@@ -102,11 +106,9 @@ def _is_whole(mask: Path) -> bool:
 
 def _difference(output: Path, run: Run, started: Mapping[str, Any], finished: bool) -> str | None:
     """The first setting in which a started run differs from `run`, None if there is none."""
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(COMMANDS[run.kind]).parameters.items()
-        if name not in {"output", "resume"}
-    }
+    options = OPTIONS[run.kind]
+    left_out = options.NOT_SAVED | {"output"}
+    defaults = {field.name: field.default for field in fields(options) if field.name not in left_out}
     if "output" in started:
         former = str(Path(started["output"]).parent.parent)
     else:  # of an evaluation; beside its own folder it names that of a search

@@ -1,26 +1,22 @@
 """The study file: what a sweep is asked for, checked key by key before anything runs."""
 
-import difflib
-import inspect
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 
+from tamt.choices import MASKS_BY_NAME, Scope, Scores
 from tamt.data import demo
 from tamt.data.tasks import TASKS, find_task
-from tamt.errors import UserError
-from tamt.finetune import finetune
-from tamt.methods import IMP, METHODS, MethodName, variant_options
-from tamt.search import train
-from tamt.search.imp import STAGES
-from tamt.search.scores import MASKS_BY_NAME, Scores
-from tamt.search.wanda import Scope
+from tamt.errors import UserError, did_you_mean
+from tamt.methods import IMP, METHODS, STAGES, MethodName, variant_options
+from tamt.options.base import Options, choices_of, without_none
+from tamt.options.finetune import FinetuneOptions
+from tamt.options.train import TrainOptions
 from tamt.terms import parse_objective
 from tamt.untrusted import MAX_YAML, PlainLoader
 
@@ -32,16 +28,18 @@ Place = tuple[str | int, ...]
 """Where a value stands in the file: keys and, in a list, its number from 0."""
 
 
-def options_of(command: Callable[..., dict], *without: str) -> dict[str, Any]:
-    """The parameters of a command and their types, those that a study sets by other keys left out."""
-    found = {name: parameter.annotation for name, parameter in inspect.signature(command).parameters.items()}
-    return {name: kind for name, kind in found.items() if name not in {*without, "model", "output", "seed", "resume"}}
+def options_of(kind: type[Options], *without: str) -> dict[str, Any]:
+    """The options of a command and their types, those that a study sets by other keys left out."""
+    left_out = {*without, "model", "output", "seed", "resume"}
+    return {field.name: field.type for field in fields(kind) if field.name not in left_out}
 
 
 VARIANTS = variant_options()
 """Options of the search that a study lists; each value is a search of its own."""
-SEARCH_OPTIONS = options_of(train, "method", "corpus", "dev_corpus", "sparsity", *VARIANTS) | {"steps": list[int]}
-FINETUNE_OPTIONS = options_of(finetune, "task", "mask", "seeds")
+SEARCH_OPTIONS = options_of(TrainOptions, "method", "corpus", "dev_corpus", "sparsity", *VARIANTS) | {
+    "steps": list[int]
+}
+FINETUNE_OPTIONS = options_of(FinetuneOptions, "task", "mask", "seeds")
 MASK_TRAINING = {"objective", "initial", "scores", "save_at", "ranking", "kd_weight", "threshold_every"}
 """Options of the search that only the methods of mask training have."""
 TRAINING = {"steps", "accumulation", "lr", "head_warmup_steps", "log_every", "eval_every", "save_every"}
@@ -137,11 +135,34 @@ def _part(document: "_Document", place: Place, content: Mapping[str, Any], data_
     for key in ("models", "methods", "sparsities"):
         if key not in found:
             raise document.error(place, f"the key {key} is missing; a study needs models, methods and sparsities")
-    methods, sparsities = found["methods"], found["sparsities"]
-    for number, sparsity in enumerate(sparsities):
+    for number, sparsity in enumerate(found["sparsities"]):
         if not 0 < sparsity < 1:
             at = (*place, "sparsities", number)
             raise document.error(at, f"the sparsity {sparsity:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
+    variants = _variants(document, place, found)
+    corpus, dev_corpus = _texts(document, place, found)
+    search = _search_options(document, (*place, "search"), found.get("search", {}), found["methods"])
+    data_dir = data_dir or found.get("data_dir")
+    if data_dir is not None and not data_dir.is_dir():
+        raise document.error((*place, "data_dir"), f"there is no folder {data_dir}; correct the path")
+    return Part(
+        models=[document.model(name) for name in found["models"]],
+        methods=found["methods"],
+        sparsities=found["sparsities"],
+        mask_seeds=found.get("mask_seeds", [0]),
+        variants=variants,
+        corpus=corpus,
+        dev_corpus=dev_corpus,
+        search=search,
+        tasks=_task_options(document, place, found, data_dir),
+        finetune_seeds=found.get("finetune_seeds", [0]),
+        full_model=found.get("full_model", True),
+    )
+
+
+def _variants(document: "_Document", place: Place, found: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The values of each of `VARIANTS`, of which some method that is asked for must have each."""
+    methods = found["methods"]
     for key in VARIANTS:
         having = [method.name for method in METHODS.values() if key in method.variants]
         if key in found and not set(having) & set(methods):
@@ -156,9 +177,14 @@ def _part(document: "_Document", place: Place, content: Mapping[str, Any], data_
     if "tamt" in methods and "objective" not in found:
         raise document.error(place, "the method tamt needs an objective; add one such as objective: kd:1,attention:1")
     initial = [document.initial((*place, "initial"), name) for name in found.get("initial", [])]
-    corpus = [document.corpus(name) for name in found.get("corpus", [])]
-    dev_corpus = [document.corpus(name) for name in found.get("dev_corpus", [])]
-    if not corpus and (needing := [method for method in methods if METHODS[method].needs_text]):
+    return {key: found.get(key, [None]) for key in VARIANTS} | ({"initial": initial} if initial else {})
+
+
+def _texts(document: "_Document", place: Place, found: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The corpus and the dev corpus."""
+    texts = {key: [document.corpus(name) for name in found.get(key, [])] for key in ("corpus", "dev_corpus")}
+    corpus, dev_corpus = texts.values()
+    if not corpus and (needing := [method for method in found["methods"] if METHODS[method].needs_text]):
         raise document.error(
             place, f"{needing[0]} needs text to train on; add a corpus: demo, wikitext-103 or text files"
         )
@@ -166,27 +192,11 @@ def _part(document: "_Document", place: Place, content: Mapping[str, Any], data_
         raise document.error(
             (*place, "corpus"), "text files have no dev text of their own; name some in dev_corpus, to measure masks on"
         )
-    for key, names in {"corpus": corpus, "dev_corpus": dev_corpus}.items():
+    for key, names in texts.items():
         for name in names:
             if name not in CORPORA and not Path(name).is_file():
                 raise document.error((*place, key), f"there is no text file {name}; correct the path")
-    search = _search_options(document, (*place, "search"), found.get("search", {}), methods)
-    data_dir = data_dir or found.get("data_dir")
-    if data_dir is not None and not data_dir.is_dir():
-        raise document.error((*place, "data_dir"), f"there is no folder {data_dir}; correct the path")
-    return Part(
-        models=[document.model(name) for name in found["models"]],
-        methods=methods,
-        sparsities=sparsities,
-        mask_seeds=found.get("mask_seeds", [0]),
-        variants={key: found.get(key, [None]) for key in VARIANTS} | ({"initial": initial} if initial else {}),
-        corpus=corpus,
-        dev_corpus=dev_corpus,
-        search=search,
-        tasks=_task_options(document, place, found, data_dir),
-        finetune_seeds=found.get("finetune_seeds", [0]),
-        full_model=found.get("full_model", True),
-    )
+    return corpus, dev_corpus
 
 
 def _search_options(
@@ -321,18 +331,17 @@ class _Document:
             raise self.error(place, f"{_path(place)} holds no keys and values; write key: value lines under it")
         for key in content:
             if key not in kinds:
-                near = difflib.get_close_matches(str(key), [*kinds, *also_known], n=1, cutoff=0.5)
-                known = f"did you mean {near[0]}" if near else f"the keys are {', '.join([*kinds, *also_known])}"
+                known = [*kinds, *also_known]
+                hint = did_you_mean(key, known, f"the keys are {', '.join(known)}")
                 where = f" in {_path(place)}" if place else ""
-                raise self.error((*place, key), f"there is no key {key!r}{where}; {known}")
+                raise self.error((*place, key), f"there is no key {key!r}{where}; {hint}")
         return {
             key: self.value((*place, key), value, kinds[key]) for key, value in content.items() if value is not None
         }
 
     def value(self, place: Place, value: Any, kind: Any) -> Any:
         """A value as `kind`: a list may be given as its only element, a path relative to the file's folder."""
-        if get_origin(kind) in {Union, UnionType}:
-            kind = next(alternative for alternative in get_args(kind) if alternative is not type(None))
+        kind = without_none(kind)
         if get_origin(kind) is list:
             (element,) = get_args(kind)
             if not isinstance(value, list):
@@ -347,10 +356,10 @@ class _Document:
             values = [self.value((*place, number), name, str) for number, name in enumerate(names)]
             self.check_once(place, values)
             return {name: {} for name in values}
-        if get_origin(kind) is Literal:
-            if value not in get_args(kind):
-                choices = ", ".join(get_args(kind))
-                raise self.error(place, f"{_path(place)} is {value!r}, not one of {choices}{_hint(value)}")
+        if choices := choices_of(kind):
+            if value not in choices:
+                told = f"{_path(place)} is {value!r}, not one of {', '.join(choices)}"
+                raise self.error(place, f"{told}; {_hint(value, choices)}")
             return value
         if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
             with suppress(ValueError):  # YAML takes 5e-5, without a point, for a text
@@ -436,9 +445,8 @@ def _is_seed(place: Place) -> bool:
     return bool(SEEDS & set(place))
 
 
-def _hint(value: Any) -> str:
+def _hint(value: Any, choices: Sequence[str]) -> str:
     name = str(value).lower()
     if "imp" in name and "kd" in name:
-        return "; IMP trains the weights on MLM, and KD is an objective of mask training: tamt-kd"
-    near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}" if near else ""
+        return "IMP trains the weights on MLM, and KD is an objective of mask training: tamt-kd"
+    return did_you_mean(name, choices, "choose one of them")

@@ -90,7 +90,7 @@ def test_the_step_benchmarks_need_no_more_than_is_asked_for(tmp_path):
     """Nor an installed tamt: what a bare machine has not is taken away from this one."""
     code = f"""
 import sys, importlib.metadata
-sys.modules.update(dict.fromkeys(["datasets", "jsonargparse", "matplotlib", "hypothesis", "scipy", "sklearn"]))
+sys.modules.update(dict.fromkeys(["datasets", "matplotlib", "hypothesis", "scipy", "sklearn"]))
 importlib.metadata.version = lambda name, real=importlib.metadata.version: real(name if name != "tamt" else "no-tamt")
 from benchmarks.__main__ import main
 arguments = "step --device cpu --quick --no-memory --seconds 0 --objective mlm --output".split()

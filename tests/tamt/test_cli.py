@@ -1,11 +1,10 @@
 """The command line: results on stdout, one sentence for every mistake, nothing overwritten."""
 
-import inspect
 import json
 import os
 import subprocess
 import sys
-from importlib import import_module
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -51,6 +50,57 @@ def test_tables_are_shown_without_json(command, capsys) -> None:
     assert "kd_loss" in capsys.readouterr().out
 
 
+REQUIRED = {
+    "train": ["--method", "omp", "--model", "m", "--output", "o"],
+    "finetune": ["--task", "sst2", "--model", "m", "--output", "o"],
+    "evaluate": ["--model", "m", "--corpus", "c"],
+    "predict": ["--model", "m", "--file", "f", "--output", "o"],
+    "sweep": ["study.yaml"],
+    "report": ["runs"],
+    "compare": ["a", "b"],
+    "export": ["--model", "m", "--mask", "k", "--output", "o"],
+    "demo": [],
+}
+
+WITHOUT_TORCH = """
+import json, sys
+
+class Refuse:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in {"torch", "transformers", "accelerate", "datasets", "tamt_kernels"}:
+            raise AssertionError(f"{name} is imported")
+
+sys.meta_path.insert(0, Refuse())
+from tamt.cli import main
+
+for words in json.loads(sys.argv[1]):
+    try:
+        code = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    print(" ".join(words), code, file=sys.stderr)
+"""
+
+
+def test_help_and_mistakes_need_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "options.yaml").write_text("seed: yes\n")
+    helped = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
+    wrong = [["trian"]]
+    for name in COMMANDS:
+        wrong += [[name, *REQUIRED[name], "--colour", "red"], [name, *REQUIRED[name], "--config", "none.yaml"]]
+        wrong += [[name]] if REQUIRED[name] else []
+    train, finetune = ["train", *REQUIRED["train"]], ["finetune", *REQUIRED["finetune"]]
+    wrong += [[*train, "--sparsity", "2"], [*train, "--config", str(tmp_path / "options.yaml")]]
+    wrong += [[*train, *words] for words in (["--method", "kd"], ["--initial", "x"], ["--scores", "x"], ["--lr", "x"])]
+    wrong += [[*train, "--method", "imp"], [*train, "--method", "tamt", "--corpus", "c", "--objective", "x"]]
+    wrong += [[*finetune, "--task", "sst"], [*finetune, "--precision", "fp8"], ["sweep", "s", "--engine", "x"]]
+    words = [sys.executable, "-c", WITHOUT_TORCH, json.dumps(helped + wrong)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    codes = [line for line in done.stderr.splitlines() if not line.startswith("tamt")]
+    assert codes == [f"{' '.join(line)} {code}" for lines, code in ((helped, 0), (wrong, 2)) for line in lines]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name, capsys) -> None:
     with pytest.raises(SystemExit) as exit_:
@@ -84,14 +134,15 @@ def test_overview_and_version(capsys) -> None:
         ({"method": "imp", "steps": "9"}, "too few for IMP"),
         ({"method": "imp", "save_at": "3"}, "--save-at is for mask training"),
         ({"method": "tamt-kd", "steps": "5", "save_at": "3,9"}, "--save-at 9 lies after the last step"),
-        ({"method": "tamt-kd", "save_at": "x"}, "--save-at: 'x' is no list of whole numbers such as 1,2,3"),
+        ({"method": "tamt-kd", "save_at": "x"}, "--save-at x is not a list of whole numbers such as 1,2,3"),
         ({"corpus": "/no/such/file"}, "no corpus file /no/such/file"),
         ({"model": "/no/such/model"}, "'/no/such/model' is no folder that is there"),
         ({"model": "no-such/model"}, "'no-such/model' is no folder"),
         ({"max_length": "1000"}, "--max-length 1000 is more than the 32 positions"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
         ({"method": "tamt-mlm+kd", "kd_weight": "-1"}, "--kd-weight -1 must not be negative"),
-        ({"colour": "red"}, "--colour"),
+        ({"colour": "red"}, "--colour is no option; "),
+        ({"sparsty": "0.5"}, "--sparsty is no option; did you mean --sparsity"),
         ({"seed": "-1"}, "--seed -1 is negative"),
         ({"seed": "1.5"}, "--seed 1.5 is not a whole number"),
         ({"config": "/no/such.yaml"}, "/no/such.yaml"),
@@ -183,28 +234,14 @@ def test_a_list_in_a_config_is_written_as_one(value, shown, command, tmp_path: P
     assert capsys.readouterr().err == f"tamt train: error: corpus in {file} is no list; write corpus: [{shown}]\n"
 
 
-REQUIRED = {
-    "train": ["--method", "omp", "--model", "m", "--output", "o"],
-    "finetune": ["--task", "sst2", "--model", "m", "--output", "o"],
-    "evaluate": ["--model", "m", "--corpus", "c"],
-    "predict": ["--model", "m", "--file", "f", "--output", "o"],
-    "sweep": ["study.yaml"],
-    "report": ["runs"],
-    "compare": ["a", "b"],
-    "export": ["--model", "m", "--mask", "k", "--output", "o"],
-    "demo": [],
-}
-
-
 @pytest.mark.parametrize("null", ["", " null", " ~"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_null_behind_an_option_of_a_config_leaves_it_as_it_is(name: str, null: str, tmp_path: Path) -> None:
-    command = getattr(import_module(COMMANDS[name][0]), name)
     words, file = REQUIRED[name], tmp_path / "options.yaml"
-    expected = parse(name, command, words)
-    for option in inspect.signature(command).parameters:
-        file.write_text(f"{option}:{null}\n")
-        assert parse(name, command, [*words, "--config", str(file)]) == expected, option
+    expected = parse(name, words)
+    for option in fields(COMMANDS[name].options):
+        file.write_text(f"{option.name}:{null}\n")
+        assert parse(name, [*words, "--config", str(file)]) == expected, option.name
 
 
 @pytest.mark.parametrize(
@@ -216,9 +253,12 @@ def test_null_behind_an_option_of_a_config_leaves_it_as_it_is(name: str, null: s
         ("resume: 3\n", "resume in {file} is 3; write true or false"),
         ("prune_pooler: 'no'\n", "prune_pooler in {file} is 'no'; write true or false"),
         ("config: other.yaml\n", "config in {file} is no option"),
+        ("sparsty: 0.5\n", "sparsty in {file} is no option; did you mean sparsity"),
+        ("output: [a]\n", "--output ['a'] is not a path"),
+        ("prune_pooler: true\nlr: 5e-5\nhead: x\nsteps: 2.5\n", "--steps 2.5 is not a whole number"),
         ("model: yes\n", "--model True is not text, so put it in quotes"),
         ("seed: yes\n", "--seed True is not a whole number"),
-        ("save_at: [1, null]\n", "is no list of whole numbers such as 1,2,3"),
+        ("save_at: [1, null]\n", "--save-at [1, None] is not a list of whole numbers such as 1,2,3"),
         ("sparsity:\nseed: x\n", "--seed x is not a whole number"),
     ],
 )

@@ -105,7 +105,10 @@ def test_pruned_weights_are_zero_in_every_step_the_checkpoint_and_the_saved_mode
 @pytest.mark.parametrize("scale", [1, 10_000])  # with a loss of 1, and of 3 thousand million
 def test_a_regression_of_ones_own_files_is_learned(scale: int, tiny_bert: Path, tmp_path: Path) -> None:
     file = tmp_path / "scores.csv"
-    rows = [f"{SENTENCES[i % 4].format(['new', 'old'][i // 4 % 2])},{[-2.5 * scale, 7 * scale][i // 4 % 2]}" for i in range(32)]
+    rows = [
+        f"{SENTENCES[i % 4].format(['new', 'old'][i // 4 % 2])},{[-2.5 * scale, 7 * scale][i // 4 % 2]}"
+        for i in range(32)
+    ]
     file.write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
     files = {"train_file": file, "dev_file": file, "text_column": ["text"], "task": "regression"}
     result = run(tiny_bert, tmp_path / "run", **files, epochs=20)
@@ -295,7 +298,7 @@ def test_a_checkpoint_with_a_head_gets_a_fresh_one(tiny_bert: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "sst"}, "there is no task 'sst'"),
+        ({"task": "sst"}, "--task sst is not one of cola, .*; did you mean sst2"),
         ({"epochs": 0}, "--epochs 0 must be 1 or more"),
         ({"eval_every": 0}, "--eval-every 0 must be 1 or more"),
         ({"lr": 0.0}, "--lr 0 must be more than 0"),

@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from tamt.cli import main
+from tamt.data.tasks import find_task
 from tamt.errors import UserError
 from tamt.finetune import finetune, run
 from tamt.finetune.classification import Classification
@@ -206,6 +207,6 @@ def test_no_picture_without_matplotlib_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    draw_predictions(run.find_task("stsb"), tmp_path)
+    draw_predictions(find_task("stsb"), tmp_path)
     assert "pip install 'tamt[plots]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -95,11 +95,11 @@ def test_interrupted_rates_go_on_and_finished_ones_are_not_run_again(
     (whole,) = finetune(**options, output=tmp_path / "whole")["results"]
     run_once, started = run_module._run, []
 
-    def interrupted(task, make_job, settings, resume):  # type: ignore[no-untyped-def]
-        started.append((settings["lr"], settings["seed"]))
+    def interrupted(task, make_job, options):  # type: ignore[no-untyped-def]
+        started.append((options.lr, options.seed))
         if len(started) == 3:
             raise KeyboardInterrupt
-        return run_once(task, make_job, settings, resume)
+        return run_once(task, make_job, options)
 
     monkeypatch.setattr(run_module, "_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -129,14 +129,19 @@ def test_the_default_knows_the_mask_and_options_win(
 
 def test_rates_come_with_commas_or_as_a_list_in_yaml(tmp_path: Path) -> None:
     words = ["--task", "rte", "--model", "m", "--output", "o"]
-    assert parse("finetune", finetune, [*words, "--lr", "1e-4,3e-4"])["lr"] == [1e-4, 3e-4]
-    assert parse("finetune", finetune, [*words, "--lr", "1e-4"])["lr"] == [1e-4]
+
+    def lr(*more: str) -> list[float]:
+        options, _ = parse("finetune", [*words, *more])
+        return options.lr
+
+    assert lr("--lr", "1e-4,3e-4") == [1e-4, 3e-4]
+    assert lr("--lr", "1e-4") == [1e-4]
     (tmp_path / "options.yaml").write_text("lr: [1e-4, 0.0003]\n")
-    assert parse("finetune", finetune, [*words, "--config", str(tmp_path / "options.yaml")])["lr"] == [1e-4, 3e-4]
+    assert lr("--config", str(tmp_path / "options.yaml")) == [1e-4, 3e-4]
     (tmp_path / "options.yaml").write_text("lr: 0.0001\n")
-    assert parse("finetune", finetune, [*words, "--config", str(tmp_path / "options.yaml")])["lr"] == [1e-4]
-    with pytest.raises(UserError, match="'fast' is not a list of numbers such as 1e-4,3e-4"):
-        parse("finetune", finetune, [*words, "--lr", "fast"])
+    assert lr("--config", str(tmp_path / "options.yaml")) == [1e-4]
+    with pytest.raises(UserError, match="--lr fast is not a list of numbers such as 1e-4,3e-4"):
+        lr("--lr", "fast")
 
 
 @pytest.mark.parametrize(
@@ -146,6 +151,7 @@ def test_rates_come_with_commas_or_as_a_list_in_yaml(tmp_path: Path) -> None:
         ({"lr": [1e-4, 0.0]}, "--lr 0 must be more than 0"),
         ({"lr": [float("inf")]}, "--lr inf must be more than 0 and finite"),
         ({"lr": []}, "--lr is an empty list"),
+        ({"seeds": []}, "--seeds is an empty list"),
         ({"recipe": "magic"}, "--recipe magic is not one of short, paper"),
     ],
 )

@@ -26,7 +26,6 @@ from tamt.data.tasks import find_task
 from tamt.errors import UserError
 from tamt.mask_file import MaskInfo, load_masks, save_masks
 from tamt.run_folder import RunFolder, finished_results, version_of
-from tamt.search import train
 
 MORE = 50 if "TAMT_SOAK" in os.environ else 1
 SECONDS = 60
@@ -207,7 +206,7 @@ CONFIG = (
 def test_options_in_yaml(folder: Path, mutations) -> None:
     path = folder / "options.yaml"
     path.write_bytes(mutate(CONFIG, mutations))
-    refused_or_done(lambda: parse("train", train, ["--config", str(path)]))
+    refused_or_done(lambda: parse("train", ["--config", str(path)]))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +223,7 @@ def test_hostile_yaml(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     Path("options.yaml").write_text(text)
     with pytest.raises(UserError, match=r"options\.yaml is no YAML file of options"):
-        parse("train", train, ["--config", "options.yaml"])
+        parse("train", ["--config", "options.yaml"])
     Path("config.yaml").write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml is no YAML file of options"):
         RunFolder.start(tmp_path, SETTINGS, resume=True)

@@ -1,5 +1,6 @@
 """The registry of methods: complete, light, and the only place that knows a method's name."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,15 +8,31 @@ from typing import Any
 
 import pytest
 
+from tamt.choices import check_initial, scores_of_start
+from tamt.cli import main
 from tamt.errors import UserError
 from tamt.finetune import finetune
-from tamt.methods import IMP_STEPS, METHODS, OMP, RANDOM, SCHEDULE_STEPS, TAMT_STEPS, find_method, paper_steps
+from tamt.mask_file import load_masks
+from tamt.masking import keep_of
+from tamt.methods import (
+    IMP_STEPS,
+    METHODS,
+    OMP,
+    RANDOM,
+    SCHEDULE_STEPS,
+    STAGES,
+    TAMT_STEPS,
+    Method,
+    find_method,
+    last_step,
+    paper_steps,
+    steps_to,
+)
 from tamt.report.drawing import COLOURS, MARKS
 from tamt.report.figures import label_of
 from tamt.search import train
-from tamt.search.imp import STAGES, steps_to
-from tamt.search.scores import check_initial, scores_of_start
-from tamt.search.train import last_step
+from tamt.sweep.plan import make_plan
+from tamt.sweep.study import load_study
 from tamt.training import make_accelerator
 
 
@@ -44,9 +61,9 @@ def test_labels_colours_and_marks_tell_methods_apart() -> None:
 
 @pytest.mark.parametrize("name", ["tamt_kd", "TAMT-KD", "KD", "", "omp ", "random"])
 def test_a_name_that_is_no_method_is_refused_and_nothing_is_written(name: str, tmp_path: Path, tiny_bert: Path) -> None:
-    with pytest.raises(UserError, match="there is no method"):
+    with pytest.raises(UserError, match=f"--method {name.strip()} is not one of tamt-mlm, "):
         find_method(name)
-    with pytest.raises(UserError, match="there is no method"):
+    with pytest.raises(UserError, match=f"--method {name.strip()} is not one of tamt-mlm, "):
         train(method=name, model=str(tiny_bert), output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -54,6 +71,41 @@ def test_a_name_that_is_no_method_is_refused_and_nothing_is_written(name: str, t
 def test_a_near_name_is_suggested() -> None:
     with pytest.raises(UserError, match="did you mean tamt-kd"):
         find_method("tamt_kd")
+
+
+TOY = """
+import torch
+from tamt.masking import keep_of
+from tamt.search.oneshot import oneshot
+
+def first_weights(search):
+    def first(weight):
+        return torch.arange(weight.numel()).view(weight.shape) < keep_of(weight.numel(), search.sparsity)
+
+    return oneshot(search, lambda weights: {name: first(weight) for name, weight in weights.items()})
+"""
+
+
+def test_a_method_is_its_entry_and_its_function(tmp_path: Path, tiny_bert: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "toy_method.py").write_text(TOY)
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = Method("toy", "Toy", ("#000000", "#ffffff"), "*", "toy_method:first_weights", seeded=False)
+    monkeypatch.setitem(METHODS, "toy", entry)
+
+    words = ["--model", str(tiny_bert), "--sparsity", "0.5", "--output", str(tmp_path / "run")]
+    assert main(["train", "--method", "toy", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["method"] == "toy"
+    masks, info = load_masks(tmp_path / "run" / "mask.safetensors")
+    assert info.method == "toy"
+    assert all(mask.flatten()[: keep_of(mask.numel(), 0.5)].all() for mask in masks.values())
+    assert main(["train", "--method", "toys", *words]) == 2
+    assert "did you mean toy" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert ",toy}" in capsys.readouterr().out
+
+    (tmp_path / "study.yaml").write_text("models: demo\nmethods: toy\nsparsities: 0.5\n")
+    assert "search/toy_demo_s0.5" in [run.path for run in make_plan(load_study(tmp_path / "study.yaml")).runs]
 
 
 @pytest.mark.parametrize(

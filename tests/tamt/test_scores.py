@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import tamt_kernels as tk
+from tamt.choices import DEFAULT_SCORES, scores_of_start
 from tamt.data.corpora import Blocks, load_corpus, train_batches
 from tamt.errors import UserError
 from tamt.mask_file import load_masks, save_masks
@@ -17,7 +18,7 @@ from tamt.models import load_masked_language_model, load_tokenizer
 from tamt.search import mask_training, train
 from tamt.search.calibration import CALIBRATION_BLOCKS, input_norms
 from tamt.search.learning_rate import default_rate
-from tamt.search.scores import DEFAULT_SCORES, scores_for, scores_of_start
+from tamt.search.scores import scores_for
 
 SHAPE = (40, 50)
 TINY = 2.0**-149

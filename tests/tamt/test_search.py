@@ -17,11 +17,11 @@ from tamt.errors import UserError
 from tamt.evaluate import evaluate
 from tamt.mask_file import load_masks
 from tamt.masking import keep_of, magnitude_masks, prunable_weights, random_masks, sparsity_of
-from tamt.methods import METHODS
+from tamt.methods import METHODS, steps_to
 from tamt.models import load_masked_language_model
 from tamt.objectives import Losses
 from tamt.search import mask_training, train
-from tamt.search.imp import prune_and_reset, steps_to
+from tamt.search.imp import prune_and_reset
 
 
 @pytest.fixture

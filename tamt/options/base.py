@@ -1,0 +1,121 @@
+"""What the options of all commands share: their checks, their help, and functions that take them as keywords too."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import wraps
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    overload,
+)
+
+from tamt.errors import check_choice, check_positive, check_seed
+
+P = ParamSpec("P")
+Made = TypeVar("Made")
+Taken = TypeVar("Taken", contravariant=True)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a command: a frozen dataclass, each field an option, one without default required.
+
+    The docstring says what the command does, and under `Args:` what each option is. Values are checked when the object
+    is made, so there are no options that cannot work.
+    """
+
+    NOT_SAVED: ClassVar[set[str]] = {"resume", "check_every"}
+    """What `settings` leaves out."""
+    MAY_BE_0: ClassVar[set[str]] = set()
+    """Whole numbers that may be 0; all others but the seed count something, and are 1 or more."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            name, kind, value = field.name, without_none(field.type), getattr(self, field.name)
+            if value is None and kind is not field.type:
+                continue
+            if choices := choices_of(kind):
+                check_choice(name, value, choices)
+            elif name == "seed":
+                check_seed(value)
+            elif kind is int and name not in self.MAY_BE_0:
+                check_positive(**{name: value})
+        self.check()
+
+    def check(self) -> None:
+        """Check what else can be checked before anything is loaded. Raises UserError if the options cannot work."""
+
+    def settings(self) -> dict[str, Any]:
+        """The options that a run folder keeps in its `config.yaml`, in their order."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.NOT_SAVED}
+
+
+class Command(Protocol[P, Taken]):
+    """A function of a command: takes its options as one object, or as keywords that make it."""
+
+    @overload
+    def __call__(self, options: Taken, /) -> dict: ...
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> dict: ...
+
+
+def command(kind: Callable[P, Made]) -> Callable[[Callable[[Made], dict]], Command[P, Made]]:
+    """Let a function that takes options of class `kind` take them as keywords too; `help` shows those of the class."""
+
+    def decorate(function: Callable[[Made], dict]) -> Command[P, Made]:
+        function.__doc__ = kind.__doc__
+        function.__signature__ = inspect.signature(kind)  # type: ignore[attr-defined]
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> dict:
+            is_one = len(args) == 1 and not kwargs and isinstance(args[0], cast("type", kind))
+            return function(args[0] if is_one else kind(*args, **kwargs))
+
+        return cast("Command[P, Made]", call)
+
+    return decorate
+
+
+def help_of(kind: type) -> tuple[str, dict[str, str]]:
+    """The first line of a docstring, and what it says of each argument."""
+    documentation = inspect.getdoc(kind) or ""
+    told: dict[str, str] = {}
+    name = ""
+    for line in documentation.partition("\nArgs:\n")[2].splitlines():
+        if found := re.match(r"    (\w+): (.*)", line):
+            name, told[name] = found.group(1), found.group(2)
+        elif name:
+            told[name] += f" {line.strip()}"
+    return documentation.partition("\n")[0], told
+
+
+def without_none(kind: Any) -> Any:
+    """The first type of a union that is not None; any other type as it is."""
+    if get_origin(kind) in {Union, UnionType}:
+        return next(each for each in get_args(kind) if each is not NoneType)
+    return kind
+
+
+def choices_of(kind: Any) -> list[str]:
+    """What a type allows: the values of a Literal, or the names in the registry of an `Annotated[str, REGISTRY]`.
+
+    The registry is read at each call, as it may have grown. Empty for any other type.
+    """
+    kind = without_none(kind)
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    registry: Iterable[str] = get_args(kind)[1] if get_origin(kind) is Annotated else ()
+    return list(registry)

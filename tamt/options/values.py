@@ -1,0 +1,63 @@
+"""Values of options: from words of the command line, or from what YAML has, to the types of the fields."""
+
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from tamt.options.base import choices_of, without_none
+
+WANTED: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text, so put it in quotes",
+    Path: "a path, so put it in quotes",
+    list[int]: "a list of whole numbers such as 1,2,3",
+    list[float]: "a list of numbers such as 1e-4,3e-4",
+}
+
+
+class WrongValueError(ValueError):
+    """A value that is not of its option's type. The message is one line that ends in what is wanted."""
+
+    def __init__(self, value: object, kind: Any) -> None:
+        super().__init__(f"{' '.join(str(value).split())} is not {WANTED[kind]}")
+
+
+def convert(kind: Any, value: Any) -> Any:
+    """A value as the type of its field; of a type with choices as it is, as the options check those themselves.
+
+    Args:
+        kind: the type of the field.
+        value: a word, a list of words, or what YAML has, not null.
+
+    Raises:
+        WrongValueError: it is of another type.
+    """
+    kind = without_none(kind)
+    if has_commas(kind):
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        try:
+            return [convert(get_args(kind)[0], part) for part in parts]
+        except WrongValueError as error:
+            raise WrongValueError(value, kind) from error
+    if get_origin(kind) is list:
+        return [convert(get_args(kind)[0], part) for part in value]
+    if choices_of(kind):
+        return value
+    allowed = {int: (str, int), float: (str, int, float), bool: (bool,)}.get(kind, (str,))
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise WrongValueError(value, kind)
+    try:
+        return kind(value)
+    except (ValueError, OverflowError) as error:
+        raise WrongValueError(value, kind) from error
+
+
+def has_commas(kind: Any) -> bool:
+    """Whether several values of a type are one word, with commas between them."""
+    return without_none(kind) in (list[int], list[float])
+
+
+def takes_several(kind: Any) -> bool:
+    """Whether several values of a type are several words."""
+    return get_origin(without_none(kind)) is list and not has_commas(kind)
