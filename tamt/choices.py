@@ -3,10 +3,23 @@
 Nothing here imports torch, so that the command line answers at once.
 """
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
 from tamt.errors import UserError, check_choice
+
+
+@dataclass(frozen=True, eq=False)
+class Names:
+    """The names in a registry, read when they are asked for; can stand in `Annotated[str, Names(REGISTRY)] | None`."""
+
+    registry: Mapping[str, object]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.registry)
+
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Ranking = Literal["signed", "abs"]

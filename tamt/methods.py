@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Annotated, Any, Literal
 
+from tamt.choices import Names
 from tamt.errors import UserError, check_choice
 from tamt.terms import needs_head, parse_objective
 
@@ -158,7 +159,7 @@ METHODS = {
 }
 """The methods by name, in the order in which they are shown."""
 
-MethodName = Annotated[str, METHODS]
+MethodName = Annotated[str, Names(METHODS)]
 """The type of an option that is the name of a method; see `tamt.options.base.choices_of`."""
 OMP, RANDOM, IMP = "omp", "rand", "imp"
 """The baselines that the paper's figures are about."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
+from tamt.choices import Names
 from tamt.errors import UserError
 
 Kind = Literal["classification", "regression", "question-answering"]
@@ -205,7 +206,7 @@ TASKS = {
 }
 
 
-TaskName = Annotated[str, TASKS]
+TaskName = Annotated[str, Names(TASKS)]
 """The type of an option that is the name of a task; see `tamt.options.base.choices_of`."""
 
 

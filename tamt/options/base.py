@@ -110,7 +110,7 @@ def without_none(kind: Any) -> Any:
 
 
 def choices_of(kind: Any) -> list[str]:
-    """What a type allows: the values of a Literal, or the names in the registry of an `Annotated[str, REGISTRY]`.
+    """What a type allows: the values of a Literal, or the names of an `Annotated[str, Names(REGISTRY)]`.
 
     The registry is read at each call, as it may have grown. Empty for any other type.
     """
