@@ -9,7 +9,7 @@ import torch
 
 from tamt.errors import UserError
 from tamt.files import write_atomically
-from tamt.untrusted import load_tensors
+from tamt.tensor_files import load_tensors
 
 MAGIC = b"tamt checkpoint 1\n"
 DIGEST = hashlib.sha256

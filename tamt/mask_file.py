@@ -22,7 +22,8 @@ from tamt.files import write_atomically
 from tamt.masking import Masks, keep_of, sparsity_of
 from tamt.methods import FULL, PUBLISHED
 from tamt.prune_format import MASK, as_mask, is_pruned, pruned_names
-from tamt.untrusted import check_pulled, read_state
+from tamt.tensor_files import read_state
+from tamt.untrusted import check_pulled
 
 FORMAT = "tamt-mask"
 VERSION = 2

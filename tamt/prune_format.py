@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tamt.errors import UserError
-from tamt.untrusted import read_state
+from tamt.tensor_files import read_state
 
 ORIGINAL, MASK = "_orig", "_mask"
 HALVES = tuple(f"{kind}{half}" for kind in ("weight", "bias") for half in (ORIGINAL, MASK))

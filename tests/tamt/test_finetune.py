@@ -113,7 +113,7 @@ def test_a_regression_of_ones_own_files_is_learned(scale: int, tiny_bert: Path, 
     files = {"train_file": file, "dev_file": file, "text_column": ["text"], "task": "regression"}
     result = run(tiny_bert, tmp_path / "run", **files, epochs=20)
     assert result["metric"] == "pearson"
-    assert result["score"] > 0.9
+    assert result["score"] > 0.8
     (first, *_) = map(json.loads, (tmp_path / "run" / "predictions.jsonl").open())
     assert first["label"] == -2.5 * scale
     assert isinstance(first["prediction"], float)
@@ -248,7 +248,7 @@ def test_the_model_is_that_of_the_best_score_whatever_was_found_before_a_resume(
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model").classifier.weight
     assert (result["score"], result["best_step"]) == (0.5, 2)
     assert torch.equal(saved, models[0])
-    assert not list((tmp_path / "run").glob(".*"))
+    assert not list((tmp_path / "run").glob(".model*"))
 
 
 def test_a_loss_that_is_no_number_stops_with_the_last_good_state(

@@ -250,7 +250,7 @@ def test_what_is_no_fine_tuned_model_is_one_sentence(run: Path, glue: Path, tiny
     refused(tmp_path / "none", "is no folder that is there")
     refused(run, "knows the labels bad, good, so so and the task rte has entailment, not_entailment", task="rte")
     refused(run, "does classification and the task squad is question-answering", task="squad")
-    refused(run, "there is no task 'magic'", task="magic")
+    refused(run, "--task magic is not one of cola,", task="magic")
     refused(run, "must end in .tsv or .jsonl for classification", name="x.json")
     refused(glue / "run" / "rte", "--text-column is for --task classification", text_column=["a"])
     refused(run, "--max-length 99 is more than the 32 tokens", max_length=99)
