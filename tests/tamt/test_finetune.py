@@ -113,7 +113,7 @@ def test_a_regression_of_ones_own_files_is_learned(scale: int, tiny_bert: Path, 
     files = {"train_file": file, "dev_file": file, "text_column": ["text"], "task": "regression"}
     result = run(tiny_bert, tmp_path / "run", **files, epochs=20)
     assert result["metric"] == "pearson"
-    assert result["score"] > 0.8
+    assert result["score"] > (0.9 if scale == 1 else 0.8)
     (first, *_) = map(json.loads, (tmp_path / "run" / "predictions.jsonl").open())
     assert first["label"] == -2.5 * scale
     assert isinstance(first["prediction"], float)
