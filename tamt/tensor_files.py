@@ -1,4 +1,4 @@
-"""Files of tensors that somebody else may have written: no code in them runs, and none takes more memory than it holds."""
+"""Files of tensors that somebody else may have written: no code in them runs, no memory beyond their size is taken."""
 
 import io
 import pickletools

@@ -324,6 +324,8 @@ def swatch(series: Series) -> str:
         "^": '<path d="M13 1.5L17.5 9.5H8.5Z"',
         "v": '<path d="M13 10.5L17.5 2.5H8.5Z"',
         "X": '<path d="M9.5 2.5L13 4.5L16.5 2.5L14.7 6L16.5 9.5L13 7.5L9.5 9.5L11.3 6Z"',
+        "p": '<path d="M13 1.8L17.2 4.8L15.6 9.7H10.4L8.8 4.8Z"',
+        "h": '<path d="M13 1.8L16.8 4V8L13 10.2L9.2 8V4Z"',
         "P": '<path d="M11.5 2h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5v-3h2.5Z"',
     }
     mark = MARKS.get(series.style, "o")

@@ -341,8 +341,13 @@ def _is_path(model: str) -> bool:
 
 
 def _task(run: _Run, short: bool = False) -> str:
+    """The task of a run, for files of one's own with their name, or the folder's where the name is `train`."""
     task, train_file = str(run.config.get("task")), run.config.get("train_file")
-    return f"{task} of {Path(str(train_file)).stem if short else train_file}" if train_file else task
+    if not train_file:
+        return task
+    path = Path(str(train_file))
+    name = path.parent.name if path.stem == "train" and path.parent.name else path.stem
+    return f"{task} of {name if short else path}"
 
 
 def _read_searches(study: Study, runs: list[_Run]) -> None:

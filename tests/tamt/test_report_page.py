@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from example_study import ExampleStudy, write_example
 
+from tamt.methods import METHODS
 from tamt.report import report
-from tamt.report.figures import Chart, Figure, figures_of
+from tamt.report.drawing import swatch
+from tamt.report.figures import Chart, Figure, Series, figures_of
 from tamt.report.runs import read_study
 
 FIGURES = [
@@ -142,3 +144,8 @@ def test_the_page_in_a_browser(study: Path, browser, width: int, scheme) -> None
     assert complaints == []
     assert requests == [address]
     context.close()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_mark_in_the_legend(method: str) -> None:
+    assert "fill=" in swatch(Series(method, method, ()))

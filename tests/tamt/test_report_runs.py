@@ -289,16 +289,17 @@ def test_figures_of_two_models_are_in_files_of_their_own(tmp_path: Path) -> None
 
 def test_train_files_of_one_name_are_apart(study: ExampleStudy) -> None:
     ticket = study.search(MODEL, "imp", 0.7)[0]
-    for samples, file in enumerate(("/d1/train.tsv", "/d2/train.tsv", "/d2/other.tsv"), 1):
+    files = ("/a/d1/train.tsv", "/b/d1/train.tsv", "/a/d2/train.tsv", "/a/d2/other.tsv")
+    for samples, file in enumerate(files, 1):
         study.finetune(MODEL, "classification", ticket, 0, 10 * samples, train_file=file)
     found = read_study(study.folder)
     tasks = sorted(item.task for item in found.fine_tunings if item.ticket and item.ticket.method == "imp")
-    assert tasks[0] == "classification of other"
-    assert len(set(tasks)) == 3
-    assert all(re.fullmatch("classification of train-[0-9a-f]{8}", task) for task in tasks[1:])
+    assert len(set(tasks)) == 4
+    assert tasks[2:] == ["classification of d2", "classification of other"]
+    assert all(re.fullmatch("classification of d1-[0-9a-f]{8}", task) for task in tasks[:2])
     shown = {row[1]: row[3] for row in settings_table(found).rows if row[2] == "train_file"}
     assert sorted(shown) == tasks
-    assert sorted(shown.values()) == ["/d1/train.tsv", "/d2/other.tsv", "/d2/train.tsv"]
+    assert sorted(shown.values()) == sorted(files)
 
 
 def test_published_masks_of_one_sparsity_are_apart(study: ExampleStudy) -> None:
