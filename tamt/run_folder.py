@@ -24,7 +24,7 @@ RESULTS = "results.json"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 LOCK = ".run.lock"
-"""Locked as long as a run is at work. A file of its own, as on Windows nobody could read a locked `metrics.jsonl`."""
+"""Locked on Windows while a run is at work. Elsewhere `metrics.jsonl` is, which could not be read meanwhile there."""
 RESUMED = "resumed"
 """Key of the line in `metrics.jsonl` that tells of a resume."""
 WRITTEN_BY = "# written by tamt "
@@ -80,7 +80,7 @@ class RunFolder:
         with telling(metrics):
             # Unbuffered: a line that cannot be written is told at once, and not tried again when the file is closed.
             self._metrics = metrics.open("ab", buffering=0)
-            self._lock = (self.path / LOCK).open("wb")
+            self._lock = (self.path / LOCK).open("wb") if os.name == "nt" else self._metrics
         lock(self._lock, "run", self.path)
 
     @classmethod
@@ -116,6 +116,7 @@ class RunFolder:
             return
         self._metrics.close()
         self._lock.close()
+        (self.path / LOCK).unlink(missing_ok=True)
         with telling(self.path / "tensorboard"):
             self._events.close()
 
