@@ -394,6 +394,7 @@ def test_the_window_reaches_no_less_than_it_may():
     assert reach_of([constant], [5]) == [1 << 10]
 
 
+@soak
 def test_a_crowded_window_narrows_until_it_serves():
     """As after the first steps: few move so that they pass the threshold, and many lie where the window reaches."""
     score, keep = 1.5 + 1e-2 * gaussian(4000), [1200]
@@ -410,7 +411,7 @@ def test_a_crowded_window_narrows_until_it_serves():
     assert 0 < inside[-1] < 4000 // 16
 
 
-@pytest.mark.parametrize("keep", [1, 5, 40, 300, 899, 900])
+@pytest.mark.parametrize("keep", [40, 900, *(pytest.param(keep, marks=soak) for keep in (1, 5, 300, 899))])
 def test_the_last_program_finds_a_cut_among_ties_in_all_shares(keep):
     """The ties are candidates, and lie in many tiles: none of them equals a key whose ties the window counts."""
     score = torch.where(torch.arange(3000) % 10 < 3, 1.0, gaussian(3000).abs() * 0.5)
@@ -661,7 +662,7 @@ def test_steps_share_a_window_that_follows_them_and_one_that_is_not_taken_leaves
 
 
 @pytest.mark.parametrize("absolute", [False, True])
-@pytest.mark.parametrize("passed", [pytest.param(-40, marks=soak), -3, 0, pytest.param(3, marks=soak), 40])
+@pytest.mark.parametrize("passed", [-3, 40, *(pytest.param(passed, marks=soak) for passed in (-40, 0, 3))])
 def test_weights_between_the_last_threshold_and_the_new_are_masked_again(passed, absolute, monkeypatch):
     """The scores stay where they are: the last threshold is that of some more or some fewer entries."""
     monkeypatch.setattr(threshold, "REACH", 1 << 16)
