@@ -89,15 +89,7 @@ def evaluate(options: EvaluateOptions) -> dict:
     """Run `tamt evaluate`."""
     started = time.monotonic()
     if options.task is not None:
-        saved = open_finetuned(
-            options.model,
-            options.task,
-            options.text_column,
-            options.label_column,
-            options.max_length,
-            options.batch_size,
-            options.precision,
-        )
+        saved = open_finetuned(options)
         return {"results": [score_finetuned(saved, options.data_dir, options.dev_file, started)]}
     return {"results": [_losses(options, options.corpus or [], started)]}
 

@@ -27,15 +27,7 @@ def predict(options: PredictOptions) -> dict:
     output = options.output
     if output.exists():
         raise UserError(f"the output {output} exists and is not overwritten; give a new --output")
-    saved = open_finetuned(
-        options.model,
-        options.task,
-        options.text_column,
-        options.label_column,
-        options.max_length,
-        options.batch_size,
-        options.precision,
-    )
+    saved = open_finetuned(options)
     questions = saved.task.kind == "question-answering"
     formats = (".json", ".jsonl") if questions else (".tsv", ".jsonl")
     if output.suffix not in formats:

@@ -16,13 +16,15 @@ from tamt.data.glue import load_dev_rows
 from tamt.data.rows import Rows
 from tamt.data.squad import Question, load_questions
 from tamt.data.tasks import Kind, Task, find_task, with_columns
-from tamt.errors import UserError, check_positive
+from tamt.errors import UserError
 from tamt.finetune.classification import Classification, Encoded, encode_dev
 from tamt.finetune.loop import MODEL_FOLDER, SPARE_MEMORY, Job
 from tamt.finetune.metrics import scores_in_words
 from tamt.finetune.question_answering import MAX_ANSWER_LENGTH, N_BEST, QuestionAnswering, make_windows
 from tamt.models import UNLIMITED, input_length, load_finetuned, load_tokenizer
-from tamt.precision import Precision, choose_precision
+from tamt.options.evaluate import EvaluateOptions
+from tamt.options.predict import PredictOptions
+from tamt.precision import choose_precision
 from tamt.run_folder import CONFIG, RESULTS
 from tamt.training import check_runs, make_accelerator, report_arithmetic
 from tamt.untrusted import read_yaml
@@ -123,33 +125,16 @@ class FineTuned:
         }
 
 
-def open_finetuned(
-    name: str,
-    task: str | None,
-    text_column: Sequence[str] | None,
-    label_column: str | None,
-    max_length: int | None,
-    batch_size: int | None,
-    precision: Precision,
-) -> FineTuned:
-    """Open a fine-tuned model for a task; None for an option stands for what the run had, or the task's default.
-
-    Args:
-        name: run folder of `tamt finetune`, or folder or hub name of a fine-tuned model.
-        task: None for that of the run, or what fits the model's head: classification, regression or squad.
-        text_column: columns of a file of one's own.
-        label_column: its column with the label.
-        max_length: tokens of an input; None for what the tokenizer was saved with, in fine-tuning that of the run.
-        batch_size: rows a batch.
-        precision: "auto" is that of the run.
+def open_finetuned(options: EvaluateOptions | PredictOptions) -> FineTuned:
+    """Open the fine-tuned model of a command. What an option leaves open is as in the run, or the task's default.
 
     Raises:
         UserError: there is no fine-tuned model, or none for this task; see also `find_task`, `with_columns`,
             `input_length` and `make_accelerator`.
     """
-    check_positive(max_length=max_length, batch_size=batch_size)
+    name, task = options.model, options.task
     source, settings = _run_of(name)
-    chosen = choose_precision(precision, Path(name), resume=True)
+    chosen = choose_precision(options.precision, Path(name), resume=True)
     if task not in (None, settings.get("task")):
         settings = {}
     accelerator = make_accelerator(chosen, 1, 0, SPARE_MEMORY)
@@ -163,9 +148,12 @@ def open_finetuned(
             f"{name} does {kind} and the task {found.name} is {found.kind}; give a model that was fine-tuned on "
             f"{found.name}, or another --task"
         )
-    texts, label = text_column or settings.get("text_column"), label_column or settings.get("label_column")
+    texts, label = (
+        options.text_column or settings.get("text_column"),
+        options.label_column or settings.get("label_column"),
+    )
     found = with_columns(found, texts, label)
-    found = replace(found, batch_size=batch_size or settings.get("batch_size") or found.batch_size)
+    found = replace(found, batch_size=options.batch_size or settings.get("batch_size") or found.batch_size)
     output_of_label = None
     if kind == "classification":
         labels = tuple(str(model.config.id2label.get(i, i)) for i in range(model.config.num_labels))
@@ -173,8 +161,8 @@ def open_finetuned(
         output_of_label = _outputs(found, labels, name)
     saved_with = tokenizer.model_max_length
     default = saved_with if saved_with < UNLIMITED else found.max_length
-    length = input_length(model, tokenizer, name, max_length, default)
-    report_arithmetic(accelerator, precision if source == name else chosen)
+    length = input_length(model, tokenizer, name, options.max_length, default)
+    report_arithmetic(accelerator, options.precision if source == name else chosen)
     model.to(accelerator.device)
     return FineTuned(name, found, model, tokenizer, accelerator, output_of_label, settings, length)
 
