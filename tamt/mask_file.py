@@ -25,6 +25,8 @@ from tamt.prune_format import MASK, as_mask, is_pruned, pruned_names
 from tamt.tensor_files import read_state
 from tamt.untrusted import check_pulled
 
+MASK_FILE = "mask.safetensors"
+"""The mask of a run, in its folder."""
 FORMAT = "tamt-mask"
 VERSION = 2
 FIELDS = {"format", "format_version", "model", "method", "sparsity", "seed", "step", "shapes", "kept", "digest"}

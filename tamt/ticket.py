@@ -12,12 +12,11 @@ from transformers import PreTrainedModel
 import tamt_kernels as tk
 from tamt.compare import check_same_matrices, similarity
 from tamt.errors import UserError
-from tamt.mask_file import MaskInfo, PackedMasks, load_packed, pack_masks, save_packed
+from tamt.mask_file import MASK_FILE, MaskInfo, PackedMasks, load_packed, pack_masks, save_packed
 from tamt.masking import Masks, magnitude_masks, prunable_weights, random_masks
 from tamt.methods import METHODS, OMP, PUBLISHED, RANDOM
 from tamt.zeros import free_zeros, keep_zeros
 
-MASK_FILE = "mask.safetensors"
 LAYER = re.compile(r"\.(\d+)\.")
 
 

@@ -8,8 +8,10 @@ anything is saved or evaluated.
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,10 +29,14 @@ from tamt.choices import CHECK_EVERY, Precision
 from tamt.console import say
 from tamt.data.prefetch import prefetch
 from tamt.errors import UserError, check_choice
-from tamt.precision import DTYPES, report_precision
-from tamt.run_folder import AUTO
+from tamt.options.finetune import FinetuneOptions
+from tamt.options.train import TrainOptions
+from tamt.precision import DTYPES, choose_precision, report_precision
+from tamt.run_folder import AUTO, processes_of_run
 from tamt.step_graph import Outcome, StepGraph
 from tamt_kernels import onednn, product_library
+
+RunOptions = TypeVar("RunOptions", TrainOptions, FinetuneOptions)
 
 MAX_GRADIENT_NORM = 1.0
 LARGEST_LOSS = 1e5
@@ -174,6 +180,13 @@ class Figures(Mapping[str, float]):
 
     def __len__(self) -> int:
         return len(self._parts)
+
+
+def as_begun(options: RunOptions) -> RunOptions:
+    """The options of a run with its precision and its processes per step: on --resume those that it began with."""
+    asked = partial(processes_of_run, options.output, options.processes_of_step, options.resume)
+    precision = choose_precision(options.precision, options.output, options.resume)
+    return replace(options, processes_of_step=processes.by_first(asked), precision=precision)
 
 
 def make_accelerator(precision: Precision, accumulation: int, seed: int, spare_memory: float = 0.0) -> Accelerator:

@@ -12,9 +12,7 @@ from transformers import PreTrainedModel
 import tamt_kernels as tk
 from tamt.errors import UserError
 from tamt.masking import check_fits, prunable_weights
-
-KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""Types that `tk.prune_` takes."""
+from tamt_kernels.checks import FLOAT_TYPES
 
 
 class _Zeros:
@@ -28,26 +26,25 @@ class _Zeros:
         """`packed`: the mask of each weight by the weight's name in the encoder, as `tk.pack_mask` packs it."""
         self._packed = dict(packed)
         self._watched: dict[str, tuple[ReferenceType[Tensor], RemovableHandle]] = {}
-        self._own: list[RemovableHandle] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or unpickled model has parameters of its own, which get hooks at its next forward pass.
-        return {"_packed": self._packed, "_watched": {}, "_own": []}
+        return {"_packed": self._packed, "_watched": {}}
 
     def install(self, encoder: torch.nn.Module) -> None:
         """Zero the pruned weights and keep them zero from now on."""
-        self._own.append(encoder.register_forward_pre_hook(self.before_forward))
-        self._own.append(encoder.register_load_state_dict_post_hook(self.after_load))
+        encoder.register_forward_pre_hook(self.before_forward)
+        encoder.register_load_state_dict_post_hook(self.after_load)
         self.watch(encoder)
 
     def remove(self, encoder: torch.nn.Module) -> None:
-        """Take all hooks off. Those of a copy are found by whose they are, as handles are not copied."""
-        for handle in [*self._own, *(handle for _, handle in self._watched.values())]:
+        """Take all hooks off. Those of the encoder are found by their owner, as a copied encoder has no handles."""
+        for _, handle in self._watched.values():
             handle.remove()
         for hooks in (encoder._forward_pre_hooks, encoder._load_state_dict_post_hooks):
             for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
                 del hooks[key]
-        self._own, self._watched = [], {}
+        self._watched = {}
 
     def before_forward(self, encoder: torch.nn.Module, arguments: Any) -> None:
         """Watch parameters that took the place of others, as in a copy of the model."""
@@ -83,7 +80,7 @@ class _Zeros:
             packed = self._packed[name] = packed.to(tensor.device)
         if tensor.is_sparse:  # the rows of an embedding that were looked up
             tensor.values().masked_fill_(~tk.unpack_mask(packed, tuple(tensor.shape))[tensor.indices()[0]], 0)
-        elif tensor.dtype in KERNEL_DTYPES:
+        elif tensor.dtype in FLOAT_TYPES:
             tk.prune_([tensor], [packed])
         else:
             tensor.masked_fill_(~tk.unpack_mask(packed, tuple(tensor.shape)), 0)

@@ -20,7 +20,8 @@
 namespace tamt {
 namespace {
 
-constexpr size_t kPage = 4096, kHugePage = 2 << 20, kSmallest = 256 << 10;  // bytes; smaller blocks are left to the allocator before
+// Bytes. Blocks smaller than kSmallest are left to the allocator before.
+constexpr size_t kPage = 4096, kHugePage = 2 << 20, kSmallest = 256 << 10;
 
 class ReusingAllocator final : public c10::Allocator {
  public:

@@ -3,8 +3,8 @@
 
 namespace tamt {
 
-// From now on, for the whole process; returns whether the system can. `spare`: of the most that was in use, the share that
-// may be held beyond it.
+// From now on, for the whole process; returns whether the system can. `spare` is the share of the most that was in use
+// that may be held beyond it.
 bool reuse_freed_memory(double spare);
 
 }  // namespace tamt

@@ -29,12 +29,12 @@ from tamt.masking import Masks, apply_masks, sparsity_of
 from tamt.models import checkpoint_activations, input_length, load_classifier, load_question_answerer, load_tokenizer
 from tamt.options.base import command
 from tamt.options.finetune import FinetuneOptions
-from tamt.precision import choose_precision
 from tamt.run_folder import CONFIG, RESULTS, RunFolder, check_output, finished_results, processes_of_run
 from tamt.step_graph import starts_from_graphs
 from tamt.training import (
     LARGEST_LOSS,
     HalfPrecisionError,
+    as_begun,
     check_runs,
     choose_fp32,
     make_accelerator,
@@ -163,13 +163,7 @@ def _mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float |
 def _run(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
     """One fine-tuning; its result is also in its folder."""
     output, asked = options.output, options.precision
-    options = replace(
-        options,
-        processes_of_step=processes.by_first(
-            partial(processes_of_run, output, options.processes_of_step, options.resume)
-        ),
-        precision=choose_precision(asked, output, options.resume),
-    )
+    options = as_begun(options)
     parts = processes.parts_of_step(_step_rows(task, options), task.batch_size)
     accelerator = make_accelerator(options.precision, parts, options.seed, SPARE_MEMORY)
     checkpointing = options.activation_checkpointing

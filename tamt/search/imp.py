@@ -8,10 +8,11 @@ from torch import Tensor
 
 from tamt import processes, termination
 from tamt.console import Progress
+from tamt.mask_file import MASK_FILE
 from tamt.masking import Masks, packed_masks, sparsity_of, top_masks
 from tamt.methods import STAGES
 from tamt.objectives import Losses
-from tamt.search.setting import MASK_FILE, Search
+from tamt.search.setting import Search
 from tamt.training import NonFiniteError, make_optimizer, restore_training, training_state, training_steps
 
 

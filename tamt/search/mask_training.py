@@ -12,6 +12,7 @@ import tamt_kernels as tk
 from tamt import processes, termination
 from tamt.choices import Ranking
 from tamt.console import Progress
+from tamt.mask_file import MASK_FILE
 from tamt.masking import (
     MaskedModule,
     Masks,
@@ -21,7 +22,7 @@ from tamt.masking import (
 )
 from tamt.objectives import Losses
 from tamt.search.scores import set_scores, starting_point
-from tamt.search.setting import MASK_FILE, Search
+from tamt.search.setting import Search
 from tamt.terms import needs_head
 from tamt.training import (
     MAX_GRADIENT_NORM,

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from tamt.mask_file import MASK_FILE
 from tamt.masking import Masks, apply_masks, magnitude_masks, random_masks
-from tamt.search.setting import MASK_FILE, Search
+from tamt.search.setting import Search
 
 
 def magnitude(search: Search) -> list[dict]:

@@ -14,7 +14,7 @@ from tamt.choices import Ranking
 from tamt.data.corpora import Blocks, train_batches
 from tamt.evaluate import dev_losses
 from tamt.files import write_atomically
-from tamt.mask_file import MaskInfo, save_masks
+from tamt.mask_file import MASK_FILE, MaskInfo, save_masks
 from tamt.masking import Masks, magnitude_masks, prunable_weights, random_masks, sparsity_of
 from tamt.methods import find_method
 from tamt.models import MaskedLanguageModel
@@ -22,7 +22,6 @@ from tamt.objectives import COUNTS, TokenMasking, prepare
 from tamt.run_folder import RunFolder
 from tamt.terms import Weights
 
-MASK_FILE = "mask.safetensors"
 HEAD_FILE = "head.safetensors"
 
 

@@ -28,17 +28,16 @@ from tamt.models import (
 from tamt.objectives import TokenMasking
 from tamt.options.base import command
 from tamt.options.train import TrainOptions
-from tamt.precision import choose_precision
 from tamt.recipes import search_recipe
 from tamt.relations import projections_of
-from tamt.run_folder import CHECKPOINTS, RunFolder, check_output, processes_of_run
+from tamt.run_folder import CHECKPOINTS, RunFolder, check_output
 from tamt.search.head import warm_up_head
 from tamt.search.learning_rate import default_rate
 from tamt.search.scores import read_initial
 from tamt.search.setting import HEAD_FILE, Search
 from tamt.step_graph import starts_from_graphs
 from tamt.terms import needs_head
-from tamt.training import HalfPrecisionError, choose_fp32, compute_dtype, make_accelerator, report_arithmetic
+from tamt.training import HalfPrecisionError, as_begun, choose_fp32, compute_dtype, make_accelerator, report_arithmetic
 
 
 class _Inputs(NamedTuple):
@@ -57,13 +56,7 @@ def train(options: TrainOptions) -> dict:
     processes.join()
     processes.by_first(partial(check_output, options.output, options.resume))
     asked, output, method = options.precision, options.output, find_method(options.method)
-    options = replace(
-        options,
-        processes_of_step=processes.by_first(
-            partial(processes_of_run, output, options.processes_of_step, options.resume)
-        ),
-        precision=choose_precision(asked, output, options.resume),
-    )
+    options = as_begun(options)
     parts = processes.parts_of_step(_step_blocks(options), options.batch_size)
     accelerator = make_accelerator(options.precision, parts, options.seed)
     _check_contrast(options, accelerator)
