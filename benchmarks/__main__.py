@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 from typing import NoReturn
 
-from tamt.errors import UserError
+from tamt.runtime.errors import UserError
 
 COMMANDS = {
     "kernels": "each operation of tamt_kernels, forward and backward, against its alternatives",

@@ -11,11 +11,12 @@ from transformers import BertConfig, BertForMaskedLM
 
 from benchmarks import clocks, machine
 from benchmarks.measure import check_seconds, measure
-from tamt.compare import compare, similarity
-from tamt.errors import UserError
-from tamt.mask_file import MaskInfo, PackedMasks, load_masks, load_packed, save_masks
-from tamt.masking import Masks, prunable_weights, random_masks
+from tamt.masks.file import MaskInfo, PackedMasks, load_masks, load_packed, save_masks
+from tamt.masks.masking import Masks, prunable_weights, random_masks
+from tamt.masks.similarity import similarity
 from tamt.methods import RANDOM
+from tamt.report.compare import compare
+from tamt.runtime.errors import UserError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

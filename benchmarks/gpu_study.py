@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from tamt.errors import UserError
+from tamt.runtime.errors import UserError
 
 SECONDS = 470
 LENGTHS = (150, 1_000, 5_000, 20_000)
@@ -63,7 +63,7 @@ def prepare(folder: Path, data: Path) -> None:
     import torch
     from transformers import AutoModel
 
-    from tamt.data import demo
+    from tamt.data import assets as demo
 
     source = demo.model_folder("demo")
     shutil.copytree(source, folder / "model", ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
@@ -85,8 +85,8 @@ def runs() -> Iterator[tuple[str, int, float]]:
 
 def run(folder: Path, output: Path, seconds: float = SECONDS, **options: Any) -> None:
     """Search and fine-tune until the time is up; `options` are those of `tamt train`, for a smaller study."""
-    from tamt.finetune import finetune
-    from tamt.search import train
+    from tamt.finetune.finetune import finetune
+    from tamt.search.train import train
 
     output.mkdir(parents=True, exist_ok=True)
     clock = Clock(seconds)

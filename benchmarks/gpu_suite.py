@@ -31,7 +31,7 @@ if importlib.util.find_spec("torch") is None:
 import torch
 
 from benchmarks import machine
-from tamt.errors import UserError
+from tamt.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 WHOLE_SECONDS = 530

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from tamt.errors import UserError
-from tamt_kernels import choices
+from tamt.runtime.errors import UserError
+from tamt_kernels.backend import choices
 
 ROOT = Path(__file__).parents[1]
 

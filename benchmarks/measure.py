@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from benchmarks.clocks import Clock
-from tamt.errors import UserError
+from tamt.runtime.errors import UserError
 
 Contenders = dict[str, Callable[[], object]]
 Result = TypeVar("Result")

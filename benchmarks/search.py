@@ -9,7 +9,7 @@ from benchmarks.measure import made, measure
 from benchmarks.step import add_options, results_in, setting_of
 from benchmarks.step.contenders import CONTENDERS, IMP, OURS, Setting, Step
 from tamt import methods
-from tamt.errors import UserError
+from tamt.runtime.errors import UserError
 
 BATCH = {"cpu": "16x512", "cuda": "16x512"}
 METHODS = [method for method in methods.METHODS.values() if method.paper_seconds]

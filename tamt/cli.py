@@ -9,9 +9,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args
 
-# What imports torch is imported when its command runs, so that help and mistakes are answered at once.
-from tamt import __version__, processes, termination
-from tamt.errors import UserError, did_you_mean
 from tamt.options.base import Options, choices_of, help_of, without_none
 from tamt.options.compare import CompareOptions
 from tamt.options.demo import DemoOptions
@@ -23,6 +20,11 @@ from tamt.options.report import ReportOptions
 from tamt.options.sweep import SweepOptions
 from tamt.options.train import TrainOptions
 from tamt.options.values import WrongValueError, convert, has_commas, takes_several
+from tamt.runtime import processes, termination
+from tamt.runtime.errors import UserError, did_you_mean
+
+# What imports torch is imported when its command runs, so that help and mistakes are answered at once.
+from tamt.version import __version__
 
 
 class Command(NamedTuple):
@@ -35,18 +37,20 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command("tamt.search", TrainOptions, "search a winning ticket: find the mask of a subnetwork", True),
-    "finetune": Command("tamt.finetune", FinetuneOptions, "fine-tune a subnetwork or the full model on a task", True),
+    "train": Command("tamt.search.train", TrainOptions, "search a winning ticket: find the mask of a subnetwork", True),
+    "finetune": Command(
+        "tamt.finetune.finetune", FinetuneOptions, "fine-tune a subnetwork or the full model on a task", True
+    ),
     "evaluate": Command(
         "tamt.evaluate", EvaluateOptions, "measure a subnetwork on text, or a fine-tuned model on its task", True
     ),
     "predict": Command("tamt.predict", PredictOptions, "predict labels or answers with a fine-tuned model"),
-    "sweep": Command("tamt.sweep", SweepOptions, "do all searches and fine-tunings of a study"),
+    "sweep": Command("tamt.sweep.sweep", SweepOptions, "do all searches and fine-tunings of a study"),
     "report": Command(
-        "tamt.report", ReportOptions, "draw the paper's figures and tables for your own runs, and a page of them"
+        "tamt.report.report", ReportOptions, "draw the paper's figures and tables for your own runs, and a page of them"
     ),
     "compare": Command(
-        "tamt.compare", CompareOptions, "compare masks: similarity and sparsity, per matrix and over all"
+        "tamt.report.compare", CompareOptions, "compare masks: similarity and sparsity, per matrix and over all"
     ),
     "export": Command("tamt.export", ExportOptions, "write a subnetwork as a plain Hugging Face model"),
     "demo": Command("tamt.demo", DemoOptions, "find and fine-tune winning tickets of a small real model"),
@@ -125,7 +129,7 @@ def _run(name: str, arguments: list[str]) -> int:
     if as_json:
         print(json.dumps(results))
     else:
-        from tamt.console import show
+        from tamt.runtime.console import show
 
         show(results["results"])
     return 1 if results.get("failed") else 0
@@ -210,7 +214,7 @@ def _read_config(file: Path, kinds: dict[str, Any], hint: str) -> dict[str, Any]
     Raises:
         UserError: the file cannot be read or holds no options, or one that should be a list is none.
     """
-    from tamt.untrusted import read_yaml
+    from tamt.runtime.untrusted import read_yaml
 
     content = read_yaml(file)
     if not content:

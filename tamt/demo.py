@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tamt.console import say
-from tamt.errors import UserError
-from tamt.files import write_atomically
 from tamt.methods import FULL, METHODS, OMP, RANDOM
 from tamt.options.base import command
 from tamt.options.demo import DemoOptions
-from tamt.run_folder import finished_results
+from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
+from tamt.runtime.files import write_atomically
+from tamt.training.run_folder import finished_results
 
 SPARSITY = 0.7
 SEARCHES = (OMP, RANDOM, "tamt-kd")
@@ -37,8 +37,8 @@ def demo(options: DemoOptions) -> dict:
     output = options.output
     if output.exists() and (output.is_file() or (any(output.iterdir()) and not (output / SEARCHES[0]).is_dir())):
         raise UserError(f"the output {output} holds something else than a demo; give a new --output")
-    from tamt.finetune import finetune
-    from tamt.search import train
+    from tamt.finetune.finetune import finetune
+    from tamt.search.train import train
 
     started = time.monotonic()
     searches: dict[str, dict] = {}

@@ -6,15 +6,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tamt.console import say
-from tamt.errors import UserError
-from tamt.files import sync_tree, telling
-from tamt.mask_file import load_masks
-from tamt.masking import apply_masks, prunable_weights, sparsity_of
-from tamt.models import load_encoder, load_masked_language_model, load_tokenizer
+from tamt.masks.file import load_masks
+from tamt.masks.masking import apply_masks, prunable_weights, sparsity_of
+from tamt.masks.prune_format import split
+from tamt.models.loading import load_encoder, load_masked_language_model, load_tokenizer
 from tamt.options.base import command
 from tamt.options.export import ExportOptions
-from tamt.prune_format import split
+from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
+from tamt.runtime.files import sync_tree, telling
 
 
 @command(ExportOptions)

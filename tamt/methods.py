@@ -1,7 +1,7 @@
 """The methods that find a mask, each described once: how it searches, what it needs, how a report shows it.
 
 Nothing here imports torch, so that help, studies and reports can read it at once. A new method is an entry here and a
-function that takes a `tamt.search.setting.Search`; no other file lists the methods.
+function that takes a `tamt.search.search.Search`; no other file lists the methods.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Annotated, Any, Literal
 
-from tamt.choices import Names
-from tamt.errors import UserError, check_choice
+from tamt.runtime.choices import Names
+from tamt.runtime.errors import UserError, check_choice
 from tamt.terms import needs_head, parse_objective
 
 SCHEDULE_STEPS = 27_920

@@ -9,12 +9,12 @@ from typing import Any
 from tamt.data.rows import read_file, to_rows
 from tamt.data.squad import read_questions
 from tamt.data.tasks import Task
-from tamt.errors import UserError
-from tamt.files import write_atomically
 from tamt.finetune.loop import as_lines
 from tamt.finetune.saved import open_finetuned
 from tamt.options.base import command
 from tamt.options.predict import PredictOptions
+from tamt.runtime.errors import UserError
+from tamt.runtime.files import write_atomically
 
 IDS = ("index", "id")
 """Columns with the name of a row: GLUE's, QQP's id."""

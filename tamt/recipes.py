@@ -5,8 +5,8 @@ Nothing here imports torch. A command that has a `recipe` option fills the optio
 
 from typing import Any, Literal, get_args
 
-from tamt.errors import check_choice
 from tamt.methods import Method
+from tamt.runtime.errors import check_choice
 
 Recipe = Literal["short", "paper"]
 """`short`, the default: measured here for short runs and small models. `paper`: the settings of the paper."""

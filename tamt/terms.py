@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tamt.errors import UserError
+from tamt.runtime.errors import UserError
 
 Weights = Mapping[str, float]
 """The weight of each term of an objective, by the term's name."""

@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import tamt_kernels as tk
-from tamt.compare import check_same_matrices, similarity
-from tamt.errors import UserError
-from tamt.mask_file import MASK_FILE, MaskInfo, PackedMasks, load_packed, pack_masks, save_packed
-from tamt.masking import Masks, magnitude_masks, prunable_weights, random_masks
+from tamt.masks.file import MASK_FILE, MaskInfo, PackedMasks, load_packed, pack_masks, save_packed
+from tamt.masks.masking import Masks, magnitude_masks, prunable_weights, random_masks
+from tamt.masks.similarity import check_same_matrices, similarity
+from tamt.masks.zeros import free_zeros, keep_zeros
 from tamt.methods import METHODS, OMP, PUBLISHED, RANDOM
-from tamt.zeros import free_zeros, keep_zeros
+from tamt.runtime.errors import UserError
 
 LAYER = re.compile(r"\.(\d+)\.")
 
@@ -107,7 +107,7 @@ class Ticket:
         return similarity(self._packed, other._packed)[0]
 
     def apply(self, model: PreTrainedModel) -> None:
-        """Set the pruned weights of a model to zero, and keep them zero under any optimizer; see `tamt.zeros`.
+        """Set the pruned weights of a model to zero, and keep them zero under any optimizer; see `tamt.masks.zeros`.
 
         Args:
             model: the model that the ticket was found in, with any head, changed in place.

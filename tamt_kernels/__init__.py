@@ -4,22 +4,22 @@ Every operation has one definition, in plain torch (``tamt_kernels.reference``).
 has the same bits wherever it is made.
 """
 
-from tamt_kernels.binarize import binarize
-from tamt_kernels.cosine import cosine
-from tamt_kernels.dispatch import backends, load_extension
-from tamt_kernels.linear import Linear, linear, linear_backward_weight, linear_backward_x, use_fast_products
-from tamt_kernels.mask_weight import mask_weight
-from tamt_kernels.mask_weights import mask_weights
-from tamt_kernels.masked_embedding import masked_embedding
-from tamt_kernels.masked_linear import masked_linear
-from tamt_kernels.memory import reuse_freed_memory
-from tamt_kernels.modules import MaskedEmbedding, MaskedLinear, update_masks
+from tamt_kernels.backend.dispatch import backends, load_extension
+from tamt_kernels.backend.memory import reuse_freed_memory
+from tamt_kernels.nn import MaskedEmbedding, MaskedLinear, update_masks
+from tamt_kernels.ops.binarize import binarize
+from tamt_kernels.ops.cosine import cosine
+from tamt_kernels.ops.linear import Linear, linear, linear_backward_weight, linear_backward_x, use_fast_products
+from tamt_kernels.ops.mask_weight import mask_weight
+from tamt_kernels.ops.mask_weights import mask_weights
+from tamt_kernels.ops.masked_embedding import masked_embedding
+from tamt_kernels.ops.masked_linear import masked_linear
+from tamt_kernels.ops.pack import pack_mask, unpack_mask
+from tamt_kernels.ops.prune import prune_
+from tamt_kernels.ops.ste_backward import ste_backward, ste_backward_all
+from tamt_kernels.ops.threshold import topk_threshold
 from tamt_kernels.optim import MaskAdamW
-from tamt_kernels.pack import pack_mask, unpack_mask
-from tamt_kernels.prune import prune_
 from tamt_kernels.reference import Thresholds
-from tamt_kernels.ste_backward import ste_backward, ste_backward_all
-from tamt_kernels.threshold import topk_threshold
 
 load_extension()
 

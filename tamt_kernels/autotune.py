@@ -1,7 +1,7 @@
 """Measure which backend runs each operation fastest on this machine's devices, and keep the answer.
 
-``python -m tamt_kernels.autotune`` prints what it measured and writes the table that ``tamt_kernels.choices`` reads;
-``--quick`` measures small matrices for a moment, to see that everything runs.
+``python -m tamt_kernels.autotune`` prints what it measured and writes the table that
+``tamt_kernels.backend.choices`` reads; ``--quick`` measures small matrices for a moment, to see that everything runs.
 """
 
 import argparse
@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from tamt_kernels import choices, dispatch, product_library, reference
-from tamt_kernels.threshold import topk_threshold
+from tamt_kernels import reference
+from tamt_kernels.backend import choices, dispatch, product_library
+from tamt_kernels.ops.threshold import topk_threshold
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # What stands for each of ``choices.SIZES`` and for more: BERT-base's attention, its FFN and its word embedding.

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from tamt_kernels import checks
-from tamt_kernels.mask_adamw import gradient_norm, mask_adamw
-from tamt_kernels.modules import MaskedEmbedding, masked_modules
+from tamt_kernels.backend import checks
+from tamt_kernels.nn import MaskedEmbedding, masked_modules
+from tamt_kernels.ops.mask_adamw import gradient_norm, mask_adamw
 from tamt_kernels.reference import NO_GRADIENT, NO_MOMENTS, group_offsets
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tamt import __version__
+from tamt.version import __version__
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("tamt", "tamt_kernels")

@@ -9,7 +9,7 @@ from benchmarks.kernels import cosine, elementwise, layers, optimizer, threshold
 from benchmarks.kernels.setting import OURS, Setting
 from benchmarks.kernels.targets import TARGETS, Key
 from benchmarks.measure import Comparison, Measurement, check_seconds, measure
-from tamt.errors import UserError
+from tamt.runtime.errors import UserError
 
 OPERATIONS: dict[str, Callable[[Setting], Iterator[Comparison]]] = {
     "topk_threshold": threshold.comparisons,

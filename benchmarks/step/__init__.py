@@ -18,8 +18,8 @@ from benchmarks.step.contenders import (
     Setting,
 )
 from benchmarks.step.targets import verdicts
-from tamt.errors import UserError
-from tamt.precision import cpu_has_bf16
+from tamt.runtime.errors import UserError
+from tamt.training.precision import cpu_has_bf16
 
 DEFAULT_BATCH = {"cpu": "4x128", "cuda": "16x512"}
 

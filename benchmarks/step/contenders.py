@@ -24,18 +24,19 @@ from transformers import (
 from benchmarks import scores
 from benchmarks.kernels.eager import float_mask_weight
 from benchmarks.kernels.threshold import by_kthvalue
-from tamt.choices import Precision
 from tamt.data.corpora import Blocks, train_batches
+from tamt.data.token_masking import TokenMasking
 from tamt.finetune.loop import SPARE_MEMORY
-from tamt.masking import apply_masks, keep_of, magnitude_masks, packed_masks, prunable_modules, prunable_weights
-from tamt.models import MaskedLanguageModel, dense_twin, longest_input, speed_up
-from tamt.objectives import Losses, TokenMasking, encode
-from tamt.precision import DTYPES
+from tamt.masks.masking import apply_masks, keep_of, magnitude_masks, packed_masks, prunable_modules, prunable_weights
+from tamt.models.loading import MaskedLanguageModel, dense_twin, longest_input, speed_up
+from tamt.objectives import Losses, encode
+from tamt.runtime.choices import Precision
 from tamt.search.mask_training import start
-from tamt.search.setting import Search
-from tamt.step_graph import WARM_UP
+from tamt.search.search import Search
 from tamt.terms import needs_head, needs_teacher
-from tamt.training import compute_dtype, make_accelerator, make_optimizer, training_steps
+from tamt.training.loop import compute_dtype, make_accelerator, make_optimizer, training_steps
+from tamt.training.precision import DTYPES
+from tamt.training.step_graph import WARM_UP
 
 Step = Callable[[], object]
 

@@ -15,7 +15,7 @@ from benchmarks.step.contenders import (
     OURS_BF16,
     Setting,
 )
-from tamt_kernels import product_library
+from tamt_kernels.backend import product_library
 
 Key = tuple[str, str]  # objective, contender
 

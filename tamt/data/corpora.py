@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from tamt.data import demo
-from tamt.errors import UserError
-from tamt.objectives import TokenMasking
-from tamt.untrusted import check_pulled
+from tamt.data import assets as demo
+from tamt.data.token_masking import TokenMasking
+from tamt.runtime.errors import UserError
+from tamt.runtime.untrusted import check_pulled
 
 if TYPE_CHECKING:
     import datasets

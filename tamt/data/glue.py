@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tamt.console import say
-from tamt.data import demo
+from tamt.data import assets as demo
 from tamt.data.rows import Numbered, Rows, read_file, to_rows
 from tamt.data.tasks import Task
-from tamt.errors import UserError
+from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import datasets

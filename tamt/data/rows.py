@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from tamt.console import say
 from tamt.data.tasks import Task
-from tamt.errors import UserError
-from tamt.untrusted import check_pulled
+from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
+from tamt.runtime.untrusted import check_pulled
 
 LARGEST_SCORE = 1e12
 """Of a regression: its square, times the scale of a loss, is far from float32's largest number, 3e38."""

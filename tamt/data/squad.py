@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tamt.console import say
 from tamt.data.glue import fetch, hub_split, report_counts
 from tamt.data.rows import is_half, read_text
 from tamt.data.tasks import Task
-from tamt.errors import UserError
+from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
 
 REMEDY = "give a file in the layout of SQuAD"
 

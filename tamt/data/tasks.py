@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-from tamt.choices import Names
-from tamt.errors import UserError
+from tamt.runtime.choices import Names
+from tamt.runtime.errors import UserError
 
 Kind = Literal["classification", "regression", "question-answering"]
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "exact_match"]

@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tamt import processes
 from tamt.data.rows import Rows
 from tamt.data.tasks import Task
-from tamt.errors import UserError
 from tamt.finetune.batches import pad, shared_batches, steps_per_epoch
 from tamt.finetune.metrics import METRICS
+from tamt.runtime import processes
+from tamt.runtime.errors import UserError
 
 
 @dataclass

@@ -11,14 +11,21 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tamt import processes, termination
-from tamt.console import Progress, say
 from tamt.data.tasks import Task
-from tamt.files import sync_folder, sync_tree, telling, write_atomically
 from tamt.finetune.metrics import UNDEFINED
-from tamt.masking import Masks, packed_masks
-from tamt.run_folder import RunFolder
-from tamt.training import NonFiniteError, make_optimizer, restore_training, trained_by, training_state, training_steps
+from tamt.masks.masking import Masks, packed_masks
+from tamt.runtime import processes, termination
+from tamt.runtime.console import Progress, say
+from tamt.runtime.files import sync_folder, sync_tree, telling, write_atomically
+from tamt.training.loop import (
+    NonFiniteError,
+    make_optimizer,
+    restore_training,
+    trained_by,
+    training_state,
+    training_steps,
+)
+from tamt.training.run_folder import RunFolder
 
 MODEL_FOLDER = "model"
 FORMER_MODEL = ".model.of-step-"

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from tamt.console import say
 from tamt.data.tasks import Task
-from tamt.files import write_atomically
 from tamt.finetune.loop import predictions_file
+from tamt.runtime.console import say
+from tamt.runtime.files import write_atomically
 
 PICTURE = "predictions.png"
 

@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tamt import processes
 from tamt.data.squad import Question
 from tamt.data.tasks import Metric, Task
-from tamt.errors import UserError
 from tamt.finetune.batches import pad, shared_batches, steps_per_epoch
 from tamt.finetune.metrics import answer_exact_match, answer_f1, best_threshold, normalise
+from tamt.runtime import processes
+from tamt.runtime.errors import UserError
 
 LONGEST_QUESTION = 64
 """Tokens of a question, more are cut off, as in BERT's own script; of short inputs at most half."""

@@ -10,24 +10,24 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tamt import processes
-from tamt.console import say
 from tamt.data.glue import load_dev_rows
 from tamt.data.rows import Rows
 from tamt.data.squad import Question, load_questions
 from tamt.data.tasks import Kind, Task, find_task, with_columns
-from tamt.errors import UserError
 from tamt.finetune.classification import Classification, Encoded, encode_dev
 from tamt.finetune.loop import MODEL_FOLDER, SPARE_MEMORY, Job
 from tamt.finetune.metrics import scores_in_words
 from tamt.finetune.question_answering import MAX_ANSWER_LENGTH, N_BEST, QuestionAnswering, make_windows
-from tamt.models import UNLIMITED, input_length, load_finetuned, load_tokenizer
+from tamt.models.loading import UNLIMITED, input_length, load_finetuned, load_tokenizer
 from tamt.options.evaluate import EvaluateOptions
 from tamt.options.predict import PredictOptions
-from tamt.precision import choose_precision
-from tamt.run_folder import CONFIG, RESULTS
-from tamt.training import check_runs, make_accelerator, report_arithmetic
-from tamt.untrusted import read_yaml
+from tamt.runtime import processes
+from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
+from tamt.runtime.untrusted import read_yaml
+from tamt.training.loop import check_runs, make_accelerator, report_arithmetic
+from tamt.training.precision import choose_precision
+from tamt.training.run_folder import CONFIG, RESULTS
 
 Dev = dict[str, Rows] | list[Question]
 """Rows by the name of their set, the main one first, or questions."""

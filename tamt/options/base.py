@@ -21,7 +21,7 @@ from typing import (
     overload,
 )
 
-from tamt.errors import check_choice, check_positive, check_seed
+from tamt.runtime.errors import check_choice, check_positive, check_seed
 
 P = ParamSpec("P")
 Made = TypeVar("Made")

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tamt.errors import UserError
 from tamt.options.base import Options
+from tamt.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tamt.choices import Precision
 from tamt.data.tasks import TaskName
-from tamt.errors import UserError
 from tamt.options.base import Options
+from tamt.runtime.choices import Precision
+from tamt.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tamt.choices import CHECK_EVERY, KEEP, Precision
 from tamt.data.tasks import TASKS, Task, TaskName, with_columns
-from tamt.errors import UserError
 from tamt.options.base import Options
 from tamt.recipes import Recipe
+from tamt.runtime.choices import CHECK_EVERY, KEEP, Precision
+from tamt.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

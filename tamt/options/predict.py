@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tamt.choices import Precision
 from tamt.data.tasks import TaskName
 from tamt.options.base import Options
+from tamt.runtime.choices import Precision
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tamt.choices import CHECK_EVERY, KEEP, Precision, Ranking, Scope, Scores, check_initial
-from tamt.errors import UserError
 from tamt.methods import METHODS, STAGES, Method, MethodName, find_method, last_step, objective_of, variant_options
 from tamt.options.base import Options
 from tamt.recipes import Recipe
+from tamt.runtime.choices import CHECK_EVERY, KEEP, Precision, Ranking, Scope, Scores, check_initial
+from tamt.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

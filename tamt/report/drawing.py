@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tamt.errors import UserError
-from tamt.files import write_atomically
 from tamt.methods import FULL, METHODS, PUBLISHED
 from tamt.report.figures import Chart, Figure, HeatMap, Point, Series
 from tamt.report.statistics import Summary
+from tamt.runtime.errors import UserError
+from tamt.runtime.files import write_atomically
 
 INK, MUTED, RULE, PAPER = "#1b1f24", "#5b6570", "#d9dee4", "#fffffe"
 COLOURS = {

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tamt.methods import IMP, METHODS, OMP, PUBLISHED, RANDOM
-from tamt.names import distinct
 from tamt.report.runs import FineTuning, Study, Ticket
 from tamt.report.statistics import Summary, summarise
 from tamt.report.variants import is_unusual, not_at_random, starts_at_random
+from tamt.runtime.names import distinct
 
 LABELS = {**{method.name: method.label for method in METHODS.values()}, PUBLISHED: "published mask"}
 """How methods are called, in the order in which they are shown."""

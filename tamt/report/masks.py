@@ -4,9 +4,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from tamt.compare import of_one_model, similarity
-from tamt.errors import UserError
-from tamt.mask_file import PackedMasks, load_packed
+from tamt.masks.file import PackedMasks, load_packed
+from tamt.masks.similarity import of_one_model, similarity
 from tamt.methods import OMP
 from tamt.report.figures import (
     Chart,
@@ -24,6 +23,7 @@ from tamt.report.figures import (
 from tamt.report.runs import Study, Ticket
 from tamt.report.statistics import summarise
 from tamt.report.variants import is_unusual
+from tamt.runtime.errors import UserError
 
 MOST_MASKS = 24
 """In one heat map of similarities; BERT-base's take 14 MB each, and more cells cannot be read."""

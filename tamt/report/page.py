@@ -4,12 +4,12 @@ import html
 import re
 from collections.abc import Sequence
 
-from tamt import __version__
 from tamt.report.drawing import colour_rules, number, said, styles_of, svg_of, swatch
 from tamt.report.figures import Figure, Missing
 from tamt.report.runs import Study
 from tamt.report.statistics import Summary
 from tamt.report.tables import Cell, Table, figure_table, rates_note
+from tamt.version import __version__
 
 GENERATOR = '<meta name="generator" content="tamt report">'
 """What tells a page of ours, which a new report may replace."""

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tamt.data.tasks import TASKS
-from tamt.errors import UserError
 from tamt.finetune.rates import best_over_seeds, rates_in_words
 from tamt.methods import METHODS, SCHEDULE_STEPS, is_one_shot, trains_scores
-from tamt.names import distinct
 from tamt.report.variants import UNKNOWN, variants
-from tamt.run_folder import CONFIG, METRICS, RESULTS, RESUMED, version_of
-from tamt.untrusted import read_json, read_yaml
+from tamt.runtime.errors import UserError
+from tamt.runtime.names import distinct
+from tamt.runtime.untrusted import read_json, read_yaml
+from tamt.training.run_folder import CONFIG, METRICS, RESULTS, RESUMED, version_of
 
 ASIDE = "aside"
 """Where a sweep moves runs that it cannot use."""

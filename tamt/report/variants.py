@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tamt.choices import DEFAULT_SCORES, MASKS_BY_NAME
-from tamt.errors import UserError
 from tamt.methods import METHODS, trains_scores
 from tamt.recipes import RECIPES, search_recipe
+from tamt.runtime.choices import DEFAULT_SCORES, MASKS_BY_NAME
+from tamt.runtime.errors import UserError
 from tamt.terms import describe, parse_objective
 
 RANDOM_START = "random start"

@@ -1,5 +1,1 @@
 """The search for winning tickets: mask training, iterative magnitude pruning, and the one-shot baselines."""
-
-from tamt.search.train import train
-
-__all__ = ["train"]

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tamt import processes
-from tamt.console import say
 from tamt.data.corpora import Blocks, train_batches
-from tamt.errors import UserError
-from tamt.masking import prunable_modules
-from tamt.search.setting import Search
+from tamt.masks.masking import prunable_modules
+from tamt.runtime import processes
+from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
+from tamt.search.search import Search
 
 CALIBRATION_BLOCKS = 64
 """Blocks of text that are read: 8 batches of 8."""

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers import get_constant_schedule
 
-from tamt import processes
-from tamt.console import Progress, say
 from tamt.data.corpora import dev_batches
-from tamt.objectives import encode, mlm_loss, prepare
-from tamt.search.setting import Search
-from tamt.training import make_optimizer, training_steps
+from tamt.data.token_masking import prepare
+from tamt.objectives import encode, mlm_loss
+from tamt.runtime import processes
+from tamt.runtime.console import Progress, say
+from tamt.search.search import Search
+from tamt.training.loop import make_optimizer, training_steps
 
 LEARNING_RATE = 3e-3
 """Constant over the warm-up. The search's 5e-5 would leave a random transform nearly as it is."""

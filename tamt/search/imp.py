@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tamt import processes, termination
-from tamt.console import Progress
-from tamt.mask_file import MASK_FILE
-from tamt.masking import Masks, packed_masks, sparsity_of, top_masks
+from tamt.masks.file import MASK_FILE
+from tamt.masks.masking import Masks, packed_masks, sparsity_of, top_masks
 from tamt.methods import STAGES
 from tamt.objectives import Losses
-from tamt.search.setting import Search
-from tamt.training import NonFiniteError, make_optimizer, restore_training, training_state, training_steps
+from tamt.runtime import processes, termination
+from tamt.runtime.console import Progress
+from tamt.search.search import Search
+from tamt.training.loop import NonFiniteError, make_optimizer, restore_training, training_state, training_steps
 
 
 def iterative_pruning(search: Search) -> list[dict]:

@@ -9,11 +9,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_linear_schedule_with_warmup
 
 import tamt_kernels as tk
-from tamt import processes, termination
-from tamt.choices import Ranking
-from tamt.console import Progress
-from tamt.mask_file import MASK_FILE
-from tamt.masking import (
+from tamt.masks.file import MASK_FILE
+from tamt.masks.masking import (
     MaskedModule,
     Masks,
     masks_of,
@@ -21,10 +18,13 @@ from tamt.masking import (
     wrap,
 )
 from tamt.objectives import Losses
+from tamt.runtime import processes, termination
+from tamt.runtime.choices import Ranking
+from tamt.runtime.console import Progress
 from tamt.search.scores import set_scores, starting_point
-from tamt.search.setting import Search
+from tamt.search.search import Search
 from tamt.terms import needs_head
-from tamt.training import (
+from tamt.training.loop import (
     MAX_GRADIENT_NORM,
     NonFiniteError,
     compute_dtype,

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from tamt.mask_file import MASK_FILE
-from tamt.masking import Masks, apply_masks, magnitude_masks, random_masks
-from tamt.search.setting import Search
+from tamt.masks.file import MASK_FILE
+from tamt.masks.masking import Masks, apply_masks, magnitude_masks, random_masks
+from tamt.search.search import Search
 
 
 def magnitude(search: Search) -> list[dict]:

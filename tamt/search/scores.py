@@ -8,10 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import tamt_kernels as tk
-from tamt.choices import check_initial, scores_of_start
-from tamt.errors import UserError
-from tamt.mask_file import load_masks
-from tamt.masking import (
+from tamt.masks.file import load_masks
+from tamt.masks.masking import (
     POOLER,
     MaskedModule,
     Masks,
@@ -22,9 +20,11 @@ from tamt.masking import (
     random_masks,
     top_masks,
 )
+from tamt.runtime.choices import check_initial, scores_of_start
+from tamt.runtime.errors import UserError
 from tamt.search.calibration import activation_importance
-from tamt.search.setting import Search
-from tamt_kernels.modules import INITIAL_THRESHOLD
+from tamt.search.search import Search
+from tamt_kernels.nn import INITIAL_THRESHOLD
 
 
 def starting_point(search: Search) -> tuple[Masks, dict[str, Tensor]]:

@@ -10,34 +10,43 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tamt import processes
-from tamt.choices import MASKS_BY_NAME, scores_of_start
-from tamt.console import say
 from tamt.data.corpora import Blocks, load_corpus, load_held_out
-from tamt.errors import UserError
-from tamt.evaluate import block_length, check_encoder_runs, read_head
+from tamt.data.token_masking import TokenMasking
 from tamt.methods import SCHEDULE_STEPS, find_method
-from tamt.models import (
+from tamt.models.loading import (
     MaskedLanguageModel,
+    block_length,
     checkpoint_activations,
     dense_twin,
     load_masked_language_model,
     load_pooler,
     load_tokenizer,
+    read_head,
 )
-from tamt.objectives import TokenMasking
+from tamt.models.relations import projections_of
 from tamt.options.base import command
 from tamt.options.train import TrainOptions
 from tamt.recipes import search_recipe
-from tamt.relations import projections_of
-from tamt.run_folder import CHECKPOINTS, RunFolder, check_output
+from tamt.runtime import processes
+from tamt.runtime.choices import MASKS_BY_NAME, scores_of_start
+from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
 from tamt.search.head import warm_up_head
 from tamt.search.learning_rate import default_rate
 from tamt.search.scores import read_initial
-from tamt.search.setting import HEAD_FILE, Search
-from tamt.step_graph import starts_from_graphs
+from tamt.search.search import HEAD_FILE, Search
 from tamt.terms import needs_head
-from tamt.training import HalfPrecisionError, as_begun, choose_fp32, compute_dtype, make_accelerator, report_arithmetic
+from tamt.training.dev_losses import check_encoder_runs
+from tamt.training.loop import (
+    HalfPrecisionError,
+    as_begun,
+    choose_fp32,
+    compute_dtype,
+    make_accelerator,
+    report_arithmetic,
+)
+from tamt.training.run_folder import CHECKPOINTS, RunFolder, check_output
+from tamt.training.step_graph import starts_from_graphs
 
 
 class _Inputs(NamedTuple):

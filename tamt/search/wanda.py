@@ -6,12 +6,12 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from tamt.choices import Scope
-from tamt.errors import check_choice
-from tamt.masking import Masks, keep_of, prunable_modules, top_masks
+from tamt.masks.masking import Masks, keep_of, prunable_modules, top_masks
+from tamt.runtime.choices import Scope
+from tamt.runtime.errors import check_choice
 from tamt.search.calibration import activation_importance
 from tamt.search.oneshot import oneshot
-from tamt.search.setting import Search
+from tamt.search.search import Search
 
 
 def wanda(search: Search) -> list[dict]:

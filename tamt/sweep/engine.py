@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any, Protocol
 
-from tamt.errors import UserError
+from tamt.runtime.errors import UserError
 from tamt.sweep.plan import Run
 from tamt.sweep.runs import Outcome, attempt
 

@@ -7,11 +7,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from tamt.errors import UserError
-from tamt.mask_file import MASK_FILE
+from tamt.masks.file import MASK_FILE
 from tamt.methods import FULL, IMP, METHODS, STAGES, last_step, objective_of
-from tamt.names import distinct
-from tamt.search.setting import HEAD_FILE
+from tamt.runtime.errors import UserError
+from tamt.runtime.names import distinct
+from tamt.search.search import HEAD_FILE
 from tamt.sweep.study import Part, Study
 from tamt.terms import needs_head
 

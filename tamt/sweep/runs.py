@@ -13,17 +13,19 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tamt import __version__
-from tamt.errors import UserError
 from tamt.evaluate import evaluate
-from tamt.files import write_atomically
-from tamt.finetune import finetune
+from tamt.finetune.finetune import finetune
 from tamt.finetune.loop import MODEL_FOLDER
 from tamt.options.base import Options
 from tamt.options.evaluate import EvaluateOptions
 from tamt.options.finetune import FinetuneOptions
 from tamt.options.train import TrainOptions
-from tamt.run_folder import (
+from tamt.runtime.errors import UserError
+from tamt.runtime.files import write_atomically
+from tamt.runtime.untrusted import read_yaml
+from tamt.search.train import train
+from tamt.sweep.plan import Kind, Run
+from tamt.training.run_folder import (
     AUTO,
     CONFIG,
     HARMLESS,
@@ -33,9 +35,7 @@ from tamt.run_folder import (
     version_of,
     write_config,
 )
-from tamt.search import train
-from tamt.sweep.plan import Kind, Run
-from tamt.untrusted import read_yaml
+from tamt.version import __version__
 
 COMMANDS: dict[Kind, Callable[..., dict]] = {"search": train, "evaluate": evaluate, "finetune": finetune}
 OPTIONS: dict[Kind, type[Options]] = {"search": TrainOptions, "evaluate": EvaluateOptions, "finetune": FinetuneOptions}

@@ -9,16 +9,16 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
-from tamt.choices import MASKS_BY_NAME, Scope, Scores
-from tamt.data import demo
+from tamt.data import assets as demo
 from tamt.data.tasks import TASKS, find_task
-from tamt.errors import UserError, did_you_mean
 from tamt.methods import IMP, METHODS, STAGES, MethodName, variant_options
 from tamt.options.base import Options, choices_of, without_none
 from tamt.options.finetune import FinetuneOptions
 from tamt.options.train import TrainOptions
+from tamt.runtime.choices import MASKS_BY_NAME, Scope, Scores
+from tamt.runtime.errors import UserError, did_you_mean
+from tamt.runtime.untrusted import MAX_YAML, PlainLoader
 from tamt.terms import parse_objective
-from tamt.untrusted import MAX_YAML, PlainLoader
 
 CORPORA = ("demo", "wikitext-103")
 ALL = "all"

@@ -51,6 +51,6 @@ def test_what_would_take_too_long_is_left_out(folder: Path, tmp_path: Path) -> N
 
 
 def test_missing_data_is_one_sentence(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr("tamt.data.demo.model_folder", lambda name: tiny_bert)
+    monkeypatch.setattr("tamt.data.assets.model_folder", lambda name: tiny_bert)
     assert gpu_study.main(["prepare", str(tmp_path / "carried"), "--data", str(tmp_path)]) == 2
     assert "enwiki-sample.txt is missing; give the folder of the data with --data" in capsys.readouterr().err

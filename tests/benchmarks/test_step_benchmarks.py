@@ -20,7 +20,7 @@ from benchmarks.step.contenders import (
     OURS,
     Setting,
 )
-from tamt.precision import cpu_has_bf16
+from tamt.training.precision import cpu_has_bf16
 
 TINY = Setting(torch.device("cpu"), "tiny", 2, 16)
 

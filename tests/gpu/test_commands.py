@@ -9,11 +9,11 @@ from transformers import AutoModelForSequenceClassification
 
 from tamt.data.corpora import Blocks
 from tamt.evaluate import evaluate
-from tamt.finetune import finetune
-from tamt.mask_file import load_masks
-from tamt.run_folder import RunFolder
-from tamt.search import train
-from tamt.training import NonFiniteError
+from tamt.finetune.finetune import finetune
+from tamt.masks.file import load_masks
+from tamt.search.train import train
+from tamt.training.loop import NonFiniteError
+from tamt.training.run_folder import RunFolder
 
 STEPS = 24
 OPTIONS = {"max_length": 16, "batch_size": 8, "steps": STEPS, "log_every": 1, "eval_every": 8, "head_warmup_steps": 4}

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from benchmarks.step.contenders import Setting
-from tamt.masking import magnitude_masks, prunable_weights
+from tamt.masks.masking import magnitude_masks, prunable_weights
 from tamt.objectives import Losses
 from tamt.search.mask_training import start
-from tamt.step_graph import WARM_UP
 from tamt.terms import needs_head, needs_teacher
-from tamt.training import make_optimizer, training_steps
+from tamt.training.loop import make_optimizer, training_steps
+from tamt.training.step_graph import WARM_UP
 
 STEPS = WARM_UP + 9
 HALFWAY = WARM_UP + 4

@@ -14,7 +14,8 @@ from triton._C import libtriton
 from triton.runtime.interpreter import interpreter_builder
 
 import tamt_kernels as tk
-from tamt_kernels import dispatch, reference
+from tamt_kernels import reference
+from tamt_kernels.backend import dispatch
 from tamt_kernels.triton_kernels import (
     common,
     cosine,

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import tamt_kernels as tk
-from tamt_kernels import autotune, choices
+from tamt_kernels import autotune
+from tamt_kernels.backend import choices
 
 ROOT = Path(tk.__file__).parents[1]
 SHOW = "import tamt_kernels as tk; found = tk.backends(); print(found['mask_weight']['cpu'], found['binarize']['cpu'])"
@@ -69,7 +70,7 @@ def test_what_was_measured_runs_unless_another_is_forced(cache):
 CHOOSING = """
 import torch, tamt_kernels as tk
 from torch.library import opcheck
-from tamt_kernels import dispatch, library
+from tamt_kernels.backend import dispatch, library
 real, ran = dict(library.EAGER), []
 def recording(name):
     return lambda *arguments, **options: ran.append(name) or real[name](*arguments, **options)
@@ -182,7 +183,7 @@ def test_a_damaged_file_is_ignored_and_said_once(cache, content):
 
 
 def test_rows_are_those_measured_for_the_type(monkeypatch):
-    from tamt_kernels import dispatch
+    from tamt_kernels.backend import dispatch
 
     monkeypatch.delenv("TAMT_KERNELS", raising=False)
     monkeypatch.setattr(choices, "of", lambda device: choices.Choices({}, {"float16": (64, 32, 16)}))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tamt_kernels as tk
-from tamt_kernels import dispatch
+from tamt_kernels.backend import dispatch
 
 BUILT = importlib.util.find_spec("tamt_kernels._C") is not None
 ROOT = Path(tk.__file__).parents[1]

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import tamt_kernels as tk
-from tamt_kernels import choices, onednn, product_library
-from tamt_kernels.linear import overwrite_linear_backward_weight
+from tamt_kernels.backend import choices, onednn, product_library
+from tamt_kernels.ops.linear import overwrite_linear_backward_weight
 
 PRODUCTS = ("linear", "linear_backward_x", "linear_backward_weight")
 needs_onednn = pytest.mark.skipif(onednn.problem() is not None, reason=f"no oneDNN: {onednn.problem()}")

@@ -8,7 +8,7 @@ import torch
 
 import tamt_kernels as tk
 from tamt_kernels import reference
-from tamt_kernels.mask_adamw import gradient_norm, mask_adamw
+from tamt_kernels.ops.mask_adamw import gradient_norm, mask_adamw
 
 from .scores import generator, same_bits
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import tamt_kernels as tk
-from tamt_kernels.dispatch import find_extension
+from tamt_kernels.backend.dispatch import find_extension
 
 MB = 1 << 18  # entries of float32
 
@@ -134,7 +134,7 @@ def test_freed_memory_is_reused(what):
 
 
 def test_without_the_extension_nothing_changes(monkeypatch):
-    monkeypatch.setattr("tamt_kernels.memory.find_extension", lambda: (None, "it is not built"))
+    monkeypatch.setattr("tamt_kernels.backend.memory.find_extension", lambda: (None, "it is not built"))
     assert not tk.reuse_freed_memory()
 
 

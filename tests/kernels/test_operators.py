@@ -5,7 +5,7 @@ import torch
 from torch.library import opcheck
 
 import tamt_kernels as tk
-from tamt_kernels.library import OPERATORS
+from tamt_kernels.backend.library import OPERATORS
 
 from .scores import gaussian
 

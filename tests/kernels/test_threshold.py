@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tamt_kernels as tk
-from tamt_kernels import reference, threshold
+from tamt_kernels import reference
+from tamt_kernels.ops import threshold
 
 from .scores import DISTRIBUTIONS, gaussian, same_bits, trained
 

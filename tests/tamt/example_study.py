@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from tamt.mask_file import MaskInfo, save_masks
-from tamt.masking import magnitude_masks, random_masks, top_masks
+from tamt.masks.file import MaskInfo, save_masks
+from tamt.masks.masking import magnitude_masks, random_masks, top_masks
 from tamt.methods import is_one_shot
-from tamt.run_folder import write_config
+from tamt.training.run_folder import write_config
 
 LAYERS = 4
 TASKS = {"cola": ("matthews", 0.55, 8551), "sst2": ("accuracy", 0.92, 67349), "stsb": ("pearson", 0.88, 5749)}

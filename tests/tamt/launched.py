@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-import tamt.training as training
-from tamt import processes, termination
+import tamt.training.loop as training
 from tamt.cli import main
-from tamt.files import write_atomically
+from tamt.runtime import processes, termination
+from tamt.runtime.files import write_atomically
 
 
 def befall(fault: dict[str, Any]) -> None:

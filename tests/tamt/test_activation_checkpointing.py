@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tamt import step_graph
-from tamt.errors import UserError
-from tamt.finetune import finetune
-from tamt.mask_file import load_masks
-from tamt.models import checkpoint_activations, load_classifier
-from tamt.search import train
+from tamt.finetune.finetune import finetune
+from tamt.masks.file import load_masks
+from tamt.models.loading import checkpoint_activations, load_classifier
+from tamt.runtime.errors import UserError
+from tamt.search.train import train
+from tamt.training.loop import step_graph
 from tests.tamt.families import save_family
 
 SHORT = {"max_length": 16, "batch_size": 4, "log_every": 1, "lr": 1e-3, "sparsity": 0.5}

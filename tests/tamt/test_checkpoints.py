@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from tamt.cli import main
-from tamt.errors import UserError
-from tamt.models import load_classifier, load_encoder, load_masked_language_model, load_question_answerer
+from tamt.models.loading import load_classifier, load_encoder, load_masked_language_model, load_question_answerer
+from tamt.runtime.errors import UserError
 from tests.tamt.families import save_family
 
 FAMILIES = ["bert", "roberta", "distilbert", "electra", "deberta"]

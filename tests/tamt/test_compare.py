@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tamt.cli import main
-from tamt.compare import similarity
-from tamt.mask_file import MaskInfo, load_packed, pack_masks, save_masks
-from tamt.masking import magnitude_masks, prunable_weights, random_masks
-from tamt.models import load_masked_language_model
+from tamt.masks.file import MaskInfo, load_packed, pack_masks, save_masks
+from tamt.masks.masking import magnitude_masks, prunable_weights, random_masks
+from tamt.masks.similarity import similarity
+from tamt.models.loading import load_masked_language_model
 
 INFO = MaskInfo(model="any", method="tamt-kd", sparsity=0.5, seed=0, step=0)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tamt.data.corpora import dev_batches, load_corpus, load_dev_corpus, load_held_out, train_batches
-from tamt.errors import UserError
-from tamt.models import load_tokenizer
-from tamt.objectives import TokenMasking
+from tamt.data.token_masking import TokenMasking
+from tamt.models.loading import load_tokenizer
+from tamt.runtime.errors import UserError
 
 REAL_TEXT = Path(__file__).parents[2].parent / "shared" / "data"
 

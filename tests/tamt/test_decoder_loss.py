@@ -17,9 +17,9 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from tamt import decoder_loss as module
-from tamt.decoder_loss import decoder_loss
-from tamt.models import MaskedLanguageModel
+from tamt.models.decoder_loss import decoder_loss
+from tamt.models.loading import MaskedLanguageModel
+from tamt.models.loading import decoder_loss as module
 
 IGNORED = -100
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tamt.cli import main
-from tamt.data import demo, glue
+from tamt.data import assets as demo
+from tamt.data import glue
 from tamt.demo import LABELS, SEARCH
 
 
@@ -52,8 +53,8 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path, monkeypatch, capsys)
     folder = tmp_path / "demo"
     assert run(folder) == 0
     before = (folder / "results.json").read_bytes()
-    monkeypatch.setattr("tamt.search.train", lambda **_: pytest.fail("searched again"))
-    monkeypatch.setattr("tamt.finetune.finetune", lambda **_: pytest.fail("fine-tuned again"))
+    monkeypatch.setattr("tamt.search.train.train", lambda **_: pytest.fail("searched again"))
+    monkeypatch.setattr("tamt.finetune.finetune.finetune", lambda **_: pytest.fail("fine-tuned again"))
     assert run(folder) == 0
     assert (folder / "results.json").read_bytes() == before
     capsys.readouterr()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tamt.data import demo
-from tamt.errors import UserError
+from tamt.data import assets as demo
+from tamt.runtime.errors import UserError
 
 PAGE = """<page><title>{title}</title><ns>{ns}</ns>{redirect}<revision><text>{text}</text></revision></page>"""
 WORDS = "one two three four five six seven eight nine ten"

@@ -7,7 +7,7 @@ from transformers import BertConfig, BertModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function
 
-from tamt.dropout import ATTENTION, Dropout, attention, attention_mask, drop, use_fast_dropout
+from tamt.models.dropout import ATTENTION, Dropout, attention, attention_mask, drop, use_fast_dropout
 
 
 @pytest.mark.parametrize(("p", "dtype"), [(0.1, torch.float32), (0.5, torch.bfloat16), (0.37, torch.float64)])

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from tamt.cli import main
-from tamt.mask_file import MaskInfo, save_masks
-from tamt.masking import Masks, magnitude_masks, prunable_weights
+from tamt.masks.file import MaskInfo, save_masks
+from tamt.masks.masking import Masks, magnitude_masks, prunable_weights
 
 
 def write_mask(model: Path, path: Path, pooler: bool = False) -> Masks:

@@ -16,14 +16,14 @@ from transformers import (
     AutoTokenizer,
 )
 
-from tamt.errors import UserError
 from tamt.export import export
-from tamt.finetune import finetune
-from tamt.mask_file import MaskInfo, load_masks, save_masks
-from tamt.masking import Masks, apply_masks, keep_of, magnitude_masks, prunable_modules, prunable_weights
-from tamt.models import load_question_answerer
-from tamt.search import train
+from tamt.finetune.finetune import finetune
+from tamt.masks.file import MaskInfo, load_masks, save_masks
+from tamt.masks.masking import Masks, apply_masks, keep_of, magnitude_masks, prunable_modules, prunable_weights
+from tamt.models.loading import load_question_answerer
+from tamt.runtime.errors import UserError
 from tamt.search.imp import STAGES
+from tamt.search.train import train
 from tests.tamt.families import FAMILIES, PAGE, page, save_family
 
 STEPS = {"tamt-kd": 2, "tamt-mlm": 2, "imp": STAGES}

@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM, pipeline
 
-from tamt.checkpoint import read_checkpoint
-from tamt.data import demo
+from tamt.data import assets as demo
 from tamt.data.rows import Rows
-from tamt.errors import UserError
-from tamt.finetune import finetune, loop
+from tamt.finetune import loop
 from tamt.finetune.batches import bucketed
 from tamt.finetune.classification import Classification, encode
-from tamt.mask_file import MaskInfo, load_masks, save_masks
-from tamt.masking import apply_masks, magnitude_masks, packed_masks, prunable_weights
-from tamt.models import load_classifier, load_tokenizer
-from tamt.run_folder import RunFolder
-from tamt.training import NonFiniteError, make_optimizer
+from tamt.finetune.finetune import finetune
+from tamt.masks.file import MaskInfo, load_masks, save_masks
+from tamt.masks.masking import apply_masks, magnitude_masks, packed_masks, prunable_weights
+from tamt.models.loading import load_classifier, load_tokenizer
+from tamt.runtime.errors import UserError
+from tamt.training.checkpoint import read_checkpoint
+from tamt.training.loop import NonFiniteError, make_optimizer
+from tamt.training.run_folder import RunFolder
 
 SENTENCES = ["the {} dog sees a house", "a {} cat finds the river by the road", "{} fish", "the bird hears a {} tree"]
 SETTINGS = {"epochs": 2, "batch_size": 8, "lr": 1e-3, "eval_every": 3}

@@ -10,10 +10,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from tamt.cli import main
 from tamt.data.tasks import find_task
-from tamt.errors import UserError
-from tamt.finetune import finetune, run
 from tamt.finetune.classification import Classification
+from tamt.finetune.finetune import finetune
+from tamt.finetune.finetune import finetune as run
 from tamt.finetune.plots import draw_predictions
+from tamt.runtime.errors import UserError
 
 SENTENCES = ["the {} dog sees a house", "a {} cat finds the river by the road", "{} fish", "the bird hears a {} tree"]
 WORDS = ["new", "old", "red"]

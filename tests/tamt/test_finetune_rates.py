@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from tamt.cli import parse
-from tamt.errors import UserError
-from tamt.finetune import finetune
-from tamt.finetune import run as run_module
+from tamt.finetune.finetune import finetune
+from tamt.finetune.finetune import finetune as run_module
 from tamt.finetune.loop import Outcome
 from tamt.finetune.rates import best_over_seeds, best_rate, default_rate, rates_in_words
-from tamt.mask_file import MaskInfo, save_masks
-from tamt.masking import magnitude_masks, prunable_weights
-from tamt.models import load_classifier
+from tamt.masks.file import MaskInfo, save_masks
+from tamt.masks.masking import magnitude_masks, prunable_weights
+from tamt.models.loading import load_classifier
+from tamt.runtime.errors import UserError
 
 SCORES = {(1e-3, 0): 0.6, (1e-3, 1): 0.7, (3e-3, 0): 0.9, (3e-3, 1): 0.5, (1e-2, 0): 0.5, (1e-2, 1): 0.5}
 """By rate and seed. The best single run is not at the best rate."""

@@ -17,15 +17,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tamt import mask_file
-from tamt.checkpoint import DIGEST, DIGEST_BYTES, MAGIC
 from tamt.cli import parse
 from tamt.data.glue import load_rows
 from tamt.data.squad import load_questions
 from tamt.data.tasks import find_task
-from tamt.errors import UserError
-from tamt.mask_file import MaskInfo, load_masks, save_masks
-from tamt.run_folder import RunFolder, finished_results, version_of
+from tamt.masks import file as mask_file
+from tamt.masks.file import MaskInfo, load_masks, save_masks
+from tamt.runtime.errors import UserError
+from tamt.training.checkpoint import DIGEST, DIGEST_BYTES, MAGIC
+from tamt.training.run_folder import RunFolder, finished_results, version_of
 
 MORE = 50 if "TAMT_SOAK" in os.environ else 1
 SECONDS = 60

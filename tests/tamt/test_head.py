@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tamt.search import head as head_module
-from tamt.search import train
 from tamt.search.head import BestHead
+from tamt.search.train import train
 
 
 def fed(losses: list[float]) -> tuple[BestHead, int]:

@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers import BertConfig, BertForMaskedLM
 
-from tamt import mask_file
-from tamt.errors import UserError
-from tamt.files import CannotWriteError
-from tamt.mask_file import MaskInfo, load_masks, save_masks
-from tamt.masking import prunable_weights
+from tamt.masks import file as mask_file
+from tamt.masks.file import MaskInfo, load_masks, save_masks
+from tamt.masks.masking import prunable_weights
+from tamt.runtime.errors import UserError
+from tamt.runtime.files import CannotWriteError
 
 INFO = MaskInfo(model="bert-base-uncased", method="tamt-kd", sparsity=0.7, seed=3, step=150)
 

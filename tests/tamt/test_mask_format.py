@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tamt.mask_file import FIELDS, MaskInfo, save_masks
+from tamt.masks.file import FIELDS, MaskInfo, save_masks
 
 PAGE = (Path(__file__).parents[2] / "docs" / "mask-format.md").read_text(encoding="utf-8")
 

@@ -16,8 +16,7 @@ from transformers import (
 )
 
 import tamt_kernels as tk
-from tamt.errors import UserError
-from tamt.masking import (
+from tamt.masks.masking import (
     apply_masks,
     check_fits,
     keep_of,
@@ -29,7 +28,8 @@ from tamt.masking import (
     sparsity_of,
     wrap,
 )
-from tamt.models import load_masked_language_model
+from tamt.models.loading import load_masked_language_model
+from tamt.runtime.errors import UserError
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
 

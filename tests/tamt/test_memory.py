@@ -13,7 +13,7 @@ from statistics import median
 
 import pytest
 
-from tamt.termination import EXIT_CODE
+from tamt.runtime.termination import EXIT_CODE
 
 SECONDS = float(os.environ.get("TAMT_SOAK_SECONDS", "1800"))
 WARM_UP = SECONDS / 6

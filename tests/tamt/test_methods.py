@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 
-from tamt.choices import check_initial, scores_of_start
 from tamt.cli import main
-from tamt.errors import UserError
-from tamt.finetune import finetune
-from tamt.mask_file import load_masks
-from tamt.masking import keep_of
+from tamt.finetune.finetune import finetune
+from tamt.masks.file import load_masks
+from tamt.masks.masking import keep_of
 from tamt.methods import (
     IMP_STEPS,
     METHODS,
@@ -30,10 +28,12 @@ from tamt.methods import (
 )
 from tamt.report.drawing import COLOURS, MARKS
 from tamt.report.figures import label_of
-from tamt.search import train
+from tamt.runtime.choices import check_initial, scores_of_start
+from tamt.runtime.errors import UserError
+from tamt.search.train import train
 from tamt.sweep.plan import make_plan
 from tamt.sweep.study import load_study
-from tamt.training import make_accelerator
+from tamt.training.loop import make_accelerator
 
 
 def test_the_registry_is_read_without_torch() -> None:
@@ -75,7 +75,7 @@ def test_a_near_name_is_suggested() -> None:
 
 TOY = """
 import torch
-from tamt.masking import keep_of
+from tamt.masks.masking import keep_of
 from tamt.search.oneshot import oneshot
 
 def first_weights(search):

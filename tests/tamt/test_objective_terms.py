@@ -10,17 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, PreTrainedModel
 
-from tamt import decoder_divergence as divergence_module
 from tamt import objectives
-from tamt.decoder_divergence import decoder_divergence
-from tamt.errors import UserError
-from tamt.mask_file import load_masks
-from tamt.masking import keep_of, magnitude_masks, prunable_weights, wrap
-from tamt.models import dense_twin, load_masked_language_model
-from tamt.objectives import IGNORED, Losses, TokenMasking, contrastive_loss, prepare
-from tamt.relations import projections_of, relation_heads, relation_loss
-from tamt.search import train
+from tamt.data.token_masking import IGNORED, TokenMasking, prepare
+from tamt.masks.file import load_masks
+from tamt.masks.masking import keep_of, magnitude_masks, prunable_weights, wrap
+from tamt.models.decoder_divergence import decoder_divergence
+from tamt.models.loading import decoder_divergence as divergence_module
+from tamt.models.loading import dense_twin, load_masked_language_model
+from tamt.models.relations import projections_of, relation_heads, relation_loss
+from tamt.objectives import Losses, contrastive_loss
+from tamt.runtime.errors import UserError
 from tamt.search.imp import Losses as LossesOfImp
+from tamt.search.train import train
 from tamt.terms import TERMS, needs_head, parse_objective
 
 

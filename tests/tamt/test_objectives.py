@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 
 import tamt_kernels as tk
-from tamt.masking import apply_masks, magnitude_masks, prunable_weights, wrap
-from tamt.models import dense_twin, load_masked_language_model
-from tamt.objectives import IGNORED, Losses, TokenMasking, kd_loss, mlm_loss, prepare
+from tamt.data.token_masking import IGNORED, TokenMasking, prepare
+from tamt.masks.masking import apply_masks, magnitude_masks, prunable_weights, wrap
+from tamt.models.loading import dense_twin, load_masked_language_model
+from tamt.objectives import Losses, kd_loss, mlm_loss
 
 
 @pytest.fixture

@@ -13,12 +13,11 @@ from tamt.data.corpora import load_dev_corpus
 from tamt.data.glue import labels_found, load_rows
 from tamt.data.squad import load_questions
 from tamt.data.tasks import Task, find_task
-from tamt.errors import UserError
-from tamt.evaluate import read_head
-from tamt.finetune import finetune
-from tamt.mask_file import MaskInfo, load_masks, save_masks
-from tamt.masking import POOLER, Masks, magnitude_masks, prunable_weights
-from tamt.models import load_tokenizer
+from tamt.finetune.finetune import finetune
+from tamt.masks.file import MaskInfo, load_masks, save_masks
+from tamt.masks.masking import POOLER, Masks, magnitude_masks, prunable_weights
+from tamt.models.loading import load_tokenizer, read_head
+from tamt.runtime.errors import UserError
 
 WORDS = "embeddings.word_embeddings.weight"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"

@@ -4,12 +4,12 @@ import pytest
 import torch
 import yaml
 
-from tamt import precision
-from tamt.errors import UserError
-from tamt.finetune import finetune
-from tamt.precision import choose_precision, cpu_has_bf16, report_precision
-from tamt.search import train
-from tamt_kernels import onednn, product_library
+from tamt.finetune.finetune import finetune
+from tamt.runtime.errors import UserError
+from tamt.search.train import train
+from tamt.training.loop import precision
+from tamt.training.precision import choose_precision, cpu_has_bf16, report_precision
+from tamt_kernels.backend import onednn, product_library
 
 
 @pytest.fixture(autouse=True)

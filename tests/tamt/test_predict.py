@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
 from tamt.cli import main
-from tamt.errors import UserError
 from tamt.evaluate import evaluate
-from tamt.finetune import finetune
+from tamt.finetune.finetune import finetune
 from tamt.predict import predict
+from tamt.runtime.errors import UserError
 
 ANIMALS, COLOURS = ("cat", "dog", "bird", "fish"), ("red", "blue", "old", "new")
 SENTENCES = [

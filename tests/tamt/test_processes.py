@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tamt import processes
-from tamt.checkpoint import read_checkpoint
 from tamt.cli import main
-from tamt.mask_file import load_masks
+from tamt.masks.file import load_masks
+from tamt.runtime import processes
+from tamt.training.checkpoint import read_checkpoint
 
 Outcome = tuple[int, str, list[list[int]]]
 

@@ -13,10 +13,10 @@ from torch.nn.utils import prune
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from tamt.cli import main
-from tamt.errors import UserError
-from tamt.mask_file import MaskInfo, load_masks, save_masks
-from tamt.masking import Masks, prunable_modules, prunable_weights, random_masks
-from tamt.models import load_encoder, load_masked_language_model
+from tamt.masks.file import MaskInfo, load_masks, save_masks
+from tamt.masks.masking import Masks, prunable_modules, prunable_weights, random_masks
+from tamt.models.loading import load_encoder, load_masked_language_model
+from tamt.runtime.errors import UserError
 from tests.tamt.families import save_family
 
 State = dict[str, torch.Tensor]

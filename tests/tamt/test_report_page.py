@@ -11,9 +11,9 @@ import pytest
 from example_study import ExampleStudy, write_example
 
 from tamt.methods import METHODS
-from tamt.report import report
 from tamt.report.drawing import swatch
 from tamt.report.figures import Chart, Figure, Series, figures_of
+from tamt.report.report import report
 from tamt.report.runs import read_study
 
 FIGURES = [

@@ -9,12 +9,12 @@ import pytest
 from example_study import ExampleStudy
 
 from tamt.cli import main
-from tamt.errors import UserError
 from tamt.report.figures import AVERAGE, Figure, Missing, Scores, figures_of, label_of, scatter, suffixes
 from tamt.report.masks import compare_masks
 from tamt.report.paper import settings_table
 from tamt.report.runs import Study, read_study
 from tamt.report.tables import differences_table, runs_table, scores_table
+from tamt.runtime.errors import UserError
 
 MODEL = "bert-base-uncased"
 

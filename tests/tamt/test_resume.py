@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from tamt.finetune.loop import FORMER_MODEL, restore_model
-from tamt.mask_file import load_packed
-from tamt.run_folder import RunFolder
-from tamt.termination import EXIT_CODE
+from tamt.masks.file import load_packed
+from tamt.runtime.termination import EXIT_CODE
+from tamt.training.run_folder import RunFolder
 
 SOAK = "TAMT_SOAK" in os.environ
 CHAINS = 30 if SOAK else 1

@@ -12,11 +12,11 @@ import torch
 import yaml
 from accelerate.utils import set_seed
 
-from tamt import __version__
-from tamt.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
-from tamt.errors import UserError
-from tamt.run_folder import RunFolder, version_of
-from tamt.training import generator_states, restore_generators
+from tamt.runtime.errors import UserError
+from tamt.training.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
+from tamt.training.loop import generator_states, restore_generators
+from tamt.training.run_folder import RunFolder, version_of
+from tamt.version import __version__
 
 
 def test_config_is_yaml_and_says_which_version_wrote_it(tmp_path: Path) -> None:

@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 import tamt_kernels as tk
-from tamt.choices import DEFAULT_SCORES, scores_of_start
 from tamt.data.corpora import Blocks, load_corpus, train_batches
-from tamt.errors import UserError
-from tamt.mask_file import load_masks, save_masks
-from tamt.masking import keep_of, magnitude_masks, prunable_modules, prunable_weights, random_masks, top_masks
+from tamt.masks.file import load_masks, save_masks
+from tamt.masks.masking import keep_of, magnitude_masks, prunable_modules, prunable_weights, random_masks, top_masks
 from tamt.methods import METHODS
-from tamt.models import load_masked_language_model, load_tokenizer
-from tamt.search import mask_training, train
+from tamt.models.loading import load_masked_language_model, load_tokenizer
+from tamt.runtime.choices import DEFAULT_SCORES, scores_of_start
+from tamt.runtime.errors import UserError
+from tamt.search import mask_training
 from tamt.search.calibration import CALIBRATION_BLOCKS, input_norms
 from tamt.search.learning_rate import default_rate
 from tamt.search.scores import scores_for
+from tamt.search.train import train
 
 SHAPE = (40, 50)
 TINY = 2.0**-149

@@ -11,17 +11,19 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import tamt.search.imp as imp
-from tamt import masking, step_graph
-from tamt.checkpoint import read_checkpoint
-from tamt.errors import UserError
 from tamt.evaluate import evaluate
-from tamt.mask_file import load_masks
-from tamt.masking import keep_of, magnitude_masks, prunable_weights, random_masks, sparsity_of
+from tamt.masks import masking
+from tamt.masks.file import load_masks
+from tamt.masks.masking import keep_of, magnitude_masks, prunable_weights, random_masks, sparsity_of
 from tamt.methods import METHODS, steps_to
-from tamt.models import load_masked_language_model
+from tamt.models.loading import load_masked_language_model
 from tamt.objectives import Losses
-from tamt.search import mask_training, train
+from tamt.runtime.errors import UserError
+from tamt.search import mask_training
 from tamt.search.imp import prune_and_reset
+from tamt.search.train import train
+from tamt.training.checkpoint import read_checkpoint
+from tamt.training.loop import step_graph
 
 
 @pytest.fixture

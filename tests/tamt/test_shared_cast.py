@@ -19,10 +19,10 @@ from transformers import (
 )
 
 import tamt_kernels as tk
-from tamt.masking import magnitude_masks, prunable_weights
-from tamt.models import dense_twin
+from tamt.masks.masking import magnitude_masks, prunable_weights
+from tamt.models.loading import dense_twin
+from tamt.models.shared_cast import share_casts
 from tamt.search.mask_training import wrap
-from tamt.shared_cast import share_casts
 
 SIZES = {"vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
 MODELS = {

@@ -13,12 +13,12 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from tamt.data.squad import Question, load_questions
 from tamt.data.tasks import find_task
-from tamt.errors import UserError
-from tamt.finetune import finetune
+from tamt.finetune.finetune import finetune
 from tamt.finetune.question_answering import QuestionAnswering, Window, best_answer, make_windows
-from tamt.mask_file import MaskInfo, load_masks, save_masks
-from tamt.masking import magnitude_masks, prunable_weights
-from tamt.models import load_question_answerer, load_tokenizer
+from tamt.masks.file import MaskInfo, load_masks, save_masks
+from tamt.masks.masking import magnitude_masks, prunable_weights
+from tamt.models.loading import load_question_answerer, load_tokenizer
+from tamt.runtime.errors import UserError
 
 REAL_DATA = Path(__file__).parents[3] / "shared" / "data" / "squad"
 ANIMALS, COLOURS, PLACES = ("cat", "dog", "bird", "fish"), ("red", "blue", "old", "new"), ("tree", "house", "river")

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from tamt.data.squad import Question, load_questions, read_questions
 from tamt.data.tasks import find_task
-from tamt.errors import UserError
 from tamt.evaluate import evaluate
-from tamt.finetune import finetune
+from tamt.finetune.finetune import finetune
 from tamt.finetune.metrics import answer_exact_match, answer_f1, best_threshold
 from tamt.finetune.question_answering import QuestionAnswering, Window, best_answer, make_windows
-from tamt.models import load_question_answerer, load_tokenizer
+from tamt.models.loading import load_question_answerer, load_tokenizer
 from tamt.predict import predict
+from tamt.runtime.errors import UserError
 
 TASK = find_task("squad2")
 

@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tamt import step_graph
-from tamt.errors import UserError
-from tamt.finetune import finetune
+from tamt.data.token_masking import IGNORED, TokenMasking, prepare
 from tamt.finetune.batches import pad
-from tamt.mask_file import load_masks
-from tamt.models import load_masked_language_model, load_tokenizer
-from tamt.objectives import IGNORED, Losses, TokenMasking, prepare
-from tamt.search import train
-from tamt.step_graph import MOST, WARM_UP, StepGraph
+from tamt.finetune.finetune import finetune
+from tamt.masks.file import load_masks
+from tamt.models.loading import load_masked_language_model, load_tokenizer
+from tamt.objectives import Losses
+from tamt.runtime.errors import UserError
+from tamt.search.train import train
+from tamt.training.loop import step_graph
+from tamt.training.step_graph import MOST, WARM_UP, StepGraph
 
 CPU = torch.device("cpu")
 
@@ -92,7 +93,7 @@ def test_a_fine_tuning_from_graphs_is_the_same(
     accumulation, model, cats_and_dogs, losses_of, tmp_path: Path, monkeypatch, recorder
 ) -> None:
     monkeypatch.setattr(step_graph, "_gpu_is_there", lambda: True)
-    monkeypatch.setattr(sys.modules["tamt.finetune.run"].processes, "parts_of_step", lambda *_: accumulation)
+    monkeypatch.setattr(sys.modules["tamt.finetune.finetune"].processes, "parts_of_step", lambda *_: accumulation)
     scores = []
     for graphs in (False, True):
         found = finetune(

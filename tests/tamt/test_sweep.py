@@ -14,14 +14,14 @@ import yaml
 from filelock import lock_descriptor
 
 from tamt.cli import main
-from tamt.errors import UserError
 from tamt.evaluate import evaluate
-from tamt.finetune import finetune
-from tamt.mask_file import MaskInfo, save_masks
-from tamt.run_folder import RunFolder
-from tamt.search import train
+from tamt.finetune.finetune import finetune
+from tamt.masks.file import MaskInfo, save_masks
+from tamt.runtime.errors import UserError
+from tamt.search.train import train
 from tamt.sweep import runs
 from tamt.sweep.table import summary
+from tamt.training.run_folder import RunFolder
 
 STUDY = {
     "models": "demo",

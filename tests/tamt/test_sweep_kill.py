@@ -71,7 +71,7 @@ def table(output: Path) -> list[dict[str, str]]:
 
 def test_a_killed_sweep_ends_with_the_same_results(study: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")  # imports torch once for all the sweeps
-    context.set_forkserver_preload(["tamt.cli", "tamt.sweep"])
+    context.set_forkserver_preload(["tamt.cli", "tamt.sweep.sweep"])
 
     def run(output: Path, kill_at: int = 0) -> tuple[int | None, int]:
         """The exit code and how many events there were."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tamt.errors import UserError
+from tamt.runtime.errors import UserError
 from tamt.sweep.plan import Plan, make_plan, model_names
 from tamt.sweep.study import FINETUNE_OPTIONS, KEYS, SEARCH_OPTIONS, WHOLE_STUDY, Study, load_study
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import datasets
 import pytest
 
-from tamt.data import demo
+from tamt.data import assets as demo
 from tamt.data.glue import load_rows
 from tamt.data.rows import Rows, subset
 from tamt.data.tasks import Task, find_task
-from tamt.errors import UserError
+from tamt.runtime.errors import UserError
 
 REAL_DATA = Path(__file__).parents[3] / "shared" / "data"
 OWN = Task("classification", text_columns=("text",))

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from tamt import termination
 from tamt.cli import main
+from tamt.runtime import termination
 
 
 def terminate() -> None:

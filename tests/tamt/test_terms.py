@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tamt.errors import UserError
+from tamt.runtime.errors import UserError
 from tamt.terms import TERMS, describe, needs_head, needs_teacher, parse_objective
 
 

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments
 
 import tamt
-from tamt.errors import UserError
-from tamt.masking import prunable_weights
+from tamt.masks.masking import prunable_weights
+from tamt.runtime.errors import UserError
 
 SPARSITY = 0.7
 

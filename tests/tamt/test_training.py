@@ -5,8 +5,7 @@ import threading
 import pytest
 import torch
 
-from tamt.data.prefetch import prefetch
-from tamt.training import (
+from tamt.training.loop import (
     FIRST_LOSS_SCALE,
     GROWTH_INTERVAL,
     LARGEST_LOSS,
@@ -17,6 +16,7 @@ from tamt.training import (
     make_optimizer,
     training_steps,
 )
+from tamt.training.prefetch import prefetch
 
 CPU = torch.device("cpu")
 ONE, NAN = torch.ones(()), torch.tensor(torch.nan)

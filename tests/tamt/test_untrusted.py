@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tamt.errors import UserError
-from tamt.models import load_classifier, load_masked_language_model, load_tokenizer
+from tamt.models.loading import load_classifier, load_masked_language_model, load_tokenizer
+from tamt.runtime.errors import UserError
 
 
 class Bomb:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from tamt.data.corpora import load_corpus
-from tamt.errors import UserError
-from tamt.mask_file import load_masks
-from tamt.masking import keep_of, magnitude_masks, prunable_weights, top_masks
-from tamt.models import load_masked_language_model, load_tokenizer
-from tamt.run_folder import finished_results
-from tamt.search import train
+from tamt.masks.file import load_masks
+from tamt.masks.masking import keep_of, magnitude_masks, prunable_weights, top_masks
+from tamt.models.loading import load_masked_language_model, load_tokenizer
+from tamt.runtime.errors import UserError
 from tamt.search.calibration import input_norms
+from tamt.search.train import train
 from tamt.search.wanda import masks_by_row, row_mask
+from tamt.training.run_folder import finished_results
 
 
 @pytest.fixture

@@ -1,0 +1,320 @@
+"""`tamt finetune`: from a model, a mask and a task to a score and a fine-tuned model."""
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from tamt.data.glue import labels_found, load_rows
+from tamt.data.rows import Rows, subset
+from tamt.data.squad import Question, load_questions
+from tamt.data.tasks import Task
+from tamt.finetune.classification import Classification, encode, encode_dev
+from tamt.finetune.loop import MODEL_FOLDER, SPARE_MEMORY, Job, drop_former_models, predictions_file, train_subnetwork
+from tamt.finetune.metrics import UNDEFINED, score_in_words, scores_in_words
+from tamt.finetune.plots import draw_predictions
+from tamt.finetune.question_answering import MAX_ANSWER_LENGTH, N_BEST, QuestionAnswering, make_windows
+from tamt.finetune.rates import best_rate, default_rate
+from tamt.masks.file import MaskInfo, load_masks, mask_in_row
+from tamt.masks.masking import Masks, apply_masks, sparsity_of
+from tamt.models.loading import (
+    checkpoint_activations,
+    input_length,
+    load_classifier,
+    load_question_answerer,
+    load_tokenizer,
+)
+from tamt.options.base import command
+from tamt.options.finetune import FinetuneOptions
+from tamt.runtime import processes
+from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
+from tamt.runtime.files import write_atomically
+from tamt.training.loop import (
+    LARGEST_LOSS,
+    HalfPrecisionError,
+    as_begun,
+    check_runs,
+    choose_fp32,
+    make_accelerator,
+    report_arithmetic,
+)
+from tamt.training.run_folder import CONFIG, RESULTS, RunFolder, check_output, finished_results, processes_of_run
+from tamt.training.step_graph import starts_from_graphs
+
+MakeJob = Callable[[FinetuneOptions, Accelerator, bool], Job]
+"""Makes a job from the options of a run, its accelerator, and whether its steps start from CUDA graphs.
+
+The rows are read once for all seeds."""
+
+
+@command(FinetuneOptions)
+def finetune(options: FinetuneOptions) -> dict:
+    """Run `tamt finetune`."""
+    task, rates = options.chosen_task(), options.rates()
+    processes.join()
+    several = options.seeds is not None or len(rates) > 1
+    check = _check_output_of_several if several else check_output
+    processes.by_first(partial(check, options.output, options.resume))
+    make_job: MakeJob
+    if task.kind == "question-answering":
+        with processes.one_first():
+            questions = load_questions(task, options.data_dir)
+        make_job = partial(_question_answering, task, questions)
+    else:
+        with processes.one_first():
+            task, rows = load_rows(task, options.data_dir, options.train_file, options.dev_file)
+        make_job = partial(_classification, task, rows)
+    if len(rates) > 1:
+        return {"results": [_run_rates(task, make_job, options)]}
+    options = replace(options, lr=rates[0])
+    if options.seeds is not None:
+        return {"results": [_run_seeds(task, make_job, options, options.seeds)]}
+    return {"results": [_run(task, make_job, options)]}
+
+
+def _run_rates(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
+    """Run the rates one after the other, each in a folder of its own, and write the result of the best one."""
+    rates = options.rates()
+    rows: dict[float | None, dict] = {}
+    for rate in rates:
+        own = replace(options, lr=rate, output=options.output / f"lr-{rate:g}")
+        say(f"learning rate {rate:g}")
+        if options.seeds is None:
+            rows[rate] = _run_unless_finished(task, make_job, own)
+        else:
+            rows[rate] = _run_seeds(task, make_job, own, options.seeds)
+    best = best_rate({rate: row["score"] for rate, row in rows.items()})
+    kept = ("lr", "score", "score_std", "scores", "final_score", "final_score_std", "final_scores", "best_step")
+    result = {
+        **rows[best],
+        "lr_choice": f"best of {len(rates)} rates",
+        "rates": [{key: row[key] for key in kept if key in row} for row in rows.values()],
+        "seconds": round(sum(row["seconds"] for row in rows.values()), 1),
+        "output": str(options.output),
+    }
+    if processes.first():
+        write_atomically(options.output / RESULTS, json.dumps({"results": [result]}, indent=2) + "\n")
+    scores = ", ".join(f"{score_in_words(row['score'])} at {rate:g}" for rate, row in rows.items())
+    say(f"{result['metric']} {scores}; the best of {len(rates)} rates is {best:g}")
+    return result
+
+
+def _run_unless_finished(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
+    done = processes.by_first(partial(_finished, options))
+    if done:
+        say(f"the run in {options.output} is finished")
+    return done[0] if done else _run(task, make_job, options)
+
+
+def _run_seeds(task: Task, make_job: MakeJob, options: FinetuneOptions, seeds: list[int]) -> dict:
+    """Run the seeds one after the other, each in a folder of its own, and write their mean and spread."""
+    runs = []
+    for seed in seeds:
+        say(f"seed {seed}")
+        own = replace(options, seed=seed, seeds=None, output=options.output / f"seed-{seed}")
+        runs.append(_run_unless_finished(task, make_job, own))
+    result = {**runs[0], "seed": None, "seeds": seeds, "output": str(options.output)}
+    for key in ("score", "final_score"):
+        values = [run[key] for run in runs]
+        mean, spread = _mean_and_std(values)
+        result |= {key: mean, f"{key}_std": spread, f"{key}s": values}
+    result["best_step"] = result["final_step"] = None
+    result["dev"] = {name: _mean_and_std([run["dev"][name] for run in runs])[0] for name in runs[0]["dev"]}
+    result["seconds"] = round(sum(run["seconds"] for run in runs), 1)
+    if processes.first():
+        write_atomically(options.output / RESULTS, json.dumps({"results": [result]}, indent=2) + "\n")
+    say(f"{result['metric']} of the seeds {', '.join(map(str, seeds))}: {_summary(result)}")
+    return result
+
+
+def _check_output_of_several(output: Path, resume: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise UserError(f"the output {output} is a file; give a new folder")
+    if (output / CONFIG).is_file() or (not resume and output.exists() and any(output.iterdir())):
+        raise UserError(
+            f"the output folder {output} is not empty and nothing in it is overwritten; "
+            "give a new --output, or --resume to continue interrupted --seeds or rates"
+        )
+
+
+def _finished(options: FinetuneOptions) -> list[dict] | None:
+    output = options.output
+    shared = processes_of_run(output, options.processes_of_step, resume=True)
+    return finished_results(output, replace(options, processes_of_step=shared).settings())
+
+
+def _summary(result: dict) -> str:
+    """`0.812 ± 0.010 (0.802, 0.822)`."""
+    if result["score"] is None:
+        return "undefined in some"
+    scores = ", ".join(map(score_in_words, result["scores"]))
+    spread = "" if result["score_std"] is None else f" ± {result['score_std']:.4f}"
+    return f"{result['score']:.4f}{spread} ({scores})"
+
+
+def _mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation, which one value has none of; None where a value is undefined."""
+    defined = [value for value in values if value is not None]
+    if len(defined) < len(values):
+        return None, None
+    return statistics.mean(defined), statistics.stdev(defined) if len(defined) > 1 else None
+
+
+def _run(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
+    """One fine-tuning; its result is also in its folder."""
+    output, asked = options.output, options.precision
+    options = as_begun(options)
+    parts = processes.parts_of_step(_step_rows(task, options), task.batch_size)
+    accelerator = make_accelerator(options.precision, parts, options.seed, SPARE_MEMORY)
+    checkpointing = options.activation_checkpointing
+    job = make_job(options, accelerator, starts_from_graphs(options.no_cuda_graphs, checkpointing))
+    if checkpointing:
+        checkpoint_activations(job.model, options.model)
+    masks: Masks = {}
+    info: MaskInfo | None = None
+    if options.mask is not None:
+        masks, info = load_masks(options.mask)
+        apply_masks(job.model, masks)
+    try:
+        check_runs(job.model, options.model, accelerator, partial(_read_two_rows, job))
+    except HalfPrecisionError as error:
+        choose_fp32(asked, error)
+        return _run(task, make_job, replace(options, precision="fp32"))
+    lr = _rate(task, options, job.model, masks)
+    with RunFolder.start(output, options.settings(), options.resume, options.keep) as folder:
+        report_arithmetic(accelerator, asked)
+        processes.own_dropout()
+        outcome = train_subnetwork(
+            job,
+            folder,
+            masks,
+            steps=task.epochs * job.steps_per_epoch,
+            lr=lr,
+            weight_decay=options.weight_decay,
+            eval_every=task.eval_every,
+            early_stop=options.early_stop,
+            log_every=options.log_every,
+            save_every=options.save_every,
+            check_every=options.check_every,
+        )
+        result = {
+            "task": options.task,
+            "model": options.model,
+            **mask_in_row(options.mask, masks, info),
+            "lr": lr,
+            "metric": task.metrics[0],
+            "score": outcome.best_score,
+            "best_step": outcome.best_step,
+            "final_score": outcome.final_score,
+            "final_step": outcome.final_step,
+            "dev": outcome.best_metrics,
+            "seed": options.seed,
+            "train_samples": job.train_samples,
+            "seconds": round(outcome.seconds, 1),
+            "output": str(output),
+        }
+        _finish(task, folder, result)
+    return result
+
+
+def _finish(task: Task, folder: RunFolder, result: dict) -> None:
+    """Write the result of a run and a picture of its predictions, and report both."""
+    if result["score"] is None:
+        say(f"{task.metrics[0]} {UNDEFINED}: so in every evaluation; the score is null")
+    if processes.first():
+        draw_predictions(task, folder.path)
+    folder.finish({"results": [result]})
+    drop_former_models(folder)
+    say(f"best at step {result['best_step']} of {result['final_step']}: {scores_in_words(result['dev'])}")
+    model, predictions = folder.path / MODEL_FOLDER, folder.path / predictions_file("")
+    say(f"the best model is in {model}, its predictions are in {predictions}")
+
+
+def _step_rows(task: Task, options: FinetuneOptions) -> int:
+    """Rows of an optimizer step, over all processes."""
+    return task.batch_size * (options.processes_of_step or 1)
+
+
+def _rate(task: Task, options: FinetuneOptions, model: PreTrainedModel, masks: Masks) -> float:
+    """The learning rate that was asked for, or the default."""
+    (asked,) = options.rates()
+    if asked is not None:
+        return float(asked)
+    if options.recipe == "paper":
+        return task.lr
+    return default_rate(model.config.hidden_size, sparsity_of(masks) if masks else 0.0)
+
+
+def _read_two_rows(job: Job) -> None:
+    """A forward pass of two rows of the first step."""
+    batch = next(job.batches(1))
+    names = job.tokenizer.model_input_names
+    job.model(**{name: tensor[:2].to(job.accelerator.device) for name, tensor in batch.items() if name in names})
+
+
+def _classification(
+    task: Task, rows: dict[str, Rows], options: FinetuneOptions, accelerator: Accelerator, cuda_graphs: bool
+) -> Classification:
+    with processes.one_first():
+        tokenizer = load_tokenizer(options.model, masking=False)
+        model = load_classifier(options.model, task.label_names)
+    length = input_length(model, tokenizer, options.model, options.max_length, task.max_length)
+    train = rows["train"]
+    if task.name == "classification":
+        say(labels_found(task, train))
+    if task.kind == "regression":  # whose loss, before anything is learned, is the mean square of the scores
+        accelerator.scaler.largest = LARGEST_LOSS * max(1.0, statistics.fmean(label**2 for label in train.labels))
+    if samples := options.train_samples:
+        strata = train.labels if task.kind == "classification" else None
+        train = train.take(subset(strata, len(train), samples, options.seed))
+    dev = {split: found for split, found in rows.items() if split != "train"}
+    return Classification(
+        task=task,
+        model=model.to(accelerator.device),
+        tokenizer=tokenizer,
+        accelerator=accelerator,
+        train=encode(train, tokenizer, model, length),
+        dev=encode_dev(dev, tokenizer, model, length),
+        batch_size=task.batch_size,
+        step_rows=_step_rows(task, options),
+        seed=options.seed,
+        cuda_graphs=cuda_graphs,
+    )
+
+
+def _question_answering(
+    task: Task,
+    questions: dict[str, list[Question]],
+    options: FinetuneOptions,
+    accelerator: Accelerator,
+    cuda_graphs: bool,
+) -> QuestionAnswering:
+    with processes.one_first():
+        tokenizer = load_tokenizer(options.model, masking=False)
+        model = load_question_answerer(options.model)
+    length = input_length(model, tokenizer, options.model, options.max_length, task.max_length)
+    train, dev = questions["train"], questions["dev"]
+    if samples := options.train_samples:
+        train = [train[i] for i in subset(None, len(train), samples, options.seed)]
+    stride = length // 3 if options.stride is None else options.stride
+    return QuestionAnswering(
+        task=task,
+        model=model.to(accelerator.device),
+        tokenizer=tokenizer,
+        accelerator=accelerator,
+        train=make_windows(train, tokenizer, model, length, stride),
+        dev=make_windows(dev, tokenizer, model, length, stride),
+        questions=dev,
+        batch_size=task.batch_size,
+        step_rows=_step_rows(task, options),
+        seed=options.seed,
+        n_best=options.n_best or N_BEST,
+        max_answer_length=options.max_answer_length or MAX_ANSWER_LENGTH,
+        cuda_graphs=cuda_graphs,
+    )

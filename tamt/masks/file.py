@@ -1,0 +1,308 @@
+"""The mask file: one bit an entry in a safetensors container, and the metadata that says what it is."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import Tensor
+
+import tamt_kernels as tk
+from tamt.masks.masking import Masks, keep_of, sparsity_of
+from tamt.masks.prune_format import MASK, as_mask, is_pruned, pruned_names
+from tamt.methods import FULL, PUBLISHED
+from tamt.runtime.errors import UserError
+from tamt.runtime.files import write_atomically
+from tamt.runtime.tensor_files import read_state
+from tamt.runtime.untrusted import check_pulled
+
+MASK_FILE = "mask.safetensors"
+"""The mask of a run, in its folder."""
+FORMAT = "tamt-mask"
+VERSION = 2
+FIELDS = {"format", "format_version", "model", "method", "sparsity", "seed", "step", "shapes", "kept", "digest"}
+MAX_HEADER = 1 << 24
+"""Bytes of the header that is read at most; BERT-base's has 20 thousand."""
+MAX_ENTRIES = 1 << 31
+"""Of one matrix, as far as the kernels go."""
+PUBLISHED_PREFIXES = ("module.", "bert.", "roberta.", "distilbert.", "electra.")
+"""Of names in a file that has none of an embedding."""
+EMBEDDINGS = re.compile(r"((?:\w+\.)*?)embed")
+
+
+@dataclass(frozen=True)
+class MaskInfo:
+    """Where a mask comes from: model (name or folder), method, sparsity asked for (0 to 1), seed, optimizer step."""
+
+    model: str
+    method: str
+    sparsity: float
+    seed: int
+    step: int
+
+
+def mask_in_row(path: Path | None, masks: Masks, info: MaskInfo | None) -> dict[str, Any]:
+    """What a row of results says of a mask, or of the full model where there is none."""
+    return {
+        "method": info.method if info else FULL,
+        "sparsity": round(sparsity_of(masks), 6) if masks else 0.0,
+        "mask": str(path) if path else None,
+        "mask_seed": info.seed if info else None,
+        "mask_step": info.step if info else None,
+    }
+
+
+@dataclass(frozen=True)
+class PackedMasks:
+    """The masks of a file as the bits that it holds, an eighth of the memory of bool tensors.
+
+    Attributes:
+        bits: uint8 [⌈n/8⌉] a matrix; bit i % 8 of byte i // 8 is the entry with flat index i, the padding bits are 0.
+        shapes: the shape of each matrix.
+        kept: how many entries of each matrix are kept.
+        info: where the masks come from.
+    """
+
+    bits: dict[str, NDArray[np.uint8]]
+    shapes: dict[str, tuple[int, ...]]
+    kept: dict[str, int]
+    info: MaskInfo
+
+    def sparsity(self, *names: str) -> float:
+        """The share of zeros in these matrices together, all of them by default."""
+        chosen = names or tuple(self.shapes)
+        return 1 - sum(self.kept[name] for name in chosen) / sum(math.prod(self.shapes[name]) for name in chosen)
+
+
+def pack_masks(masks: Mapping[str, Tensor], info: MaskInfo) -> PackedMasks:
+    """Pack bool masks; see `PackedMasks`."""
+    return PackedMasks(
+        bits={name: tk.pack_mask(mask).cpu().numpy() for name, mask in masks.items()},
+        shapes={name: tuple(mask.shape) for name, mask in masks.items()},
+        kept={name: int(mask.sum()) for name, mask in masks.items()},
+        info=info,
+    )
+
+
+def save_masks(path: Path, masks: Mapping[str, Tensor], info: MaskInfo, exact: bool = False) -> None:
+    """Write masks to `path`, atomically: the file is there whole or not at all.
+
+    Each mask is stored as ⌈n/8⌉ bytes, bit i % 8 of byte i // 8 the entry with flat index i; BERT-base's 73 matrices
+    take 13.5 MB. The metadata holds the format, its version, `info`, the shape of every matrix and the number of its
+    ones as JSON, and a SHA-256 over all of this and the bits. The same masks give the same bytes.
+
+    Args:
+        path: replaced if it exists.
+        masks: bool tensors by name.
+        info: where they come from.
+        exact: write nothing unless every mask has exactly the ones of `info.sparsity`, `keep_of`.
+
+    Raises:
+        UserError: a mask is not `exact`.
+        CannotWriteError: see `write_atomically`.
+    """
+    packed = pack_masks(masks, info)
+    for name, kept in packed.kept.items():
+        keep = keep_of(masks[name].numel(), info.sparsity)
+        if exact and kept != keep:
+            raise UserError(
+                f"{path} is not written: its mask of {name} keeps {kept} entries where a sparsity of {info.sparsity:g} "
+                f"keeps {keep}, which is a fault of tamt or of this machine; report it, and go on with --resume"
+            )
+    save_packed(path, packed)
+
+
+def save_packed(path: Path, packed: PackedMasks) -> None:
+    """Write packed masks to `path` as `save_masks` does. Raises CannotWriteError, see `write_atomically`."""
+    metadata = {key: str(value) for key, value in asdict(packed.info).items()}
+    metadata |= {
+        "format": FORMAT,
+        "format_version": str(VERSION),
+        "shapes": json.dumps(packed.shapes),
+        "kept": json.dumps(packed.kept),
+    }
+    metadata["digest"] = _digest(metadata, packed.bits)
+    write_atomically(path, _reproducible(save(packed.bits, metadata)))
+
+
+def _reproducible(content: bytes) -> bytes:
+    """A safetensors file, the names in its header in ascending order; safetensors gives metadata a random one."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # so that the data begin at a multiple of 8, as safetensors has it
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
+
+
+def load_masks(path: Path) -> tuple[Masks, MaskInfo]:
+    """Read a mask file: ours (`.safetensors`), the `mask.pt` of the paper's published code, or a pruned checkpoint.
+
+    A `.pt` file is a dict of tensors, bool or of zeros and ones in another type as those of torch.nn.utils.prune, under
+    names that end in `.weight` or `.weight_mask`; it is read with
+    `weights_only=True`, so nothing in it is executed. Its origin is not recorded: method "published", seed and step 0.
+    The state dict of a model that torch.nn.utils.prune has pruned, also in a `.safetensors` file, gives its masks.
+
+    Nothing is believed: names, sizes, shapes and counts are checked before memory is taken for the masks, which is at
+    most eight times the size of the file.
+
+    Raises:
+        UserError: the file is missing, damaged in any bit, of another format or version, or claims what it does not
+            hold.
+    """
+    packed = load_packed(path)
+    bits = {name: torch.from_numpy(array) for name, array in packed.bits.items()}
+    return {name: tk.unpack_mask(bits[name], shape) for name, shape in packed.shapes.items()}, packed.info
+
+
+def load_packed(path: Path) -> PackedMasks:
+    """Read a mask file as `load_masks` does and raise what it raises, but leave our own format's bits packed."""
+    if not path.is_file():
+        raise UserError(f"there is no mask file {path}; give the mask.safetensors of a run folder")
+    check_pulled(path)
+    if path.suffix in {".pt", ".bin", ".pth"}:
+        return pack_masks(*_load_published(path))
+    try:
+        names, metadata = _header(path)
+        if metadata.get("format") != FORMAT and is_pruned(names):
+            return pack_masks(*_load_published(path))
+        if metadata.get("format") != FORMAT:
+            raise UserError(f"{path} is a safetensors file but no mask; give the mask.safetensors of a run folder")
+        if metadata.get("format_version") != str(VERSION):
+            raise UserError(
+                f"the mask file {path} has format version {str(metadata.get('format_version'))[:20]}, this tamt reads "
+                f"{VERSION}; install the tamt that wrote it or write it anew"
+            )
+        if metadata.keys() != FIELDS:
+            raise ValueError(f"its metadata are not {', '.join(sorted(FIELDS))}")
+        info = MaskInfo(
+            model=metadata["model"],
+            method=metadata["method"],
+            sparsity=float(metadata["sparsity"]),
+            seed=int(metadata["seed"]),
+            step=int(metadata["step"]),
+        )
+        shapes = {name: _shape(name, shape) for name, shape in _object(metadata["shapes"]).items()}
+        bits = _bits(path, shapes)
+        found = {name: int(np.bitwise_count(array).sum()) for name, array in bits.items()}
+        if found != _object(metadata["kept"]):
+            raise ValueError("the numbers of ones are not those in its metadata")
+        if metadata["digest"] != _digest(metadata, bits):
+            raise ValueError("its digest is wrong")
+    except (SafetensorError, OSError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"the mask file {path} is damaged or no safetensors file ({' '.join(str(error).split())[:300]}); write it "
+            "anew with tamt train"
+        ) from error
+    return PackedMasks(bits, shapes, found, info)
+
+
+def _header(path: Path) -> tuple[list[str], dict[str, str]]:
+    """The names of the tensors of a safetensors file and its metadata, from its header.
+
+    Raises:
+        ValueError: it is no such file, or names anything twice.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(path.stat().st_size - 8, MAX_HEADER):
+            raise ValueError(f"its header claims {length} bytes")
+        header = _object(file.read(length))
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata are no strings by name")
+    return list(header), metadata
+
+
+def _object(text: str | bytes) -> dict[str, Any]:
+    """A JSON object that names nothing twice: of two values one reader takes the first, another the last."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("it names something twice")
+        return dict(pairs)
+
+    value = json.loads(text, object_pairs_hook=unique)
+    if not isinstance(value, dict):
+        raise ValueError("it holds no names where it should")
+    return value
+
+
+def _shape(name: str, shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, list) or not shape or not all(type(extent) is int and extent > 0 for extent in shape):
+        raise ValueError(f"{name} has no shape")
+    if math.prod(shape) > MAX_ENTRIES:
+        raise ValueError(f"{name} claims {math.prod(shape)} entries")
+    return tuple(shape)
+
+
+def _bits(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.uint8]]:
+    """The bits of each matrix, once all have been found to be there. Raises ValueError if they are not."""
+    with safe_open(path, framework="np") as file:  # which checks that the file has the bytes that its header claims
+        if set(file.keys()) != shapes.keys():
+            raise ValueError("its matrices are not those in its metadata")
+        for name, shape in shapes.items():
+            stored = file.get_slice(name)
+            size = -(-math.prod(shape) // 8)
+            if stored.get_dtype() != "U8" or stored.get_shape() != [size]:
+                raise ValueError(f"{name} is not held by {size} bytes")
+        bits = {name: file.get_tensor(name) for name in shapes}
+    for name, shape in shapes.items():
+        rest = math.prod(shape) % 8
+        if rest and bits[name][-1] >> rest:
+            raise ValueError(f"{name} has ones after its last entry")
+    return bits
+
+
+def _digest(metadata: Mapping[str, str], bits: Mapping[str, NDArray[np.uint8]]) -> str:
+    """The SHA-256 of everything in a mask file but itself, in hexadecimal digits."""
+    told = {key: value for key, value in metadata.items() if key != "digest"}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name in sorted(bits):
+        digest.update(bits[name].tobytes())
+    return digest.hexdigest()
+
+
+def _load_published(path: Path) -> tuple[Masks, MaskInfo]:
+    content = read_state(path, f"the mask file {path}")
+    prefix = _prefix(content)
+    if is_pruned(content):
+        content = {f"{name}{MASK}": content[f"{name}{MASK}"] for name in pruned_names(content, f"the mask file {path}")}
+    masks: Masks = {}
+    for number, (name, mask) in enumerate(content.items()):
+        if not name.endswith((".weight", ".weight_mask")):
+            raise UserError(
+                f"the mask file {path} holds {name[:100]!r}, which is not named ….weight or ….weight_mask; remove it "
+                "or give another file"
+            )
+        plain = _plain_name(name.removeprefix(prefix))
+        masks[plain] = mask
+        # A stride of 0, a storage that is shared or a device without memory makes masks of any size out of one byte.
+        entries = sum(mask.numel() for mask in masks.values())
+        held = mask.layout == torch.strided and mask.device.type == "cpu" and 0 < mask.numel() <= MAX_ENTRIES
+        if not held or entries > path.stat().st_size or len(masks) <= number:
+            raise UserError(
+                f"the mask file {path} does not hold each entry of {name[:100]!r} once; save the masks as plain tensors"
+            )
+        masks[plain] = as_mask(mask, name, f"the mask file {path}")
+    return masks, MaskInfo(model="unknown", method=PUBLISHED, sparsity=round(sparsity_of(masks), 6), seed=0, step=0)
+
+
+def _prefix(names: Iterable[str]) -> str:
+    """What comes before an encoder's own names in those of a model with a head: all before its embeddings."""
+    found = (EMBEDDINGS.match(name) for name in names)
+    return next((match[1] for match in found if match), "")
+
+
+def _plain_name(name: str) -> str:
+    name = name.removesuffix(MASK)
+    for prefix in PUBLISHED_PREFIXES:
+        name = name.removeprefix(prefix)
+    return name

@@ -1,0 +1,206 @@
+"""Which matrices of a model are pruned, and how a mask is put on them and taken off."""
+
+from collections.abc import Mapping
+from decimal import Decimal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import tamt_kernels as tk
+from tamt.runtime.choices import Ranking
+from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
+
+Masks = dict[str, Tensor]
+"""A mask for each prunable matrix: bool, the matrix's shape, True where the weight is kept. The names are those of the
+model without its head (`encoder.layer.0.attention.self.query.weight`), so a mask fits the model under any head."""
+
+MaskedModule = tk.MaskedLinear | tk.MaskedEmbedding
+PrunableModule = nn.Linear | nn.Embedding | MaskedModule
+
+POOLER = "pooler.dense"
+
+
+def prunable_modules(model: PreTrainedModel, pooler: bool = False, embedding: bool = True) -> dict[str, PrunableModule]:
+    """The modules that hold the prunable matrices of `model` (paper 3.2), by name without the head's prefix.
+
+    The word embedding and every `nn.Linear` inside the layers: for BERT-base query, key, value, attention output, FFN
+    in and FFN out of 12 layers and the embedding, 73 matrices. The pooler only if `pooler` asks for it
+    and there is one; the word embedding unless `embedding` is false.
+
+    Raises:
+        UserError: the model has no word embedding or no stack of layers with `nn.Linear` matrices, or a second stack,
+            a decoder's.
+    """
+    encoder = model.base_model
+    names = {module: name for name, module in encoder.named_modules()}
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UserError(
+            f"the model ({type(model).__name__}) has no prunable matrix for us, as it has a decoder beside its "
+            "encoder; choose an encoder of the BERT family"
+        )
+    try:
+        words = encoder.get_input_embeddings()
+    except NotImplementedError:  # characters are hashed, say
+        words = None
+    layers = [module for stack in stacks_of(model) for module in stack.modules()]
+    linears = [module for module in layers if isinstance(module, nn.Linear | tk.MaskedLinear)]
+    if not isinstance(words, nn.Embedding | tk.MaskedEmbedding) or not linears:
+        raise UserError(
+            f"the model ({type(model).__name__}) has no prunable matrix: no stack of {model.config.num_hidden_layers} "
+            "layers of nn.Linear under a word embedding was found in it; choose an encoder of the BERT family"
+        )
+    found: dict[str, PrunableModule] = {names[module]: module for module in [*([words] if embedding else []), *linears]}
+    if pooler and POOLER in names.values():
+        found[POOLER] = encoder.get_submodule(POOLER)
+    return found
+
+
+def stacks_of(model: PreTrainedModel) -> list[nn.ModuleList]:
+    """The stacks of layers of `model`: each list of modules, in no other, as long as its configuration says.
+
+    Most encoders have one; XLM has one of attentions and one of feed-forward networks beside those of LayerNorms.
+    ALBERT's is one of groups of layers, each of which is run several times.
+    """
+    length = getattr(model.config, "num_hidden_groups", model.config.num_hidden_layers)
+    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+    inner = {module for each in lists for module in each.modules() if module is not each}
+    return [each for each in lists if each not in inner and len(each) == length]
+
+
+def prunable_weights(model: PreTrainedModel, pooler: bool = False, embedding: bool = True) -> dict[str, Tensor]:
+    """The prunable matrices of `model` by the names that masks use; see `prunable_modules`."""
+    return {f"{name}.weight": module.weight for name, module in prunable_modules(model, pooler, embedding).items()}
+
+
+def keep_of(entries: int, sparsity: float) -> int:
+    """How many of `entries` weights a mask of this sparsity keeps: n − ⌊n·s⌋, with s the decimal that was written.
+
+    In floats 29 % of 100 would be 28.999999999999996, and rounded down 28.
+    """
+    return entries - int(entries * Decimal(repr(sparsity)))
+
+
+def sparsity_of(masks: Mapping[str, Tensor]) -> float:
+    """The share of zeros over all masks together, between 0 and 1."""
+    entries = sum(mask.numel() for mask in masks.values())
+    return 1 - sum(int(mask.sum()) for mask in masks.values()) / entries
+
+
+def magnitude_masks(weights: Mapping[str, Tensor], sparsity: float) -> Masks:
+    """The masks that keep the largest |W| of each matrix (OMP, paper 3.2), exactly `keep_of` entries each."""
+    return top_masks({name: weight.detach() for name, weight in weights.items()}, sparsity, "abs")
+
+
+def top_masks(scores: Mapping[str, Tensor], sparsity: float, ranking: Ranking = "signed") -> Masks:
+    """The masks that keep the largest scores of each matrix, ties broken by lower flat index."""
+    keep = [keep_of(score.numel(), sparsity) for score in scores.values()]
+    thresholds = tk.topk_threshold(list(scores.values()), keep, ranking=ranking)
+    return {
+        name: tk.binarize(score, value, cut, ranking=ranking)
+        for (name, score), value, cut in zip(scores.items(), thresholds.values, thresholds.cuts, strict=True)
+    }
+
+
+def random_masks(weights: Mapping[str, Tensor], sparsity: float, seed: int) -> Masks:
+    """Masks that keep a uniformly random subset of exact size of each matrix; drawn on the CPU, the same everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    for name, weight in weights.items():
+        mask = torch.zeros(weight.numel(), dtype=torch.bool)
+        mask[torch.randperm(weight.numel(), generator=generator)[: keep_of(weight.numel(), sparsity)]] = True
+        masks[name] = mask.view(weight.shape).to(weight.device)
+    return masks
+
+
+@torch.no_grad()
+def apply_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> None:
+    """Set the pruned weights of `model` to zero in place: the subnetwork f(·; m ⊙ θ0) as a plain dense model.
+
+    A mask for the pooler is left out where the model has none (RoBERTa's classifier, any model for MLM). A matrix that
+    has no mask stays dense, which is said.
+
+    Raises:
+        UserError: see `check_fits`.
+    """
+    if dense := check_fits(masks, model):
+        named = ", ".join(dense[:3]) + (f" and {len(dense) - 3} more" if len(dense) > 3 else "")
+        say(f"the mask leaves {named} out: {'these stay' if len(dense) > 1 else 'this stays'} dense")
+    for name, weight in _masked_weights(model, masks).items():
+        weight.masked_fill_(~masks[name].to(weight.device), 0)
+
+
+def _masked_weights(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The prunable weights of `model` that have a mask."""
+    weights = prunable_weights(model, pooler=True)
+    return {name: weight for name, weight in weights.items() if name in masks}
+
+
+def packed_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The prunable weights of `model`, each with its mask at a bit an entry, as `tk.prune_` takes it.
+
+    A mask for the pooler is left out where the model has none. Without masks there is no pair.
+    """
+    weights = _masked_weights(model, masks)
+    return [(weight, tk.pack_mask(masks[name].to(weight.device))) for name, weight in weights.items()]
+
+
+def wrap(model: PreTrainedModel, masks: Mapping[str, Tensor], ranking: Ranking = "signed") -> dict[str, MaskedModule]:
+    """Put trainable masks on `model`: each prunable module that has a mask becomes a masked one, which starts with it.
+
+    The weights are frozen and shared, not copied; all other parameters are left as they are.
+
+    Returns:
+        The masked modules by the names of `prunable_weights`.
+    """
+    masked: dict[str, MaskedModule] = {}
+    for name, module in prunable_modules(model).items():
+        if f"{name}.weight" not in masks:
+            continue
+        mask = masks[f"{name}.weight"]
+        keep = int(mask.sum())
+        new: MaskedModule
+        if isinstance(module, nn.Embedding):
+            new = tk.MaskedEmbedding.from_embedding(module, keep, mask=mask, ranking=ranking)
+        else:
+            assert isinstance(module, nn.Linear), f"{name} is masked already"
+            new = tk.MaskedLinear.from_linear(module, keep, mask=mask, ranking=ranking)
+        model.base_model.set_submodule(name, new)
+        masked[f"{name}.weight"] = new
+    return masked
+
+
+def masks_of(masked: Mapping[str, MaskedModule]) -> Masks:
+    """The present masks of wrapped modules."""
+    return {name: module.mask for name, module in masked.items()}
+
+
+def check_fits(masks: Mapping[str, Tensor], model: PreTrainedModel) -> list[str]:
+    """Check that masks have names and shapes of prunable matrices of `model`.
+
+    Returns:
+        The matrices that have no mask.
+
+    Raises:
+        UserError: naming up to three matrices that are unknown or of another shape.
+    """
+    shapes = {name: list(mask.shape) for name, mask in masks.items()}
+    weights = prunable_weights(model, pooler=f"{POOLER}.weight" in masks)
+    if f"{POOLER}.weight" not in weights:
+        shapes.pop(f"{POOLER}.weight", None)
+    differs = [f"{name} is not a matrix of the model" for name in shapes if name not in weights]
+    differs += [
+        f"{name} is {shapes[name]} where the model has {list(weight.shape)}"
+        for name, weight in weights.items()
+        if name in shapes and shapes[name] != list(weight.shape)
+    ]
+    missing = [name for name in weights if name not in shapes]
+    if differs:
+        differs = [f"{name} is missing" for name in missing] + differs
+        more = f" and {len(differs) - 3} more" if len(differs) > 3 else ""
+        raise UserError(
+            f"the mask is for another model than {type(model).__name__} ({model.name_or_path}): "
+            f"{'; '.join(differs[:3])}{more}; give the mask with the model it was found in"
+        )
+    return missing

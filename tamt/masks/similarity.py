@@ -1,0 +1,72 @@
+"""Jaccard similarity of masks, per matrix and over all (paper 4.2.5)."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tamt.masks.file import PackedMasks
+from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
+
+LAYER = re.compile(r"\blayers?\.\d+\.")
+"""In the names of matrices that are in a layer."""
+
+
+def similarity(first: PackedMasks, second: PackedMasks) -> tuple[float, dict[str, float]]:
+    """Jaccard similarity |A ∩ B| / |A ∪ B| of two masks over the matrices of both and per matrix (paper 4.2.5).
+
+    Two masks that keep nothing of a matrix are equal there: 1.
+    """
+    both = {name: common_ones(bits, second.bits[name]) for name, bits in first.bits.items() if name in second.bits}
+    either = {name: first.kept[name] + second.kept[name] - count for name, count in both.items()}
+    per_matrix = {name: both[name] / either[name] if either[name] else 1.0 for name in both}
+    return sum(both.values()) / sum(either.values()) if any(either.values()) else 1.0, per_matrix
+
+
+def common_ones(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> int:
+    """How many bits are 1 in both, eight bytes at a time: two BERT-base masks take 19 ms so, 33 ms byte by byte."""
+    return int(np.bitwise_count(_words(first) & _words(second)).sum())
+
+
+def of_one_model(first: PackedMasks, second: PackedMasks) -> bool:
+    """Whether two masks are for the same layers. The pooler and the word embedding may have a mask in one alone."""
+    differing = dict(first.shapes.items() ^ second.shapes.items())
+    in_both = first.shapes.keys() & second.shapes.keys()
+    return not any(name in in_both or LAYER.search(name) for name in differing)
+
+
+def check_same_matrices(masks: Mapping[str, PackedMasks]) -> None:
+    """Check that masks are for one model. Raises UserError, naming the first and the first that differs."""
+    first_name, first = next(iter(masks.items()))
+    for name, other in masks.items():
+        if not of_one_model(first, other):
+            raise UserError(f"the masks {first_name} and {name} are for different models; compare masks of one model")
+
+
+def in_common(masks: Mapping[str, PackedMasks]) -> dict[str, PackedMasks]:
+    """The masks, restricted to the matrices that all of them have; what is left out is said.
+
+    Raises:
+        UserError: see `check_same_matrices`.
+    """
+    check_same_matrices(masks)
+    shared = set.intersection(*(set(mask.shapes) for mask in masks.values()))
+    left_out = sorted({name for mask in masks.values() for name in mask.shapes} - shared)
+    if left_out:
+        say(f"{' and '.join(left_out)} is left out of the comparison, as not every mask has it")
+    return {
+        path: replace(
+            mask,
+            bits={name: bits for name, bits in mask.bits.items() if name in shared},
+            shapes={name: shape for name, shape in mask.shapes.items() if name in shared},
+            kept={name: kept for name, kept in mask.kept.items() if name in shared},
+        )
+        for path, mask in masks.items()
+    }
+
+
+def _words(bits: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    return np.pad(bits, (0, -bits.size % 8)).view(np.uint64) if bits.size % 8 else bits.view(np.uint64)

@@ -1,0 +1,127 @@
+"""Pruned weights that stay zero however a model is trained."""
+
+from collections.abc import Mapping
+from typing import Any
+from weakref import ReferenceType, ref
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+import tamt_kernels as tk
+from tamt.masks.masking import check_fits, prunable_weights
+from tamt.runtime.errors import UserError
+from tamt_kernels.backend.checks import FLOAT_TYPES
+
+
+class _Zeros:
+    """Hooks of an encoder that clear the gradients of pruned weights, and the weights where they came back.
+
+    A weight whose gradient is exactly zero stays zero under weight decay, momentum and moments. The gradient is cleared
+    as soon as it is accumulated, which is before DistributedDataParallel and optimizers read it.
+    """
+
+    def __init__(self, packed: Mapping[str, Tensor]) -> None:
+        """`packed`: the mask of each weight by the weight's name in the encoder, as `tk.pack_mask` packs it."""
+        self._packed = dict(packed)
+        self._watched: dict[str, tuple[ReferenceType[Tensor], RemovableHandle]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied or unpickled model has parameters of its own, which get hooks at its next forward pass.
+        return {"_packed": self._packed, "_watched": {}}
+
+    def install(self, encoder: torch.nn.Module) -> None:
+        """Zero the pruned weights and keep them zero from now on."""
+        encoder.register_forward_pre_hook(self.before_forward)
+        encoder.register_load_state_dict_post_hook(self.after_load)
+        self.watch(encoder)
+
+    def remove(self, encoder: torch.nn.Module) -> None:
+        """Take all hooks off. Those of the encoder are found by their owner, as a copied encoder has no handles."""
+        for _, handle in self._watched.values():
+            handle.remove()
+        for hooks in (encoder._forward_pre_hooks, encoder._load_state_dict_post_hooks):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
+                del hooks[key]
+        self._watched = {}
+
+    def before_forward(self, encoder: torch.nn.Module, arguments: Any) -> None:
+        """Watch parameters that took the place of others, as in a copy of the model."""
+        if not torch.compiler.is_compiling():
+            self.watch(encoder)
+
+    def after_load(self, encoder: torch.nn.Module, keys: Any) -> None:
+        """Zero what `load_state_dict` brought back."""
+        self._prune({name: encoder.get_parameter(name) for name in self._packed})
+        self.watch(encoder)  # with assign=True the parameters are others
+
+    def watch(self, encoder: torch.nn.Module) -> None:
+        """Zero the pruned entries of each weight that has no hook of ours yet, and give it one."""
+        fresh = {}
+        for name in self._packed:
+            weight = encoder.get_parameter(name)
+            if name not in self._watched or self._watched[name][0]() is not weight:
+                fresh[name] = weight
+        self._prune(fresh)
+        for name, weight in fresh.items():
+            if weight.requires_grad:
+                handle = weight.register_post_accumulate_grad_hook(lambda weight, name=name: self._clear(weight, name))
+                self._watched[name] = ref(weight), handle
+
+    def _prune(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self._zero(tensor.detach(), name)
+
+    def _zero(self, tensor: Tensor, name: str) -> None:
+        """Set the pruned entries of a weight, or of its gradient, to zero."""
+        packed = self._packed[name]
+        if packed.device != tensor.device:
+            packed = self._packed[name] = packed.to(tensor.device)
+        if tensor.is_sparse:  # the rows of an embedding that were looked up
+            tensor.values().masked_fill_(~tk.unpack_mask(packed, tuple(tensor.shape))[tensor.indices()[0]], 0)
+        elif tensor.dtype in FLOAT_TYPES:
+            tk.prune_([tensor], [packed])
+        else:
+            tensor.masked_fill_(~tk.unpack_mask(packed, tuple(tensor.shape)), 0)
+
+    def _clear(self, weight: Tensor, name: str) -> None:
+        if weight.grad is not None and weight.grad.is_sparse:
+            weight.grad = weight.grad.coalesce()
+        if weight.grad is not None:
+            self._zero(weight.grad, name)
+
+
+def keep_zeros(model: PreTrainedModel, packed: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Set the pruned weights of `model` to zero, and keep them zero under any optimizer from now on.
+
+    This covers gradient accumulation, weight decay, momentum, loss scaling, DistributedDataParallel, `torch.compile`,
+    `model.to()`, `load_state_dict` and `copy.deepcopy`. It does not cover an optimizer that changes weights whose
+    gradient has always been zero, such as one that adds noise.
+
+    Args:
+        model: with any head, or none.
+        packed: the mask of each prunable matrix as `tk.pack_mask` packs it, by the names of `prunable_weights`.
+        shapes: the shape of each of these masks.
+
+    Raises:
+        UserError: the masks are for another model, or the model has masks already.
+    """
+    if _zeros_of(model) is not None:
+        raise UserError("the model has a ticket already; remove that first, or load the model again")
+    check_fits({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, model)
+    known = prunable_weights(model, pooler=True)
+    _Zeros({name: mask for name, mask in packed.items() if name in known}).install(model.base_model)
+
+
+def free_zeros(model: PreTrainedModel) -> None:
+    """Let the pruned weights of `model` train again, from zero. Raises UserError if nothing holds them."""
+    zeros = _zeros_of(model)
+    if zeros is None:
+        raise UserError("the model has no ticket; nothing holds its weights at zero")
+    zeros.remove(model.base_model)
+
+
+def _zeros_of(model: PreTrainedModel) -> _Zeros | None:
+    hooks = model.base_model._forward_pre_hooks.values()
+    return next((owner for hook in hooks if isinstance(owner := getattr(hook, "__self__", None), _Zeros)), None)

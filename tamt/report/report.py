@@ -1,0 +1,83 @@
+"""`tamt report`: from a folder of runs to tables, figures and a page."""
+
+from pathlib import Path
+
+from tamt.options.base import command
+from tamt.options.report import ReportOptions
+from tamt.report.drawing import columns_of, pyplot, write_pictures
+from tamt.report.figures import Figure, figures_of
+from tamt.report.masks import compare_masks, mask_figures
+from tamt.report.page import GENERATOR, markdown, page
+from tamt.report.paper import paper_table, settings_table
+from tamt.report.runs import read_study
+from tamt.report.tables import (
+    correlation_table,
+    differences_table,
+    figure_table,
+    kept_table,
+    runs_table,
+    scores_table,
+    searches_table,
+    skipped_table,
+)
+from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
+from tamt.runtime.files import write_atomically
+
+PAGE = "report.html"
+
+
+@command(ReportOptions)
+def report(options: ReportOptions) -> dict:
+    """Run `tamt report`."""
+    target = options.output or options.folder / "report"
+    if target.exists() and not target.is_dir():
+        raise UserError(f"the output {target} is a file; give a folder")
+    if target.is_dir() and any(target.iterdir()) and not _is_report(target / PAGE):
+        raise UserError(
+            f"the output folder {target} holds something else than a report, and nothing in it is overwritten; "
+            "give a new --output"
+        )
+    pyplot()
+    study = read_study(options.folder)
+    groups = compare_masks(study)
+    found = [*figures_of(study), *mask_figures(study, groups)]
+    found.sort(key=lambda item: (item.name if isinstance(item, Figure) else "z").startswith(("search", "layers")))
+    figures = [item for item in found if isinstance(item, Figure)]
+    tables = [
+        scores_table(study),
+        searches_table(study, groups),
+        paper_table(study, groups, figures),
+        differences_table(study),
+        correlation_table(study),
+        kept_table(groups),
+        settings_table(study),
+        runs_table(study),
+        skipped_table(study),
+    ]
+    tables = [table for table in tables if table.rows]
+    for figure in figures:
+        write_pictures(figure, target, columns_of(figure.panels))
+        write_atomically(target / f"{figure.name}.csv", figure_table(figure).csv())
+    for table in tables:
+        write_atomically(target / f"{table.name}.csv", table.csv())
+    write_atomically(target / "report.md", markdown(study, found, tables))
+    write_atomically(target / PAGE, page(study, found, tables))
+    for item in study.skipped:
+        say(f"left out: {item.run} {item.why}")
+    row = {
+        "report": str(target / PAGE),
+        "figures": len(figures),
+        "figures_missing": len(found) - len(figures),
+        "masks": len(study.tickets),
+        "fine_tunings": len(study.fine_tunings),
+        "left_out": len(study.skipped),
+    }
+    return {"results": [row]}
+
+
+def _is_report(page_file: Path) -> bool:
+    try:
+        return GENERATOR in page_file.read_text(encoding="utf-8", errors="replace")[:4000]
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""What every command stands on: errors, files, the console, processes."""

@@ -1,0 +1,57 @@
+"""What options may be where no registry says it, and what those left open become.
+
+Nothing here imports torch, so that the command line answers at once.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from tamt.runtime.errors import UserError, check_choice
+
+
+@dataclass(frozen=True, eq=False)
+class Names:
+    """The names in a registry, read when they are asked for; can stand in `Annotated[str, Names(REGISTRY)] | None`."""
+
+    registry: Mapping[str, object]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.registry)
+
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Ranking = Literal["signed", "abs"]
+Scope = Literal["matrix", "row"]
+"""Which weights are ranked together: those of a whole matrix, or those of each output row, as Wanda's authors do."""
+Scores = Literal["magnitude", "activation", "two-valued"]
+"""The scores at the start: proportional to |W|, to |W| · ‖x‖, or 0.02 and 0 (paper eq. 5)."""
+DEFAULT_SCORES: Scores = "activation"
+MASKS_BY_NAME = ("omp", "random")
+"""Masks to start from that are not read from a file."""
+KEEP = 2
+"""Checkpoints that are kept: the newest, and one to fall back on."""
+CHECK_EVERY = 100
+"""Steps between two checks that several processes hold the same; each reads all that trains once."""
+
+
+def scores_of_start(scores: str | None, initial: str | None) -> Scores:
+    """The kind of scores: the one asked for, else `DEFAULT_SCORES`.
+
+    A mask that is asked for by itself starts from two values, because a criterion that disagrees with it would undo it
+    within a few steps.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    if scores is None:
+        return DEFAULT_SCORES if initial is None else "two-valued"
+    check_choice("scores", scores, get_args(Scores))
+    return cast("Scores", scores)
+
+
+def check_initial(initial: str | None) -> None:
+    """Check that `initial` is omp, random or a mask file that is there. Raises UserError if not."""
+    if initial is not None and initial not in MASKS_BY_NAME and not Path(initial).is_file():
+        raise UserError(f"--initial {initial} is not one of {', '.join(MASKS_BY_NAME)} and no mask file; correct it")

@@ -1,0 +1,87 @@
+"""What the commands say while they run: everything on stderr, so that stdout is free for `--json`.
+
+Of several processes that share a run the first one speaks.
+"""
+
+import time
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from tamt.runtime import processes
+
+console = Console(stderr=True, highlight=False, quiet=not processes.first())
+
+
+def say(text: str) -> None:
+    """Print one line to stderr."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+class Progress:
+    """A bar with the latest figures on a terminal, a line every tenth of the way elsewhere."""
+
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        self._what, self._total = what, total
+        self._start, self._first = time.monotonic(), done
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(what, total=total, completed=done, figures="")
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, figures: str) -> None:
+        """Show that `step` steps are done."""
+        self._bar.update(self._task, completed=step, figures=figures)
+        tenth = max(1, self._total // 10)
+        if not console.is_terminal and (step % tenth == 0 or step == self._total):
+            left = (time.monotonic() - self._start) / max(1, step - self._first) * (self._total - step)
+            say(f"{self._what} {step}/{self._total} {figures} {left:.0f} s left")
+
+
+def show(results: list[dict]) -> None:
+    """Print rows of results to stdout: what they share line by line, what differs as a table, one row's matrices."""
+    if not results:  # as of a study of which no run succeeded
+        return
+    output = Console(highlight=False)
+    columns = [key for key, value in results[0].items() if not isinstance(value, dict | list)]
+    shared = [key for key in columns if all(row.get(key) == results[0][key] for row in results)]
+    for key in shared:
+        output.print(f"{key:<14} {_cell(results[0][key])}", markup=False, soft_wrap=True)
+    if differing := [key for key in columns if key not in shared]:
+        _print_table(output, [{key: row.get(key) for key in differing} for row in results])
+    if len(results) == 1 and (matrices := results[0].get("matrices")):
+        _print_table(output, [{"matrix": name, **values} for name, values in matrices.items()])
+
+
+def _print_table(output: Console, rows: list[dict]) -> None:
+    table = Table(box=SIMPLE_HEAD)
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    output.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, list):
+        return " / ".join(_cell(item) for item in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""The training loop, and what keeps a run: its folder, its checkpoints, its precision."""

@@ -1,0 +1,340 @@
+"""The folder of one run: its settings, metrics, checkpoints and results."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from tamt.runtime import processes
+from tamt.runtime.choices import KEEP
+from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
+from tamt.runtime.files import lock, remove_temporary, telling, write_atomically
+from tamt.runtime.untrusted import read_json, read_yaml
+from tamt.training.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
+from tamt.version import __version__
+
+CONFIG = "config.yaml"
+RESULTS = "results.json"
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+LOCK = ".run.lock"
+"""Locked on Windows while a run is at work. Elsewhere `metrics.jsonl` is, which could not be read meanwhile there."""
+RESUMED = "resumed"
+"""Key of the line in `metrics.jsonl` that tells of a resume."""
+WRITTEN_BY = "# written by tamt "
+"""First line of `config.yaml`, before the version: a comment, so that the file is still one of options."""
+HARMLESS = {"save_every", "log_every", "keep", "no_cuda_graphs", "activation_checkpointing"}
+"""Settings that the results of a run do not depend on, so that it may be gone on with under others."""
+AUTO = "auto"
+"""Value of a setting that the run decided for itself; it agrees with whatever the run decided."""
+
+
+class RunFolder:
+    """A folder that holds one run: `config.yaml`, `metrics.jsonl`, TensorBoard events, checkpoints, `results.json`.
+
+    Use `RunFolder.start`. As a context manager it closes its files. Of several processes that share the run the first
+    one writes, and all read the checkpoint.
+
+    Attributes:
+        path: the folder.
+        resumed: the step of the checkpoint that the run goes on from, 0 for a run from its start.
+    """
+
+    def __init__(self, path: Path, keep: int, resume: bool) -> None:
+        self.path = path
+        self._keep = keep
+        processes.by_first(self._open_metrics)
+        self._checkpoint = self._newest_checkpoint()
+        self.resumed: int = self._checkpoint["step"] if self._checkpoint else 0
+        self._seconds_before: float = self._checkpoint["seconds"] if self._checkpoint else 0.0
+        self._saved, self._opened = self.resumed, time.monotonic()
+        steps = processes.gather(self.resumed)
+        if self.resumed != steps[0] or len(set(steps)) > 1:
+            number = next(i for i, step in enumerate(steps) if step != steps[0])
+            raise UserError(
+                f"process {number} finds the checkpoint of step {steps[number]} in {path} and process 0 that of step "
+                f"{steps[0]}; give an --output on a file system that all machines share"
+            )
+        if not processes.first():
+            return
+        remove_temporary(path)
+        metrics = path / METRICS
+        with telling(metrics):
+            if resume:  # what came after the checkpoint will come again
+                before = metrics.read_bytes()[: self._checkpoint["metrics_bytes"] if self._checkpoint else 0]
+                os.truncate(metrics, before.rfind(b"\n") + 1)
+                self._metrics.seek(0, os.SEEK_END)
+        with telling(path / "tensorboard"):
+            purge = self.resumed + 1 if resume else None
+            self._events = SummaryWriter(str(path / "tensorboard"), purge_step=purge)
+
+    def _open_metrics(self) -> None:
+        """Lock the folder against a second run, and open `metrics.jsonl`, which this one writes to its end."""
+        metrics = self.path / METRICS
+        with telling(metrics):
+            # Unbuffered: a line that cannot be written is told at once, and not tried again when the file is closed.
+            self._metrics = metrics.open("ab", buffering=0)
+            self._lock = (self.path / LOCK).open("wb") if os.name == "nt" else self._metrics
+        lock(self._lock, "run", self.path)
+
+    @classmethod
+    def start(cls, path: Path, settings: Mapping[str, Any], resume: bool = False, keep: int = KEEP) -> "RunFolder":
+        """Make the folder of a new run, or open that of an interrupted one.
+
+        What an interrupted run logged after its newest good checkpoint is dropped, as it will be logged again.
+
+        Args:
+            path: must not exist or be empty, unless `resume`.
+            settings: what the run was asked for, written to `config.yaml`; values that YAML holds, or paths.
+            resume: go on with the run in `path`, which must have been started with the same settings, but for
+                `HARMLESS` ones.
+            keep: how many checkpoints to keep.
+
+        Raises:
+            UserError: the folder holds something already, or on `resume` another run, a finished one, or one that is
+                at work.
+            DamagedCheckpointError: there are checkpoints, and none of them can be read.
+        """
+        return cls(path, keep, processes.by_first(lambda: _prepare(path, settings, resume)))
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken since its folder was made, without what an interruption lost."""
+        return self._seconds_before + time.monotonic() - self._opened
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not processes.first():
+            return
+        self._metrics.close()
+        self._lock.close()
+        (self.path / LOCK).unlink(missing_ok=True)
+        with telling(self.path / "tensorboard"):
+            self._events.close()
+
+    def log(self, step: int, **values: float) -> None:
+        """Add one line to `metrics.jsonl` and the values to TensorBoard, for optimizer step `step`.
+
+        Raises:
+            CannotWriteError: the disk is full, say.
+        """
+        if not processes.first():
+            return
+        self._write_metrics({"step": step, **values})
+        with telling(self.path / "tensorboard"):
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+
+    def _write_metrics(self, values: Mapping[str, float]) -> None:
+        line = (json.dumps(values) + "\n").encode()
+        with telling(self.path / METRICS):
+            while line:
+                line = line[self._metrics.write(line) :]
+
+    def save_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
+        """Save a checkpoint, atomically, and drop the oldest ones; nothing is done if the newest is of this step.
+
+        Args:
+            step: the optimizer step after which the run is to go on.
+            state: what `torch.load(weights_only=True)` reads back.
+
+        Raises:
+            CannotWriteError: the disk is full, say; the checkpoints before are as they were.
+        """
+        if step == self._saved:
+            return
+        if processes.first():
+            self._save_checkpoint(step, state)
+        self._saved = step
+        processes.wait()
+
+    def _save_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
+        with telling(self.path / METRICS):
+            os.fsync(self._metrics.fileno())  # the checkpoint counts on the lines before it
+        own = {"step": step, "seconds": self.seconds, "metrics_bytes": self._metrics.tell()}
+        write_checkpoint(self.path / CHECKPOINTS / f"step-{step}.checkpoint", {**own, **state})
+        # One of a later step is damaged, as the run went on from an earlier one.
+        kept = [path for path in self._checkpoints() if _step_of(path) <= step][: self._keep]
+        for path in self._checkpoints():
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+    def resume(self, restore: Callable[[Mapping[str, Any]], None]) -> int:
+        """Hand the newest good checkpoint, if there is one, to `restore`.
+
+        `metrics.jsonl` says so, in a line with `RESUMED`: the clock stood still before, and what follows may be done by
+        another machine.
+
+        Returns:
+            The step after which the run goes on, 0 at its start.
+
+        Raises:
+            DamagedCheckpointError: what is in it does not fit the run.
+        """
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is None:
+            return 0
+        try:
+            restore(checkpoint)
+        except Exception as error:  # nearly anything, where names, kinds or shapes differ
+            raise DamagedCheckpointError(
+                f"the checkpoint of step {self.resumed} in {self.path / CHECKPOINTS} does not fit the run "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); start the run anew in another folder"
+            ) from error
+        say(f"resumed {self.path} at step {self.resumed}")
+        if processes.first():
+            self._write_metrics({"step": self.resumed, RESUMED: True})
+        return self.resumed
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Write `results.json`, which says that the run is finished, and drop the checkpoints."""
+        processes.wait()  # as others may still read
+        if not processes.first():
+            return
+        write_atomically(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+
+    def _checkpoints(self) -> list[Path]:
+        """The files of the checkpoints, the newest first."""
+        found = (self.path / CHECKPOINTS).glob("step-*.checkpoint")
+        return sorted((path for path in found if _step_of(path) > 0), key=_step_of, reverse=True)
+
+    def _newest_checkpoint(self) -> dict[str, Any] | None:
+        """The newest checkpoint that is whole; those that are not are named. None if there is no checkpoint."""
+        paths, damaged = self._checkpoints(), []
+        for path in paths:
+            try:
+                checkpoint = read_checkpoint(path)
+                _check_own(checkpoint, path)
+            except DamagedCheckpointError as error:
+                damaged.append(error)
+                continue
+            for complaint in damaged:
+                say(f"{complaint}, so the run goes on from the one of step {checkpoint['step']}")
+            return checkpoint
+        if damaged:
+            raise DamagedCheckpointError(
+                f"{' and '.join(map(str, damaged))}; restore one from a copy, or start the run anew in another folder"
+            )
+        return None
+
+
+def check_output(path: Path, resume: bool) -> bool:
+    """Whether a run that goes into `path` resumes one there; asked before anything is loaded too.
+
+    Raises:
+        UserError: the folder holds something else than an interrupted run that is to be resumed.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"the output {path} is a file; give a new folder")
+    if (path / CONFIG).is_file() and resume:
+        if (path / RESULTS).is_file():
+            raise UserError(f"the run in {path} is finished; give a new --output for another")
+        return True
+    if path.exists() and not all(left.match(f".{CONFIG}.*.tmp") for left in path.iterdir()):
+        raise UserError(
+            f"the output folder {path} is not empty and nothing in it is overwritten; "
+            "give a new --output, or --resume to go on with an interrupted run"
+        )
+    return False
+
+
+def _prepare(path: Path, settings: Mapping[str, Any], resume: bool) -> bool:
+    """Make the folder of a run, or check that of one to resume; whether there is one to resume."""
+    if check_output(path, resume):
+        _check_same(path, settings)
+        return True
+    write_config(path, settings)
+    return False
+
+
+def processes_of_run(path: Path, asked: int | None, resume: bool) -> int | None:
+    """Of how many processes a step of the run in `path` takes the batches; None for one.
+
+    Args:
+        path: folder of the run.
+        asked: what the command asks for.
+        resume: whether to keep to what an earlier run there began with.
+    """
+    if asked is None and resume and (path / CONFIG).is_file():
+        started = started_with(path, "processes_of_step")
+        return started if isinstance(started, int) and started > 1 else None
+    wanted = asked or processes.count()
+    return wanted if wanted > 1 else None
+
+
+def started_with(path: Path, setting: str) -> Any:
+    """A setting of the run in `path`; None if there is no run, or no such setting."""
+    return read_yaml(path / CONFIG).get(setting) if (path / CONFIG).is_file() else None
+
+
+def _step_of(checkpoint: Path) -> int:
+    number = checkpoint.stem.removeprefix("step-")
+    return int(number) if number.isascii() and number.isdecimal() else 0
+
+
+def _check_own(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Check what a run folder itself puts into a checkpoint."""
+    kinds = {"step": int, "seconds": float, "metrics_bytes": int}
+    if checkpoint.get("step") != _step_of(path) or any(
+        not isinstance(checkpoint.get(name), kind) or not checkpoint[name] >= 0 for name, kind in kinds.items()
+    ):
+        raise DamagedCheckpointError(f"the checkpoint {path} cannot be read (it is not of the step in its name)")
+
+
+def write_config(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write `config.yaml` into the run folder `path`, which is made if it is not there."""
+    plain = {key: _plain(value) for key, value in settings.items()}
+    content = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    write_atomically(path / CONFIG, f"{WRITTEN_BY}{__version__}\n{content}")
+
+
+def version_of(path: Path) -> str | None:
+    """The version of tamt that started the run in `path`, None if its `config.yaml` does not say."""
+    with (path / CONFIG).open(encoding="utf-8", errors="replace") as file:
+        first = file.readline(1000)
+    return first.removeprefix(WRITTEN_BY).strip() if first.startswith(WRITTEN_BY) else None
+
+
+def finished_results(path: Path, settings: Mapping[str, Any]) -> list[dict] | None:
+    """The results of the finished run in `path`, None if there is none yet.
+
+    Raises:
+        UserError: the run there was started with other values of `settings`, which may be some of all, or its files
+            are damaged.
+    """
+    if not (path / RESULTS).is_file():
+        return None
+    _check_same(path, settings)
+    content = read_json(path / RESULTS)
+    results = content.get("results") if isinstance(content, dict) else None
+    if not isinstance(results, list) or not results or not all(isinstance(row, dict) for row in results):
+        raise UserError(f"{path / RESULTS} is damaged: it holds no results; start the run anew in another folder")
+    return results
+
+
+def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
+    started = read_yaml(path / CONFIG)
+    for key, value in settings.items():
+        if key not in HARMLESS and value != AUTO and started.get(key) != _plain(value):
+            raise UserError(
+                f"the run in {path} was started with {key} = {started.get(key)!r}, not {_plain(value)!r}; "
+                "go on with its own settings or give a new --output"
+            )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""Which code runs an operation, and how it is registered."""

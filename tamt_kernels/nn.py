@@ -1,0 +1,309 @@
+"""Layers with a frozen weight, a trained score and an exact mask, for ``nn.Linear`` and ``nn.Embedding``."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tamt_kernels.backend import checks
+from tamt_kernels.ops.binarize import binarize
+from tamt_kernels.ops.linear import linear
+from tamt_kernels.ops.mask_weight import mask_weight
+from tamt_kernels.ops.mask_weights import mask_weights
+from tamt_kernels.ops.masked_embedding import masked_embedding
+from tamt_kernels.ops.masked_linear import masked_linear
+from tamt_kernels.ops.overwriting_linear import overwriting_linear
+from tamt_kernels.ops.threshold import topk_threshold
+from tamt_kernels.reference import Thresholds
+
+# φ₀ and α of eq. 5 (section 4.1.3): a kept entry starts at α φ₀ and a pruned one at 0. Either must travel 0.01 for
+# the mask to change, which takes 200 steps at the paper's learning rate of 5e-5.
+INITIAL_THRESHOLD = 0.01
+INITIAL_SCALE = 2.0
+
+
+def _parameter(name: str, argument: str, value: object) -> None:
+    if not isinstance(value, nn.Parameter):
+        raise TypeError(f"{name}: {argument} is a {type(value).__name__} but must be an nn.Parameter")
+    checks.matrix(name, argument, value)
+
+
+class _MaskedWeight(nn.Module):
+    """A frozen weight W and a trained score S, of which the ``keep`` largest entries make the mask."""
+
+    weight: Tensor
+    score: nn.Parameter
+    value: Tensor
+    cut: Tensor
+    # W ⊙ m as ``MaskAdamW`` writes it once a step: a leaf, which collects d(W ⊙ m) over the step's backward passes.
+    # Without that optimizer there is none, and each forward masks the weight.
+    made: Tensor | None = None
+    # Whether an embedding's gradient holds only the rows that were looked up, see ``MaskAdamW``.
+    sparse: bool = False
+    # Whether memory is to be spared, see ``MaskAdamW``: a linear layer's backward writes d(W ⊙ m) over W ⊙ m, and how
+    # many wait for it; an embedding whose gradient is sparse keeps no W ⊙ m.
+    overwrite: bool = False
+    uses: int = 0
+
+    def __init__(
+        self, weight: Tensor, keep: int, mask: Tensor | None = None, ranking: checks.Ranking = "signed"
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        checks.absolute(name, ranking)
+        _parameter(name, "weight", weight)
+        checks.dimensions(name, "weight", weight, 2)
+        checks.keep(name, "keep", keep, "weight", weight)
+        if mask is None:
+            if weight.isnan().any():
+                raise ValueError(f"{name}: weight has NaN entries but must have none, as they rank nowhere")
+            thresholds = topk_threshold([weight], [keep], ranking="abs")
+            mask = binarize(weight, thresholds.values[0], thresholds.cuts[0], ranking="abs")
+        checks.tensor(name, "mask", mask)
+        checks.dtype(name, "mask", mask, (torch.bool,))
+        checks.shape(name, "mask", mask, tuple(weight.shape), "the shape of weight")
+        checks.device(name, "mask", mask, weight.device, "weight")
+        if (ones := int(mask.sum())) != keep:
+            raise ValueError(f"{name}: mask has {ones} ones but must have {keep}, which is keep")
+        self.keep = keep
+        self.ranking: checks.Ranking = ranking
+        self.weight = weight
+        self.weight.requires_grad_(False)
+        self.score = nn.Parameter(mask.to(torch.float32).contiguous() * (INITIAL_SCALE * INITIAL_THRESHOLD))
+        values, cuts = topk_threshold([self.score], [keep], ranking=ranking)
+        self.register_buffer("value", values[0].clone())
+        self.register_buffer("cut", cuts[0].clone())
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask, bool, with exactly ``keep`` ones after every ``update_masks``."""
+        return binarize(self.score, self.value, self.cut, ranking=self.ranking)
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros in the mask."""
+        return 1 - self.keep / max(self.weight.numel(), 1)
+
+    def masked_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """W ⊙ m, differentiable in the score."""
+        return mask_weight(self.weight, self.score, self.value, self.cut, dtype, ranking=self.ranking)
+
+    @property
+    def made_at_lookup(self) -> bool:
+        """Whether each forward makes the rows of W ⊙ m that it looks up, and ``made`` only takes their gradients."""
+        return self.sparse and self.overwrite
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether d(W ⊙ m) lies where W ⊙ m was, until the optimizer's next step."""
+        if self.made is None or self.made.grad is None or self.made.grad.is_sparse:
+            return False
+        return self.made.grad.data_ptr() == self.made.data_ptr()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy is in no optimizer that would keep its masked weight up to date.
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("made", "sparse", "overwrite", "uses")
+        }
+
+    def get_extra_state(self) -> Tensor:
+        """``keep``, which belongs to the score: int64, 0-dim."""
+        return torch.tensor(self.keep)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Check that a state is of a mask with as many ones. Raises ValueError if not."""
+        if int(state) != self.keep:
+            raise ValueError(
+                f"{type(self).__name__}: the state's keep is {int(state)} but must be {self.keep}, which is this "
+                "layer's; make the layer with the state's"
+            )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        state_dict.setdefault(f"{prefix}_extra_state", torch.tensor(self.keep))  # older states have none
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.made = None
+        # .half() and its like must not round the score and its threshold: scores that were apart would tie,
+        # and the mask would change. They move to other devices, but stay float32.
+        score, grad, value = self.score.data, self.score.grad, self.value
+        grad = None if grad is None else grad.detach()  # the very tensor is converted in its place
+        super()._apply(fn, recurse)
+        if self.score.dtype != torch.float32:
+            self.score.data = score.to(self.score.device)
+            self.score.grad = None if grad is None else grad.to(self.score.device)
+            self.value = value.to(self.score.device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, keep={self.keep}, sparsity={self.sparsity:.4f}, {self.ranking}"
+
+
+class MaskedLinear(_MaskedWeight):
+    """``nn.Linear`` over W ⊙ m.
+
+    ``score`` [out, in] is a float32 parameter, the only one that trains. ``value`` (float32) and ``cut`` (int64) are
+    the threshold, buffers that ``update_masks`` renews.
+
+    Args:
+        weight: W [out, in], a parameter, which is frozen; float32, float16 or bfloat16.
+        bias: a parameter [out], which is frozen, or None.
+        keep, mask, ranking: as in ``from_linear``.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or number of ones, or is out of
+            range; or the weight is NaN somewhere and no mask is given.
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        keep: int,
+        mask: Tensor | None = None,
+        ranking: checks.Ranking = "signed",
+    ) -> None:
+        super().__init__(weight, keep, mask, ranking)
+        if bias is not None:
+            _parameter("MaskedLinear", "bias", bias)
+            checks.shape("MaskedLinear", "bias", bias, (weight.shape[0],), "an entry for each row of weight")
+            checks.device("MaskedLinear", "bias", bias, weight.device, "weight")
+            bias.requires_grad_(False)
+        self.bias = bias
+        self.out_features, self.in_features = weight.shape
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, keep: int, mask: Tensor | None = None, ranking: checks.Ranking = "signed"
+    ) -> "MaskedLinear":
+        """Wrap a layer, whose very parameters are taken, not copied, and frozen.
+
+        Args:
+            linear: the layer.
+            keep: the ones of the mask, 0 to the entries of the weight.
+            mask: the first mask, bool, of the weight's shape, with ``keep`` ones. By default the ``keep``
+                entries of largest |W|, one-shot magnitude pruning. The score starts at 0.02 where it is true
+                and 0 elsewhere (eq. 5).
+            ranking: whether entries rank by the score ("signed") or its absolute value ("abs").
+
+        Raises:
+            TypeError, ValueError: the layer is no ``nn.Linear``; else as the class does.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"MaskedLinear: linear is a {type(linear).__name__} but must be an nn.Linear")
+        return cls(linear.weight, linear.bias, keep, mask, ranking)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.made is not None:
+            # A compiled backward has no such effect: it gives a gradient of its own, which the optimizer takes as well.
+            if self.overwrite and not torch.compiler.is_compiling():
+                return overwriting_linear(x, self)
+            return linear(x, self.made, self.bias)
+        return masked_linear(x, self.weight, self.score, self.value, self.cut, self.bias, ranking=self.ranking)
+
+
+class MaskedEmbedding(_MaskedWeight):
+    """``nn.Embedding`` over W ⊙ m. Parameters and buffers are those of ``MaskedLinear``, without a bias.
+
+    Args:
+        weight: W [rows, columns], a parameter, which is frozen; float32, float16 or bfloat16.
+        padding_idx: a row whose score gets no gradient, as in ``masked_embedding``.
+        keep, mask, ranking: as in ``MaskedLinear.from_linear``.
+
+    Raises:
+        TypeError, ValueError: as ``MaskedLinear`` does.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        keep: int,
+        mask: Tensor | None = None,
+        padding_idx: int | None = None,
+        ranking: checks.Ranking = "signed",
+    ) -> None:
+        super().__init__(weight, keep, mask, ranking)
+        if padding_idx is not None:
+            checks.row("MaskedEmbedding", "padding_idx", padding_idx, weight)
+        self.padding_idx = padding_idx
+        self.num_embeddings, self.embedding_dim = weight.shape
+
+    @classmethod
+    def from_embedding(
+        cls,
+        embedding: nn.Embedding,
+        keep: int,
+        mask: Tensor | None = None,
+        ranking: checks.Ranking = "signed",
+    ) -> "MaskedEmbedding":
+        """Wrap a layer, as ``MaskedLinear.from_linear`` does.
+
+        Raises:
+            TypeError, ValueError: as there; or the embedding uses ``max_norm``, ``scale_grad_by_freq`` or
+                ``sparse``.
+        """
+        if not isinstance(embedding, nn.Embedding):
+            raise TypeError(f"MaskedEmbedding: embedding is a {type(embedding).__name__} but must be an nn.Embedding")
+        for option in ("max_norm", "scale_grad_by_freq", "sparse"):
+            if getattr(embedding, option):
+                raise ValueError(f"MaskedEmbedding: embedding has {option} set but must not, it is not supported")
+        return cls(embedding.weight, keep, mask, embedding.padding_idx, ranking)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.made is not None:
+            # torch.compile knows no sparse gradients.
+            sparse = self.sparse and not torch.compiler.is_compiling()
+            rows = F.embedding(ids, self.made, self.padding_idx, sparse=sparse)
+            return rows + self._rows(ids, self.score.detach()).to(rows.dtype) if self.made_at_lookup else rows
+        return self._rows(ids, self.score)
+
+    def _rows(self, ids: Tensor, score: Tensor) -> Tensor:
+        return masked_embedding(ids, self.weight, score, self.value, self.cut, self.padding_idx, ranking=self.ranking)
+
+
+def masked_modules(modules: nn.Module | Iterable[nn.Module]) -> list["MaskedLinear | MaskedEmbedding"]:
+    """Those with a mask, of a model or of several modules."""
+    modules = modules.modules() if isinstance(modules, nn.Module) else modules
+    return [module for module in modules if isinstance(module, MaskedLinear | MaskedEmbedding)]
+
+
+@torch.no_grad()
+def update_masks(modules: nn.Module | Iterable[nn.Module]) -> None:
+    """Renew every mask: after it each has exactly ``keep`` ones (section 3.4.2).
+
+    To be called after every step of an optimizer other than ``MaskAdamW``, and after scores were changed or
+    loaded. One ``topk_threshold`` over all scores (one per device, ranking and type of masked weights, where they
+    differ); the thresholds, and the masked weights of ``MaskAdamW``, are renewed in place. Waits for no GPU: there
+    a matrix with a NaN score gets a mask of zeros.
+
+    Args:
+        modules: a model, or modules of which those with a mask are taken.
+
+    Raises:
+        ValueError: a score on a CPU has NaN entries.
+        RuntimeError: a gradient of ``MaskAdamW(overwrite=True)`` waits for its step.
+    """
+    masked = masked_modules(modules)
+    if any(module.overwritten for module in masked):
+        raise RuntimeError(
+            "update_masks: a masked weight holds its gradient; take the optimizer's step, or call its zero_grad, first"
+        )
+    groups: dict[tuple[Any, ...], list[MaskedLinear | MaskedEmbedding]] = {}
+    for module in masked:
+        made_dtype = None if module.made is None or module.made_at_lookup else module.made.dtype
+        groups.setdefault((module.score.device, module.ranking, made_dtype), []).append(module)
+    for (_device, ranking, made_dtype), group in groups.items():
+        scores, values, cuts = zip(*((module.score, module.value, module.cut) for module in group), strict=True)
+        last = Thresholds(torch.stack(values), torch.stack(cuts))
+        keep = [module.keep for module in group]
+        found = topk_threshold(scores, keep, ranking=ranking, last=last, check_nan=False)
+        torch._foreach_copy_(values, list(found.values.unbind()))
+        torch._foreach_copy_(cuts, list(found.cuts.unbind()))
+        if made_dtype is not None:
+            weights = [module.weight for module in group]
+            masked_weights, _ = mask_weights(weights, scores, found, made_dtype, ranking=ranking)
+            torch._foreach_copy_([module.made for module in group if module.made is not None], masked_weights)
