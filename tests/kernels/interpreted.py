@@ -22,7 +22,7 @@ from tamt_kernels.triton_kernels import (
     mask_adamw,
     mask_weights,
     masked_embedding,
-    masked_matmul,
+    masked_linear,
     ste_backward,
     threshold,
 )
@@ -562,14 +562,14 @@ def test_a_long_sum_is_split_and_always_the_same(monkeypatch):
     score, value, cut = score_and_threshold((8, 1000))
     weight, x = gaussian(8000).reshape(8, 1000), gaussian(2000).reshape(2, 1000)
     started = []
-    real = masked_matmul.launch
+    real = masked_linear.launch
     record = lambda kernel, *rest, **options: (started.append(kernel.__name__), real(kernel, *rest, **options))  # noqa: E731
-    monkeypatch.setattr(masked_matmul, "launch", record)
-    monkeypatch.setattr(masked_matmul, "PARTS_AT_ONCE", 2)
+    monkeypatch.setattr(masked_linear, "launch", record)
+    monkeypatch.setattr(masked_linear, "PARTS_AT_ONCE", 2)
     found = [operators.masked_matmul(x, weight, score, value, cut, gaussian(8)) for _ in range(2)]
     assert same_bits(*found)
     assert started == ["product_kernel", "sum_kernel"] * 2
-    monkeypatch.setattr(masked_matmul, "ENOUGH_TILES", 1)
+    monkeypatch.setattr(masked_linear, "ENOUGH_TILES", 1)
     close(operators.masked_matmul(x, weight, score, value, cut, gaussian(8)), found[0], torch.float32)
     assert started[4:] == ["product_kernel"]
 

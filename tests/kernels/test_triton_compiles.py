@@ -18,19 +18,19 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from tamt_kernels import dispatch  # noqa: E402
+from tamt_kernels.backend import dispatch  # noqa: E402
 from tamt_kernels.triton_kernels import (  # noqa: E402
     common,
     cosine,
     mask_adamw,
     mask_weights,
     masked_embedding,
-    masked_matmul,
+    masked_linear,
     ste_backward,
     threshold,
 )
 
-MODULES = (common, cosine, mask_adamw, mask_weights, masked_embedding, masked_matmul, ste_backward, threshold)
+MODULES = (common, cosine, mask_adamw, mask_weights, masked_embedding, masked_linear, ste_backward, threshold)
 GPUS = (70, 75, 80, 90, 100)
 TRIED = GPUS if "TAMT_SOAK" in os.environ else (80, 90)
 """GPUs that the test compiles for; 20 seconds each."""
@@ -119,11 +119,11 @@ def launches(gpu=GPUS[-1]):
             for rows in (1, 64):
                 label = f"{str(dtype).removeprefix('torch.')}, {rows} rows"
                 x, grad = torch.zeros(rows, 3072, dtype=dtype), torch.zeros(rows, 768, dtype=dtype)
-                masked_matmul.masked_matmul(x, weight, score, values[0], cuts[0])
+                masked_linear.masked_matmul(x, weight, score, values[0], cuts[0])
                 label = f"of x, {label}"
-                masked_matmul.masked_matmul_backward_x(grad, weight, score, values[0], cuts[0])
+                masked_linear.masked_matmul_backward_x(grad, weight, score, values[0], cuts[0])
             label = label.removeprefix("of x, ")
-            masked_matmul.masked_matmul_backward_score(grad, x, weight, torch.float32)
+            masked_linear.masked_matmul_backward_score(grad, x, weight, torch.float32)
     finally:
         for module, launch in zip(MODULES, real, strict=True):
             module.launch = launch
@@ -239,15 +239,15 @@ def test_products_read_16_bytes_at_a_time_ahead_of_their_use():
 def test_products_of_awkward_weights_compile(dtype, rows, monkeypatch):
     recorded = []
     record = lambda kernel, grid, *arguments, **options: recorded.append(Launch("", kernel, arguments, options))  # noqa: E731
-    monkeypatch.setattr(masked_matmul, "launch", record)
+    monkeypatch.setattr(masked_linear, "launch", record)
     score, x = torch.zeros(96, 512), torch.zeros(rows, 512, dtype=dtype)
     threshold = torch.zeros(()), torch.zeros((), dtype=torch.int64)
     for weight in (torch.zeros(96, 512, dtype=dtype), torch.zeros(96, 512)):
-        masked_matmul.masked_matmul(x, weight, score, *threshold)
-        masked_matmul.masked_matmul(x, weight, score.t().contiguous().t(), *threshold)
-        masked_matmul.masked_matmul(x, weight.t().contiguous().t(), score, *threshold)
-        masked_matmul.masked_matmul(x, weight, torch.zeros(96 * 512 + 1)[1:].view(96, 512), *threshold)
-        masked_matmul.masked_matmul(x[:, 5:], weight[:, 5:], score[:, 5:], *threshold)
+        masked_linear.masked_matmul(x, weight, score, *threshold)
+        masked_linear.masked_matmul(x, weight, score.t().contiguous().t(), *threshold)
+        masked_linear.masked_matmul(x, weight.t().contiguous().t(), score, *threshold)
+        masked_linear.masked_matmul(x, weight, torch.zeros(96 * 512 + 1)[1:].view(96, 512), *threshold)
+        masked_linear.masked_matmul(x[:, 5:], weight[:, 5:], score[:, 5:], *threshold)
     for launch in recorded:
         usage = compiled(launch, 90)
         assert not usage.stack + usage.local
