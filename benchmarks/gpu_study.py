@@ -85,7 +85,7 @@ def runs() -> Iterator[tuple[str, int, float]]:
 
 def run(folder: Path, output: Path, seconds: float = SECONDS, **options: Any) -> None:
     """Search and fine-tune until the time is up; `options` are those of `tamt train`, for a smaller study."""
-    from tamt.finetune.finetune import finetune
+    from tamt.finetuning.finetune import finetune
     from tamt.search.train import train
 
     output.mkdir(parents=True, exist_ok=True)

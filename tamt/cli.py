@@ -39,12 +39,15 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("tamt.search.train", TrainOptions, "search a winning ticket: find the mask of a subnetwork", True),
     "finetune": Command(
-        "tamt.finetune.finetune", FinetuneOptions, "fine-tune a subnetwork or the full model on a task", True
+        "tamt.finetuning.finetune", FinetuneOptions, "fine-tune a subnetwork or the full model on a task", True
     ),
     "evaluate": Command(
-        "tamt.evaluate", EvaluateOptions, "measure a subnetwork on text, or a fine-tuned model on its task", True
+        "tamt.commands.evaluate",
+        EvaluateOptions,
+        "measure a subnetwork on text, or a fine-tuned model on its task",
+        True,
     ),
-    "predict": Command("tamt.predict", PredictOptions, "predict labels or answers with a fine-tuned model"),
+    "predict": Command("tamt.commands.predict", PredictOptions, "predict labels or answers with a fine-tuned model"),
     "sweep": Command("tamt.sweep.sweep", SweepOptions, "do all searches and fine-tunings of a study"),
     "report": Command(
         "tamt.report.report", ReportOptions, "draw the paper's figures and tables for your own runs, and a page of them"
@@ -52,7 +55,7 @@ COMMANDS = {
     "compare": Command(
         "tamt.report.compare", CompareOptions, "compare masks: similarity and sparsity, per matrix and over all"
     ),
-    "export": Command("tamt.export", ExportOptions, "write a subnetwork as a plain Hugging Face model"),
+    "export": Command("tamt.commands.export", ExportOptions, "write a subnetwork as a plain Hugging Face model"),
     "demo": Command("tamt.demo", DemoOptions, "find and fine-tune winning tickets of a small real model"),
 }
 USAGE = "usage: tamt COMMAND [options]    tamt COMMAND --help    tamt --version\n\n" + "\n".join(

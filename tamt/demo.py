@@ -37,7 +37,7 @@ def demo(options: DemoOptions) -> dict:
     output = options.output
     if output.exists() and (output.is_file() or (any(output.iterdir()) and not (output / SEARCHES[0]).is_dir())):
         raise UserError(f"the output {output} holds something else than a demo; give a new --output")
-    from tamt.finetune.finetune import finetune
+    from tamt.finetuning.finetune import finetune
     from tamt.search.train import train
 
     started = time.monotonic()

@@ -26,7 +26,7 @@ from benchmarks.kernels.eager import float_mask_weight
 from benchmarks.kernels.threshold import by_kthvalue
 from tamt.data.corpora import Blocks, train_batches
 from tamt.data.token_masking import TokenMasking
-from tamt.finetune.loop import SPARE_MEMORY
+from tamt.finetuning.loop import SPARE_MEMORY
 from tamt.masks.masking import apply_masks, keep_of, magnitude_masks, packed_masks, prunable_modules, prunable_weights
 from tamt.models.loading import MaskedLanguageModel, dense_twin, longest_input, speed_up
 from tamt.objectives import Losses, encode

@@ -1,6 +1,6 @@
 """What the paper says (Liu et al., NAACL 2022), beside what the runs of a study say."""
 
-from tamt.finetune.rates import RATE_OF_BASE, RISE_BY_SPARSITY, WIDTH_OF_BASE
+from tamt.finetuning.rates import RATE_OF_BASE, RISE_BY_SPARSITY, WIDTH_OF_BASE
 from tamt.methods import IMP, METHODS, RANDOM, is_one_shot, trains_scores
 from tamt.report.figures import Chart, Figure, Scores, label_of, main_tickets
 from tamt.report.masks import MaskGroup

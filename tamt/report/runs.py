@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tamt.data.tasks import TASKS
-from tamt.finetune.rates import best_over_seeds, rates_in_words
+from tamt.finetuning.rates import best_over_seeds, rates_in_words
 from tamt.methods import METHODS, SCHEDULE_STEPS, is_one_shot, trains_scores
 from tamt.report.variants import UNKNOWN, variants
 from tamt.runtime.errors import UserError

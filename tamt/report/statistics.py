@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tamt.finetune.metrics import spearman
+from tamt.finetuning.metrics import spearman
 
 FEWEST_PAIRS = 5
 """With fewer a bootstrap knows nothing: three values have ten different resamples."""

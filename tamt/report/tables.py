@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from tamt.finetune.rates import rates_in_words
+from tamt.finetuning.rates import rates_in_words
 from tamt.report.figures import (
     AVERAGE,
     LOSSES,

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tamt.evaluate import evaluate
-from tamt.finetune.finetune import finetune
-from tamt.finetune.loop import MODEL_FOLDER
+from tamt.commands.evaluate import evaluate
+from tamt.finetuning.finetune import finetune
+from tamt.finetuning.loop import MODEL_FOLDER
 from tamt.options.base import Options
 from tamt.options.evaluate import EvaluateOptions
 from tamt.options.finetune import FinetuneOptions

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tamt.finetune.rates import best_over_seeds, rates_in_words
+from tamt.finetuning.rates import best_over_seeds, rates_in_words
 from tamt.sweep.plan import Plan, Ticket
 from tamt.sweep.study import VARIANTS
 

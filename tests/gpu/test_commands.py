@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from tamt.commands.evaluate import evaluate
 from tamt.data.corpora import Blocks
-from tamt.evaluate import evaluate
-from tamt.finetune.finetune import finetune
+from tamt.finetuning.finetune import finetune
 from tamt.masks.file import load_masks
 from tamt.search.train import train
 from tamt.training.loop import NonFiniteError
@@ -28,7 +28,7 @@ def _text_without_datasets(monkeypatch):
         return Blocks(tokens, OPTIONS["max_length"], [2], [3], 0).split(300)
 
     monkeypatch.setattr(sys.modules["tamt.search.train"], "load_corpus", load_corpus)
-    for module, name in (("tamt.search.train", "load_held_out"), ("tamt.evaluate", "load_dev_corpus")):
+    for module, name in (("tamt.search.train", "load_held_out"), ("tamt.commands.evaluate", "load_dev_corpus")):
         monkeypatch.setattr(sys.modules[module], name, lambda *_: load_corpus()[1])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tamt.finetune.finetune import finetune
+from tamt.finetuning.finetune import finetune
 from tamt.masks.file import load_masks
 from tamt.models.loading import checkpoint_activations, load_classifier
 from tamt.runtime.errors import UserError

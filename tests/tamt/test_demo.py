@@ -54,7 +54,7 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path, monkeypatch, capsys)
     assert run(folder) == 0
     before = (folder / "results.json").read_bytes()
     monkeypatch.setattr("tamt.search.train.train", lambda **_: pytest.fail("searched again"))
-    monkeypatch.setattr("tamt.finetune.finetune.finetune", lambda **_: pytest.fail("fine-tuned again"))
+    monkeypatch.setattr("tamt.finetuning.finetune.finetune", lambda **_: pytest.fail("fine-tuned again"))
     assert run(folder) == 0
     assert (folder / "results.json").read_bytes() == before
     capsys.readouterr()

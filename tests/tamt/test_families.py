@@ -16,8 +16,8 @@ from transformers import (
     AutoTokenizer,
 )
 
-from tamt.export import export
-from tamt.finetune.finetune import finetune
+from tamt.commands.export import export
+from tamt.finetuning.finetune import finetune
 from tamt.masks.file import MaskInfo, load_masks, save_masks
 from tamt.masks.masking import Masks, apply_masks, keep_of, magnitude_masks, prunable_modules, prunable_weights
 from tamt.models.loading import load_question_answerer

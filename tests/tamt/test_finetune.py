@@ -12,10 +12,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from tamt.data import assets as demo
 from tamt.data.rows import Rows
-from tamt.finetune import loop
-from tamt.finetune.batches import bucketed
-from tamt.finetune.classification import Classification, encode
-from tamt.finetune.finetune import finetune
+from tamt.finetuning import loop
+from tamt.finetuning.batches import bucketed
+from tamt.finetuning.classification import Classification, encode
+from tamt.finetuning.finetune import finetune
 from tamt.masks.file import MaskInfo, load_masks, save_masks
 from tamt.masks.masking import apply_masks, magnitude_masks, packed_masks, prunable_weights
 from tamt.models.loading import load_classifier, load_tokenizer

@@ -10,10 +10,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from tamt.cli import main
 from tamt.data.tasks import find_task
-from tamt.finetune.classification import Classification
-from tamt.finetune.finetune import finetune
-from tamt.finetune.finetune import finetune as run
-from tamt.finetune.plots import draw_predictions
+from tamt.finetuning import finetune as run
+from tamt.finetuning.classification import Classification
+from tamt.finetuning.finetune import finetune
+from tamt.finetuning.plots import draw_predictions
 from tamt.runtime.errors import UserError
 
 SENTENCES = ["the {} dog sees a house", "a {} cat finds the river by the road", "{} fish", "the bird hears a {} tree"]

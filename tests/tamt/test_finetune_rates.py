@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from tamt.cli import parse
-from tamt.finetune.finetune import finetune
-from tamt.finetune.finetune import finetune as run_module
-from tamt.finetune.loop import Outcome
-from tamt.finetune.rates import best_over_seeds, best_rate, default_rate, rates_in_words
+from tamt.finetuning import finetune as run_module
+from tamt.finetuning.finetune import finetune
+from tamt.finetuning.loop import Outcome
+from tamt.finetuning.rates import best_over_seeds, best_rate, default_rate, rates_in_words
 from tamt.masks.file import MaskInfo, save_masks
 from tamt.masks.masking import magnitude_masks, prunable_weights
 from tamt.models.loading import load_classifier

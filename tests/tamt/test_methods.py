@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tamt.cli import main
-from tamt.finetune.finetune import finetune
+from tamt.finetuning.finetune import finetune
 from tamt.masks.file import load_masks
 from tamt.masks.masking import keep_of
 from tamt.methods import (

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from tamt.finetune.metrics import METRICS, accuracy, answer_exact_match, answer_f1, f1, matthews, normalise, pearson
+from tamt.finetuning.metrics import METRICS, accuracy, answer_exact_match, answer_f1, f1, matthews, normalise, pearson
 
 EXACT = 1e-9
 THEIRS = {

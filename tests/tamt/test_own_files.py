@@ -13,7 +13,7 @@ from tamt.data.corpora import load_dev_corpus
 from tamt.data.glue import labels_found, load_rows
 from tamt.data.squad import load_questions
 from tamt.data.tasks import Task, find_task
-from tamt.finetune.finetune import finetune
+from tamt.finetuning.finetune import finetune
 from tamt.masks.file import MaskInfo, load_masks, save_masks
 from tamt.masks.masking import POOLER, Masks, magnitude_masks, prunable_weights
 from tamt.models.loading import load_tokenizer, read_head

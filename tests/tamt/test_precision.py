@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from tamt.finetune.finetune import finetune
+from tamt.finetuning.finetune import finetune
 from tamt.runtime.errors import UserError
 from tamt.search.train import train
 from tamt.training.loop import precision

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
 from tamt.cli import main
-from tamt.evaluate import evaluate
-from tamt.finetune.finetune import finetune
-from tamt.predict import predict
+from tamt.commands.evaluate import evaluate
+from tamt.commands.predict import predict
+from tamt.finetuning.finetune import finetune
 from tamt.runtime.errors import UserError
 
 ANIMALS, COLOURS = ("cat", "dog", "bird", "fish"), ("red", "blue", "old", "new")

@@ -15,7 +15,7 @@ from faults import Fault, Server, moments
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from tamt.finetune.loop import FORMER_MODEL, restore_model
+from tamt.finetuning.loop import FORMER_MODEL, restore_model
 from tamt.masks.file import load_packed
 from tamt.runtime.termination import EXIT_CODE
 from tamt.training.run_folder import RunFolder

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import tamt.search.imp as imp
-from tamt.evaluate import evaluate
+from tamt.commands.evaluate import evaluate
 from tamt.masks import masking
 from tamt.masks.file import load_masks
 from tamt.masks.masking import keep_of, magnitude_masks, prunable_weights, random_masks, sparsity_of

@@ -13,8 +13,8 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from tamt.data.squad import Question, load_questions
 from tamt.data.tasks import find_task
-from tamt.finetune.finetune import finetune
-from tamt.finetune.question_answering import QuestionAnswering, Window, best_answer, make_windows
+from tamt.finetuning.finetune import finetune
+from tamt.finetuning.question_answering import QuestionAnswering, Window, best_answer, make_windows
 from tamt.masks.file import MaskInfo, load_masks, save_masks
 from tamt.masks.masking import magnitude_masks, prunable_weights
 from tamt.models.loading import load_question_answerer, load_tokenizer

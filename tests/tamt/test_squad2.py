@@ -9,14 +9,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from tamt.commands.evaluate import evaluate
+from tamt.commands.predict import predict
 from tamt.data.squad import Question, load_questions, read_questions
 from tamt.data.tasks import find_task
-from tamt.evaluate import evaluate
-from tamt.finetune.finetune import finetune
-from tamt.finetune.metrics import answer_exact_match, answer_f1, best_threshold
-from tamt.finetune.question_answering import QuestionAnswering, Window, best_answer, make_windows
+from tamt.finetuning.finetune import finetune
+from tamt.finetuning.metrics import answer_exact_match, answer_f1, best_threshold
+from tamt.finetuning.question_answering import QuestionAnswering, Window, best_answer, make_windows
 from tamt.models.loading import load_question_answerer, load_tokenizer
-from tamt.predict import predict
 from tamt.runtime.errors import UserError
 
 TASK = find_task("squad2")

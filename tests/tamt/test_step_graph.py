@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tamt.data.token_masking import IGNORED, TokenMasking, prepare
-from tamt.finetune.batches import pad
-from tamt.finetune.finetune import finetune
+from tamt.finetuning.batches import pad
+from tamt.finetuning.finetune import finetune
 from tamt.masks.file import load_masks
 from tamt.models.loading import load_masked_language_model, load_tokenizer
 from tamt.objectives import Losses
@@ -93,7 +93,7 @@ def test_a_fine_tuning_from_graphs_is_the_same(
     accumulation, model, cats_and_dogs, losses_of, tmp_path: Path, monkeypatch, recorder
 ) -> None:
     monkeypatch.setattr(step_graph, "_gpu_is_there", lambda: True)
-    monkeypatch.setattr(sys.modules["tamt.finetune.finetune"].processes, "parts_of_step", lambda *_: accumulation)
+    monkeypatch.setattr(sys.modules["tamt.finetuning.finetune"].processes, "parts_of_step", lambda *_: accumulation)
     scores = []
     for graphs in (False, True):
         found = finetune(

@@ -14,8 +14,8 @@ import yaml
 from filelock import lock_descriptor
 
 from tamt.cli import main
-from tamt.evaluate import evaluate
-from tamt.finetune.finetune import finetune
+from tamt.commands.evaluate import evaluate
+from tamt.finetuning.finetune import finetune
 from tamt.masks.file import MaskInfo, save_masks
 from tamt.runtime.errors import UserError
 from tamt.search.train import train

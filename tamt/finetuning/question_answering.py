@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tamt.data.squad import Question
 from tamt.data.tasks import Metric, Task
-from tamt.finetune.batches import pad, shared_batches, steps_per_epoch
-from tamt.finetune.metrics import answer_exact_match, answer_f1, best_threshold, normalise
+from tamt.finetuning.batches import pad, shared_batches, steps_per_epoch
+from tamt.finetuning.metrics import answer_exact_match, answer_f1, best_threshold, normalise
 from tamt.runtime import processes
 from tamt.runtime.errors import UserError
 

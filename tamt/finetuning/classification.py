@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tamt.data.rows import Rows
 from tamt.data.tasks import Task
-from tamt.finetune.batches import pad, shared_batches, steps_per_epoch
-from tamt.finetune.metrics import METRICS
+from tamt.finetuning.batches import pad, shared_batches, steps_per_epoch
+from tamt.finetuning.metrics import METRICS
 from tamt.runtime import processes
 from tamt.runtime.errors import UserError
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tamt.data.tasks import Task
-from tamt.finetune.loop import predictions_file
+from tamt.finetuning.loop import predictions_file
 from tamt.runtime.console import say
 from tamt.runtime.files import write_atomically
 

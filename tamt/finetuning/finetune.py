@@ -14,12 +14,12 @@ from tamt.data.glue import labels_found, load_rows
 from tamt.data.rows import Rows, subset
 from tamt.data.squad import Question, load_questions
 from tamt.data.tasks import Task
-from tamt.finetune.classification import Classification, encode, encode_dev
-from tamt.finetune.loop import MODEL_FOLDER, SPARE_MEMORY, Job, drop_former_models, predictions_file, train_subnetwork
-from tamt.finetune.metrics import UNDEFINED, score_in_words, scores_in_words
-from tamt.finetune.plots import draw_predictions
-from tamt.finetune.question_answering import MAX_ANSWER_LENGTH, N_BEST, QuestionAnswering, make_windows
-from tamt.finetune.rates import best_rate, default_rate
+from tamt.finetuning.classification import Classification, encode, encode_dev
+from tamt.finetuning.loop import MODEL_FOLDER, SPARE_MEMORY, Job, drop_former_models, predictions_file, train_subnetwork
+from tamt.finetuning.metrics import UNDEFINED, score_in_words, scores_in_words
+from tamt.finetuning.plots import draw_predictions
+from tamt.finetuning.question_answering import MAX_ANSWER_LENGTH, N_BEST, QuestionAnswering, make_windows
+from tamt.finetuning.rates import best_rate, default_rate
 from tamt.masks.file import MaskInfo, load_masks, mask_in_row
 from tamt.masks.masking import Masks, apply_masks, sparsity_of
 from tamt.models.loading import (

@@ -14,10 +14,10 @@ from tamt.data.glue import load_dev_rows
 from tamt.data.rows import Rows
 from tamt.data.squad import Question, load_questions
 from tamt.data.tasks import Kind, Task, find_task, with_columns
-from tamt.finetune.classification import Classification, Encoded, encode_dev
-from tamt.finetune.loop import MODEL_FOLDER, SPARE_MEMORY, Job
-from tamt.finetune.metrics import scores_in_words
-from tamt.finetune.question_answering import MAX_ANSWER_LENGTH, N_BEST, QuestionAnswering, make_windows
+from tamt.finetuning.classification import Classification, Encoded, encode_dev
+from tamt.finetuning.loop import MODEL_FOLDER, SPARE_MEMORY, Job
+from tamt.finetuning.metrics import scores_in_words
+from tamt.finetuning.question_answering import MAX_ANSWER_LENGTH, N_BEST, QuestionAnswering, make_windows
 from tamt.models.loading import UNLIMITED, input_length, load_finetuned, load_tokenizer
 from tamt.options.evaluate import EvaluateOptions
 from tamt.options.predict import PredictOptions

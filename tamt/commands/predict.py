@@ -9,8 +9,8 @@ from typing import Any
 from tamt.data.rows import read_file, to_rows
 from tamt.data.squad import read_questions
 from tamt.data.tasks import Task
-from tamt.finetune.loop import as_lines
-from tamt.finetune.saved import open_finetuned
+from tamt.finetuning.loop import as_lines
+from tamt.finetuning.saved import open_finetuned
 from tamt.options.base import command
 from tamt.options.predict import PredictOptions
 from tamt.runtime.errors import UserError

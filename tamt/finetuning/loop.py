@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tamt.data.tasks import Task
-from tamt.finetune.metrics import UNDEFINED
+from tamt.finetuning.metrics import UNDEFINED
 from tamt.masks.masking import Masks, packed_masks
 from tamt.runtime import processes, termination
 from tamt.runtime.console import Progress, say

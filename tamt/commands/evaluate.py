@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tamt.data.corpora import load_dev_corpus
 from tamt.data.token_masking import TokenMasking
-from tamt.finetune.saved import open_finetuned, score_finetuned
+from tamt.finetuning.saved import open_finetuned, score_finetuned
 from tamt.masks.file import MaskInfo, load_masks, mask_in_row
 from tamt.masks.masking import Masks, apply_masks
 from tamt.models.loading import (

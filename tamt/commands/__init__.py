@@ -1,0 +1,1 @@
+"""Commands of one file each, on searched and fine-tuned models."""
