@@ -35,7 +35,7 @@ from tamt.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 WHOLE_SECONDS = 530
-STEP_NEEDS = ("accelerate", "safetensors", "tensorboard", "rich", "yaml")  # beside what the machine must have
+STEP_NEEDS = ("accelerate", "safetensors", "rich", "yaml")  # beside what the machine must have
 LOG, SUMMARY = "suite.log", "summary.json"
 WORKERS = "12"
 LINES_SHOWN = 30  # of what a part that failed said last

@@ -10,7 +10,7 @@ LACKING = """
 import importlib, os, pkgutil, signal, sys, warnings
 
 # They see that this is Linux and need what it has; elsewhere they do without themselves.
-import accelerate, datasets, psutil, torch.utils.tensorboard
+import accelerate, datasets, psutil
 from transformers import AttentionMaskInterface, AutoModel, PreTrainedModel
 
 warnings.simplefilter("ignore")  # tamt_kernels says that Triton is missing

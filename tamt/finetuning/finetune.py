@@ -187,7 +187,7 @@ def _run(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
         choose_fp32(asked, error)
         return _run(task, make_job, replace(options, precision="fp32"))
     lr = _rate(task, options, job.model, masks)
-    with RunFolder.start(output, options.settings(), options.resume, options.keep) as folder:
+    with RunFolder.start(output, options.settings(), options.resume, options.keep, options.track) as folder:
         report_arithmetic(accelerator, asked)
         processes.own_dropout()
         outcome = train_subnetwork(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from tamt.data.tasks import TASKS, Task, TaskName, with_columns
 from tamt.options.base import Options
 from tamt.recipes import Recipe
-from tamt.runtime.choices import CHECK_EVERY, KEEP, Precision
+from tamt.runtime.choices import CHECK_EVERY, KEEP, Precision, Tracker, resolve_tracker
 from tamt.runtime.errors import UserError
 
 
@@ -20,7 +20,7 @@ class FinetuneOptions(Options):
         task: cola, sst2, rte, mnli, mrpc, stsb, qnli, qqp, wnli, squad or squad2; demo (the VADER movie snippets) or
             questions (TREC's), from the package index; or classification or regression, with files of your own.
         model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
-        output: new folder for the run: results.json, metrics.jsonl, config.yaml, TensorBoard, the best model, its
+        output: new folder for the run: results.json, metrics.jsonl, config.yaml, the best model, its
             predictions on the dev rows and a picture of them.
         mask: mask file of the subnetwork; without it the full model is fine-tuned.
         data_dir: GLUE's glue_data folder, or the folder with SQuAD's train-v1.1.json and dev-v1.1.json (squad2:
@@ -52,6 +52,8 @@ class FinetuneOptions(Options):
         precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
             a GPU and fp32 on a CPU. The weights and their updates are always fp32.
         log_every: steps between two lines of metrics.
+        track: tracker that shows the metrics too, as accelerate names it; auto is TensorBoard, in the folder of the
+            run, if it is installed, else none.
         save_every: steps between two checkpoints.
         keep: checkpoints to keep, the newest ones; should one be damaged, --resume falls back on the one before it.
         processes_of_step: a training step takes the batches of so many processes, however many share them; by default
@@ -92,6 +94,7 @@ class FinetuneOptions(Options):
     seeds: list[int] | None = None
     precision: Precision = "auto"
     log_every: int = 10
+    track: Tracker = "auto"
     save_every: int = 500
     keep: int = KEEP
     processes_of_step: int | None = None
@@ -118,6 +121,7 @@ class FinetuneOptions(Options):
     def check(self) -> None:
         """Refuse what cannot work, before anything is loaded. Raises UserError."""
         self._check_task(TASKS[self.task])
+        resolve_tracker(self.track)
         for seed in self.seeds or []:
             if not 0 <= seed < 2**32 or (self.seeds or []).count(seed) > 1:
                 raise UserError(

@@ -6,7 +6,17 @@ from pathlib import Path
 from tamt.methods import METHODS, STAGES, Method, MethodName, find_method, last_step, objective_of, variant_options
 from tamt.options.base import Options
 from tamt.recipes import Recipe
-from tamt.runtime.choices import CHECK_EVERY, KEEP, Precision, Ranking, Scope, Scores, check_initial
+from tamt.runtime.choices import (
+    CHECK_EVERY,
+    KEEP,
+    Precision,
+    Ranking,
+    Scope,
+    Scores,
+    Tracker,
+    check_initial,
+    resolve_tracker,
+)
 from tamt.runtime.errors import UserError
 
 
@@ -18,7 +28,7 @@ class TrainOptions(Options):
         method: mask training on MLM, KD, both, or any --objective; iterative magnitude pruning; one-shot pruning by
             magnitude or by magnitude times activation; random.
         model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
-        output: new folder for the run: mask.safetensors, config.yaml, metrics.jsonl, results.json, TensorBoard.
+        output: new folder for the run: mask.safetensors, config.yaml, metrics.jsonl, results.json.
         corpus: wikitext-103 (from the hub), demo, or text files, one paragraph per line; omp and rand need none.
         dev_corpus: text for the dev losses; by default WikiText's validation split or the last 5 % of the files.
         sparsity: share of zeros in each mask, between 0 and 1.
@@ -56,6 +66,8 @@ class TrainOptions(Options):
             many steps.
         save_at: steps at which the mask is saved along the way, such as 100,200.
         log_every: steps between two lines of metrics.
+        track: tracker that shows the metrics too, as accelerate names it; auto is TensorBoard, in the folder of the
+            run, if it is installed, else none.
         eval_every: steps between two measurements of the dev losses; by default only at the end.
         eval_blocks: measure the dev losses on the first so many blocks only.
         save_every: steps between two checkpoints.
@@ -96,6 +108,7 @@ class TrainOptions(Options):
     head_warmup_steps: int = 1000
     save_at: list[int] | None = None
     log_every: int = 10
+    track: Tracker = "auto"
     eval_every: int | None = None
     eval_blocks: int | None = None
     save_every: int = 500
@@ -115,6 +128,7 @@ class TrainOptions(Options):
     def check(self) -> None:
         """Refuse what cannot work, before anything is loaded. Raises UserError."""
         check_initial(self.initial)
+        resolve_tracker(self.track)
         if not 0 < self.sparsity < 1:
             raise UserError(f"--sparsity {self.sparsity:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
         if self.lr is not None and not self.lr > 0:

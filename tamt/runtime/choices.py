@@ -5,6 +5,7 @@ Nothing here imports torch, so that the command line answers at once.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -22,6 +23,8 @@ class Names:
 
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Tracker = Literal["auto", "none", "tensorboard", "wandb", "mlflow", "trackio"]
+"""Where metrics go beside `metrics.jsonl`; the names are those of accelerate's `log_with`, and of the packages."""
 Ranking = Literal["signed", "abs"]
 Scope = Literal["matrix", "row"]
 """Which weights are ranked together: those of a whole matrix, or those of each output row, as Wanda's authors do."""
@@ -55,3 +58,17 @@ def check_initial(initial: str | None) -> None:
     """Check that `initial` is omp, random or a mask file that is there. Raises UserError if not."""
     if initial is not None and initial not in MASKS_BY_NAME and not Path(initial).is_file():
         raise UserError(f"--initial {initial} is not one of {', '.join(MASKS_BY_NAME)} and no mask file; correct it")
+
+
+def resolve_tracker(track: Tracker) -> str:
+    """The tracker to use: "auto" is TensorBoard if it is installed, else "none".
+
+    Raises:
+        UserError: the tracker is not installed.
+    """
+    if track == "auto":
+        return "tensorboard" if find_spec("tensorboard") else "none"
+    if track != "none" and not find_spec(track):
+        package = "'tamt[tensorboard]'" if track == "tensorboard" else track
+        raise UserError(f"--track {track} needs {track}, which is not installed; pip install {package} or leave it out")
+    return track

@@ -85,7 +85,7 @@ def train(options: TrainOptions) -> dict:
     if checkpointing:
         checkpoint_activations(student.model, options.model)
 
-    with RunFolder.start(output, options.settings(), options.resume, options.keep) as folder:
+    with RunFolder.start(output, options.settings(), options.resume, options.keep, options.track) as folder:
         report_arithmetic(accelerator, asked)
         search = _search(options, inputs, folder, accelerator, teacher, cuda_graphs)
         if student.fresh_head and needs_head(search.objective):

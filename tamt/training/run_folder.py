@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch.utils.tensorboard import SummaryWriter
 
 from tamt.runtime import processes
-from tamt.runtime.choices import KEEP
+from tamt.runtime.choices import KEEP, Tracker
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
 from tamt.runtime.files import lock, remove_temporary, telling, write_atomically
 from tamt.runtime.untrusted import read_json, read_yaml
 from tamt.training.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
+from tamt.training.tracking import Tracking
 from tamt.version import __version__
 
 CONFIG = "config.yaml"
@@ -30,14 +30,14 @@ RESUMED = "resumed"
 """Key of the line in `metrics.jsonl` that tells of a resume."""
 WRITTEN_BY = "# written by tamt "
 """First line of `config.yaml`, before the version: a comment, so that the file is still one of options."""
-HARMLESS = {"save_every", "log_every", "keep", "no_cuda_graphs", "activation_checkpointing"}
+HARMLESS = {"save_every", "log_every", "keep", "track", "no_cuda_graphs", "activation_checkpointing"}
 """Settings that the results of a run do not depend on, so that it may be gone on with under others."""
 AUTO = "auto"
 """Value of a setting that the run decided for itself; it agrees with whatever the run decided."""
 
 
 class RunFolder:
-    """A folder that holds one run: `config.yaml`, `metrics.jsonl`, TensorBoard events, checkpoints, `results.json`.
+    """A folder that holds one run: `config.yaml`, `metrics.jsonl`, checkpoints, `results.json`.
 
     Use `RunFolder.start`. As a context manager it closes its files. Of several processes that share the run the first
     one writes, and all read the checkpoint.
@@ -47,7 +47,7 @@ class RunFolder:
         resumed: the step of the checkpoint that the run goes on from, 0 for a run from its start.
     """
 
-    def __init__(self, path: Path, keep: int, resume: bool) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], keep: int, resume: bool, track: Tracker) -> None:
         self.path = path
         self._keep = keep
         processes.by_first(self._open_metrics)
@@ -71,9 +71,7 @@ class RunFolder:
                 before = metrics.read_bytes()[: self._checkpoint["metrics_bytes"] if self._checkpoint else 0]
                 os.truncate(metrics, before.rfind(b"\n") + 1)
                 self._metrics.seek(0, os.SEEK_END)
-        with telling(path / "tensorboard"):
-            purge = self.resumed + 1 if resume else None
-            self._events = SummaryWriter(str(path / "tensorboard"), purge_step=purge)
+        self._tracking = Tracking(track, path, settings, self.resumed if resume else None)
 
     def _open_metrics(self) -> None:
         """Lock the folder against a second run, and open `metrics.jsonl`, which this one writes to its end."""
@@ -85,7 +83,14 @@ class RunFolder:
         lock(self._lock, "run", self.path)
 
     @classmethod
-    def start(cls, path: Path, settings: Mapping[str, Any], resume: bool = False, keep: int = KEEP) -> "RunFolder":
+    def start(
+        cls,
+        path: Path,
+        settings: Mapping[str, Any],
+        resume: bool = False,
+        keep: int = KEEP,
+        track: Tracker = "none",
+    ) -> "RunFolder":
         """Make the folder of a new run, or open that of an interrupted one.
 
         What an interrupted run logged after its newest good checkpoint is dropped, as it will be logged again.
@@ -96,13 +101,14 @@ class RunFolder:
             resume: go on with the run in `path`, which must have been started with the same settings, but for
                 `HARMLESS` ones.
             keep: how many checkpoints to keep.
+            track: the tracker that shows the metrics too.
 
         Raises:
             UserError: the folder holds something already, or on `resume` another run, a finished one, or one that is
                 at work.
             DamagedCheckpointError: there are checkpoints, and none of them can be read.
         """
-        return cls(path, keep, processes.by_first(lambda: _prepare(path, settings, resume)))
+        return cls(path, settings, keep, processes.by_first(lambda: _prepare(path, settings, resume)), track)
 
     @property
     def seconds(self) -> float:
@@ -118,11 +124,10 @@ class RunFolder:
         self._metrics.close()
         self._lock.close()
         (self.path / LOCK).unlink(missing_ok=True)
-        with telling(self.path / "tensorboard"):
-            self._events.close()
+        self._tracking.close()
 
     def log(self, step: int, **values: float) -> None:
-        """Add one line to `metrics.jsonl` and the values to TensorBoard, for optimizer step `step`.
+        """Add one line to `metrics.jsonl` and the values to the tracker, for optimizer step `step`.
 
         Raises:
             CannotWriteError: the disk is full, say.
@@ -130,9 +135,7 @@ class RunFolder:
         if not processes.first():
             return
         self._write_metrics({"step": step, **values})
-        with telling(self.path / "tensorboard"):
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+        self._tracking.log(step, values)
 
     def _write_metrics(self, values: Mapping[str, float]) -> None:
         line = (json.dumps(values) + "\n").encode()
