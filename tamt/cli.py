@@ -58,8 +58,10 @@ COMMANDS = {
     "export": Command("tamt.commands.export", ExportOptions, "write a subnetwork as a plain Hugging Face model"),
     "demo": Command("tamt.demo", DemoOptions, "find and fine-tune winning tickets of a small real model"),
 }
-USAGE = "usage: tamt COMMAND [options]    tamt COMMAND --help    tamt --version\n\n" + "\n".join(
-    f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()
+FLAGS = ("--help", "--version", "--completion")
+USAGE = (
+    "usage: tamt COMMAND [options]    tamt COMMAND --help    tamt --version    tamt --completion bash|zsh\n\n"
+    + "\n".join(f"  {name:<10} {command.summary}" for name, command in COMMANDS.items())
 )
 
 
@@ -78,25 +80,26 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"tamt {__version__}")
         return 0
     name = arguments[0] if arguments else ""
+    prefix = "tamt" if not name or name.startswith("-") else f"tamt {name}"
     with termination.handled():
         try:
             return _run(name, arguments[1:])
         except UserError as error:
-            _tell(f"tamt {name}: error: {error}".replace("tamt : ", "tamt: "))
+            _tell(f"{prefix}: error: {error}")
             return 2
         except OSError as error:
             told = " ".join(str(error).split())
-            _tell(f"tamt {name}: error: a file cannot be read or written ({told}); mend that and try again")
+            _tell(f"{prefix}: error: a file cannot be read or written ({told}); mend that and try again")
             return 2
         except termination.Terminated as error:
             saved = f"step {error.last_good} is saved: the same command with --resume goes on from it"
             general = "what was saved is kept: give the same command again, with --resume if it was a run"
             said = str(error) or f"terminated, and {saved if error.last_good else general}"
-            _tell(f"tamt {name}: {said}")
+            _tell(f"{prefix}: {said}")
             return termination.EXIT_CODE
         except KeyboardInterrupt as stop:
             said = str(stop) or "interrupted; the last checkpoint is kept, --resume goes on from it"
-            _tell(f"tamt {name}: {said}")
+            _tell(f"{prefix}: {said}")
             return 130
 
 
@@ -108,10 +111,16 @@ def _tell(sentence: str) -> None:
 
 
 def _run(name: str, arguments: list[str]) -> int:
+    if name == "--completion":
+        from tamt.completion import completion
+
+        commands = {known: (_parser(known, command.options), command.options) for known, command in COMMANDS.items()}
+        print(completion(" ".join(arguments), commands))
+        return 0
     if name not in COMMANDS:
         known = f"the commands are {', '.join(COMMANDS)}"
         raise UserError(
-            f"there is no command {name!r}; {did_you_mean(name, COMMANDS, known)}"
+            f"there is no command {name!r}; {did_you_mean(name, (*COMMANDS, *FLAGS), known)}"
             if name
             else f"no command is given; {known}"
         )
@@ -132,9 +141,12 @@ def _run(name: str, arguments: list[str]) -> int:
     if as_json:
         print(json.dumps(results))
     else:
-        from tamt.runtime.console import show
+        from tamt.next_step import next_step
+        from tamt.runtime.console import say, show
 
         show(results["results"])
+        if step := next_step(options, results):
+            say(str(step))
     return 1 if results.get("failed") else 0
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tamt.runtime.errors import UserError
+from tamt.runtime.errors import UserError, did_you_mean
 
 Weights = Mapping[str, float]
 """The weight of each term of an objective, by the term's name."""
@@ -57,7 +57,8 @@ def parse_objective(text: str) -> dict[str, float]:
     for part in text.split(","):
         name, colon, number = (piece.strip() for piece in part.partition(":"))
         if name not in TERMS:
-            raise UserError(f"--objective {text} has no term of {name!r}; the terms are {', '.join(TERMS)}")
+            hint = did_you_mean(name, TERMS, f"the terms are {', '.join(TERMS)}")
+            raise UserError(f"--objective {text} has no term of {name!r}; {hint}")
         if name in weights:
             raise UserError(f"--objective {text} names {name} twice; add the weights up")
         try:

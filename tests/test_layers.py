@@ -18,6 +18,8 @@ ROOMS = (
     "tamt.objectives",
     "tamt.models",
     "tamt.masks",
+    "tamt.next_step",
+    "tamt.completion",
     "tamt.options",
     "tamt.recipes",
     "tamt.data",

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tamt.data import assets as demo
 from tamt.data.token_masking import TokenMasking
-from tamt.runtime.errors import UserError
+from tamt.runtime.errors import UserError, did_you_mean
 from tamt.runtime.untrusted import check_pulled
 
 if TYPE_CHECKING:
@@ -162,7 +162,8 @@ def _read_files(files: Sequence[Path]) -> "datasets.Dataset":
     lines: list[str] = []
     for file in files:
         if not file.is_file():
-            raise UserError(f"there is no corpus file {file}; give text files, or --corpus wikitext-103 or demo")
+            hint = did_you_mean(file, ("wikitext-103", "demo"), "give text files, or --corpus wikitext-103 or demo")
+            raise UserError(f"there is no corpus file {file}; {hint}")
         try:
             check_pulled(file)
             text = file.read_text(encoding="utf-8-sig")  # a byte order mark is no text

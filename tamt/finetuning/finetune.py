@@ -22,6 +22,7 @@ from tamt.finetuning.question_answering import MAX_ANSWER_LENGTH, N_BEST, Questi
 from tamt.finetuning.rates import best_rate, default_rate
 from tamt.masks.file import MaskInfo, load_masks, mask_in_row
 from tamt.masks.masking import Masks, apply_masks, sparsity_of
+from tamt.methods import FULL
 from tamt.models.loading import (
     checkpoint_activations,
     input_length,
@@ -44,6 +45,7 @@ from tamt.training.loop import (
     make_accelerator,
     report_arithmetic,
 )
+from tamt.training.new_output import with_output
 from tamt.training.run_folder import CONFIG, RESULTS, RunFolder, check_output, finished_results, processes_of_run
 from tamt.training.step_graph import starts_from_graphs
 
@@ -56,8 +58,21 @@ The rows are read once for all seeds."""
 @command(FinetuneOptions)
 def finetune(options: FinetuneOptions) -> dict:
     """Run `tamt finetune`."""
-    task, rates = options.chosen_task(), options.rates()
     processes.join()
+    with with_output(options, partial(_name, options)) as settled:
+        return _finetune(settled)
+
+
+def _name(options: FinetuneOptions) -> list[str]:
+    """The parts of the name of a run that has no output yet."""
+    if options.mask is None:
+        return [options.model, FULL, options.task]
+    _, info = load_masks(options.mask)
+    return [options.model, info.method, f"{info.sparsity:g}", options.task]
+
+
+def _finetune(options: FinetuneOptions) -> dict:
+    task, rates = options.chosen_task(), options.rates()
     several = options.seeds is not None or len(rates) > 1
     check = _check_output_of_several if several else check_output
     processes.by_first(partial(check, options.output, options.resume))

@@ -20,8 +20,8 @@ class FinetuneOptions(Options):
         task: cola, sst2, rte, mnli, mrpc, stsb, qnli, qqp, wnli, squad or squad2; demo (the VADER movie snippets) or
             questions (TREC's), from the package index; or classification or regression, with files of your own.
         model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
-        output: new folder for the run: results.json, metrics.jsonl, config.yaml, the best model, its
-            predictions on the dev rows and a picture of them.
+        output: new folder for the run: results.json, metrics.jsonl, config.yaml, the best model, its predictions on the
+            dev rows and a picture of them. If the default is taken, a number is added.
         mask: mask file of the subnetwork; without it the full model is fine-tuned.
         data_dir: GLUE's glue_data folder, or the folder with SQuAD's train-v1.1.json and dev-v1.1.json (squad2:
             v2.0), instead of the hub.
@@ -71,7 +71,7 @@ class FinetuneOptions(Options):
 
     task: TaskName
     model: str
-    output: Path
+    output: Path = Path("runs/MODEL-METHOD-SPARSITY-TASK-DATE")
     mask: Path | None = None
     data_dir: Path | None = None
     train_file: Path | None = None
@@ -122,6 +122,8 @@ class FinetuneOptions(Options):
         """Refuse what cannot work, before anything is loaded. Raises UserError."""
         self._check_task(TASKS[self.task])
         resolve_tracker(self.track)
+        if self.resume and self.output == type(self).output:
+            raise UserError("--resume needs the --output of the run to continue; give its folder")
         for seed in self.seeds or []:
             if not 0 <= seed < 2**32 or (self.seeds or []).count(seed) > 1:
                 raise UserError(

@@ -28,7 +28,8 @@ class TrainOptions(Options):
         method: mask training on MLM, KD, both, or any --objective; iterative magnitude pruning; one-shot pruning by
             magnitude or by magnitude times activation; random.
         model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
-        output: new folder for the run: mask.safetensors, config.yaml, metrics.jsonl, results.json.
+        output: new folder for the run: mask.safetensors, config.yaml, metrics.jsonl, results.json. If the default is
+            taken, a number is added.
         corpus: wikitext-103 (from the hub), demo, or text files, one paragraph per line; omp and rand need none.
         dev_corpus: text for the dev losses; by default WikiText's validation split or the last 5 % of the files.
         sparsity: share of zeros in each mask, between 0 and 1.
@@ -80,7 +81,7 @@ class TrainOptions(Options):
 
     method: MethodName
     model: str
-    output: Path
+    output: Path = Path("runs/MODEL-METHOD-SPARSITY-DATE")
     corpus: list[str] | None = None
     dev_corpus: list[str] | None = None
     sparsity: float = 0.7
@@ -129,6 +130,8 @@ class TrainOptions(Options):
         """Refuse what cannot work, before anything is loaded. Raises UserError."""
         check_initial(self.initial)
         resolve_tracker(self.track)
+        if self.resume and self.output == type(self).output:
+            raise UserError("--resume needs the --output of the run to continue; give its folder")
         if not 0 < self.sparsity < 1:
             raise UserError(f"--sparsity {self.sparsity:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
         if self.lr is not None and not self.lr > 0:

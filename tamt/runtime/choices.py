@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from tamt.runtime.errors import UserError, check_choice
+from tamt.runtime.errors import UserError, check_choice, did_you_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,8 @@ def scores_of_start(scores: str | None, initial: str | None) -> Scores:
 def check_initial(initial: str | None) -> None:
     """Check that `initial` is omp, random or a mask file that is there. Raises UserError if not."""
     if initial is not None and initial not in MASKS_BY_NAME and not Path(initial).is_file():
-        raise UserError(f"--initial {initial} is not one of {', '.join(MASKS_BY_NAME)} and no mask file; correct it")
+        hint = did_you_mean(initial, MASKS_BY_NAME, "correct it")
+        raise UserError(f"--initial {initial} is not one of {', '.join(MASKS_BY_NAME)} and no mask file; {hint}")
 
 
 def resolve_tracker(track: Tracker) -> str:

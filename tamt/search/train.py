@@ -45,6 +45,7 @@ from tamt.training.loop import (
     make_accelerator,
     report_arithmetic,
 )
+from tamt.training.new_output import with_output
 from tamt.training.run_folder import CHECKPOINTS, RunFolder, check_output
 from tamt.training.step_graph import starts_from_graphs
 
@@ -63,6 +64,11 @@ class _Inputs(NamedTuple):
 def train(options: TrainOptions) -> dict:
     """Run `tamt train`."""
     processes.join()
+    with with_output(options, lambda: [options.model, options.method, f"{options.sparsity:g}"]) as settled:
+        return _train(settled)
+
+
+def _train(options: TrainOptions) -> dict:
     processes.by_first(partial(check_output, options.output, options.resume))
     asked, output, method = options.precision, options.output, find_method(options.method)
     options = as_begun(options)
@@ -77,7 +83,7 @@ def train(options: TrainOptions) -> dict:
             check_encoder_runs(student, options.model, accelerator, text)
     except HalfPrecisionError as error:
         choose_fp32(asked, error)
-        return train(replace(options, precision="fp32"))
+        return _train(replace(options, precision="fp32"))
     in_place = not method.trains_scores  # these cut the student's own weights, so the teacher needs its own
     teacher = copy.deepcopy(student.encoder) if in_place else dense_twin(student.encoder, compute_dtype(accelerator))
     checkpointing = options.activation_checkpointing
