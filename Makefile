@@ -3,6 +3,7 @@
 # All of them set up what they need, in .venv.
 
 PYTHON ?= python3
+TORCH ?= torch>=2.7,<2.16
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
@@ -16,7 +17,7 @@ setup: $(STAMP)
 
 $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) 'torch>=2.7,<2.16' 'setuptools>=77' ninja
+	$(PIP) '$(TORCH)' 'setuptools>=77' ninja
 	$(PIP) --no-build-isolation --editable '.[test]'
 	touch $@
 
@@ -48,9 +49,11 @@ types: setup
 docs: setup
 	$(BIN)/python -m pdoc --docformat google --output-directory build/docs tamt_kernels tamt
 
-# An sdist, and the wheel that it builds with the torch of .venv, in dist/.
+# An sdist, and the wheel that it builds with the torch of .venv, in a new dist/; and whether an index would take them.
 wheel: setup
+	rm -rf dist
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 # With the machine's own Python and torch, in no virtual environment: what a GPU is needed for, in nine minutes.
 gpu-suite:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _SETUPTOOLS = "setuptools>=77"
+_ROOT = Path(__file__).parent
 
 
 def _requirements(*_: Any) -> list[str]:
@@ -26,7 +27,7 @@ def _requirements(*_: Any) -> list[str]:
 
 def _supported_torch() -> str:
     """The requirement of the package itself, which says what it will be installed with."""
-    text = Path(__file__).with_name("pyproject.toml").read_text(encoding="utf-8")
+    text = (_ROOT / "pyproject.toml").read_text(encoding="utf-8")
     found = re.search(r'"(torch>=[\d.]+,<[\d.]+)"', text)
     assert found, "pyproject.toml bounds torch"
     return found[1]
@@ -60,6 +61,35 @@ def _package_folders() -> list[str]:
             return own
         return [*own, site.getusersitepackages(), *site.getsitepackages([sys.base_prefix])]
     return [site.getusersitepackages(), *own, *site.getsitepackages([sys.base_prefix])]
+
+
+def index_page(readme: str, repository: str | None) -> str:
+    """The README as the page of the project on a package index, where links within the repository lead nowhere.
+
+    Args:
+        readme: the README, in Markdown.
+        repository: the address of the repository, to which relative links then lead. Without one pictures are left
+            out, and of links the text stays.
+    """
+
+    def rewritten(link: re.Match[str]) -> str:
+        mark, text, path = link.groups()
+        if repository is None:
+            return "" if mark else text
+        return f"{mark}[{text}]({repository}/{'raw' if mark else 'blob'}/HEAD/{path})"
+
+    return re.sub(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)]*)\)", rewritten, readme)
+
+
+def _repository() -> str | None:
+    text = (_ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r'^Repository = "([^"]+?)/?"', text, re.MULTILINE)
+    return found[1] if found else None
+
+
+def long_description() -> str:
+    """What `setup.py` gives a package index as the description."""
+    return index_page((_ROOT / "README.md").read_text(encoding="utf-8"), _repository())
 
 
 def _hook(name: str) -> Any:

@@ -18,6 +18,8 @@ from typing import Any
 
 from setuptools import setup
 
+from _build_backend import long_description
+
 BUILDS = ("auto", "cpu", "cuda", "none")
 
 
@@ -128,4 +130,4 @@ def default_architectures(cuda: str) -> str:
     return "7.5;8.0;9.0+PTX" if int(cuda.partition(".")[0]) >= 13 else "7.0;7.5;8.0;9.0+PTX"
 
 
-setup(**extension())
+setup(long_description=long_description(), long_description_content_type="text/markdown", **extension())

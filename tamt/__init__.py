@@ -3,11 +3,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tamt.version import __version__
+
 if TYPE_CHECKING:
     from tamt.ticket import Ticket
 
-__version__ = "0.1.0"
-__all__ = ["Ticket"]
+__all__ = ["Ticket", "__version__"]
 
 _PLACES = {"Ticket": "tamt.ticket"}
 """The module of each public name. It is imported when the name is first used: torch takes seconds."""

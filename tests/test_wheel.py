@@ -5,6 +5,7 @@ With TAMT_SOAK=1 (`make soak`) the wheel has the C++ kernels, which take two min
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
+import tamt
+from _build_backend import index_page
 from tamt.version import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +88,11 @@ def test_the_wheel_of_the_sdist_runs_where_no_checkout_is(tmp_path: Path) -> Non
     assert len(extensions) == (KERNELS == "cpu")
     assert all(name.startswith("tamt_kernels/_C.") for name in extensions)
 
+    metadata = zipfile.ZipFile(wheel).read(f"{information}/METADATA").decode()
+    description = metadata.partition("\n\n")[2]
+    assert "# TAMT" in description
+    assert re.findall(r"\]\((?!https?:|#)", description) == [], "links that lead nowhere on a package index"
+
     programs = install(wheel, tmp_path / "environment")
     assert run(programs / "tamt", "--version", cwd=away) == f"tamt {__version__}\n"
     assert "usage: tamt export" in run(programs / "tamt", "export", "--help", cwd=away)
@@ -91,3 +100,42 @@ def test_the_wheel_of_the_sdist_runs_where_no_checkout_is(tmp_path: Path) -> Non
     assert all(Path(module).is_relative_to(tmp_path / "environment") for module in modules)
     assert mask == [False, True]
     assert compiled == bool(extensions)
+
+
+@pytest.mark.parametrize(
+    ("repository", "shown"),
+    [
+        (
+            "https://host/us/tamt",
+            "![a](https://host/us/tamt/raw/HEAD/docs/a.png) [b](https://host/us/tamt/blob/HEAD/B.md#c)",
+        ),
+        (None, " b"),
+    ],
+)
+def test_links_of_the_readme_lead_to_the_repository_on_a_package_index(repository, shown) -> None:
+    kept = "[site](https://site) [below](#below)"
+    assert index_page(f"![a](docs/a.png) [b](B.md#c) {kept}", repository) == f"{shown} {kept}"
+
+
+def test_what_is_published_agrees_on_the_version_and_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__ == tamt.__version__
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    (paper,) = citation["references"]
+    assert paper["url"] in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_ci_and_issue_forms_ask_for_what_is_there() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    asked = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert {words.split()[0] for words in asked} == {"make"}
+    assert all(f"\n{words.split()[1]}: " in makefile for words in asked)
+    matrix = jobs["test"]["strategy"]["matrix"]["include"]
+    supported = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for entry in matrix:
+        assert re.search(r"torch[=>]=2\.7", entry["torch"])
+        assert entry["torch"].startswith("torch==2.7") or f'"{entry["torch"]}"' in supported
+    for form in (ROOT / ".github" / "ISSUE_TEMPLATE").iterdir():
+        content = yaml.safe_load(form.read_text(encoding="utf-8"))
+        assert content.keys() >= {"name", "description", "body"}
