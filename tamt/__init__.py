@@ -4,12 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tamt.models.sparse import load_sparse
     from tamt.ticket import Ticket
 
 __version__ = "0.1.0"
-__all__ = ["Ticket"]
+__all__ = ["Ticket", "load_sparse"]
 
-_PLACES = {"Ticket": "tamt.ticket"}
+_PLACES = {"Ticket": "tamt.ticket", "load_sparse": "tamt.models.sparse"}
 """The module of each public name. It is imported when the name is first used: torch takes seconds."""
 
 

@@ -133,7 +133,7 @@ def open_finetuned(options: EvaluateOptions | PredictOptions) -> FineTuned:
             `input_length` and `make_accelerator`.
     """
     name, task = options.model, options.task
-    source, settings = _run_of(name)
+    source, settings = run_of(name)
     chosen = choose_precision(options.precision, Path(name), resume=True)
     if task not in (None, settings.get("task")):
         settings = {}
@@ -195,7 +195,7 @@ def _two(rows: Rows) -> Rows:
     return Rows(rows.texts[:2], rows.labels[:2])
 
 
-def _run_of(name: str) -> tuple[str, dict[str, Any]]:
+def run_of(name: str) -> tuple[str, dict[str, Any]]:
     """Where the model behind `name` is saved, and the settings of its run if `name` is a run folder."""
     folder = Path(name)
     if not (folder / CONFIG).is_file():
