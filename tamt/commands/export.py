@@ -121,8 +121,8 @@ def _whole_model(options: ExportOptions) -> _Exported:
             f"--mask is missing, as {options.model} is no sparse model that can be written densely; give the mask of a "
             "subnetwork"
         )
-    config, tokenizer = load_config(source), load_tokenizer(source, masking=False)
     state = dense_state(source)
+    config, tokenizer = load_config(source), load_tokenizer(source, masking=False)
     if options.format == "dense":
         config.dtype = "float32"
     return _Exported({"model": options.model}, state, config, tokenizer)
@@ -163,7 +163,6 @@ def _write_sparse(state: dict[str, Tensor], path: Path, values: Values) -> dict[
         "zeros": round(sizes.sparsity, 6),
         "values": values,
         "sparse_matrices": sizes.sparse,
-        "matrices": sizes.matrices,
         "megabytes": round(sizes.file_bytes / 1e6, 3),
         "dense_megabytes": round(sizes.dense_bytes / 1e6, 3),
     }

@@ -167,8 +167,9 @@ def load_packed(path: Path) -> PackedMasks:
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path} is a safetensors file but no mask; give the mask.safetensors of a run folder")
         if metadata.get("format_version") != str(VERSION):
+            version = " ".join(str(metadata.get("format_version")).split())[:20]
             raise UserError(
-                f"the mask file {path} has format version {str(metadata.get('format_version'))[:20]}, this tamt reads "
+                f"the mask file {path} has format version {version}, this tamt reads "
                 f"{VERSION}; install the tamt that wrote it or write it anew"
             )
         if metadata.keys() != FIELDS:

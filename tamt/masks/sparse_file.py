@@ -143,8 +143,9 @@ def load_sparse_state(path: Path) -> dict[str, Tensor]:
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path} is a safetensors file but no sparse model; give what tamt export wrote")
         if metadata.get("format_version") != str(VERSION):
+            version = " ".join(str(metadata.get("format_version")).split())[:20]
             raise UserError(
-                f"the sparse file {path} has format version {str(metadata.get('format_version'))[:20]}, this tamt "
+                f"the sparse file {path} has format version {version}, this tamt "
                 f"reads {VERSION}; install the tamt that wrote it or write it anew"
             )
         if metadata.keys() != FIELDS:
