@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 from tamt.version import __version__
 
 if TYPE_CHECKING:
+    from tamt.models.sparse import load_sparse
     from tamt.ticket import Ticket
 
-__all__ = ["Ticket", "__version__"]
+__all__ = ["Ticket", "__version__", "load_sparse"]
 
-_PLACES = {"Ticket": "tamt.ticket"}
+_PLACES = {"Ticket": "tamt.ticket", "load_sparse": "tamt.models.sparse"}
 """The module of each public name. It is imported when the name is first used: torch takes seconds."""
 
 

@@ -55,7 +55,9 @@ COMMANDS = {
     "compare": Command(
         "tamt.report.compare", CompareOptions, "compare masks: similarity and sparsity, per matrix and over all"
     ),
-    "export": Command("tamt.commands.export", ExportOptions, "write a subnetwork as a plain Hugging Face model"),
+    "export": Command(
+        "tamt.commands.export", ExportOptions, "write a subnetwork as a Hugging Face model, dense or sparse"
+    ),
     "demo": Command("tamt.demo", DemoOptions, "find and fine-tune winning tickets of a small real model"),
 }
 FLAGS = ("--help", "--version", "--completion")

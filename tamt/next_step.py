@@ -98,7 +98,9 @@ def _(options: CompareOptions, results: dict[str, Any]) -> Step | None:
 
 
 @next_step.register
-def _(options: ExportOptions, results: dict[str, Any]) -> Step:
+def _(options: ExportOptions, results: dict[str, Any]) -> Step | None:
+    if options.mask is None:  # a fine-tuned model, say, of a task that is not known here
+        return None
     words = ["tamt", "evaluate", "--model", str(options.output), "--corpus", _corpus(options.model)]
     return Step("measure the exported model", words)
 

@@ -11,16 +11,18 @@ from tamt.masks.file import MaskInfo, load_masks, mask_in_row
 from tamt.masks.masking import Masks, apply_masks
 from tamt.models.loading import (
     block_length,
+    is_sparse,
     load_masked_language_model,
     load_tokenizer,
     read_head,
 )
+from tamt.models.sparse import run_sparse
 from tamt.options.base import command
 from tamt.options.evaluate import EvaluateOptions
 from tamt.runtime import processes
 from tamt.runtime.console import say
 from tamt.training.dev_losses import check_encoder_runs, dev_losses
-from tamt.training.loop import HalfPrecisionError, choose_fp32, make_accelerator, report_arithmetic
+from tamt.training.loop import HalfPrecisionError, choose_fp32, compute_dtype, make_accelerator, report_arithmetic
 from tamt.training.precision import choose_precision
 
 BATCH_SIZE = 16
@@ -66,6 +68,8 @@ def _losses(options: EvaluateOptions, corpus: list[str], started: float) -> dict
         masks, info = load_masks(options.mask)
         apply_masks(student.model, masks)
     report_arithmetic(accelerator, options.precision)
+    if options.sparse or is_sparse(options.model):
+        run_sparse(student.encoder, options.model, compute_dtype(accelerator))
     masking = TokenMasking.of(tokenizer, student.model)
     batch_size = options.batch_size or BATCH_SIZE
     losses = dev_losses(accelerator, student, teacher, text, masking, batch_size, options.seed)

@@ -1,29 +1,90 @@
-"""`tamt export`: a subnetwork before fine-tuning as a plain model that transformers opens without this package."""
+"""`tamt export`: a subnetwork as a Hugging Face model, dense or as a sparse file."""
 
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from tamt.finetuning.saved import run_of
 from tamt.masks.file import load_masks
 from tamt.masks.masking import apply_masks, prunable_weights, sparsity_of
 from tamt.masks.prune_format import split
-from tamt.models.loading import load_encoder, load_masked_language_model, load_tokenizer
+from tamt.masks.sparse_file import SPARSE_FILE, save_sparse
+from tamt.models.loading import (
+    dense_state,
+    is_sparse,
+    load_config,
+    load_encoder,
+    load_masked_language_model,
+    load_tokenizer,
+)
+from tamt.models.sparse import BREAK_EVEN
 from tamt.options.base import command
 from tamt.options.export import ExportOptions
+from tamt.runtime.choices import Values
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
 from tamt.runtime.files import sync_tree, telling
+from tamt.runtime.tensor_files import read_weights
+
+HOW_TO_OPEN = {
+    "dense": "transformers' AutoModel or as the --model of a command",
+    "sparse": "tamt.load_sparse or as the --model of a command",
+    "prune": "load_state_dict or as the --model of a command",
+}
+
+
+@dataclass
+class _Exported:
+    """What is written.
+
+    Attributes:
+        row: what the results say of it.
+        state: its tensors by name.
+        model: what saves the tensors under the names of a checkpoint; None if they have these names.
+    """
+
+    row: dict[str, Any]
+    state: dict[str, Tensor]
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel | None = None
 
 
 @command(ExportOptions)
 def export(options: ExportOptions) -> dict:
     """Run `tamt export`."""
-    model, output, prune = options.model, options.output, options.format == "prune"
+    output = options.output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"the output {output} is not empty and nothing in it is overwritten; give a new --output")
-    masks, info = load_masks(options.mask)
+    exported = _whole_model(options) if options.mask is None else _subnetwork(options, options.mask)
+    # Beside the output under another name, and renamed when it is whole.
+    output = output.resolve()  # "." has no name
+    fresh = output.with_name(f".{output.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    with telling(output):
+        try:
+            row = _write(options, exported, fresh)
+            sync_tree(fresh)
+            if output.exists():  # filled and not replaced, as somebody's shell may stand in it
+                for file in fresh.iterdir():
+                    file.rename(output / file.name)
+            else:
+                fresh.rename(output)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    say(f"the model is in {output}; open it with {HOW_TO_OPEN[options.format]}")
+    return {"results": [{**row, "output": str(output)}]}
+
+
+def _subnetwork(options: ExportOptions, mask: Path) -> _Exported:
+    """m ⊙ θ0, with its MLM head."""
+    model, prune = options.model, options.format == "prune"
+    masks, info = load_masks(mask)
     encoder, missing = load_encoder(model)
     weights = prunable_weights(encoder, pooler=True)
     originals = {name: weight.detach().clone() for name, weight in weights.items() if prune}
@@ -36,41 +97,75 @@ def export(options: ExportOptions) -> dict:
     state = {f"{prefix}{name}": tensor for name, tensor in trained.items()}
     if with_head:
         state = _under_head(heads.model, state)
-    if prune:
+    else:
+        say("no MLM head is written, as the checkpoint has none, or one that is not known here")
+    if prune:  # under the names of the modules, which transformers changes for some models
         pruned = originals.keys() & masks.keys()
         state = split(state, *({f"{prefix}{name}": kind[name] for name in pruned} for kind in (originals, masks)))
-    if not with_head:
-        say("no MLM head is written, as the checkpoint has none, or one that is not known here")
-    # Beside the output under another name, and renamed when it is whole.
-    output = output.resolve()  # "." has no name
-    fresh = output.with_name(f".{output.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    with telling(output):
-        if prune:  # under the names of the modules, which transformers changes for some models
-            exported.config.architectures = [type(exported).__name__]
-            exported.config.save_pretrained(fresh)
-            save_file(state, fresh / "model.safetensors", {"format": "pt"})
-        else:
-            exported.save_pretrained(fresh, state_dict=state)
-        tokenizer.save_pretrained(fresh)
-        sync_tree(fresh)
-        if output.exists():  # filled and not replaced, as somebody's shell may stand in it
-            for file in fresh.iterdir():
-                file.rename(output / file.name)
-            fresh.rmdir()
-        else:
-            fresh.rename(output)
-    opened = "transformers' AutoModel or as the" if not prune else "load_state_dict or as the"
-    say(f"the subnetwork is in {output}; open it with {opened} --model of a command")
-    result = {
+        exported.config.architectures = [type(exported).__name__]
+    row = {
         "model": model,
         "method": info.method,
         "sparsity": round(sparsity_of(masks), 6),
-        "mask": str(options.mask),
+        "mask": str(mask),
         "mlm_head": with_head,
-        "output": str(output),
     }
-    return {"results": [result]}
+    return _Exported(row, state, exported.config, tokenizer, None if prune else exported)
+
+
+def _whole_model(options: ExportOptions) -> _Exported:
+    """A model as it is saved, with the zeros that it has."""
+    source, _ = run_of(options.model)
+    if options.format == "dense" and not is_sparse(source):
+        raise UserError(
+            f"--mask is missing, as {options.model} is no sparse model that can be written densely; give the mask of a "
+            "subnetwork"
+        )
+    state = dense_state(source)
+    config, tokenizer = load_config(source), load_tokenizer(source, masking=False)
+    if options.format == "dense":
+        config.dtype = "float32"
+    return _Exported({"model": options.model}, state, config, tokenizer)
+
+
+def _write(options: ExportOptions, exported: _Exported, fresh: Path) -> dict[str, Any]:
+    """Write a model into the folder `fresh`. Returns its row of results."""
+    row, state = exported.row, exported.state
+    if exported.model is not None:
+        exported.model.save_pretrained(fresh, state_dict=state)
+    else:
+        exported.config.save_pretrained(fresh)
+    if options.format == "sparse":
+        if exported.model is not None:  # the names of a checkpoint are known now
+            state = read_weights(fresh)
+            for file in fresh.glob("model*.safetensors*"):
+                file.unlink()
+        row |= _write_sparse(state, fresh / SPARSE_FILE, options.values or "float32")
+    elif exported.model is None:
+        save_file(state, fresh / "model.safetensors", {"format": "pt"})
+    exported.tokenizer.save_pretrained(fresh)
+    return row
+
+
+def _write_sparse(state: dict[str, Tensor], path: Path, values: Values) -> dict[str, Any]:
+    """Write a sparse file and say what it holds, and whether it is worth it. Returns what a row says of it."""
+    sizes = save_sparse(path, state, values)
+    say(
+        f"{sizes.sparse} of {sizes.matrices} matrices are stored sparse: {sizes.file_bytes / 1e6:.1f} MB, and dense in "
+        f"float32 {sizes.dense_bytes / 1e6:.1f} MB"
+    )
+    if sizes.sparsity < BREAK_EVEN:
+        say(
+            f"warning: {sizes.sparsity:.1%} of the entries of all matrices are zeros, and below about {BREAK_EVEN:.0%} "
+            "sparse products are slower than dense ones"
+        )
+    return {
+        "zeros": round(sizes.sparsity, 6),
+        "values": values,
+        "sparse_matrices": sizes.sparse,
+        "megabytes": round(sizes.file_bytes / 1e6, 3),
+        "dense_megabytes": round(sizes.dense_bytes / 1e6, 3),
+    }
 
 
 def _under_head(model: PreTrainedModel, encoder: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,14 +18,15 @@ from tamt.finetuning.classification import Classification, Encoded, encode_dev
 from tamt.finetuning.loop import MODEL_FOLDER, SPARE_MEMORY, Job
 from tamt.finetuning.metrics import scores_in_words
 from tamt.finetuning.question_answering import MAX_ANSWER_LENGTH, N_BEST, QuestionAnswering, make_windows
-from tamt.models.loading import UNLIMITED, input_length, load_finetuned, load_tokenizer
+from tamt.models.loading import UNLIMITED, input_length, is_sparse, load_finetuned, load_tokenizer
+from tamt.models.sparse import run_sparse
 from tamt.options.evaluate import EvaluateOptions
 from tamt.options.predict import PredictOptions
 from tamt.runtime import processes
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
 from tamt.runtime.untrusted import read_yaml
-from tamt.training.loop import check_runs, make_accelerator, report_arithmetic
+from tamt.training.loop import check_runs, compute_dtype, make_accelerator, report_arithmetic
 from tamt.training.precision import choose_precision
 from tamt.training.run_folder import CONFIG, RESULTS
 
@@ -133,7 +134,7 @@ def open_finetuned(options: EvaluateOptions | PredictOptions) -> FineTuned:
             `input_length` and `make_accelerator`.
     """
     name, task = options.model, options.task
-    source, settings = _run_of(name)
+    source, settings = run_of(name)
     chosen = choose_precision(options.precision, Path(name), resume=True)
     if task not in (None, settings.get("task")):
         settings = {}
@@ -164,6 +165,8 @@ def open_finetuned(options: EvaluateOptions | PredictOptions) -> FineTuned:
     length = input_length(model, tokenizer, name, options.max_length, default)
     report_arithmetic(accelerator, options.precision if source == name else chosen)
     model.to(accelerator.device)
+    if options.sparse or is_sparse(source):
+        run_sparse(model, name, compute_dtype(accelerator))
     return FineTuned(name, found, model, tokenizer, accelerator, output_of_label, settings, length)
 
 
@@ -195,7 +198,7 @@ def _two(rows: Rows) -> Rows:
     return Rows(rows.texts[:2], rows.labels[:2])
 
 
-def _run_of(name: str) -> tuple[str, dict[str, Any]]:
+def run_of(name: str) -> tuple[str, dict[str, Any]]:
     """Where the model behind `name` is saved, and the settings of its run if `name` is a run folder."""
     folder = Path(name)
     if not (folder / CONFIG).is_file():

@@ -22,7 +22,7 @@ from tamt.masks.prune_format import MASK, as_mask, is_pruned, pruned_names
 from tamt.methods import FULL, PUBLISHED
 from tamt.runtime.errors import UserError
 from tamt.runtime.files import write_atomically
-from tamt.runtime.tensor_files import read_state
+from tamt.runtime.tensor_files import METADATA, read_header, read_state, reproducible, unique_object
 from tamt.runtime.untrusted import check_pulled
 
 MASK_FILE = "mask.safetensors"
@@ -30,8 +30,6 @@ MASK_FILE = "mask.safetensors"
 FORMAT = "tamt-mask"
 VERSION = 2
 FIELDS = {"format", "format_version", "model", "method", "sparsity", "seed", "step", "shapes", "kept", "digest"}
-MAX_HEADER = 1 << 24
-"""Bytes of the header that is read at most; BERT-base's has 20 thousand."""
 MAX_ENTRIES = 1 << 31
 """Of one matrix, as far as the kernels go."""
 PUBLISHED_PREFIXES = ("module.", "bert.", "roberta.", "distilbert.", "electra.")
@@ -131,15 +129,7 @@ def save_packed(path: Path, packed: PackedMasks) -> None:
         "kept": json.dumps(packed.kept),
     }
     metadata["digest"] = _digest(metadata, packed.bits)
-    write_atomically(path, _reproducible(save(packed.bits, metadata)))
-
-
-def _reproducible(content: bytes) -> bytes:
-    """A safetensors file, the names in its header in ascending order; safetensors gives metadata a random one."""
-    length = int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)  # so that the data begin at a multiple of 8, as safetensors has it
-    return len(header).to_bytes(8, "little") + header + content[8 + length :]
+    write_atomically(path, reproducible(save(packed.bits, metadata)))
 
 
 def load_masks(path: Path) -> tuple[Masks, MaskInfo]:
@@ -170,14 +160,16 @@ def load_packed(path: Path) -> PackedMasks:
     if path.suffix in {".pt", ".bin", ".pth"}:
         return pack_masks(*_load_published(path))
     try:
-        names, metadata = _header(path)
+        names = read_header(path)
+        metadata = names.pop(METADATA)
         if metadata.get("format") != FORMAT and is_pruned(names):
             return pack_masks(*_load_published(path))
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path} is a safetensors file but no mask; give the mask.safetensors of a run folder")
         if metadata.get("format_version") != str(VERSION):
+            version = " ".join(str(metadata.get("format_version")).split())[:20]
             raise UserError(
-                f"the mask file {path} has format version {str(metadata.get('format_version'))[:20]}, this tamt reads "
+                f"the mask file {path} has format version {version}, this tamt reads "
                 f"{VERSION}; install the tamt that wrote it or write it anew"
             )
         if metadata.keys() != FIELDS:
@@ -189,10 +181,10 @@ def load_packed(path: Path) -> PackedMasks:
             seed=int(metadata["seed"]),
             step=int(metadata["step"]),
         )
-        shapes = {name: _shape(name, shape) for name, shape in _object(metadata["shapes"]).items()}
+        shapes = {name: _shape(name, shape) for name, shape in unique_object(metadata["shapes"]).items()}
         bits = _bits(path, shapes)
         found = {name: int(np.bitwise_count(array).sum()) for name, array in bits.items()}
-        if found != _object(metadata["kept"]):
+        if found != unique_object(metadata["kept"]):
             raise ValueError("the numbers of ones are not those in its metadata")
         if metadata["digest"] != _digest(metadata, bits):
             raise ValueError("its digest is wrong")
@@ -202,37 +194,6 @@ def load_packed(path: Path) -> PackedMasks:
             "anew with tamt train"
         ) from error
     return PackedMasks(bits, shapes, found, info)
-
-
-def _header(path: Path) -> tuple[list[str], dict[str, str]]:
-    """The names of the tensors of a safetensors file and its metadata, from its header.
-
-    Raises:
-        ValueError: it is no such file, or names anything twice.
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(path.stat().st_size - 8, MAX_HEADER):
-            raise ValueError(f"its header claims {length} bytes")
-        header = _object(file.read(length))
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("its metadata are no strings by name")
-    return list(header), metadata
-
-
-def _object(text: str | bytes) -> dict[str, Any]:
-    """A JSON object that names nothing twice: of two values one reader takes the first, another the last."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError("it names something twice")
-        return dict(pairs)
-
-    value = json.loads(text, object_pairs_hook=unique)
-    if not isinstance(value, dict):
-        raise ValueError("it holds no names where it should")
-    return value
 
 
 def _shape(name: str, shape: Any) -> tuple[int, ...]:

@@ -1,13 +1,11 @@
 """Checkpoints of torch.nn.utils.prune, which holds a pruned tensor as a pair: `weight_orig` and `weight_mask`."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tamt.runtime.errors import UserError
-from tamt.runtime.tensor_files import read_state
 
 ORIGINAL, MASK = "_orig", "_mask"
 HALVES = tuple(f"{kind}{half}" for kind in ("weight", "bias") for half in (ORIGINAL, MASK))
@@ -74,12 +72,3 @@ def split(
         pairs[f"{name}{ORIGINAL}"] = originals[name]
         pairs[f"{name}{MASK}"] = mask.to(originals[name].dtype)
     return pairs
-
-
-def read_checkpoint(folder: Path) -> dict[str, Tensor]:
-    """The state dict in a model's folder, on the CPU. Raises UserError if a file of it cannot be read."""
-    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    state: dict[str, Tensor] = {}
-    for file in files:
-        state |= read_state(file, f"the checkpoint {file}")
-    return state

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
@@ -19,6 +20,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -27,12 +29,14 @@ from transformers.utils import logging
 import tamt_kernels as tk
 from tamt.data import assets as demo
 from tamt.masks.masking import POOLER, prunable_modules
-from tamt.masks.prune_format import is_pruned, merge, read_checkpoint
+from tamt.masks.prune_format import is_pruned, merge
+from tamt.masks.sparse_file import SPARSE_FILE, load_sparse_state
 from tamt.methods import methods_without_head
 from tamt.models.dropout import use_fast_dropout
 from tamt.models.shared_cast import share_casts
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
+from tamt.runtime.tensor_files import read_weights
 from tamt.runtime.untrusted import check_pulled
 
 FEWEST_WORDS = 10
@@ -57,6 +61,11 @@ def resolve(name: str) -> str:
     return str(demo.model_folder(name)) if name in demo.MODELS else name
 
 
+def is_sparse(name: str) -> bool:
+    """Whether `name` is a folder with a sparse file, as `tamt export --format sparse` writes it."""
+    return (Path(resolve(name)) / SPARSE_FILE).is_file()
+
+
 def load_tokenizer(name: str, masking: bool = True) -> PreTrainedTokenizerBase:
     """The tokenizer of the model `name`; with a mask token where `masking` says that tokens will be masked.
 
@@ -65,7 +74,7 @@ def load_tokenizer(name: str, masking: bool = True) -> PreTrainedTokenizerBase:
             does not know.
     """
     tokenizer = _load(AutoTokenizer, name, "tokenizer")
-    known = getattr(_load(AutoConfig, name, "configuration"), "vocab_size", None)
+    known = getattr(load_config(name), "vocab_size", None)
     _check_words(tokenizer, known, name)
     if masking and tokenizer.mask_token_id is None:
         raise UserError(f"the tokenizer of {name} has no mask token; choose an encoder of the BERT family")
@@ -232,7 +241,7 @@ def load_finetuned(name: str) -> PreTrainedModel:
     Raises:
         UserError: the model cannot be had, or its checkpoint has no such head.
     """
-    (kind, *_) = getattr(_load(AutoConfig, name, "configuration"), "architectures", None) or ["nameless model"]
+    (kind, *_) = load_config(name).architectures or ["nameless model"]
     factory = next((factory for part, factory in FINETUNED.items() if part in kind), None)
     if factory is None:
         raise UserError(
@@ -314,6 +323,24 @@ def load_encoder(name: str) -> tuple[PreTrainedModel, set[str]]:
     return encoder, missing
 
 
+def load_as_saved(name: str) -> PreTrainedModel:
+    """The model `name`, fp32, in the class that its configuration names, with whatever numbers it holds.
+
+    What the checkpoint lacks of it is random, which is said.
+
+    Raises:
+        UserError: the model cannot be had, or transformers has no such class.
+    """
+    (kind, *_) = load_config(name).architectures or ["nameless model"]
+    factory = getattr(transformers, kind, None)
+    if not isinstance(factory, type) or not issubclass(factory, PreTrainedModel):
+        raise UserError(f"the model {name!r} is a {kind[:100]}, which transformers does not have; {REMEDY}")
+    model, missing = _load_model(factory, name, finite=False)
+    if missing:
+        say(f"the checkpoint {name} lacks {len(missing)} tensors, {min(missing)} the first, which are random now")
+    return model
+
+
 def load_pooler(name: str) -> Tensor:
     """The weight of the pooler of the model `name`, [width, width]. Raises UserError if it has none."""
     encoder, missing = load_encoder(name)
@@ -379,13 +406,16 @@ def dense_twin(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> Pr
     return twin
 
 
-def _load_model(factory: Any, name: str, fresh_head: bool = False, **options: Any) -> tuple[PreTrainedModel, set[str]]:
+def _load_model(
+    factory: Any, name: str, fresh_head: bool = False, finite: bool = True, **options: Any
+) -> tuple[PreTrainedModel, set[str]]:
     """A model, fp32, and the names of what the checkpoint lacks of it and is random: of the head or the pooler.
 
     Args:
-        factory: one of transformers' `AutoModel`s.
+        factory: one of transformers' `AutoModel`s, or a class of models.
         name: hub name or folder, or "demo".
         fresh_head: the head is not the checkpoint's, whose own may have another shape.
+        finite: refuse NaN and infinity.
         options: of the configuration.
 
     Raises:
@@ -394,16 +424,19 @@ def _load_model(factory: Any, name: str, fresh_head: bool = False, **options: An
     # Always fp32: transformers would keep the precision of the checkpoint, and mixed precision wants fp32 weights.
     # Shapes that differ are let pass here and looked at below: transformers would name an option that nobody gave.
     how = {"output_loading_info": True, "dtype": torch.float32, "ignore_mismatched_sizes": True, **options}
+    if is_sparse(name):
+        factory = _OfState(factory, load_sparse_state(Path(resolve(name)) / SPARSE_FILE))
     model, info = _load(factory, name, "model", **how)
     if is_pruned(info["unexpected_keys"]):
-        model, info = _load(_Merged(factory, _merged_state(name)), name, "model", **how)
+        model, info = _load(_OfState(factory, _merged_state(name)), name, "model", **how)
     # A configuration may ask for tuples, and for outputs that nobody reads here and fused attention has not.
     model.config.return_dict, model.config.output_attentions, model.config.output_hidden_states = True, False, False
     encoder = _encoder_keys(model)
     _check_shapes([each for each in info["mismatched_keys"] if not fresh_head or each[0] in encoder], encoder, name)
     _check_complete(encoder, info["missing_keys"], info["unexpected_keys"], name)
     _say_left_out(model, info["unexpected_keys"], name)
-    _check_finite(model, name)
+    if finite:
+        _check_finite(model, name)
     return model, set(info["missing_keys"])
 
 
@@ -421,8 +454,8 @@ def _load(factory: Any, name: str, what: str, **options: Any) -> Any:
 
 
 @dataclass
-class _Merged:
-    """Makes models as one of transformers' `AutoModel`s does, but of this state dict."""
+class _OfState:
+    """Makes models as one of transformers' `AutoModel`s, or a class of models, does, but of this state dict."""
 
     factory: Any
     state: dict[str, Tensor]
@@ -431,8 +464,10 @@ class _Merged:
         config, how = AutoConfig.from_pretrained(
             source, trust_remote_code=trust_remote_code, return_unused_kwargs=True, **options
         )
-        with torch.device("meta"):
-            kind = type(self.factory.from_config(config, trust_remote_code=trust_remote_code))
+        kind = self.factory
+        if not issubclass(kind, PreTrainedModel):
+            with torch.device("meta"):
+                kind = type(kind.from_config(config, trust_remote_code=trust_remote_code))
         return kind.from_pretrained(None, config=config, state_dict=self.state, dtype=dtype, **how)
 
 
@@ -444,7 +479,32 @@ def _merged_state(name: str) -> dict[str, Tensor]:
             f"the checkpoint {name!r} is one of torch.nn.utils.prune, which is read from a folder only; fetch it with "
             "huggingface-cli download and give its folder"
         )
-    return merge(read_checkpoint(folder), f"the checkpoint {name!r}")
+    return merge(read_weights(folder), f"the checkpoint {name!r}")
+
+
+def dense_state(name: str) -> dict[str, Tensor]:
+    """The tensors in the folder of the model `name` as they are in a dense checkpoint, whatever form they are saved in.
+
+    Args:
+        name: folder of a dense model, of one in a sparse file, or of one that torch.nn.utils.prune has pruned; or
+            "demo" or "demo-base".
+
+    Raises:
+        UserError: there is no such folder, or it cannot be read.
+    """
+    folder = Path(resolve(name))
+    if not folder.is_dir():
+        raise UserError(f"the model {name!r} is no folder that is there; fetch it with hf download and give its folder")
+    if is_sparse(name):
+        return load_sparse_state(folder / SPARSE_FILE)
+    state = read_weights(folder)
+    return merge(state, f"the checkpoint {name!r}") if is_pruned(state) else state
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """The configuration of the model `name`. Raises UserError if it cannot be had."""
+    config: PreTrainedConfig = _load(AutoConfig, name, "configuration")
+    return config
 
 
 def _reason(error: Exception, name: str, what: str) -> str:

@@ -35,6 +35,8 @@ class EvaluateOptions(Options):
         dev_file: dev rows of classification or regression; by default those of the run.
         text_column: their column with the text, or the two with a pair; by default those of the run, or sentence.
         label_column: their column with the label; by default that of the run, or label.
+        sparse: run the matrices with many zeros by products that skip these, on a CPU; a folder of tamt export --format
+            sparse runs so by itself.
     """
 
     model: str
@@ -51,6 +53,7 @@ class EvaluateOptions(Options):
     dev_file: Path | None = None
     text_column: list[str] | None = None
     label_column: str | None = None
+    sparse: bool = False
 
     def check(self) -> None:
         """Refuse options of losses with a task, and those of a task without one. Raises UserError."""

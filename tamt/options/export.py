@@ -5,24 +5,37 @@ from pathlib import Path
 from typing import Literal
 
 from tamt.options.base import Options
+from tamt.runtime.choices import Values
+from tamt.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class ExportOptions(Options):
-    """Write the subnetwork m ⊙ θ0 in Hugging Face form: dense, with zeros where the mask prunes.
+    """Write a subnetwork in Hugging Face form, dense or as a sparse file.
 
-    With the MLM head where the checkpoint has one; its decoder stays the dense pre-trained embedding, as in mask
-    training, so the weights are not tied.
+    With a mask this is m ⊙ θ0, with the MLM head where the checkpoint has one; its decoder stays the dense pre-trained
+    embedding, as in mask training, so the weights are not tied. Without one it is the model as it is.
 
     Args:
-        model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
-        mask: mask file of the subnetwork.
+        model: hub name or folder of the pre-trained model, or "demo" or "demo-base"; without a mask the run folder of
+            tamt finetune, or the folder of any model with zeros.
         output: new folder for the model and its tokenizer.
-        format: dense, which transformers opens, or prune, the state dict of a model pruned by torch.nn.utils.prune: for
-            each pruned weight the pre-trained one and the mask, as weight_orig and weight_mask.
+        mask: mask file of the subnetwork; without one the zeros of the model are its own.
+        format: dense, which transformers opens; sparse, which tamt.load_sparse and all commands open; or prune, the
+            state dict of a model pruned by torch.nn.utils.prune: for each pruned weight the pre-trained one and the
+            mask, as weight_orig and weight_mask.
+        values: type of the numbers in a sparse file; by default float32, which is exact.
     """
 
     model: str
-    mask: Path
     output: Path
-    format: Literal["dense", "prune"] = "dense"
+    mask: Path | None = None
+    format: Literal["dense", "sparse", "prune"] = "dense"
+    values: Values | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is loaded. Raises UserError."""
+        if self.values is not None and self.format != "sparse":
+            raise UserError("--values is for --format sparse; leave it out, or add --format sparse")
+        if self.mask is None and self.format == "prune":
+            raise UserError("--mask is missing: --format prune writes a mask beside the weights; give one")

@@ -28,6 +28,8 @@ class PredictOptions(Options):
         batch_size: rows per batch, of which predictions take two at once; by default as in fine-tuning.
         precision: arithmetic of the model; auto is that of the run, else bf16 where the device has instructions for
             it, else fp16 on a GPU and fp32 on a CPU.
+        sparse: run the matrices with many zeros by products that skip these, on a CPU; a folder of tamt export --format
+            sparse runs so by itself.
     """
 
     model: str
@@ -39,3 +41,4 @@ class PredictOptions(Options):
     max_length: int | None = None
     batch_size: int | None = None
     precision: Precision = "auto"
+    sparse: bool = False

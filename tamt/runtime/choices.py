@@ -25,6 +25,8 @@ class Names:
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Tracker = Literal["auto", "none", "tensorboard", "wandb", "mlflow", "trackio"]
 """Where metrics go beside `metrics.jsonl`; the names are those of accelerate's `log_with`, and of the packages."""
+Values = Literal["float32", "float16", "bfloat16"]
+"""The types of numbers in a sparse file, by torch's names."""
 Ranking = Literal["signed", "abs"]
 Scope = Literal["matrix", "row"]
 """Which weights are ranked together: those of a whole matrix, or those of each output row, as Wanda's authors do."""

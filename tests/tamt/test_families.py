@@ -142,7 +142,7 @@ def test_a_subnetwork_answers_questions(name: str, saved, files: Path, tmp_path:
 @torch.no_grad()
 def test_the_export_computes_the_same_in_plain_transformers(name: str, saved, tmp_path: Path) -> None:
     model, mask, masks = saved(name)
-    row = export(str(model), mask, tmp_path / "out")["results"][0]
+    row = export(str(model), tmp_path / "out", mask)["results"][0]
     known = FAMILIES[name].mlm
     assert row["mlm_head"] == known
     kind = AutoModelForMaskedLM if known else AutoModel

@@ -22,8 +22,11 @@ from tamt.data.glue import load_rows
 from tamt.data.squad import load_questions
 from tamt.data.tasks import find_task
 from tamt.masks import file as mask_file
+from tamt.masks import sparse_file
 from tamt.masks.file import MaskInfo, load_masks, save_masks
+from tamt.masks.sparse_file import load_sparse_state, save_sparse
 from tamt.runtime.errors import UserError
+from tamt.runtime.tensor_files import join_header
 from tamt.training.checkpoint import DIGEST, DIGEST_BYTES, MAGIC
 from tamt.training.run_folder import RunFolder, finished_results, version_of
 
@@ -151,6 +154,41 @@ def test_published_mask_files(folder: Path, mutations, new: bool) -> None:
     torch.save(masks, folder / "good.pt", _use_new_zipfile_serialization=new)  # not new: as before torch 1.6
     (folder / "mask.pt").write_bytes(mutate((folder / "good.pt").read_bytes(), mutations))
     refused_or_done(lambda: load_masks(folder / "mask.pt"))
+
+
+@pytest.fixture(scope="module")
+def good_sparse(folder: Path) -> bytes:
+    """A sparse file."""
+    path = folder / "good-sparse.safetensors"
+    weights = {f"layer.{i}.weight": torch.arange(60.0).view(6, 10) % 3 // 2 for i in range(2)}
+    save_sparse(path, {**weights, "bias": torch.ones(5), "positions": torch.arange(4)}, "float32")
+    return path.read_bytes()
+
+
+@many(300)
+@given(mutations=MUTATIONS, part=st.sampled_from(["file", "header", "data", *sorted(sparse_file.FIELDS)]))
+def test_sparse_files(folder: Path, good_sparse: bytes, mutations, part: str) -> None:
+    path = folder / "sparse.safetensors"
+    path.write_bytes(mutate(good_sparse, mutations) if part == "file" else resealed(good_sparse, mutations, part))
+    refused_or_done(lambda: load_sparse_state(path))
+
+
+def resealed(good: bytes, mutations: list[tuple[str, float, int, bytes]], part: str) -> bytes:
+    """A sparse file whose header, data or field of the metadata is changed by somebody who knows how it is made."""
+    length = int.from_bytes(good[:8], "little")
+    text, data = good[8 : 8 + length], good[8 + length :]
+    if part == "header":
+        changed = mutate(text, mutations)
+        return len(changed).to_bytes(8, "little") + changed + data
+    header = json.loads(text)
+    if part == "data":
+        data = mutate(data, mutations)
+    else:
+        value = mutate(header["__metadata__"][part].encode(), mutations).decode("utf-8", "replace")
+        header["__metadata__"][part] = value
+    if part != "digest":
+        header["__metadata__"]["digest"] = sparse_file._digest(header, memoryview(data))
+    return join_header(header, memoryview(data))
 
 
 SETTINGS = {"model": "bert", "sparsity": 0.7, "corpus": ["a", "b"], "output": Path("run")}
