@@ -3,6 +3,7 @@
 import html
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,12 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import tamt_kernels as tk
-from tamt.masks.file import MASK_FILE, MaskInfo, PackedMasks, load_packed, pack_masks, save_packed
+from tamt.masks.file import MASK_FILE, MaskInfo, PackedMasks, as_bytes, load_packed, pack_masks, save_packed
+from tamt.masks.hub import MODEL_CARD, download, model_card, upload
 from tamt.masks.masking import Masks, magnitude_masks, prunable_weights, random_masks
 from tamt.masks.similarity import check_same_matrices, similarity
-from tamt.masks.zeros import free_zeros, keep_zeros
+from tamt.masks.zeros import free_zeros, holds_zeros, keep_zeros, revived
 from tamt.methods import METHODS, OMP, PUBLISHED, RANDOM
+from tamt.runtime.choices import HUB
 from tamt.runtime.errors import UserError
+from tamt.runtime.notebook import table
 
 LAYER = re.compile(r"\.(\d+)\.")
 
@@ -26,31 +30,56 @@ class Ticket:
     Example:
         >>> import tamt
         >>> from transformers import AutoModelForSequenceClassification
-        >>> model = AutoModelForSequenceClassification.from_pretrained("bert-base-uncased")  # doctest: +SKIP
-        >>> ticket = tamt.Ticket.load("runs/kd-70")  # doctest: +SKIP
-        >>> ticket.apply(model)  # zeros now, and zeros under any optimizer  # doctest: +SKIP
+        >>> model = AutoModelForSequenceClassification.from_pretrained("bert-base-uncased")
+        >>> ticket = tamt.Ticket.load("runs/kd-70")
+        >>> ticket.apply(model)  # zeros now, and zeros under any optimizer
 
     Attributes:
         info: the model, method, sparsity, seed and step that the mask comes from.
+        packed: the masks, one bit per weight.
+        path: the mask file, as `--mask` takes it; None until the ticket is saved.
     """
 
-    def __init__(self, packed: PackedMasks) -> None:
+    def __init__(self, packed: PackedMasks, path: str | None = None) -> None:
         """Take packed masks; `load`, `magnitude`, `random` and `from_masks` make tickets."""
-        self._packed = packed
+        self.packed = packed
         self.info = packed.info
+        self.path = path
 
     @classmethod
     def load(cls, path: str | Path) -> "Ticket":
         """Read a ticket.
 
         Args:
-            path: a run folder of `tamt train`, a mask file, or the `mask.pt` of the paper's published code.
+            path: a run folder of `tamt train`, a mask file, "hub:USER/REPO", or the `mask.pt` of the paper's published
+                code.
 
         Raises:
             UserError: there is none, or it is damaged.
         """
         path = Path(path)
-        return cls(load_packed(path / MASK_FILE if path.is_dir() else path))
+        file = path / MASK_FILE if path.is_dir() else path
+        return cls(load_packed(file), str(file))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None, token: str | None = None) -> "Ticket":
+        """Read a ticket from the Hugging Face Hub; it is downloaded once.
+
+        Example:
+            >>> ticket = tamt.Ticket.from_pretrained("user/bert-kd-70")  # doctest: +SKIP
+
+        Args:
+            name: USER/REPO, or a folder or file as `load` takes it.
+            revision: branch, tag or commit; by default the newest.
+            token: for a private repository; by default that of `hf auth login`.
+
+        Raises:
+            UserError: there is none, it is damaged, or the hub cannot be reached.
+        """
+        if Path(name).exists():
+            return cls.load(name)
+        path = f"{HUB}{str(name).removeprefix(HUB)}" + (f"@{revision}" if revision else "")
+        return cls(load_packed(download(path, MASK_FILE, token)), path)
 
     @classmethod
     def from_masks(cls, masks: Masks, info: MaskInfo) -> "Ticket":
@@ -81,21 +110,52 @@ class Ticket:
 
     def save(self, path: str | Path) -> None:
         """Write the ticket as a mask file, which every command takes as `--mask`. An existing file is replaced."""
-        save_packed(Path(path), self._packed)
+        save_packed(Path(path), self.packed)
+        self.path = str(path)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload a ticket",
+    ) -> str:
+        """Upload the ticket to the Hugging Face Hub, with a model card if the repository has none.
+
+        Every command takes it as `--mask hub:USER/REPO`, and `from_pretrained` reads it.
+
+        Example:
+            >>> ticket.push_to_hub("user/bert-kd-70", private=True)  # doctest: +SKIP
+
+        Args:
+            repo_id: USER/REPO; made if there is none.
+            private: whether a new repository is private; by default as the user's settings have it.
+            token: by default that of `hf auth login`.
+            commit_message: of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: the name is wrong, the token may not write there, or the hub cannot be reached.
+        """
+        files = {MASK_FILE: as_bytes(self.packed), MODEL_CARD: model_card(self._described(), repo_id).encode()}
+        return upload(repo_id, files, private, token, commit_message)
 
     @property
     def sparsity(self) -> float:
         """The share of zeros over all masked matrices."""
-        return self._packed.sparsity()
+        return self.packed.sparsity()
 
     def sparsity_by_matrix(self) -> dict[str, float]:
         """The share of zeros in each matrix, by name."""
-        return {name: self._packed.sparsity(name) for name in self._packed.shapes}
+        return {name: self.packed.sparsity(name) for name in self.packed.shapes}
 
     @property
     def masks(self) -> Masks:
         """The masks as bool tensors by name, True where a weight is kept; eight times the memory of the ticket."""
-        return {name: tk.unpack_mask(bits, self._packed.shapes[name]) for name, bits in self._bits().items()}
+        return {name: tk.unpack_mask(bits, self.packed.shapes[name]) for name, bits in self._bits().items()}
 
     def similarity(self, other: "Ticket") -> float:
         """The Jaccard similarity |A ∩ B| / |A ∪ B| over the matrices of both tickets (paper 4.2.5).
@@ -103,8 +163,8 @@ class Ticket:
         Raises:
             UserError: the tickets are for different models.
         """
-        check_same_matrices({"of this ticket": self._packed, "of the other": other._packed})
-        return similarity(self._packed, other._packed)[0]
+        check_same_matrices({"of this ticket": self.packed, "of the other": other.packed})
+        return similarity(self.packed, other.packed)[0]
 
     def apply(self, model: PreTrainedModel) -> None:
         """Set the pruned weights of a model to zero, and keep them zero under any optimizer; see `tamt.masks.zeros`.
@@ -115,7 +175,7 @@ class Ticket:
         Raises:
             UserError: the ticket is for another model, or the model has a ticket already.
         """
-        keep_zeros(model, self._bits(), self._packed.shapes)
+        keep_zeros(model, self._bits(), self.packed.shapes)
 
     def remove(self, model: PreTrainedModel) -> None:
         """Let the pruned weights of a model train again. They stay zero until then.
@@ -125,13 +185,53 @@ class Ticket:
         """
         free_zeros(model)
 
+    def revived(self, model: PreTrainedModel) -> dict[str, int]:
+        """How many pruned weights of `model` are not zero, for each matrix that has any; {} where all are zero."""
+        return revived(model, self._bits(), self.packed.shapes)
+
+    def sparsity_of(self, model: PreTrainedModel) -> float:
+        """The share of zeros in the matrices of `model` that the ticket masks, counted."""
+        weights = [
+            weight for name, weight in prunable_weights(model, pooler=True).items() if name in self.packed.shapes
+        ]
+        return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+
+    def merge_lora(self, model: Any) -> PreTrainedModel:
+        """Merge LoRA adapters into a subnetwork: W ⊙ m + m ⊙ BA, so that what the ticket prunes is exactly zero.
+
+        During training the adapters act on pruned weights too, so measure the merged model. Needs peft.
+
+        Example:
+            >>> from peft import LoraConfig, get_peft_model  # doctest: +SKIP
+            >>> ticket.apply(model)  # doctest: +SKIP
+            >>> adapted = get_peft_model(model, LoraConfig(target_modules=["query", "value"]))  # doctest: +SKIP
+            >>> ...  # train  # doctest: +SKIP
+            >>> model = ticket.merge_lora(adapted)  # doctest: +SKIP
+
+        Args:
+            model: a `peft.PeftModel` around the model that the ticket is of, with any head; its layers are changed.
+
+        Returns:
+            The model without adapters, its zeros kept from now on.
+
+        Raises:
+            UserError: the model has no adapters to merge, or the ticket is for another model.
+        """
+        if not hasattr(model, "merge_and_unload"):
+            raise UserError(f"the model ({type(model).__name__}) has no LoRA adapters; give one of peft.get_peft_model")
+        merged = model.merge_and_unload()
+        if holds_zeros(merged):
+            free_zeros(merged)
+        self.apply(merged)
+        return merged
+
     def _bits(self) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(bits) for name, bits in self._packed.bits.items()}
+        return {name: torch.from_numpy(bits) for name, bits in self.packed.bits.items()}
 
     def _described(self) -> dict[str, str]:
         """What a reader wants to know of the ticket, by name."""
         info = self.info
-        entries = sum(int(np.prod(shape)) for shape in self._packed.shapes.values())
+        entries = sum(int(np.prod(shape)) for shape in self.packed.shapes.values())
         count = f"{entries / 1e6:.1f} M" if entries >= 1e6 else f"{entries:,}"
         label = METHODS[info.method].label if info.method in METHODS else info.method
         described = {"model": info.model, "method": label, "pruned": f"{self.sparsity:.1%} of {count}"}
@@ -140,6 +240,16 @@ class Ticket:
         if info.method != PUBLISHED and info.method in METHODS and METHODS[info.method].seeded:
             described["seed"] = str(info.seed)
         return described
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both keep the same weights and come from the same search."""
+        if not isinstance(other, Ticket):
+            return NotImplemented
+        mine, others = self.packed.bits, other.packed.bits
+        same = self.info == other.info and self.packed.shapes == other.packed.shapes
+        return same and all(np.array_equal(bits, others[name]) for name, bits in mine.items())
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         described = self._described()
@@ -150,7 +260,6 @@ class Ticket:
 
     def _repr_html_(self) -> str:
         """A small table for notebooks, and a strip for each layer: the darker, the more of it is kept."""
-        rows = "".join(f"<tr><th>{name}</th><td>{html.escape(of)}</td></tr>" for name, of in self._described().items())
         layers: dict[str, list[tuple[str, float]]] = {}
         for name, sparsity in self.sparsity_by_matrix().items():
             found = LAYER.search(name)
@@ -159,7 +268,7 @@ class Ticket:
             f"<tr><th>{layer}</th><td>{''.join(_cell(name, sparsity) for name, sparsity in matrices)}</td></tr>"
             for layer, matrices in layers.items()
         )
-        return f"<table>{rows}{strips}</table>"
+        return table(self._described(), strips)
 
 
 def _cell(name: str, sparsity: float) -> str:

@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 import tamt_kernels as tk
+from tamt.masks.hub import download, is_on_hub
 from tamt.masks.masking import Masks, keep_of, sparsity_of
 from tamt.masks.prune_format import MASK, as_mask, is_pruned, pruned_names
 from tamt.methods import FULL, PUBLISHED
@@ -121,6 +122,11 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], info: MaskInfo, exact: b
 
 def save_packed(path: Path, packed: PackedMasks) -> None:
     """Write packed masks to `path` as `save_masks` does. Raises CannotWriteError, see `write_atomically`."""
+    write_atomically(path, as_bytes(packed))
+
+
+def as_bytes(packed: PackedMasks) -> bytes:
+    """The content of the mask file of packed masks; see `save_masks`."""
     metadata = {key: str(value) for key, value in asdict(packed.info).items()}
     metadata |= {
         "format": FORMAT,
@@ -129,12 +135,13 @@ def save_packed(path: Path, packed: PackedMasks) -> None:
         "kept": json.dumps(packed.kept),
     }
     metadata["digest"] = _digest(metadata, packed.bits)
-    write_atomically(path, reproducible(save(packed.bits, metadata)))
+    return reproducible(save(packed.bits, metadata))
 
 
 def load_masks(path: Path) -> tuple[Masks, MaskInfo]:
     """Read a mask file: ours (`.safetensors`), the `mask.pt` of the paper's published code, or a pruned checkpoint.
 
+    A path `hub:USER/REPO` is the mask file of that repository, which is downloaded once.
     A `.pt` file is a dict of tensors, bool or of zeros and ones in another type as those of torch.nn.utils.prune, under
     names that end in `.weight` or `.weight_mask`; it is read with
     `weights_only=True`, so nothing in it is executed. Its origin is not recorded: method "published", seed and step 0.
@@ -154,6 +161,8 @@ def load_masks(path: Path) -> tuple[Masks, MaskInfo]:
 
 def load_packed(path: Path) -> PackedMasks:
     """Read a mask file as `load_masks` does and raise what it raises, but leave our own format's bits packed."""
+    if is_on_hub(path):
+        path = download(path, MASK_FILE)
     if not path.is_file():
         raise UserError(f"there is no mask file {path}; give the mask.safetensors of a run folder")
     check_pulled(path)

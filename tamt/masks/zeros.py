@@ -107,7 +107,7 @@ def keep_zeros(model: PreTrainedModel, packed: Mapping[str, Tensor], shapes: Map
     Raises:
         UserError: the masks are for another model, or the model has masks already.
     """
-    if _zeros_of(model) is not None:
+    if holds_zeros(model):
         raise UserError("the model has a ticket already; remove that first, or load the model again")
     check_fits({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, model)
     known = prunable_weights(model, pooler=True)
@@ -120,6 +120,23 @@ def free_zeros(model: PreTrainedModel) -> None:
     if zeros is None:
         raise UserError("the model has no ticket; nothing holds its weights at zero")
     zeros.remove(model.base_model)
+
+
+def holds_zeros(model: PreTrainedModel) -> bool:
+    """Whether `keep_zeros` was called for `model`, or for the one that it is a copy of."""
+    return _zeros_of(model) is not None
+
+
+def revived(
+    model: PreTrainedModel, packed: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, int]:
+    """How many pruned weights are not zero, for each matrix of `model` that has any. Arguments as of `keep_zeros`."""
+    counts = {}
+    for name, weight in prunable_weights(model, pooler=True).items():
+        if name in packed:
+            kept = tk.unpack_mask(packed[name].to(weight.device), shapes[name])
+            counts[name] = int((weight.detach().masked_fill(kept, 0) != 0).sum())
+    return {name: count for name, count in counts.items() if count}
 
 
 def _zeros_of(model: PreTrainedModel) -> _Zeros | None:

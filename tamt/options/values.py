@@ -53,6 +53,23 @@ def convert(kind: Any, value: Any) -> Any:
         raise WrongValueError(value, kind) from error
 
 
+def from_python(kind: Any, value: Any) -> Any:
+    """A value that Python code gives, as the type of its field: paths may be text, a list of texts one of them.
+
+    Raises:
+        WrongValueError: it is of another type.
+    """
+    if value is None:
+        return None
+    if takes_several(kind) and isinstance(value, str | Path):
+        value = [value]
+    if isinstance(value, Path):
+        value = str(value)
+    elif isinstance(value, list | tuple | range):
+        value = [str(part) if isinstance(part, Path) else part for part in value]
+    return convert(kind, value)
+
+
 def has_commas(kind: Any) -> bool:
     """Whether several values of a type are one word, with commas between them."""
     return without_none(kind) in (list[int], list[float])

@@ -35,6 +35,8 @@ Scores = Literal["magnitude", "activation", "two-valued"]
 DEFAULT_SCORES: Scores = "activation"
 MASKS_BY_NAME = ("omp", "random")
 """Masks to start from that are not read from a file."""
+HUB = "hub:"
+"""Begins the name of a mask that is on the Hugging Face Hub: `hub:USER/REPO`, or `hub:USER/REPO@REVISION`."""
 KEEP = 2
 """Checkpoints that are kept: the newest, and one to fall back on."""
 CHECK_EVERY = 100
@@ -57,8 +59,10 @@ def scores_of_start(scores: str | None, initial: str | None) -> Scores:
 
 
 def check_initial(initial: str | None) -> None:
-    """Check that `initial` is omp, random or a mask file that is there. Raises UserError if not."""
-    if initial is not None and initial not in MASKS_BY_NAME and not Path(initial).is_file():
+    """Check that `initial` is omp, random, a mask on the hub or a mask file that is there. Raises UserError if not."""
+    if initial is None or initial in MASKS_BY_NAME or initial.startswith(HUB):
+        return
+    if not Path(initial).is_file():
         hint = did_you_mean(initial, MASKS_BY_NAME, "correct it")
         raise UserError(f"--initial {initial} is not one of {', '.join(MASKS_BY_NAME)} and no mask file; {hint}")
 

@@ -1,0 +1,181 @@
+"""The public functions: what they take, return and raise, and the examples in their docstrings."""
+
+import doctest
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+import tamt
+from tamt.api import in_python
+from tamt.masks.masking import prunable_weights
+from tamt.options.train import TrainOptions
+from tamt.runtime.errors import UserError
+
+FUNCTIONS = ("find_ticket", "finetune", "evaluate", "export")
+MODULES = ("tamt.finetuning.finetune", "tamt.commands.evaluate", "tamt.commands.export")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> tamt.Ticket:
+    """A ticket of the tiny model, in the folder of its run."""
+    return tamt.find_ticket(tiny_bert, "omp", output=tmp_path_factory.mktemp("omp") / "run")
+
+
+def zeros(folder: Path, ticket: tamt.Ticket) -> bool:
+    weights = prunable_weights(AutoModel.from_pretrained(folder))
+    return all((weights[name][~mask] == 0).all() for name, mask in ticket.masks.items())
+
+
+def test_the_examples_of_the_docstrings(
+    tiny_bert: Path, corpus: Path, cats_and_dogs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bert-base-uncased").symlink_to(tiny_bert)
+    (tmp_path / "text.txt").symlink_to(corpus)
+    for name, file in cats_and_dogs.items():
+        (tmp_path / f"{name.removesuffix('_file')}.tsv").symlink_to(file)
+    finder, failures = doctest.DocTestFinder(recurse=False), []
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
+    examples = 0
+    for name in [
+        *FUNCTIONS,
+        "Ticket",
+        "TicketCallback",
+    ]:  # the first one finds the ticket
+        (test,) = finder.find(getattr(tamt, name), name)
+        examples += len(test.examples)
+        runner.run(test, out=failures.append)
+    assert not failures, "".join(failures)
+    assert examples >= 2 * len(FUNCTIONS)
+
+
+def test_a_fine_tuning_by_a_ticket_that_is_in_no_file(
+    tiny_bert: Path, cats_and_dogs: dict[str, Path], tmp_path: Path
+) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
+    ticket = tamt.Ticket.random(model, 0.5)
+    options = {**cats_and_dogs, "train_samples": 16, "epochs": 1, "batch_size": 8, "lr": (1e-4, 1e-3), "seeds": [3, 4]}
+    result = tamt.finetune(tiny_bert, "classification", ticket=ticket, output=str(tmp_path / "run"), **options)
+    row = json.loads((tmp_path / "run" / "results.json").read_text())["results"][0]
+    assert result.rows == [row]
+    assert result.score == row["score"]
+    assert result.metrics.keys() == {"accuracy"}
+    assert result.model.parent.name in {"seed-3", "seed-4"}
+    assert result.model.parent.parent.name == f"lr-{row['lr']:g}"
+    assert zeros(result.model, ticket)
+    assert tamt.Ticket.load(row["mask"]) == ticket
+    assert ticket.path is None
+    assert f"accuracy {row['score']:.4f} ± " in repr(result)
+    assert "<th>seeds</th><td>3, 4</td>" in result._repr_html_()
+    again = tamt.evaluate(result)
+    best = dict(zip(row["seeds"], row["scores"], strict=True))
+    assert again.score == max(best.values())
+    assert again.metric == "accuracy"
+    assert "task classification, accuracy" in repr(again)
+    with pytest.raises(UserError, match="holds another ticket and is not overwritten"):
+        tamt.finetune(
+            tiny_bert, "classification", ticket=tamt.Ticket.random(model, 0.6), output=tmp_path / "run", **options
+        )
+
+
+def test_losses_of_a_ticket_wherever_it_is(tiny_bert: Path, corpus: Path, found: tamt.Ticket) -> None:
+    fresh = tamt.Ticket(found.packed)
+    assert found.path is not None
+    file = Path(found.path)
+    results = [
+        tamt.evaluate(str(tiny_bert), [corpus], ticket=ticket, blocks=4, max_length=16)
+        for ticket in (found, fresh, str(file), file.parent)
+    ]
+    assert len({tuple(result.metrics.values()) for result in results}) == 1
+    assert [result.rows[0]["mask"] for result in results] == [str(file), None, str(file), str(file)]
+    assert results[0].metrics["kd_loss"] > 0
+    assert results[0].score is None
+    assert "mlm_loss" in results[0]._repr_html_()
+
+
+def test_an_export_is_a_plain_model(tiny_bert: Path, found: tamt.Ticket, tmp_path: Path) -> None:
+    folder = tamt.export(tiny_bert, found, tmp_path / "plain")
+    assert folder == tmp_path / "plain"
+    assert zeros(folder, found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": 1.2}, "sparsity=1.2 is not between 0 and 1"),
+        ({"sparsity": "half"}, "sparsity=half is not a number"),
+        ({"method": "magic"}, "method=magic is not one of tamt-mlm"),
+        ({"method": "tamt-kd"}, "tamt-kd needs text; give corpus wikitext-103"),
+        ({"head": "none"}, "head none cannot be read"),
+        ({"save_at": [3]}, "^save_at=3 lies|^save_at is for mask training"),
+        ({"output": "."}, "resume=True"),
+    ],
+)
+def test_errors_speak_of_parameters(options: dict, message: str, tiny_bert: Path, tmp_path: Path) -> None:
+    given = {"method": "omp", "output": tmp_path / "run", **options}
+    with pytest.raises(UserError, match=message) as raised:
+        tamt.find_ticket(tiny_bert, **given)
+    assert "--" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_option_of_the_command_stays_in_a_message() -> None:
+    assert in_python("no file a--model or --modell; give --max-length 9", TrainOptions) == (
+        "no file a--model or --modell; give max_length 9"
+    )
+
+
+def test_an_unknown_option_is_a_type_error(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"finetune\(\) has no option 'epoch'; did you mean epochs"):
+        tamt.finetune("m", "sst2", output=tmp_path / "run", epoch=1)
+    with pytest.raises(TypeError, match="'mask'"):
+        tamt.finetune("m", "sst2", output=tmp_path / "run", mask="m")
+
+
+ORDERS = """
+import os, sys
+from importlib import import_module
+import accelerate, datasets, torch, transformers, tamt_kernels
+
+names, modules = sys.argv[1].split(), sys.argv[2].split()
+
+def check(order):
+    import tamt
+    for name in [*order, None]:  # None: the functions are used
+        assert import_module(name) if name else all(callable(getattr(tamt, name)) for name in names)
+
+orders = [[*modules[i:], *modules[:i]] for i in range(len(modules))]
+for order in [[None, *order] for order in orders] + orders:
+    if not os.fork():  # with torch, and without anything of tamt
+        assert not any(name.partition(".")[0] == "tamt" for name in sys.modules)
+        try:
+            check(order)
+        except BaseException as error:
+            print(order, repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
+
+
+def test_the_functions_are_callable_whatever_is_imported_first() -> None:
+    subprocess.run([sys.executable, "-c", ORDERS, " ".join(FUNCTIONS), " ".join(MODULES)], check=True)
+
+
+def test_no_module_has_the_name_of_a_function() -> None:
+    modules = {path.stem for path in Path(tamt.__file__).parent.iterdir()}
+    assert not modules & set(tamt.__all__)
+
+
+def test_import_tamt_is_quick_and_imports_no_torch() -> None:
+    code = (
+        "import sys, time; start = time.process_time(); import tamt; used = time.process_time() - start\n"
+        "assert not {'torch', 'transformers', 'numpy', 'tamt.api'} & set(sys.modules), used\n"
+        "assert set(tamt.__all__) <= set(dir(tamt))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())})
