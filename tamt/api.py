@@ -165,30 +165,41 @@ def evaluate(
     return EvaluateResult(rows)
 
 
-def export(model: str | Path, ticket: Ticket | str | Path, output: str | Path, *, format: str = "dense") -> Path:
-    """Write a subnetwork as a plain Hugging Face model, with zeros where the ticket prunes. This is `tamt export`.
+def export(
+    model: str | Path | FinetuneResult,
+    *,
+    output: str | Path,
+    ticket: Ticket | str | Path | None = None,
+    **options: Any,
+) -> Path:
+    """Write a subnetwork as a Hugging Face model, dense with zeros or as a sparse file. This is `tamt export`.
 
     Example:
         >>> import tamt
-        >>> folder = tamt.export("bert-base-uncased", "runs/kd-70", "subnetwork")
+        >>> folder = tamt.export("bert-base-uncased", ticket="runs/kd-70", output="subnetwork")
         >>> from transformers import AutoModel
         >>> model = AutoModel.from_pretrained(folder)
 
     Args:
-        model: hub name or folder of the pre-trained model that the ticket is of.
-        ticket: a ticket, a mask file, a run folder, or "hub:USER/REPO".
+        model: hub name or folder of the pre-trained model that the ticket is of; without a ticket the result or the run
+            folder of a fine-tuning, or any model with zeros.
         output: new folder for the model and its tokenizer.
-        format: "dense", or "prune" for the state dict of a model pruned by torch.nn.utils.prune.
+        ticket: a ticket, a mask file, a run folder, or "hub:USER/REPO"; None for the zeros that the model has.
+        options: any other option of `tamt export`: `format` ("dense", "sparse" or "prune") and `values`;
+            `help(tamt.options.export.ExportOptions)` describes them.
 
     Returns:
         The folder, as an absolute path.
 
     Raises:
         UserError: a value is wrong, or something cannot be read or written; nothing is overwritten.
+        TypeError: there is no such option.
     """
+    if isinstance(model, FinetuneResult):
+        model = model.run
     with _as_file(ticket) as mask:
-        named = {"model": model, "mask": mask, "output": output, "format": format}
-        return Path(_run("export", run_export, ExportOptions, **named)[0]["output"])
+        named = {"model": model, "mask": mask, "output": output}
+        return Path(_run("export", run_export, ExportOptions, **named, **options)[0]["output"])
 
 
 def _run(

@@ -72,6 +72,8 @@ def test_a_fine_tuning_by_a_ticket_that_is_in_no_file(
     assert ticket.path is None
     assert f"accuracy {row['score']:.4f} ± " in repr(result)
     assert "<th>seeds</th><td>3, 4</td>" in result._repr_html_()
+    whole = tamt.export(result, output=tmp_path / "sparse", format="sparse")
+    assert (whole / "sparse.safetensors").is_file()
     again = tamt.evaluate(result)
     best = dict(zip(row["seeds"], row["scores"], strict=True))
     assert again.score == max(best.values())
@@ -99,7 +101,7 @@ def test_losses_of_a_ticket_wherever_it_is(tiny_bert: Path, corpus: Path, found:
 
 
 def test_an_export_is_a_plain_model(tiny_bert: Path, found: tamt.Ticket, tmp_path: Path) -> None:
-    folder = tamt.export(tiny_bert, found, tmp_path / "plain")
+    folder = tamt.export(tiny_bert, ticket=found, output=tmp_path / "plain")
     assert folder == tmp_path / "plain"
     assert zeros(folder, found)
 
