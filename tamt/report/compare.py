@@ -55,7 +55,7 @@ def compare(options: CompareOptions) -> dict:
 def _draw(paths: list[str], results: list[dict], output: Path) -> None:
     """Write the similarities of all pairs as a heat map, and those of each pair by matrix as a table."""
     from tamt.report.drawing import write_pictures
-    from tamt.report.figures import Figure, HeatMap
+    from tamt.report.figure import Figure, HeatMap
     from tamt.report.tables import Table, figure_table
 
     names = [_short(path) for path in paths]

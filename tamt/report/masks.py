@@ -7,20 +7,10 @@ from dataclasses import dataclass, field
 from tamt.masks.file import PackedMasks, load_packed
 from tamt.masks.similarity import of_one_model, similarity
 from tamt.methods import OMP
-from tamt.report.figures import (
-    Chart,
-    Figure,
-    HeatMap,
-    Missing,
-    Point,
-    Scores,
-    Series,
-    label_of,
-    main_tickets,
-    scatter,
-    suffixes,
-)
-from tamt.report.runs import Study, Ticket
+from tamt.report.figure import Chart, Figure, HeatMap, Missing, Point, Series
+from tamt.report.figures import scatter
+from tamt.report.results import Results, TicketRecord
+from tamt.report.scores import MethodVariant, Scores, label_of, main_tickets, suffixes
 from tamt.report.statistics import summarise
 from tamt.report.variants import is_unusual
 from tamt.runtime.errors import UserError
@@ -54,30 +44,30 @@ class MaskGroup:
     sparsity: float
     labels: list[str] = field(default_factory=list)
     similarities: list[list[float]] = field(default_factory=list)
-    distances: list[tuple[Ticket, float]] = field(default_factory=list)
-    differences: dict[tuple[str, str | None], dict[str, float]] = field(default_factory=dict)
+    distances: list[tuple[TicketRecord, float]] = field(default_factory=list)
+    differences: dict[MethodVariant, dict[str, float]] = field(default_factory=dict)
     kept: dict[str, tuple[tuple[int, ...], int, int]] = field(default_factory=dict)
 
 
-def compare_masks(study: Study) -> list[MaskGroup]:
-    """Read every mask of a study, one model and sparsity at a time. A damaged one is skipped, and the study says so."""
+def compare_masks(results: Results) -> list[MaskGroup]:
+    """Read every mask, one model and sparsity at a time. A damaged one is skipped."""
     groups = []
-    for model in study.models:
-        for sparsity in sorted({t.sparsity for t in study.tickets if t.model == model}):
-            group = _compare(study, model, sparsity)
+    for model in results.models:
+        for sparsity in sorted({t.sparsity for t in results.tickets if t.model == model}):
+            group = _compare(results, model, sparsity)
             if group.kept:
                 groups.append(group)
     return groups
 
 
-def _compare(study: Study, model: str, sparsity: float) -> MaskGroup:
+def _compare(results: Results, model: str, sparsity: float) -> MaskGroup:
     group = MaskGroup(model, sparsity)
-    main = {key: tickets.get(sparsity, []) for key, tickets in main_tickets(study, model).items()}
+    main = {key: tickets.get(sparsity, []) for key, tickets in main_tickets(results, model).items()}
     chosen = [ticket for tickets in main.values() for ticket in sorted(tickets, key=lambda t: t.seed or 0)]
-    loaded = list(_readable(study, chosen))
+    loaded = list(_readable(results, chosen))
     omp = next((mask for ticket, mask in loaded if ticket.method == OMP), None)
     if len(loaded) > MOST_MASKS:
-        study.skip(
+        results.skip(
             f"the heat map of {model} at {sparsity:.0%}",
             f"shows {MOST_MASKS} of {len(loaded)} masks, which it has room for",
         )
@@ -91,7 +81,7 @@ def _compare(study: Study, model: str, sparsity: float) -> MaskGroup:
         for j in range(i):
             table[i][j] = table[j][i] = similarity(shown[i][1], shown[j][1])[0]
     group.similarities = table
-    gathered: dict[tuple[str, str | None], list[dict[str, float]]] = {}
+    gathered: dict[MethodVariant, list[dict[str, float]]] = {}
     for ticket, mask in loaded:
         for name, kept in mask.kept.items():
             shape, least, most = group.kept.get(name, (mask.shapes[name], kept, kept))
@@ -108,15 +98,15 @@ def _compare(study: Study, model: str, sparsity: float) -> MaskGroup:
     if omp is not None:
         own = next(ticket for ticket, _ in loaded if ticket.method == OMP)
         group.distances.append((own, 0.0))
-        others = [t for t in study.tickets if t.model == model and t.sparsity == sparsity and t not in chosen]
-        for ticket, mask in _readable(study, others, omp):
+        others = [t for t in results.tickets if t.model == model and t.sparsity == sparsity and t not in chosen]
+        for ticket, mask in _readable(results, others, omp):
             group.distances.append((ticket, 1 - similarity(mask, omp)[0]))
     return group
 
 
 def _readable(
-    study: Study, tickets: Iterable[Ticket], like: PackedMasks | None = None
-) -> Iterator[tuple[Ticket, PackedMasks]]:
+    results: Results, tickets: Iterable[TicketRecord], like: PackedMasks | None = None
+) -> Iterator[tuple[TicketRecord, PackedMasks]]:
     """The masks that can be read and are for the same matrices, those of `like` or of the first."""
     for ticket in tickets:
         if ticket.mask is None:
@@ -124,29 +114,29 @@ def _readable(
         try:
             mask = load_packed(ticket.mask)
         except UserError as error:
-            study.skip(f"{ticket.run}/{ticket.mask.name}", f"cannot be read: {error}")
+            results.skip(f"{ticket.run}/{ticket.mask.name}", f"cannot be read: {error}")
             continue
         like = like or mask
         if not of_one_model(mask, like):
-            study.skip(f"{ticket.run}/{ticket.mask.name}", "is for other matrices than the first mask of the model")
+            results.skip(f"{ticket.run}/{ticket.mask.name}", "is for other matrices than the first mask of the model")
             continue
         yield ticket, mask
 
 
-def mask_figures(study: Study, groups: list[MaskGroup]) -> list[Figure | Missing]:
+def mask_figures(results: Results, groups: list[MaskGroup]) -> list[Figure | Missing]:
     """Fig. 8 and 17, and the views by layer."""
     found: list[Figure | Missing] = []
-    for model, stem in suffixes(study.models).items():
+    for model, stem in suffixes(results.models).items():
         own = [group for group in groups if group.model == model]
         suffix = f" ({model})" if stem else ""
-        found.append(_distance_figure(study, model, own, suffix, stem))
+        found.append(_distance_figure(results, model, own, suffix, stem))
         found += _layer_figures(own, suffix, stem)
     return found
 
 
-def _distance_figure(study: Study, model: str, groups: list[MaskGroup], suffix: str, stem: str) -> Figure | Missing:
+def _distance_figure(results: Results, model: str, groups: list[MaskGroup], suffix: str, stem: str) -> Figure | Missing:
     paper, title = "Fig. 8, 17", f"Distance from OMP, and how alike the masks are{suffix}"
-    scores = Scores(study, model)
+    scores = Scores(results, model)
     panels: list[Chart | HeatMap] = []
     for group in groups:
         if len(group.labels) > 1:

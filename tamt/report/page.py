@@ -4,10 +4,12 @@ import html
 import re
 from collections.abc import Sequence
 
-from tamt.report.drawing import colour_rules, number, said, styles_of, svg_of, swatch
-from tamt.report.figures import Figure, Missing
-from tamt.report.runs import Study
+from tamt.report.figure import Figure, Missing
+from tamt.report.numbers import number, summary_text
+from tamt.report.results import Results
 from tamt.report.statistics import Summary
+from tamt.report.style import colour_rules, styles_of, swatch
+from tamt.report.svg import svg_of
 from tamt.report.tables import Cell, Table, figure_table, rates_note
 from tamt.version import __version__
 
@@ -84,14 +86,14 @@ document.addEventListener("pointerdown", show);
 """
 
 
-def page(study: Study, found: Sequence[Figure | Missing], tables: Sequence[Table]) -> str:
+def page(results: Results, found: Sequence[Figure | Missing], tables: Sequence[Table]) -> str:
     """The whole report as HTML."""
     figures = [item for item in found if isinstance(item, Figure)]
     missing = [item for item in found if isinstance(item, Missing)]
     by_name = {table.name: table for table in tables}
     first = [table for name in ("scores",) if (table := by_name.get(name))]
     rest = [table for table in tables if table not in first]
-    title = f"Winning tickets: {study.folder.resolve().name}"
+    title = f"Winning tickets: {results.folder.resolve().name}"
     links = [(figure.name, figure.title) for figure in figures]
     links += [("missing", "Figures without runs")] * bool(missing) + [(table.name, table.title) for table in rest]
     style = STYLE.replace("LIGHT", colour_rules(0)).replace("DARK", colour_rules(1))
@@ -100,7 +102,7 @@ def page(study: Study, found: Sequence[Figure | Missing], tables: Sequence[Table
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
         f"{GENERATOR}<title>{_escape(title)}</title><style>{style}</style></head><body>",
-        f"<header><h1>{_escape(title)}</h1><p>{_escape(summary(study))}</p>",
+        f"<header><h1>{_escape(title)}</h1><p>{_escape(summary(results))}</p>",
         "<nav>" + "".join(f'<a href="#{_escape(name)}">{_escape(text)}</a>' for name, text in links) + "</nav>",
         "</header>",
         "<main>",
@@ -115,16 +117,16 @@ def page(study: Study, found: Sequence[Figure | Missing], tables: Sequence[Table
     return "\n".join(part for part in parts if part) + "\n"
 
 
-def summary(study: Study) -> str:
+def summary(results: Results) -> str:
     """What the report is made of, in a sentence or two."""
-    masks, runs = sum(t.final for t in study.tickets), len(study.fine_tunings)
-    on_the_way = len(study.tickets) - masks
+    masks, runs = sum(t.final for t in results.tickets), len(results.fine_tunings)
+    on_the_way = len(results.tickets) - masks
     along = f" and {on_the_way} on the way" if on_the_way else ""
-    left = f" {len(study.skipped)} things were left out, each named below." if study.skipped else ""
-    wrote = f"tamt {study.version}" if study.version else "a tamt that does not give its version"
+    left = f" {len(results.skipped)} things were left out, each named below." if results.skipped else ""
+    wrote = f"tamt {results.version}" if results.version else "a tamt that does not give its version"
     return (
-        f"{masks} masks that were searched for{along}, {runs} fine-tunings, models: {', '.join(study.models)}. "
-        f"The runs are by {wrote}, the report by tamt {__version__}.{left}{rates_note(study)}"
+        f"{masks} masks that were searched for{along}, {runs} fine-tunings, models: {', '.join(results.models)}. "
+        f"The runs are by {wrote}, the report by tamt {__version__}.{left}{rates_note(results)}"
     )
 
 
@@ -190,15 +192,15 @@ def cell_text(cell: Cell, share: bool = False) -> str:
     if cell is None:
         return "–"
     if isinstance(cell, Summary):
-        return said(cell).replace(" runs)", ")").replace(" run)", ")")
+        return summary_text(cell).replace(" runs)", ")").replace(" run)", ")")
     if share and isinstance(cell, float):
         return f"{100 * cell:g} %"
     return cell if isinstance(cell, str) else number(cell)
 
 
-def markdown(study: Study, found: Sequence[Figure | Missing], tables: Sequence[Table]) -> str:
+def markdown(results: Results, found: Sequence[Figure | Missing], tables: Sequence[Table]) -> str:
     """The scores, the figures and what is missing, for a README."""
-    parts = [f"# Winning tickets: {_plain(study.folder.resolve().name)}", _plain(summary(study))]
+    parts = [f"# Winning tickets: {_plain(results.folder.resolve().name)}", _plain(summary(results))]
     for table in tables:
         if table.name in ("scores", "searches", "paper"):
             parts += [f"## {table.title}", _plain(table.note), _markdown_table(table)]

@@ -2,9 +2,11 @@
 
 from tamt.finetuning.rates import RATE_OF_BASE, RISE_BY_SPARSITY, WIDTH_OF_BASE
 from tamt.methods import IMP, METHODS, RANDOM, is_one_shot, trains_scores
-from tamt.report.figures import Chart, Figure, Scores, label_of, main_tickets
+from tamt.report.comparable import EFFECTIVE_BATCH
+from tamt.report.figure import Chart, Figure
 from tamt.report.masks import MaskGroup
-from tamt.report.runs import EFFECTIVE_BATCH, Study
+from tamt.report.results import Results
+from tamt.report.scores import Scores, label_of, main_tickets
 from tamt.report.statistics import summarise
 from tamt.report.tables import Cell, Table
 from tamt.report.variants import RANDOM_START, not_at_random, starts_at_random
@@ -24,18 +26,18 @@ OF_TASKS = {
 """Table 1."""
 
 
-def paper_table(study: Study, groups: list[MaskGroup], figures: list[Figure]) -> Table:
+def paper_table(results: Results, groups: list[MaskGroup], figures: list[Figure]) -> Table:
     """The paper's claims that the study has the runs to look at."""
     rows: list[tuple[Cell, ...]] = []
     for figure in figures:
         if figure.paper.startswith("Fig. 6"):
             for panel in figure.panels:
                 if isinstance(panel, Chart):
-                    rows += _speed_ups(panel, study.models if len(study.models) == 1 else [figure.title])
-    for model in study.models:
-        rows += _shares_of_full(study, model)
-        rows += _costs(study, model)
-        rows += _starts(study, model)
+                    rows += _speed_ups(panel, results.models if len(results.models) == 1 else [figure.title])
+    for model in results.models:
+        rows += _shares_of_full(results, model)
+        rows += _costs(results, model)
+        rows += _starts(results, model)
     for group in groups:
         rows += _similarities(group)
     note = (
@@ -66,13 +68,13 @@ def _speed_ups(chart: Chart, models: list[str]) -> list[tuple[Cell, ...]]:
     return rows
 
 
-def _shares_of_full(study: Study, model: str) -> list[tuple[Cell, ...]]:
-    scores = Scores(study, model)
+def _shares_of_full(results: Results, model: str) -> list[tuple[Cell, ...]]:
+    scores = Scores(results, model)
     if not scores.panels or (full := scores.full(scores.panels[0])) is None or full[1].mean <= 0:
         return []
     bound = 30 if "roberta" in model.lower() else 50
     rows: list[tuple[Cell, ...]] = []
-    for key, by_sparsity in main_tickets(study, model).items():
+    for key, by_sparsity in main_tickets(results, model).items():
         for sparsity, tickets in by_sparsity.items():
             percent = round(100 * sparsity)
             found = scores.of(tickets, scores.panels[0])
@@ -84,14 +86,14 @@ def _shares_of_full(study: Study, model: str) -> list[tuple[Cell, ...]]:
     return rows
 
 
-def _costs(study: Study, model: str) -> list[tuple[Cell, ...]]:
+def _costs(results: Results, model: str) -> list[tuple[Cell, ...]]:
     rows: list[tuple[Cell, ...]] = []
-    for (method, variant), by_sparsity in main_tickets(study, model).items():
+    for (method, variant), by_sparsity in main_tickets(results, model).items():
         if method not in METHODS or is_one_shot(method) or starts_at_random(variant):
             continue
         published = METHODS[method]
         steps = published.paper_steps
-        rates = [t.seconds / t.step for tickets in by_sparsity.values() for t in tickets if t.seconds and t.step]
+        rates = [t.seconds_per_step for tickets in by_sparsity.values() for t in tickets if t.seconds_per_step]
         if rates:
             seconds = next((value for name, value in published.paper_seconds.items() if name in model.lower()), None)
             paper = f"{seconds / max(steps.values()):.2f} (V100)" if seconds and steps else "—"
@@ -105,9 +107,9 @@ def _costs(study: Study, model: str) -> list[tuple[Cell, ...]]:
     return rows
 
 
-def _starts(study: Study, model: str) -> list[tuple[Cell, ...]]:
-    scores = Scores(study, model)
-    found = main_tickets(study, model)
+def _starts(results: Results, model: str) -> list[tuple[Cell, ...]]:
+    scores = Scores(results, model)
+    found = main_tickets(results, model)
     rows: list[tuple[Cell, ...]] = []
     for (method, variant), by_sparsity in found.items():
         if not starts_at_random(variant) or not scores.panels:
@@ -138,10 +140,10 @@ def _similarities(group: MaskGroup) -> list[tuple[Cell, ...]]:
     return [(group.model, what, paper, f"{summarise(values).mean:.2f}", "A.5, Fig. 17")]
 
 
-def settings_table(study: Study) -> Table:
+def settings_table(results: Results) -> Table:
     """What the runs were done with, beside the paper's Table 1; what is left at its default is not named."""
     rows: list[tuple[Cell, ...]] = []
-    for model, name, variant, key, value in study.settings:
+    for model, name, variant, key, value in results.settings:
         searching = name in METHODS
         paper = (OF_SEARCHES if searching else OF_TASKS).get(key, "—")
         rows.append((model, label_of(name, variant) if searching else name, key, value, paper))

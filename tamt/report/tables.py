@@ -2,23 +2,15 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 from tamt.finetuning.rates import rates_in_words
-from tamt.report.figures import (
-    AVERAGE,
-    LOSSES,
-    Figure,
-    HeatMap,
-    Scores,
-    label_of,
-    main_tickets,
-    order_of,
-)
+from tamt.report.figure import Figure, HeatMap
 from tamt.report.masks import MaskGroup
-from tamt.report.runs import Study, Ticket
+from tamt.report.results import Results, TicketRecord
+from tamt.report.scores import AVERAGE, LOSSES, Scores, label_of, main_tickets, order_of
 from tamt.report.statistics import (
     FEWEST_MASKS,
     FEWEST_PAIRS,
@@ -62,17 +54,17 @@ def _split(cell: Cell) -> Sequence[Cell]:
     return (cell.mean, cell.std, cell.runs) if isinstance(cell, Summary) else (cell, None, None)
 
 
-def scores_table(study: Study) -> Table:
+def scores_table(results: Results) -> Table:
     """Mean and spread of the scores of every method at every sparsity."""
-    tasks = sorted({task for model in study.models for task in Scores(study, model).panels}, key=_average_first)
+    tasks = sorted({task for model in results.models for task in Scores(results, model).panels}, key=_average_first)
     rows: list[tuple[Cell, ...]] = []
-    for model in study.models:
-        scores = Scores(study, model)
+    for model in results.models:
+        scores = Scores(results, model)
         if (full := [_full(scores, task) for task in tasks]) and any(full):
             rows.append((model, 0.0, "full model", *full))
         found = [
             (sparsity, key, tickets)
-            for key, by_sparsity in main_tickets(study, model).items()
+            for key, by_sparsity in main_tickets(results, model).items()
             for sparsity, tickets in by_sparsity.items()
         ]
         for sparsity, key, tickets in sorted(found, key=lambda item: (item[0], order_of(item[1]))):
@@ -81,15 +73,15 @@ def scores_table(study: Study) -> Table:
                 rows.append((model, sparsity, label_of(*key), *cells))
     note = (
         "Scores × 100, mean ± standard deviation over runs (mask seeds × fine-tuning seeds), the number of runs in "
-        "brackets. An average is taken run by run over all tasks." + rates_note(study)
+        "brackets. An average is taken run by run over all tasks." + rates_note(results)
     )
     return Table("scores", "Scores", note, ("model", "sparsity", "method", *tasks), rows)
 
 
-def rates_note(study: Study) -> str:
+def rates_note(results: Results) -> str:
     """A sentence on the tasks that were fine-tuned at several learning rates; empty if there is none."""
     tasks: dict[str, list[str]] = {}
-    for (_, task), rates in study.rates.items():
+    for (_, task), rates in results.rates.items():
         if len(rates) > 1:
             named = tasks.setdefault(rates_in_words(rates), [])
             named += [task] * (task not in named)
@@ -111,22 +103,17 @@ def _full(scores: Scores, task: str) -> Summary | None:
     return line[1] if line else None
 
 
-def searches_table(study: Study, groups: list[MaskGroup]) -> Table:
+def searches_table(results: Results, groups: list[MaskGroup]) -> Table:
     """Losses, time and distance from OMP of the masks that searches were for, every length of search."""
     distances = {ticket.identity: value for group in groups for ticket, value in group.distances}
-    gathered: dict[tuple, list[Ticket]] = {}
-    for ticket in study.tickets:
+    gathered: dict[tuple, list[TicketRecord]] = {}
+    for ticket in results.tickets:
         if ticket.final:
             key = (ticket.model, ticket.sparsity, order_of((ticket.method, ticket.variant)), ticket.steps, ticket.step)
             gathered.setdefault(key, []).append(ticket)
     rows: list[tuple[Cell, ...]] = []
     for (model, sparsity, _, steps, step), tickets in sorted(gathered.items(), key=lambda item: item[0]):
         first = tickets[0]
-
-        def over(value: Callable[[Ticket], float | None], tickets: list[Ticket] = tickets) -> Summary | None:
-            values = [found for ticket in tickets if (found := value(ticket)) is not None]
-            return summarise(values) if values else None
-
         rows.append(
             (
                 model,
@@ -135,10 +122,10 @@ def searches_table(study: Study, groups: list[MaskGroup]) -> Table:
                 step if steps else None,
                 steps or None,
                 len(tickets),
-                over(lambda t: t.mlm_loss),
-                over(lambda t: t.kd_loss),
-                over(lambda t: None if t.seconds is None else t.seconds / 60),
-                over(lambda t: distances.get(t.identity)),
+                _summary(t.mlm_loss for t in tickets),
+                _summary(t.kd_loss for t in tickets),
+                _summary(None if t.seconds is None else t.seconds / 60 for t in tickets),
+                _summary(distances.get(t.identity) for t in tickets),
             )
         )
     note = "Means over mask seeds. The schedule is the steps over which the learning rate falls to 0."
@@ -149,12 +136,18 @@ def searches_table(study: Study, groups: list[MaskGroup]) -> Table:
     return Table("searches", "Searches", note, columns, rows)
 
 
-def differences_table(study: Study) -> Table:
+def _summary(values: Iterable[float | None]) -> Summary | None:
+    """The summary of the values that are known; None if there are none."""
+    known = [value for value in values if value is not None]
+    return summarise(known) if known else None
+
+
+def differences_table(results: Results) -> Table:
     """Paired differences between methods with bootstrap intervals."""
     rows: list[tuple[Cell, ...]] = []
-    for model in study.models:
-        scores = Scores(study, model)
-        tickets = main_tickets(study, model)
+    for model in results.models:
+        scores = Scores(results, model)
+        tickets = main_tickets(results, model)
         sparsities = sorted({sparsity for by_sparsity in tickets.values() for sparsity in by_sparsity})
         for sparsity in sparsities:
             for a, b in combinations(tickets, 2):
@@ -203,7 +196,9 @@ def differences_table(study: Study) -> Table:
     return Table("differences", "Paired differences between methods", note, columns, rows)
 
 
-def _pairs(scores: Scores, task: str, first: list[Ticket], second: list[Ticket]) -> list[tuple[int | None, float]]:
+def _pairs(
+    scores: Scores, task: str, first: list[TicketRecord], second: list[TicketRecord]
+) -> list[tuple[int | None, float]]:
     """Differences of the runs that two methods share, each with the seed of its mask; a mask without seed fits all."""
     pairs: list[tuple[int | None, float]] = []
     for a in first:
@@ -216,17 +211,17 @@ def _pairs(scores: Scores, task: str, first: list[Ticket], second: list[Ticket])
     return pairs
 
 
-def correlation_table(study: Study) -> Table:
+def correlation_table(results: Results) -> Table:
     """Spearman's correlation of the losses before fine-tuning with the score after it (Fig. 5's claim)."""
     rows: list[tuple[Cell, ...]] = []
-    for model in study.models:
-        scores = Scores(study, model)
+    for model in results.models:
+        scores = Scores(results, model)
         for task in scores.panels:
-            for sparsity in sorted({t.sparsity for t in study.tickets if t.model == model}):
+            for sparsity in sorted({t.sparsity for t in results.tickets if t.model == model}):
                 for loss, label in LOSSES.items():
                     pairs = [
                         (getattr(ticket, loss), summary.mean)
-                        for ticket in study.tickets
+                        for ticket in results.tickets
                         if ticket.model == model
                         and ticket.sparsity == sparsity
                         and getattr(ticket, loss) is not None
@@ -262,11 +257,11 @@ def kept_table(groups: list[MaskGroup]) -> Table:
     return Table("kept", "Kept entries by matrix", note, columns, rows)
 
 
-def runs_table(study: Study) -> Table:
+def runs_table(results: Results) -> Table:
     """Every fine-tuning that the report is made of."""
     rows: list[tuple[Cell, ...]] = []
-    chosen = [(item, "yes") for item in study.fine_tunings]
-    for item, best in [*chosen, *((item, "no") for item in study.other_rates)]:
+    chosen = [(item, "yes") for item in results.fine_tunings]
+    for item, best in [*chosen, *((item, "no") for item in results.other_rates)]:
         t = item.ticket
         of_mask: tuple[Cell, ...] = ("full model", 0.0, None, None, None)
         if t:
@@ -282,9 +277,9 @@ def runs_table(study: Study) -> Table:
     return Table("runs", "Every fine-tuning", note, columns, rows)
 
 
-def skipped_table(study: Study) -> Table:
+def skipped_table(results: Results) -> Table:
     """What is not in the report."""
-    rows: list[tuple[Cell, ...]] = [(item.run, item.why) for item in study.skipped]
+    rows: list[tuple[Cell, ...]] = [(item.run, item.why) for item in results.skipped]
     return Table("left-out", "Left out", "Runs and files that are not in the figures, and why.", ("run", "why"), rows)
 
 

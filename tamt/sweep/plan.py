@@ -15,6 +15,8 @@ from tamt.search.search import HEAD_FILE
 from tamt.sweep.study import Part, Study
 from tamt.terms import needs_head
 
+ASIDE = "aside"
+"""Folder of a study for runs that cannot be used; nothing is deleted."""
 Kind = Literal["search", "evaluate", "finetune"]
 
 

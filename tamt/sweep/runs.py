@@ -24,7 +24,7 @@ from tamt.runtime.errors import UserError
 from tamt.runtime.files import write_atomically
 from tamt.runtime.untrusted import read_yaml
 from tamt.search.train import train
-from tamt.sweep.plan import Kind, Run
+from tamt.sweep.plan import ASIDE, Kind, Run
 from tamt.training.run_folder import (
     AUTO,
     CONFIG,
@@ -39,8 +39,6 @@ from tamt.version import __version__
 
 COMMANDS: dict[Kind, Callable[..., dict]] = {"search": train, "evaluate": evaluate, "finetune": finetune}
 OPTIONS: dict[Kind, type[Options]] = {"search": TrainOptions, "evaluate": EvaluateOptions, "finetune": FinetuneOptions}
-ASIDE = "aside"
-"""The folder in that of a study to which runs are moved that cannot be used; nothing is deleted."""
 ERRORS = "errors"
 
 State = Literal["done", "done without its masks", "to resume", "new", "damaged", "other"]

@@ -11,10 +11,11 @@ import pytest
 from example_study import ExampleStudy, write_example
 
 from tamt.methods import METHODS
-from tamt.report.drawing import swatch
-from tamt.report.figures import Chart, Figure, Series, figures_of
+from tamt.report.figure import Chart, Figure, Series
+from tamt.report.figures import figures_of
+from tamt.report.read import read_results
 from tamt.report.report import report
-from tamt.report.runs import read_study
+from tamt.report.style import swatch
 
 FIGURES = [
     "fig-01",
@@ -58,7 +59,7 @@ def test_every_figure_is_a_picture_and_a_table(study: Path) -> None:
 
 
 def test_page_picture_and_table_show_the_same_numbers(study: Path) -> None:
-    read = read_study(study)
+    read = read_results(study)
     figure = next(
         f for f in figures_of(read) if isinstance(f, Figure) and f.name == "fig-03-score-by-sparsity-roberta-base"
     )

@@ -1,0 +1,17 @@
+"""Numbers as readers see them."""
+
+from tamt.report.statistics import Summary
+
+
+def summary_text(summary: Summary) -> str:
+    """Mean ± standard deviation to the same digit, and how many runs they are of."""
+    digits = 1 if abs(summary.mean) >= 10 else 3
+    spread = "" if summary.std is None else f" ± {summary.std:.{digits}f}"
+    return f"{summary.mean:.{digits}f}{spread} ({summary.runs} run{'s' * (summary.runs != 1)})"
+
+
+def number(value: float) -> str:
+    """A number for people: four digits, thousands apart."""
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 10 else f"{value:.3g}"
