@@ -52,7 +52,6 @@ class TrainOptions(Options):
         scope: which weights wanda ranks together: those of a matrix, or those of each output row, as its authors do; by
             default matrix.
         ranking: rank the scores by value or by absolute value.
-        kd_weight: weight of the KD loss beside MLM's 1 in tamt-mlm+kd.
         threshold_every: steps between two renewals of the masks.
         prune_pooler: mask the pooler too, by the one-shot method, as it gets no gradient.
         dense_embedding: leave the word embedding out of the masks, so that it stays dense.
@@ -98,7 +97,6 @@ class TrainOptions(Options):
     recipe: Recipe = "short"
     scope: Scope | None = None
     ranking: Ranking = "signed"
-    kd_weight: float = 1.0
     threshold_every: int = 1
     prune_pooler: bool = False
     dense_embedding: bool = False
@@ -120,7 +118,7 @@ class TrainOptions(Options):
 
     def weights(self) -> dict[str, float]:
         """The weight of each term of the loss; see `objective_of`."""
-        return objective_of(find_method(self.method), self.objective, self.kd_weight)
+        return objective_of(find_method(self.method), self.objective)
 
     def last_step(self) -> int:
         """The optimizer step after which the search has its mask."""
@@ -136,8 +134,6 @@ class TrainOptions(Options):
             raise UserError(f"--sparsity {self.sparsity:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
         if self.lr is not None and not self.lr > 0:
             raise UserError(f"--lr {self.lr:g} must be more than 0; raise it or leave it out")
-        if not self.kd_weight >= 0:
-            raise UserError(f"--kd-weight {self.kd_weight:g} must not be negative; raise it or leave it out")
         self._check_method(find_method(self.method))
         self._check_save_at(find_method(self.method))
 

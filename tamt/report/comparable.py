@@ -23,7 +23,6 @@ SEARCH_SETTINGS = (
     "lr",
     "precision",
     "ranking",
-    "kd_weight",
     "threshold_every",
     "prune_pooler",
     "head",

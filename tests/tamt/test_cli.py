@@ -140,7 +140,6 @@ def test_overview_and_version(capsys) -> None:
         ({"model": "no-such/model"}, "'no-such/model' is no folder"),
         ({"max_length": "1000"}, "--max-length 1000 is more than the 32 positions"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
-        ({"method": "tamt-mlm+kd", "kd_weight": "-1"}, "--kd-weight -1 must not be negative"),
         ({"colour": "red"}, "--colour is no option; "),
         ({"sparsty": "0.5"}, "--sparsty is no option; did you mean --sparsity"),
         ({"seed": "-1"}, "--seed -1 is negative"),
