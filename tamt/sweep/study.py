@@ -238,7 +238,7 @@ def _task_options(
         if TASKS[task].own_files:
             for key in ("train_file", "dev_file"):
                 if key not in options:
-                    raise document.error(at, f"{task} reads files of your own; add its {key}")
+                    raise document.error(at, f"{task} reads your own files; add its {key}")
         elif strange := sorted(OF_FILES & options.keys()):
             raise document.error(at, f"{strange[0]} is for the task classification or regression; {task} knows its own")
         if data_dir is not None and TASKS[task].folder is not None:

@@ -139,7 +139,7 @@ def test_numbers_of_a_jsonl_file_are_read_as_those_of_a_csv_file(rows, value: st
 @pytest.mark.parametrize("column", ["text", "label"])
 def test_what_is_no_text_is_named(rows, column: str, value: str, what: str) -> None:
     row = {"text": '"x"', "label": '"a"'} | {column: value}
-    with pytest.raises(UserError, match=f"line 1: '{column}' is {what} and no text; write it as text or a number"):
+    with pytest.raises(UserError, match=f"line 1: '{column}' is {what}, not text; write it as text or a number"):
         rows("rows.jsonl", f'{{"text": {row["text"]}, "label": {row["label"]}}}\n')
 
 
