@@ -12,11 +12,11 @@ from tamt.runtime.files import write_atomically
 
 RAMP = ((0.96, 0.97, 0.99), (0.62, 0.79, 0.88), (0.19, 0.51, 0.74), (0.03, 0.19, 0.42))
 PANEL = (3.7, 2.75)
-"""Inches of a panel; 266 pt, so that a phone's 358 px show the page's at more than full size."""
+"""Width and height of a panel in inches; its 266 pt fit the width of a phone."""
 
 
 def pyplot() -> Any:
-    """matplotlib, without a screen. Raises UserError where it is not installed."""
+    """matplotlib without a display. Raises UserError if it is not installed."""
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -55,7 +55,7 @@ def draw_chart(axes: Any, chart: Chart) -> None:
 
 
 def _whole_ticks(axes: Any, chart: Chart) -> None:
-    """Ticks where there are points if these are few, else whole numbers."""
+    """Ticks at the points if there are few of them, else at round numbers."""
     from matplotlib.ticker import MaxNLocator, NullFormatter
 
     values = sorted({point.x for series in chart.series for point in series.points})
@@ -74,7 +74,7 @@ def _whole_ticks(axes: Any, chart: Chart) -> None:
 
 
 def draw_heat_map(axes: Any, heat_map: HeatMap) -> None:
-    """Draw the cells of a heat map, with their values where there is room."""
+    """Draw the cells of a heat map, with their values if they fit."""
     rows, columns = len(heat_map.rows), len(heat_map.columns)
     axes.set_xlim(0, columns)
     axes.set_ylim(rows, 0)
@@ -109,7 +109,7 @@ def _cell(x: int, y: int, colour: tuple[float, float, float]) -> Any:
 
 
 def _ramp(share: float) -> tuple[float, float, float]:
-    """A colour between the palest and the darkest blue."""
+    """A blue between pale (0) and dark (1)."""
     place = min(max(share, 0.0), 1.0) * (len(RAMP) - 1)
     low = min(int(place), len(RAMP) - 2)
     first, second = RAMP[low], RAMP[low + 1]
@@ -118,7 +118,7 @@ def _ramp(share: float) -> tuple[float, float, float]:
 
 
 def draw(axes: Any, panel: Chart | HeatMap) -> None:
-    """Draw a panel of either kind."""
+    """Draw a panel."""
     if isinstance(panel, Chart):
         draw_chart(axes, panel)
     else:
@@ -126,7 +126,7 @@ def draw(axes: Any, panel: Chart | HeatMap) -> None:
 
 
 def write_pictures(figure: Figure, folder: Path, columns: int = 3) -> None:
-    """Write a figure as PNG and PDF, all panels in a grid, the legend above."""
+    """Write a figure as PNG and PDF: all panels in a grid, and the legend below."""
     plt = pyplot()
     with plt.rc_context(SETTINGS):
         columns = min(columns, len(figure.panels))
@@ -144,11 +144,11 @@ def write_pictures(figure: Figure, folder: Path, columns: int = 3) -> None:
         for kind, extra in (("png", {"dpi": 130}), ("pdf", {"metadata": {"CreationDate": None}})):
             buffer = io.BytesIO()
             drawing.savefig(buffer, format=kind, **extra)
-            drawing.set_layout_engine("none")  # the first has found it, which takes as long as all the rest
+            drawing.set_layout_engine("none")  # the layout is known from the first format, and takes half the time
             write_atomically(folder / f"{figure.name}.{kind}", buffer.getvalue())
         plt.close(drawing)
 
 
 def columns_of(panels: Sequence[Chart | HeatMap]) -> int:
-    """How many panels a picture shows side by side: two or four where that fills the lines, else three."""
+    """The number of panels per row of a picture: three, or four or two if that fills all rows."""
     return next((n for n in (3, 4, 2) if len(panels) % n == 0), 3)

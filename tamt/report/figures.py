@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tamt.methods import OMP, RANDOM
 from tamt.report.figure import Chart, Figure, Missing, Point, Series
+from tamt.report.numbers import percent
 from tamt.report.results import FineTuning, Results, TicketRecord
 from tamt.report.scores import (
     AVERAGE,
@@ -23,7 +24,7 @@ from tamt.report.statistics import summarise
 
 
 def figures_of(results: Results) -> list[Figure | Missing]:
-    """Every figure of the paper that the study has the runs for, and what is missing for the others."""
+    """All figures of the paper, or `Missing` for those that lack runs."""
     found: list[Figure | Missing] = []
     for model, suffix in suffixes(results.models).items():
         scores = Scores(results, model)
@@ -40,8 +41,8 @@ def figures_of(results: Results) -> list[Figure | Missing]:
 
 
 def omp_and_random(results: Results, model: str, scores: Scores) -> Figure | Missing:
-    """Fig. 1 and 10: score, MLM and KD loss of OMP and random subnetworks against sparsity, and the scores' gap."""
-    paper, title = "Fig. 1, 10", "Magnitude pruning against random subnetworks"
+    """Fig. 1 and 10: score, MLM and KD loss of OMP and random subnetworks against sparsity, and the gap in score."""
+    paper, title = "Fig. 1, 10", "Magnitude pruning and random subnetworks"
     tickets = {key: value for key, value in main_tickets(results, model).items() if key[0] in (OMP, RANDOM)}
     panels = [_against_sparsity(scores, task, tickets) for task in scores.panels[:1]]
     panels += [chart for loss in LOSSES if (chart := _loss_against_sparsity(results, model, loss, tickets)).series]
@@ -49,9 +50,9 @@ def omp_and_random(results: Results, model: str, scores: Scores) -> Figure | Mis
     with_gap = tuple(_with_gap(chart) for chart in panels if chart.series)
     if len(tickets) < 2 or not with_gap:
         return Missing(
-            title, paper, "searches with --method omp and rand at the same sparsities, and fine-tunings of their masks"
+            title, paper, "searches by --method omp and rand at the same sparsities, and fine-tunings of their masks"
         )
-    caption = "Dashed: OMP minus random, where both were fine-tuned. Marks are means, bands one standard deviation."
+    caption = "Dashed: OMP minus random. Marks are means; bands are one standard deviation."
     return Figure("fig-01-omp-and-random", title, paper, caption, with_gap)
 
 
@@ -71,16 +72,16 @@ def by_sparsity(results: Results, model: str, scores: Scores) -> Figure | Missin
     tickets = main_tickets(results, model)
     panels = [chart for task in scores.panels if (chart := _against_sparsity(scores, task, tickets)).series]
     if not panels:
-        return Missing(title, paper, "fine-tunings of masks, best at several sparsities, with several seeds")
+        return Missing(title, paper, "fine-tunings of masks, ideally at several sparsities with several seeds")
     caption = (
-        f"Marks are means over all runs (mask seeds × fine-tuning seeds), bands one standard deviation. "
+        f"Marks are means over all runs (mask seeds × fine-tuning seeds); bands are one standard deviation. "
         f"{_trained_on(scores)} {short_searches(results, model)}"
     )
     return Figure("fig-03-score-by-sparsity", title, paper, caption.strip(), tuple(panels))
 
 
 def by_loss(results: Results, model: str, scores: Scores) -> Figure | Missing:
-    """Fig. 5, 12 and 13: score against MLM and KD dev loss, a dot a mask, a panel a sparsity."""
+    """Fig. 5, 12 and 13: score against MLM and KD dev loss; each mark is a mask, each panel a sparsity."""
     paper, title = "Fig. 5, 12, 13", "Score against pre-training loss"
     tickets = [t for t in results.tickets if t.model == model]
     sparsities = sorted({t.sparsity for t in tickets})
@@ -91,15 +92,13 @@ def by_loss(results: Results, model: str, scores: Scores) -> Figure | Missing:
                 chosen = [t for t in tickets if t.sparsity == sparsity and getattr(t, loss) is not None]
                 series = scatter([(t, getattr(t, loss)) for t in chosen], scores, task)
                 if sum(len(s.points) for s in series) > 1:
-                    name = f"{task}, {sparsity:.0%} sparsity"
+                    name = f"{task}, {percent(sparsity)} sparsity"
                     panels.append(Chart(name, x_label, scores.label(task), series, scores.full(task)))
     if not panels:
-        return Missing(
-            title, paper, "fine-tunings of several masks of one sparsity whose dev losses were measured (--dev-corpus)"
-        )
+        return Missing(title, paper, "fine-tunings of several masks at one sparsity, with dev losses (--dev-corpus)")
     caption = (
-        "Each mark is one mask, its score the mean of its fine-tunings. Those of mask training include the masks along "
-        "the way, which are not independent of each other."
+        "Each mark is one mask; its score is the mean of its fine-tunings. Mask training includes masks saved along "
+        "the search, which are not independent."
     )
     return Figure("fig-05-score-by-loss", title, paper, caption, tuple(panels))
 
@@ -123,11 +122,11 @@ def by_samples(results: Results, model: str, scores: Scores) -> Figure | Missing
             if series:
                 full = _sample_points(scores.all, task, numbers, {None})
                 series += [Series("full model", "full", full, dashed=True)] if full else []
-                name = f"{task}, {sparsity:.0%} sparsity"
+                name = f"{task}, {percent(sparsity)} sparsity"
                 panels.append(Chart(name, "training samples", scores.label(task), tuple(series), log_x=True))
     if not panels:
-        return Missing(title, paper, "fine-tunings of one mask with several --train-samples, such as 1000 and all")
-    caption = "Marks are means over all runs, bands one standard deviation; the axis is logarithmic."
+        return Missing(title, paper, "fine-tunings of a mask with several --train-samples, for example 1000 and all")
+    caption = "Marks are means over all runs; bands are one standard deviation. The x axis is logarithmic."
     return Figure("fig-09-score-by-samples", title, paper, caption, tuple(panels))
 
 
@@ -146,13 +145,13 @@ def _sample_points(
 
 def between_models(results: Results) -> Figure | Missing:
     """Fig. 11: OMP subnetworks of several models against sparsity."""
-    paper, title = "Fig. 11", "Models against each other: OMP"
+    paper, title = "Fig. 11", "OMP subnetworks of several models"
     scores = {model: Scores(results, model) for model in results.models}
     tasks = sorted({task for s in scores.values() for task in s.panels})
     panels = []
     for task in [AVERAGE] * (AVERAGE in tasks) + [t for t in tasks if t != AVERAGE]:
         if task == AVERAGE and len({tuple(s.tasks) for s in scores.values()}) > 1:
-            continue  # averages over other tasks do not compare
+            continue  # averages over different tasks are not comparable
         series = []
         for number, (model, found) in enumerate(scores.items()):
             if task not in found.panels:
@@ -173,9 +172,9 @@ def between_models(results: Results) -> Figure | Missing:
         return Missing(
             title,
             paper,
-            "OMP searches of two models, bert-base-uncased and roberta-base say, fine-tuned on the same task",
+            "OMP searches of two models, such as bert-base-uncased and roberta-base, and fine-tunings on the same task",
         )
-    caption = "At 0 % the full models. Marks are means over all runs, bands one standard deviation."
+    caption = "0 % is the full model. Marks are means over all runs; bands are one standard deviation."
     return Figure("fig-11-models", title, paper, caption, tuple(panels))
 
 
@@ -208,7 +207,7 @@ def _loss_against_sparsity(results: Results, model: str, loss: str, tickets: dic
 
 
 def scatter(tickets: Sequence[tuple[TicketRecord, float]], scores: Scores, task: str) -> tuple[Series, ...]:
-    """A mark a mask, for each method; tickets come with their x."""
+    """A series of marks for each method, one mark per ticket; `tickets` are pairs of a ticket and its x."""
     gathered: dict[MethodVariant, list[Point]] = {}
     for ticket, value in tickets:
         if summary := scores.of([ticket], task):
@@ -222,4 +221,4 @@ def scatter(tickets: Sequence[tuple[TicketRecord, float]], scores: Scores, task:
 
 def _trained_on(scores: Scores) -> str:
     numbers = ", ".join(f"{task} {number:,}" for task, number in scores.samples.items())
-    return f"Fine-tuned on so many samples: {numbers}."
+    return f"Training samples: {numbers}."

@@ -26,11 +26,11 @@ def read_fine_tunings(results: Results, runs: list[FinishedRun], searches: set[s
             results.skip(run.name, str(error))
             continue
         except (KeyError, TypeError, ValueError) as error:
-            results.skip(run.name, f"has a row in {RESULTS} that is none of a fine-tuning ({error})")
+            results.skip(run.name, f"has a row in {RESULTS} that is not from a fine-tuning ({error})")
             continue
         key = (*_rated_together(fine_tuning), fine_tuning.lr, fine_tuning.seed)
         if key in runs_by_key:
-            results.skip(run.name, f"is the same fine-tuning as {runs_by_key[key]}; only that is counted")
+            results.skip(run.name, f"repeats {runs_by_key[key]}; only that one is counted")
             continue
         runs_by_key[key] = run.name
         results.fine_tunings.append(fine_tuning)
@@ -58,7 +58,7 @@ def _fine_tuning(
             folder = mask_key(str(mask))[0]
             if any(Path(name).name == folder for name in searches):
                 raise UserError(
-                    f"fine-tunes a mask of {folder}, which is left out, of another model or holds another mask"
+                    f"fine-tunes a mask of {folder}, which is left out, has another model, or has another mask now"
                 )
             ticket = _ticket_without_search(run, row)
             ticket = without_search.setdefault(ticket.identity, ticket)

@@ -1,4 +1,4 @@
-"""What the mask files of a study show: how alike the masks are, where they differ from OMP, what they keep."""
+"""The masks of a study: their similarity, where they differ from OMP, and what they keep."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -9,6 +9,7 @@ from tamt.masks.similarity import of_one_model, similarity
 from tamt.methods import OMP
 from tamt.report.figure import Chart, Figure, HeatMap, Missing, Point, Series
 from tamt.report.figures import scatter
+from tamt.report.numbers import percent
 from tamt.report.results import Results, TicketRecord
 from tamt.report.scores import MethodVariant, Scores, label_of, main_tickets, suffixes
 from tamt.report.statistics import summarise
@@ -16,7 +17,7 @@ from tamt.report.variants import is_unusual
 from tamt.runtime.errors import UserError
 
 MOST_MASKS = 24
-"""In one heat map of similarities; BERT-base's take 14 MB each, and more cells cannot be read."""
+"""Most masks in one heat map: more cells are unreadable, and BERT-base's masks take 14 MB each."""
 KINDS = {
     "attention.self.query": "query",
     "attention.self.key": "key",
@@ -30,14 +31,16 @@ EMBEDDING = "embedding"
 
 @dataclass
 class MaskGroup:
-    """The masks of a model and a sparsity, compared.
+    """A comparison of the masks of a model at a sparsity.
 
     Attributes:
-        labels: of the masks that searches were for, with seeds.
+        model: label of the model.
+        sparsity: share of zeros, between 0 and 1.
+        labels: method and seed of each final mask.
         similarities: [mask][mask], over all matrices.
-        distances: from OMP, of every mask, those along the way too; empty without OMP.
-        differences: from OMP, for each method the mean distance per matrix over its masks.
-        kept: for each matrix its shape, and the fewest and the most entries that a mask keeps of it.
+        distances: distance from OMP of every mask, including those saved on the way; empty without an OMP mask.
+        differences: for each method, the mean distance from OMP of each matrix.
+        kept: for each matrix, its shape and the fewest and most entries that a mask keeps.
     """
 
     model: str
@@ -50,7 +53,7 @@ class MaskGroup:
 
 
 def compare_masks(results: Results) -> list[MaskGroup]:
-    """Read every mask, one model and sparsity at a time. A damaged one is skipped."""
+    """Compare the masks of each model and sparsity. Damaged masks are skipped."""
     groups = []
     for model in results.models:
         for sparsity in sorted({t.sparsity for t in results.tickets if t.model == model}):
@@ -68,8 +71,8 @@ def _compare(results: Results, model: str, sparsity: float) -> MaskGroup:
     omp = next((mask for ticket, mask in loaded if ticket.method == OMP), None)
     if len(loaded) > MOST_MASKS:
         results.skip(
-            f"the heat map of {model} at {sparsity:.0%}",
-            f"shows {MOST_MASKS} of {len(loaded)} masks, which it has room for",
+            f"the heat map of {model} at {percent(sparsity)}",
+            f"shows only the first {MOST_MASKS} of {len(loaded)} masks",
         )
     shown = loaded[:MOST_MASKS]
     for ticket, _ in shown:
@@ -107,7 +110,7 @@ def _compare(results: Results, model: str, sparsity: float) -> MaskGroup:
 def _readable(
     results: Results, tickets: Iterable[TicketRecord], like: PackedMasks | None = None
 ) -> Iterator[tuple[TicketRecord, PackedMasks]]:
-    """The masks that can be read and are for the same matrices, those of `like` or of the first."""
+    """The masks that are readable and have the matrices of `like`, or of the first mask."""
     for ticket in tickets:
         if ticket.mask is None:
             continue
@@ -124,7 +127,7 @@ def _readable(
 
 
 def mask_figures(results: Results, groups: list[MaskGroup]) -> list[Figure | Missing]:
-    """Fig. 8 and 17, and the views by layer."""
+    """Fig. 8 and 17, and the figures by layer."""
     found: list[Figure | Missing] = []
     for model, stem in suffixes(results.models).items():
         own = [group for group in groups if group.model == model]
@@ -135,7 +138,7 @@ def mask_figures(results: Results, groups: list[MaskGroup]) -> list[Figure | Mis
 
 
 def _distance_figure(results: Results, model: str, groups: list[MaskGroup], suffix: str, stem: str) -> Figure | Missing:
-    paper, title = "Fig. 8, 17", f"Distance from OMP, and how alike the masks are{suffix}"
+    paper, title = "Fig. 8, 17", f"Similarity of masks, and distance from OMP{suffix}"
     scores = Scores(results, model)
     panels: list[Chart | HeatMap] = []
     for group in groups:
@@ -143,7 +146,7 @@ def _distance_figure(results: Results, model: str, groups: list[MaskGroup], suff
             lowest = min(value for row in group.similarities for value in row)
             panels.append(
                 HeatMap(
-                    title=f"{group.sparsity:.0%} sparsity",
+                    title=f"{percent(group.sparsity)} sparsity",
                     rows=tuple(group.labels),
                     columns=tuple(group.labels),
                     values=tuple(map(tuple, group.similarities)),
@@ -156,13 +159,13 @@ def _distance_figure(results: Results, model: str, groups: list[MaskGroup], suff
         for group in groups:
             series = scatter(group.distances, scores, task)
             if len(series) > 1:
-                name = f"{task}, {group.sparsity:.0%} sparsity"
+                name = f"{task}, {percent(group.sparsity)} sparsity"
                 panels.append(Chart(name, "distance from OMP", scores.label(task), series, scores.full(task)))
     if not panels:
-        return Missing(title, paper, "searches of two or more methods at one sparsity, OMP among them")
+        return Missing(title, paper, "searches by two or more methods, including OMP, at one sparsity")
     caption = (
-        "Similarity is |A ∩ B| / |A ∪ B| over all matrices, distance 1 − similarity; numbers after a method are mask "
-        "seeds. Marks are masks, those along a search among them."
+        "Similarity is |A ∩ B| / |A ∪ B| over all matrices; distance is 1 − similarity. Numbers after a method are "
+        "mask seeds. Each mark is one mask, including those saved along a search."
     )
     return Figure(f"fig-08-mask-distance{stem}", title, paper, caption, tuple(panels))
 
@@ -187,12 +190,12 @@ def _layer_figures(groups: list[MaskGroup], suffix: str, stem: str) -> list[Figu
                 for s in [summarise(values)]
             )
             series.append(Series(label_of(*key), key[0], points, dashed=is_unusual(key[1])))
-        charts.append(Chart(f"{group.sparsity:.0%} sparsity", "layer", "Jaccard similarity to OMP", tuple(series)))
+        charts.append(Chart(f"{percent(group.sparsity)} sparsity", "layer", "Jaccard similarity to OMP", tuple(series)))
         highest = max(d for distances in group.differences.values() for d in distances.values())
         for key, distances in group.differences.items():
-            maps.append(_map_of(f"{label_of(*key)}, {group.sparsity:.0%} sparsity", distances, highest))
+            maps.append(_map_of(f"{label_of(*key)}, {percent(group.sparsity)} sparsity", distances, highest))
     if not charts:
-        needs = "an OMP search (--method omp) beside others of the same model and sparsity"
+        needs = "an OMP search (--method omp) and others of the same model and sparsity"
         return [Missing(title, "of its own", needs) for title in titles]
     return [
         Figure(
@@ -206,7 +209,7 @@ def _layer_figures(groups: list[MaskGroup], suffix: str, stem: str) -> list[Figu
             f"layers-difference{stem}",
             titles[1],
             "not in the paper",
-            "Jaccard distance from the OMP mask, matrix by matrix, the mean over mask seeds; one scale a sparsity.",
+            "Jaccard distance from the OMP mask per matrix, mean over mask seeds; one colour scale per sparsity.",
             tuple(maps),
         ),
     ]
@@ -225,7 +228,7 @@ def _map_of(title: str, distances: dict[str, float], highest: float) -> HeatMap:
 
 
 def place_of(matrix: str) -> tuple[int | None, str]:
-    """The layer, from 0, and the kind of a matrix; no layer for the word embedding and the pooler."""
+    """The layer (from 0) and the kind of a matrix; the layer is None for the word embedding and the pooler."""
     name = matrix.removesuffix(".weight")
     found = re.search(r"\blayers?\.(\d+)\.(.*)", name)
     if found:

@@ -103,7 +103,7 @@ def read_log(results: Results, run: FinishedRun) -> SearchLog:
     if damaged:
         results.skip(f"{run.name}/{METRICS}", f"has {damaged} damaged lines, which are left out")
     if log.resumed:
-        results.skip(run.name, "was interrupted and resumed, so its search time is not known; its masks are used")
+        results.skip(run.name, "was interrupted and resumed, so its search time is unknown; its masks are used")
     return log
 
 

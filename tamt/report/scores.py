@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tamt.methods import METHODS, PUBLISHED
 from tamt.report.figure import Point, Series
+from tamt.report.numbers import percent
 from tamt.report.results import FineTuning, Results, TicketRecord
 from tamt.report.statistics import Summary, summarise
 from tamt.report.variants import is_unusual
@@ -21,7 +22,7 @@ MethodVariant = tuple[str, str | None]
 
 
 class Scores:
-    """The scores of a model, those that can be averaged together: each task's largest number of training samples."""
+    """The scores of a model that can be averaged: those with the most training samples of each task."""
 
     def __init__(self, results: Results, model: str) -> None:
         self.model = model
@@ -36,13 +37,13 @@ class Scores:
 
     @property
     def panels(self) -> list[str]:
-        """The tasks, after their average if there are several."""
+        """The tasks; if there are several, after their average."""
         return [AVERAGE, *self.tasks] if len(self.tasks) > 1 else self.tasks
 
     def runs(self, ticket: TicketRecord | None, task: str) -> dict[int, float]:
-        """The scores of a ticket, or of the full model, on a task by the fine-tuning's seed, times 100.
+        """The scores × 100 of a ticket, or of the full model, on a task, by the seed of the fine-tuning.
 
-        An average is over all tasks of the model; a seed that lacks one of them has none.
+        An average is over all tasks of the model, for seeds that have all of them.
         """
         found = self._main.get(ticket.identity if ticket else None, [])
         by_task = {name: {i.seed: 100 * i.score for i in found if i.task == name} for name in self.tasks}
@@ -52,17 +53,17 @@ class Scores:
         return {seed: sum(scores[seed] for scores in by_task.values()) / len(by_task) for seed in sorted(seeds)}
 
     def of(self, tickets: Iterable[TicketRecord], task: str) -> Summary | None:
-        """Mean and spread over all fine-tunings of some tickets, None if there are none."""
+        """Mean and spread over all fine-tunings of some tickets; None if there are none."""
         values = [score for ticket in tickets for score in self.runs(ticket, task).values()]
         return summarise(values) if values else None
 
     def full(self, task: str) -> tuple[str, Summary] | None:
-        """The line of the full model, None if it was not fine-tuned."""
+        """Label and mean of the full model; None if it was not fine-tuned."""
         values = self.runs(None, task)
         return ("full model", summarise(list(values.values()))) if values else None
 
     def label(self, task: str) -> str:
-        """The axis of a task's score."""
+        """The label of an axis with a task's score."""
         if task == AVERAGE:
             return "average score (× 100)"
         metric = self.metrics[task]
@@ -71,18 +72,18 @@ class Scores:
 
 
 def label_of(method: str, variant: str | None = None) -> str:
-    """A method's name for people, with the variant of its search."""
+    """The name of a method in the report, with the variant of its search."""
     name = LABELS.get(method, method)
     return f"{name}, {variant}" if variant else name
 
 
 def order_of(key: MethodVariant) -> tuple:
-    """To sort (method, variant) by."""
+    """The sort key of a method and variant."""
     return ([*LABELS].index(key[0]) if key[0] in LABELS else len(LABELS), key[0], key[1] or "")
 
 
 def main_tickets(results: Results, model: str) -> dict[MethodVariant, dict[float, list[TicketRecord]]]:
-    """The masks that searches were for, by (method, variant) and sparsity; of several lengths of search the longest."""
+    """The final masks by method, variant and sparsity. Of searches of several lengths only the longest."""
     found: dict[MethodVariant, dict[float, list[TicketRecord]]] = {}
     for ticket in results.tickets:
         if ticket.model == model and ticket.final:
@@ -97,21 +98,22 @@ def main_tickets(results: Results, model: str) -> dict[MethodVariant, dict[float
 
 
 def short_searches(results: Results, model: str) -> str:
-    """A sentence on searches of several lengths of which only the longest are averaged; empty if there are none."""
+    """A sentence about searches of several lengths, of which the longest are averaged; empty if there are none."""
     lengths: dict[tuple[str, str | None, float], set[int]] = {}
     for ticket in results.tickets:
         if ticket.model == model and ticket.final and ticket.steps:
             lengths.setdefault((ticket.method, ticket.variant, ticket.sparsity), set()).add(ticket.steps)
     several = [
-        f"{label_of(method, variant)} at {sparsity:.0%} {max(steps):,}, not {', '.join(map(str, sorted(steps)[:-1]))}"
+        f"{label_of(method, variant)} at {percent(sparsity)}: {max(steps):,}, "
+        f"not {', '.join(f'{number:,}' for number in sorted(steps)[:-1])}"
         for (method, variant, sparsity), steps in sorted(lengths.items(), key=lambda item: order_of(item[0][:2]))
         if len(steps) > 1
     ]
-    return f"Of searches of several lengths the longest is shown, in steps: {'; '.join(several)}." if several else ""
+    return f"Only the longest searches are shown (steps): {'; '.join(several)}." if several else ""
 
 
 def about_ticket(ticket: TicketRecord) -> str:
-    """A mask's seed and step, and where it lies if it came without its search."""
+    """The seed and step of a mask; also its file if its search is not below the folder."""
     parts = ["/".join(Path(ticket.file).parts[-2:])] if ticket.file else []
     parts += [f"mask seed {ticket.seed}"] if ticket.seed is not None else []
     return ", ".join([*parts, f"step {ticket.step:,}"] if ticket.steps else parts)
@@ -128,7 +130,7 @@ def mask_count(tickets: Sequence[TicketRecord]) -> str:
 
 
 def suffixes(models: Sequence[str]) -> dict[str, str]:
-    """What the file names of each model's figures end with: nothing where there is one model."""
+    """The end of the file names of each model's figures: nothing if there is one model."""
     if len(models) < 2:
         return dict.fromkeys(models, "")
     return {model: f"-{name}" for model, name in distinct({model: _slug(model) for model in models}).items()}

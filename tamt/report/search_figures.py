@@ -1,9 +1,10 @@
-"""The figures about the searches themselves: their steps, their time, their start, and their losses."""
+"""The figures about searches: steps, time, initial mask, and losses along the way."""
 
 from collections.abc import Callable
 
 from tamt.methods import IMP, METHODS, OMP
 from tamt.report.figure import Chart, Figure, Missing, Point, Series
+from tamt.report.numbers import percent
 from tamt.report.results import Results, TicketRecord
 from tamt.report.scores import (
     LOSSES,
@@ -19,7 +20,7 @@ from tamt.report.variants import not_at_random, starts_at_random
 
 
 def by_steps(results: Results, model: str, scores: Scores) -> Figure | Missing:
-    """Fig. 6 and 14-16: score against the steps and the time of the search."""
+    """Fig. 6 and 14-16: score against steps and time of the search."""
     paper, title = "Fig. 6, 14-16", "Score against the cost of the search"
     panels = [
         chart
@@ -31,18 +32,18 @@ def by_steps(results: Results, model: str, scores: Scores) -> Figure | Missing:
         return Missing(
             title,
             paper,
-            "fine-tunings of masks along a search (tamt train --save-at), and for IMP of searches with several --steps",
+            "fine-tunings of masks saved along a search (tamt train --save-at), and of IMP with several --steps",
         )
     caption = (
-        "Mask training's masks are taken along one search; IMP's come from searches with other pruning intervals, as "
-        "in the paper. Time is that of the search up to the mask, dev evaluations counted, on the machine of the runs."
+        "Masks of mask training are saved along one search; those of IMP come from searches with different pruning "
+        "intervals, as in the paper. Time includes dev evaluations and a head warm-up, on the machine of the runs."
     )
     return Figure("fig-06-score-by-steps", title, paper, caption, tuple(panels))
 
 
 def by_start(results: Results, model: str, scores: Scores) -> Figure | Missing:
-    """Fig. 7: mask training that starts from OMP against a random start."""
-    paper, title = "Fig. 7", "Starting from OMP against a random start"
+    """Fig. 7: mask training from OMP and from a random mask."""
+    paper, title = "Fig. 7", "Mask training from OMP and from a random mask"
     tickets = [t for t in results.tickets if t.model == model]
     random = [t for t in tickets if starts_at_random(t.variant)]
     both = {(t.method, not_at_random(t.variant)) for t in random} & {(t.method, t.variant) for t in tickets}
@@ -58,9 +59,9 @@ def by_start(results: Results, model: str, scores: Scores) -> Figure | Missing:
     ]
     if not both or not panels:
         return Missing(
-            title, paper, "searches with --initial random beside the same with --initial omp, and fine-tunings of both"
+            title, paper, "the same searches with --initial random and --initial omp, and fine-tunings of both"
         )
-    caption = "Hollow marks and dashed lines: the search started from a random mask of the same sparsity."
+    caption = "Hollow marks and dashed lines: the search starts from a random mask of the same sparsity."
     return Figure("fig-07-start", title, paper, caption, tuple(panels))
 
 
@@ -91,7 +92,7 @@ def _cost_charts(
         return []
     omp = scores.of(main_tickets(results, scores.model).get((OMP, None), {}).get(sparsity, []), task)
     start = (Series(METHODS[OMP].label, OMP, (Point.of(0, omp, "no search"),)),) if omp else ()
-    title, y_label, full = f"{task}, {sparsity:.0%} sparsity", scores.label(task), scores.full(task)
+    title, y_label, full = f"{task}, {percent(sparsity)} sparsity", scores.label(task), scores.full(task)
     charts = [Chart(title, "search steps", y_label, (*start, *by_steps), full)]
     if time and by_time:
         charts.append(Chart(title, "search time (min)", y_label, (*start, *by_time), full))
@@ -122,8 +123,8 @@ def _by_step(
 
 
 def along_the_search(results: Results, model: str, _: Scores) -> Figure | Missing:
-    """The dev losses, and how much of the mask changed, along the searches themselves."""
-    title = "Pre-training loss along the search"
+    """Dev losses, and the share of the mask that changed, along the searches."""
+    title = "Pre-training loss during the search"
     names = {**{f"dev_{key}": label for key, label in LOSSES.items()}, "changed": "mask entries changed (%)"}
     panels = []
     for sparsity in sorted({c.ticket.sparsity for c in results.curves if c.ticket.model == model}):
@@ -149,14 +150,14 @@ def along_the_search(results: Results, model: str, _: Scores) -> Figure | Missin
                 if len(by_step) > 1
             )
             if series:
-                panels.append(Chart(f"{sparsity:.0%} sparsity", "search steps", y_label, series))
+                panels.append(Chart(f"{percent(sparsity)} sparsity", "search steps", y_label, series))
     if not panels:
         return Missing(title, "of its own", "searches with dev text (--dev-corpus) and --eval-every")
-    caption = "Means over mask seeds. IMP's loss falls on the way as its weights train, and rises with every pruning."
+    caption = "Means over mask seeds. The loss of IMP falls while its weights train, and rises at every pruning."
     return Figure("search-losses", title, "not in the paper", caption, tuple(panels))
 
 
 def _thinned(items: list, most: int = 40) -> list:
-    """At most about so many items, evenly taken, the last one always among them."""
+    """About `most` items or fewer, evenly spaced; always the last one."""
     every = -(-len(items) // most)
     return items[::-every][::-1]

@@ -24,7 +24,7 @@ def read_searches(results: Results, runs: list[FinishedRun]) -> None:
         try:
             final = [_final_ticket(run, row, log) for row in run.rows]
         except (KeyError, TypeError, ValueError) as error:
-            results.skip(run.name, f"has a row in {RESULTS} that is none of a search ({error})")
+            results.skip(run.name, f"has a row in {RESULTS} that is not from a search ({error})")
             continue
         curve = _curve(final[-1], log)
         if not is_one_shot(str(run.config["method"])) and curve.points:
@@ -96,12 +96,13 @@ def _add_tickets(results: Results, tickets: list[tuple[TicketRecord, tuple]]) ->
         common = texts[ticket.model].most_common(1)[0][0]
         if ticket.kd_loss is not None and text != common:
             results.skip(
-                ticket.run, f"was measured on other dev text ({plain(text)}) than most ({plain(common)}): no loss shown"
+                ticket.run,
+                f"was measured on other dev text ({plain(text)}) than most ({plain(common)}); its losses are not shown",
             )
             ticket = replace(ticket, mlm_loss=None, kd_loss=None)
         if other := known.get(ticket.identity):
             if ticket.final:
-                results.skip(ticket.run, f"found the same mask as {other.run}; only that is counted")
+                results.skip(ticket.run, f"found the same mask as {other.run}; only that one is counted")
             continue
         known[ticket.identity] = ticket
         results.tickets.append(ticket)
@@ -129,14 +130,14 @@ def read_evaluations(results: Results, runs: list[FinishedRun]) -> None:
         row = run.rows[0]
         losses = {key: value for key in ("mlm_loss", "kd_loss") if (value := optional_number(row, key)) is not None}
         if not losses:
-            results.skip(run.name, "is no run of tamt train, finetune or evaluate that this tamt knows")
+            results.skip(run.name, "is not a run of tamt train, finetune or evaluate")
             continue
         if not row.get("mask"):
             results.full_losses.setdefault(run.model, {}).update(losses)
             continue
         ticket = ticket_of(results, run, row)
         if ticket is None:
-            results.skip(run.name, "evaluates a mask whose search is not in the folder")
+            results.skip(run.name, "evaluates a mask whose search is not below the folder")
         elif ticket.kd_loss is None:
             results.tickets[results.tickets.index(ticket)] = replace(
                 ticket, mlm_loss=losses.get("mlm_loss"), kd_loss=losses.get("kd_loss")

@@ -15,8 +15,8 @@ COLOURS = {
     "model-1": ("#d55e01", "#ff8a3e"),
     "model-2": ("#008a67", "#2fc39c"),
 }
-"""A colour for each style, on paper and on a dark page: Okabe and Ito's, told apart by the colour-blind, darkened so
-that thin lines on white stand out. Marks differ too."""
+"""The colours of each style on a light and on a dark page. They are those of Okabe and Ito, which the colour-blind can
+distinguish, but darker, so that thin lines are visible on white. The marks differ too."""
 MARKS = {
     **{method.name: method.mark for method in METHODS.values()},
     PUBLISHED: "P",
@@ -27,7 +27,7 @@ MARKS = {
 }
 PAGE = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--surface)"}
 PAGE |= {light: f"var(--{style.replace('+', '-')})" for style, (light, _) in COLOURS.items() if style != FULL}
-"""What a colour becomes in the page, whose style sheet gives it a value by day and by night."""
+"""The CSS variable of each colour; the style sheet of the page sets it for light and dark."""
 SETTINGS = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
@@ -52,12 +52,12 @@ SETTINGS = {
 
 
 def colour_of(style: str) -> str:
-    """A style's colour on paper."""
+    """The colour of a style on a light page."""
     return COLOURS.get(style, COLOURS[PUBLISHED])[0]
 
 
 def styles_of(figure: Figure) -> list[Series]:
-    """A series of each style and label of a figure, for the legend; those of the full model last."""
+    """One series for each style and label of a figure, for the legend; the full model is last."""
     found: dict[tuple[str, str, bool], Series] = {}
     for panel in figure.panels:
         if isinstance(panel, Chart):
@@ -70,7 +70,7 @@ def styles_of(figure: Figure) -> list[Series]:
 
 
 def line_style(series: Series, many: bool = False) -> dict[str, Any]:
-    """matplotlib's options for a series: hollow marks and a dashed line for another start."""
+    """matplotlib's options for a series. A dashed series has hollow marks."""
     colour = colour_of(series.style)
     mark = "" if many else MARKS.get(series.style, "o")
     return {
@@ -86,7 +86,7 @@ def line_style(series: Series, many: bool = False) -> dict[str, Any]:
 
 
 def swatch(series: Series) -> str:
-    """A series' line and mark as a small inline SVG, for the legend of the page."""
+    """The line and the mark of a series as a small inline SVG for the legend of the page."""
     colour = PAGE.get(colour_of(series.style), "var(--ink)")
     dash = ' stroke-dasharray="4 3"' if series.dashed else ""
     fill = "var(--surface)" if series.dashed else colour
@@ -108,5 +108,5 @@ def swatch(series: Series) -> str:
 
 
 def colour_rules(column: int) -> str:
-    """The style sheet's colours of all styles, by day (0) or by night (1)."""
+    """CSS variables with the colours of all styles for a light (0) or dark (1) page."""
     return "".join(f"--{style.replace('+', '-')}:{pair[column]};" for style, pair in COLOURS.items() if style != "full")

@@ -1,4 +1,4 @@
-"""Panels as inline SVG for the page, with the values under the pointer."""
+"""Panels as inline SVG for the page, which shows the values under the pointer."""
 
 import html
 import io
@@ -14,11 +14,11 @@ from tamt.report.style import PAGE, SETTINGS
 
 
 def svg_of(panel: Chart | HeatMap, name: str) -> str:
-    """A panel as inline SVG in the colours of the page, with a title under the pointer for every value.
+    """A panel as inline SVG in the colours of the page, with a title for every value.
 
     Args:
-        panel: what to draw.
-        name: unique in the page, for the ids in the SVG.
+        panel: the panel.
+        name: a unique name in the page, from which the ids in the SVG are made.
     """
     plt = pyplot()
     with plt.rc_context({**SETTINGS, "svg.hashsalt": name}):
@@ -32,7 +32,7 @@ def svg_of(panel: Chart | HeatMap, name: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*">', "<g>", re.sub(r"<!--.*?-->", "", text))
-    text = re.sub(r"(\d+\.\d\d)\d+", r"\1", text)
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d\d)\d+", r"\1", tag[0]), text)  # not the labels of ticks
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--font)", text)
     text = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
     for colour, variable in PAGE.items():
@@ -43,8 +43,8 @@ def svg_of(panel: Chart | HeatMap, name: str) -> str:
 
 
 def _marks(panel: Chart | HeatMap, axes: Any, drawing: Any) -> Iterator[str]:
-    """Invisible shapes over the values of a panel, with their words."""
-    drawing.set_dpi(72)  # points, as the SVG counts
+    """Transparent shapes over the values of a panel, with their titles."""
+    drawing.set_dpi(72)  # points, the unit of the SVG
     height = drawing.get_size_inches()[1] * 72
     if isinstance(panel, HeatMap):
         for i, row in enumerate(panel.values):
@@ -74,7 +74,7 @@ def _marks(panel: Chart | HeatMap, axes: Any, drawing: Any) -> Iterator[str]:
 
 
 def words_of(series: Series, point: Point, chart: Chart) -> str:
-    """A point in words: its series, its place, its spread, its runs."""
+    """A point in words: series, mean, spread, runs, position."""
     place = f"{chart.x_label} {number(point.x)}"
     value = summary_text(Summary(point.y, point.spread, point.runs))
     return ", ".join(part for part in (f"{series.label}: {value}", place, point.about) if part)

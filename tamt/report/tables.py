@@ -1,4 +1,4 @@
-"""The tables of a report, as the page shows them and as CSV."""
+"""The tables of a report, for the page and as CSV."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ Cell = str | int | float | Summary | None
 
 @dataclass(frozen=True)
 class Table:
-    """A table: `name` is that of its file. A column of summaries is three columns of the CSV."""
+    """A table; `name` is the stem of its file. A column of summaries becomes three columns of the CSV."""
 
     name: str
     title: str
@@ -34,7 +34,7 @@ class Table:
     rows: list[tuple[Cell, ...]] = field(default_factory=list)
 
     def csv(self) -> str:
-        """The table as CSV; numbers in full."""
+        """The table as CSV, with unrounded numbers."""
         wide = [any(isinstance(row[i], Summary) for row in self.rows) for i in range(len(self.columns))]
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
@@ -55,7 +55,7 @@ def _split(cell: Cell) -> Sequence[Cell]:
 
 
 def scores_table(results: Results) -> Table:
-    """Mean and spread of the scores of every method at every sparsity."""
+    """Mean and spread of the scores, by model, method and sparsity."""
     tasks = sorted({task for model in results.models for task in Scores(results, model).panels}, key=_average_first)
     rows: list[tuple[Cell, ...]] = []
     for model in results.models:
@@ -72,14 +72,14 @@ def scores_table(results: Results) -> Table:
             if any(cells):
                 rows.append((model, sparsity, label_of(*key), *cells))
     note = (
-        "Scores × 100, mean ± standard deviation over runs (mask seeds × fine-tuning seeds), the number of runs in "
-        "brackets. An average is taken run by run over all tasks." + rates_note(results)
+        "Scores × 100: mean ± standard deviation over runs (mask seeds × fine-tuning seeds); in brackets, the number "
+        "of runs. An average is taken over all tasks for each run." + rates_note(results)
     )
     return Table("scores", "Scores", note, ("model", "sparsity", "method", *tasks), rows)
 
 
 def rates_note(results: Results) -> str:
-    """A sentence on the tasks that were fine-tuned at several learning rates; empty if there is none."""
+    """A sentence about the tasks with several learning rates; empty if there are none."""
     tasks: dict[str, list[str]] = {}
     for (_, task), rates in results.rates.items():
         if len(rates) > 1:
@@ -89,8 +89,8 @@ def rates_note(results: Results) -> str:
         return ""
     listed = "; ".join(f"{words} for {', '.join(named)}" for words, named in tasks.items())
     return (
-        f" Learning rate: {listed}. The same rates are tried for every method and the full model; each mask has the "
-        "rate with the best mean over its fine-tuning seeds, on the dev rows that are reported."
+        f" Learning rate: {listed}. Every mask and the full model are tried at the same rates. Each is shown at the "
+        "rate with the best mean over its fine-tuning seeds, on the same dev rows as the scores."
     )
 
 
@@ -104,7 +104,7 @@ def _full(scores: Scores, task: str) -> Summary | None:
 
 
 def searches_table(results: Results, groups: list[MaskGroup]) -> Table:
-    """Losses, time and distance from OMP of the masks that searches were for, every length of search."""
+    """Losses, search time and distance from OMP of the final masks, for each length of search."""
     distances = {ticket.identity: value for group in groups for ticket, value in group.distances}
     gathered: dict[tuple, list[TicketRecord]] = {}
     for ticket in results.tickets:
@@ -128,7 +128,7 @@ def searches_table(results: Results, groups: list[MaskGroup]) -> Table:
                 _summary(distances.get(t.identity) for t in tickets),
             )
         )
-    note = "Means over mask seeds. The schedule is the steps over which the learning rate falls to 0."
+    note = "Means over mask seeds. The schedule is the number of steps over which the learning rate falls to 0."
     columns = (
         *("model", "sparsity", "method", "step of the mask", "schedule", "masks"),
         *("MLM dev loss", "KD dev loss", "search time (min)", "distance from OMP"),
@@ -143,7 +143,7 @@ def _summary(values: Iterable[float | None]) -> Summary | None:
 
 
 def differences_table(results: Results) -> Table:
-    """Paired differences between methods with bootstrap intervals."""
+    """Paired differences between methods, with bootstrap intervals."""
     rows: list[tuple[Cell, ...]] = []
     for model in results.models:
         scores = Scores(results, model)
@@ -163,7 +163,7 @@ def differences_table(results: Results) -> Table:
                     found = paired_difference(pairs)
                     interval, counts = found.interval or (None, None), (found.pairs, found.masks)
                     verdict = (
-                        f"too few pairs (of {FEWEST_PAIRS})"
+                        f"too few pairs (fewer than {FEWEST_PAIRS})"
                         if found.interval is None
                         else "higher"
                         if found.interval[0] > 0
@@ -175,10 +175,10 @@ def differences_table(results: Results) -> Table:
                         (model, sparsity, task, label_of(*a), label_of(*b), found.mean, *interval, *counts, verdict)
                     )
     note = (
-        "Scores × 100 of the first method minus those of the second, on the same task with the same mask seed and "
-        "fine-tuning seed (OMP has one mask). The interval is the 95 % percentile bootstrap of masks, then of their "
-        f"runs, 10,000 draws, given from {FEWEST_PAIRS} pairs on; it is not corrected for the number of comparisons, "
-        "and with one or two masks it speaks of those masks, not of the method."
+        "Scores × 100 of the first method minus those of the second, with the same task, mask seed and fine-tuning "
+        "seed (OMP has one mask). The 95 % interval is a percentile bootstrap with 10,000 draws of masks and then "
+        f"of their runs, for {FEWEST_PAIRS} pairs or more. It is not corrected for the number of comparisons. With one "
+        "or two masks it holds for those masks only, not for the method."
     )
     columns = (
         "model",
@@ -199,7 +199,7 @@ def differences_table(results: Results) -> Table:
 def _pairs(
     scores: Scores, task: str, first: list[TicketRecord], second: list[TicketRecord]
 ) -> list[tuple[int | None, float]]:
-    """Differences of the runs that two methods share, each with the seed of its mask; a mask without seed fits all."""
+    """Differences of the scores of runs with the same seeds, with the mask seed. A mask without a seed fits all."""
     pairs: list[tuple[int | None, float]] = []
     for a in first:
         for b in second:
@@ -212,7 +212,7 @@ def _pairs(
 
 
 def correlation_table(results: Results) -> Table:
-    """Spearman's correlation of the losses before fine-tuning with the score after it (Fig. 5's claim)."""
+    """Spearman's correlation of the losses before fine-tuning with the score after it (as in Fig. 5)."""
     rows: list[tuple[Cell, ...]] = []
     for model in results.models:
         scores = Scores(results, model)
@@ -230,35 +230,35 @@ def correlation_table(results: Results) -> Table:
                     if len(pairs) < 2:
                         continue
                     found = rank_correlation([loss for loss, _ in pairs], [score for _, score in pairs])
-                    said = None
+                    reason = None
                     if found.rho is None:
                         few = found.masks < FEWEST_MASKS
-                        said = f"too few masks (of {FEWEST_MASKS})" if few else "a side is constant"
-                    rows.append((model, task, sparsity, label, found.rho, found.p, found.masks, said))
+                        reason = f"too few masks (fewer than {FEWEST_MASKS})" if few else "one side is constant"
+                    rows.append((model, task, sparsity, label, found.rho, found.p, found.masks, reason))
     note = (
-        "Spearman's ρ over masks, each with the mean score of its fine-tunings; negative: a lower loss goes with a "
-        f"higher score. p from 10,000 random orders, given from {FEWEST_MASKS} masks on. Masks along one search are "
-        "not independent of each other, so p is too small where they are among them."
+        "Spearman's ρ over masks, each with the mean score of its fine-tunings. Negative: a lower loss comes with a "
+        f"higher score. p is from 10,000 random permutations, for {FEWEST_MASKS} masks or more. It is too small if it "
+        "includes several masks of one search, which are not independent."
     )
-    columns = ("model", "task", "sparsity", "loss", "ρ", "p", "masks", "why none")
+    columns = ("model", "task", "sparsity", "loss", "ρ", "p", "masks", "missing because")
     return Table("correlation", "Pre-training loss and score", note, columns, rows)
 
 
 def kept_table(groups: list[MaskGroup]) -> Table:
-    """What the masks keep of every matrix."""
+    """The number of entries that masks keep of each matrix."""
     rows: list[tuple[Cell, ...]] = [
         (g.model, g.sparsity, name, f"{shape[0]} × {shape[1]}", least, most, least / (shape[0] * shape[1]))
         for g in groups
         for name, (shape, least, most) in g.kept.items()
         if len(shape) == 2
     ]
-    note = "Fewest and most entries of a matrix that any mask keeps: the same where every mask is exact."
+    note = "The fewest and most entries that a mask keeps of the matrix. They are equal if all masks are exact."
     columns = ("model", "sparsity", "matrix", "shape", "kept, fewest", "kept, most", "share kept")
     return Table("kept", "Kept entries by matrix", note, columns, rows)
 
 
 def runs_table(results: Results) -> Table:
-    """Every fine-tuning that the report is made of."""
+    """Every fine-tuning, also those at other rates."""
     rows: list[tuple[Cell, ...]] = []
     chosen = [(item, "yes") for item in results.fine_tunings]
     for item, best in [*chosen, *((item, "no") for item in results.other_rates)]:
@@ -273,18 +273,18 @@ def runs_table(results: Results) -> Table:
         *("model", "task", "method", "sparsity", "mask seed", "step of the mask", "schedule"),
         *("metric", "seed", "training samples", "learning rate", "best rate", "score", "seconds", "run"),
     )
-    note = "The report averages those at the best rate of their mask, and nothing else."
+    note = "The report averages only fine-tunings at the best rate of their mask."
     return Table("runs", "Every fine-tuning", note, columns, rows)
 
 
 def skipped_table(results: Results) -> Table:
-    """What is not in the report."""
+    """The runs and files that are not in the report."""
     rows: list[tuple[Cell, ...]] = [(item.run, item.why) for item in results.skipped]
-    return Table("left-out", "Left out", "Runs and files that are not in the figures, and why.", ("run", "why"), rows)
+    return Table("left-out", "Left out", "Runs and files that are not in the report, and why.", ("run", "why"), rows)
 
 
 def figure_table(figure: Figure) -> Table:
-    """The numbers behind a figure."""
+    """The values of a figure."""
     return Table(
         figure.name, figure.title, "", ("panel", "series", "x axis", "x", "y axis", "y", "about"), [*_values(figure)]
     )

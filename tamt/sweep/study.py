@@ -211,7 +211,7 @@ def _search_options(
         for key in sorted(foreign & chosen.keys()):
             text = f"{key} is not for {method}, but for what trains{' a mask' * (key in MASK_TRAINING)}"
             if (key, method) == ("save_at", IMP):
-                text += "; IMP saves a mask at every pruning without being asked"
+                text += "; IMP saves a mask at every pruning anyway"
             raise document.error((*place, method, key), text)
         options[method] = {k: v for k, v in {**shared, **chosen}.items() if k not in foreign}
         if method == IMP and IMP in methods and any(steps < STAGES for steps in options[method].get("steps", [])):

@@ -11,11 +11,12 @@ import pytest
 from example_study import ExampleStudy, write_example
 
 from tamt.methods import METHODS
-from tamt.report.figure import Chart, Figure, Series
+from tamt.report.figure import Chart, Figure, Point, Series
 from tamt.report.figures import figures_of
 from tamt.report.read import read_results
 from tamt.report.report import report
 from tamt.report.style import swatch
+from tamt.report.svg import svg_of
 
 FIGURES = [
     "fig-01",
@@ -145,6 +146,12 @@ def test_the_page_in_a_browser(study: Path, browser, width: int, scheme) -> None
     assert complaints == []
     assert requests == [address]
     context.close()
+
+
+def test_ticks_are_labelled_with_their_values() -> None:
+    points = tuple(Point(x, 50.0) for x in (0.105, 0.125, 0.135))
+    chart = Chart("a", "sparsity (%)", "score", (Series("OMP", "omp", points),))
+    assert {"0.105", "0.125", "0.135"} <= set(re.findall(r"<text[^>]*>([^<]*)</text>", svg_of(chart, "a")))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,7 +12,7 @@ from tamt.cli import main
 from tamt.report.figure import Figure, Missing
 from tamt.report.figures import figures_of, scatter
 from tamt.report.masks import compare_masks
-from tamt.report.paper import settings_table
+from tamt.report.paper import paper_table, settings_table
 from tamt.report.read import read_results
 from tamt.report.results import Results
 from tamt.report.scores import AVERAGE, Scores, label_of, suffixes
@@ -79,7 +79,7 @@ def test_means_are_those_of_the_runs(study: ExampleStudy) -> None:
     assert rows["TAMT-KD"].runs == 2
     (difference,) = differences_table(found).rows
     assert difference[3:6] == ("TAMT-KD", "OMP", pytest.approx(15))  # (50 − 40 + 70 − 50) / 2
-    assert difference[8:] == (2, 1, "too few pairs (of 5)")
+    assert difference[8:] == (2, 1, "too few pairs (fewer than 5)")
 
 
 def test_an_average_takes_only_runs_with_every_task(study: ExampleStudy) -> None:
@@ -101,7 +101,7 @@ def test_an_average_takes_only_runs_with_every_task(study: ExampleStudy) -> None
         ("results.json", "{", "damaged results.json"),
         ("results.json", '{"results": []}', "damaged results.json"),
         ("results.json", "\udcff", "damaged results.json"),
-        ("results.json", '{"results": [{"task": "cola"}]}', "none of a fine-tuning"),
+        ("results.json", '{"results": [{"task": "cola"}]}', "not from a fine-tuning"),
         ("results.json", '{"results": [{"score": null}]}', "no score"),
         ("results.json", None, "not finished"),
         ("config.yaml", "a: [", "damaged config.yaml"),
@@ -252,7 +252,7 @@ def test_other_lengths_of_search_are_apart(study: ExampleStudy) -> None:
     found = read_results(study.folder)
     assert min(row[3].mean for row in scores_table(found).rows) > 20  # the score of 0 is in no mean
     figure = next(f for f in figures_of(found) if isinstance(f, Figure) and f.paper == "Fig. 3, 4")
-    assert "TAMT-KD at 70% 200, not 20" in figure.caption
+    assert "TAMT-KD at 70 %: 200, not 20" in figure.caption
 
 
 def two_models(folder: Path, *models: str) -> Results:
@@ -325,7 +325,7 @@ def test_a_copy_of_a_run_is_counted_once(study: ExampleStudy) -> None:
     folder = sorted(study.folder.glob("finetune/*"))[0]
     shutil.copytree(folder, study.folder / "finetune" / "zz-copy")
     found = read_results(study.folder)
-    assert "same fine-tuning" in why(found, "finetune/zz-copy")
+    assert "repeats " in why(found, "finetune/zz-copy")
     assert len(found.fine_tunings) == 6
 
 
@@ -348,6 +348,25 @@ def test_the_time_of_a_resumed_search_is_not_known(study: ExampleStudy) -> None:
         "was interrupted and resumed",
         "has 2 damaged lines",
     }
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "expected"),
+    [
+        ([], 92.0 / 20),
+        ([{"step": 10, "head_warmup": 6.5}, {"step": 300, "head_warmup": 6.4}], (92.0 - 80.0) / 10),
+    ],
+)
+def test_seconds_per_step_leave_a_head_warm_up_out(study: ExampleStudy, warm_up, expected) -> None:
+    study.search(MODEL, "imp", 0.7, steps=20)
+    log = next(study.folder.glob("search/imp*")) / "metrics.jsonl"
+    steps = [{"step": 0, "dev_mlm_loss": 7.0}, {"step": 10, "seconds": 80.0}, {"step": 20, "seconds": 92.0}]
+    log.write_text("".join(json.dumps(line) + "\n" for line in [*warm_up, *steps]))
+    results = read_results(study.folder)
+    (ticket,) = [ticket for ticket in results.tickets if ticket.method == "imp"]
+    assert ticket.seconds_per_step == pytest.approx(expected)
+    (row,) = [row for row in paper_table(results, [], []).rows if "seconds per step of IMP" in str(row[1])]
+    assert row[3] == f"{expected:.3g}"
 
 
 def test_masks_along_the_way_are_measured_by_evaluations(study: ExampleStudy) -> None:
@@ -374,7 +393,7 @@ def test_masks_with_the_same_score_and_other_numbers_of_runs_are_drawn(study: Ex
 
 def test_settings_say_which_learning_rate_is_not_the_papers(study: ExampleStudy) -> None:
     note = settings_table(read_results(study.folder)).note
-    assert "the scores and the learning rate of mask training without the paper's recipe" in note
+    assert "scores and learning rate of mask training without --recipe paper" in note
 
 
 def test_searches_alone_without_losses_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +403,7 @@ def test_searches_alone_without_losses_are_reported(tmp_path: Path, monkeypatch:
         example.search(MODEL, method, 0.7)
     assert main(["report", str(example.folder)]) == 0
     missing = [item.title for item in figures_of(read_results(example.folder)) if isinstance(item, Missing)]
-    assert "Magnitude pruning against random subnetworks" in missing
+    assert "Magnitude pruning and random subnetworks" in missing
 
 
 def test_nothing_to_report_is_refused(tmp_path: Path, capsys, study: ExampleStudy) -> None:

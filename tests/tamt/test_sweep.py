@@ -227,6 +227,9 @@ def test_dry_run_tells_and_writes_nothing(sweep, commands, tmp_path, capsys) -> 
     rows = json.loads(capsys.readouterr().out)["results"]
     assert len(rows) == RUNS
     assert {(row["state"], row["time"]) for row in rows} == {("new", "unknown")}
+    assert sweep("--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(row["run"] in line for line in lines) for row in rows)
     commands.failing = {"finetune/demo_imp_demo_s0.5_mask0_seed0": KeyboardInterrupt}
     assert sweep() == 130
     err = capsys.readouterr().err

@@ -197,7 +197,7 @@ GOOD = "text\tlabel\na\tx\nb\ty\n"
         ("dev.csv", b'text,label\n"a,x\n', r"dev\.csv, line 2: .*end of data"),
         ("dev.jsonl", b'{"text": "a", "label": "x"}\n{"text": \n', r"dev\.jsonl, line 2: not JSON"),
         ("dev.jsonl", b'["a", "x"]\n', r"dev\.jsonl, line 1: not a JSON object"),
-        ("dev.txt", b"a\n", r"dev\.txt is no \.tsv, \.csv or \.jsonl file"),
+        ("dev.txt", b"a\n", r"dev\.txt is not a \.tsv, \.csv or \.jsonl file"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
