@@ -175,8 +175,9 @@ def parse(name: str, arguments: list[str]) -> tuple[Any, bool]:
         raise UserError(f"{error}; {hint}") from error
     if unknown:
         word = unknown[0].partition("=")[0]
-        what = "is not an option" if word.startswith("-") else "belongs to no option"
-        raise UserError(f"{word} {what}; {did_you_mean(word, written.values(), hint)}")
+        if not word.startswith("-"):
+            raise UserError(f"{word} belongs to no option; {hint}")
+        raise UserError(f"{word} is not an option; {did_you_mean(word, written.values(), hint)}")
     given = vars(found)
     chosen: dict[str, Any] = {}
     in_files = [_read_config(Path(file), kinds, hint) for file in given.pop("config", [])]
@@ -187,7 +188,8 @@ def parse(name: str, arguments: list[str]) -> tuple[Any, bool]:
         raise UserError(f"{written[key]} {error}; {hint}") from error
     for field in fields(kind):
         if field.default is MISSING and field.name not in chosen:
-            raise UserError(f"{written[field.name]} is missing; {hint}")
+            flag = written[field.name]
+            raise UserError(f"{flag} is missing; {hint}" if flag.startswith("-") else f"no {flag} given; {hint}")
     as_json = chosen.pop("json", False)
     return kind(**chosen), as_json
 

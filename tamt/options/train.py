@@ -28,8 +28,8 @@ class TrainOptions(Options):
         method: the search: mask training on MLM, on KD, on both, or on any --objective; iterative magnitude pruning
             (imp); one-shot pruning by magnitude (omp) or by magnitude times activation (wanda); or a random mask.
         model: the pre-trained model: a hub name, a folder, "demo" or "demo-base".
-        output: a new folder for the run: mask.safetensors, config.yaml, metrics.jsonl, results.json. A number is added to the
-            default if that is taken.
+        output: a new folder for the run: mask.safetensors, config.yaml, metrics.jsonl, results.json. A number is
+            added to the default if that is taken.
         corpus: the training text: wikitext-103 (from the hub), demo, or text files with one paragraph per line; omp and
             rand need none.
         dev_corpus: the text for the dev losses; by default WikiText's validation split or the last 5 % of the files.
