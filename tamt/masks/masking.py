@@ -103,7 +103,7 @@ def top_masks(scores: Mapping[str, Tensor], sparsity: float, ranking: Ranking = 
 
 
 def random_masks(weights: Mapping[str, Tensor], sparsity: float, seed: int) -> Masks:
-    """Masks that keep a random subset of exact size of each matrix. Drawn on the CPU, so they do not depend on devices."""
+    """Masks that keep a random subset of exact size of each matrix; drawn on the CPU, so the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     masks = {}
     for name, weight in weights.items():

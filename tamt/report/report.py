@@ -36,7 +36,8 @@ def report(options: ReportOptions) -> dict:
         raise UserError(f"the output {target} is a file; give a folder")
     if target.is_dir() and any(target.iterdir()) and not _is_report(target / PAGE):
         raise UserError(
-            f"the output folder {target} contains other files than a report and is not overwritten; give a new --output"
+            f"the output folder {target} contains other files than a report, and nothing in it is overwritten; "
+            "give a new --output"
         )
     pyplot()
     results = read_results(options.folder)

@@ -192,13 +192,15 @@ def _wanted(place: Place, kind: Any) -> str:
 
 def _is_of_kind(place: Place, value: Any, kind: Any) -> bool:
     """Whether a value has the type of its key, and is in its range."""
-    if not isinstance(value, str if kind is Path else kind) or (kind is int and isinstance(value, bool)):
-        return False
-    if kind is int:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if isinstance(value, int) and kind is int:
         return value >= (0 if _is_seed(place) else 1)
-    if kind is float:
+    if isinstance(value, float) and kind is float:
         return math.isfinite(value) and value >= 0
-    return bool(value.strip()) if kind in {str, Path} else True
+    if isinstance(value, str) and kind in {str, Path}:
+        return bool(value.strip())
+    return kind in {dict, list} and isinstance(value, kind)
 
 
 def _hint(value: Any, choices: Sequence[str]) -> str:
