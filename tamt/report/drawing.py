@@ -89,17 +89,18 @@ def draw_heat_map(axes: Any, heat_map: HeatMap) -> None:
                 ink = "#fffffd" if share > 0.5 else "#10151b"
                 text = f"{value:.2f}".replace("0.", ".") if value < 1 else "1"
                 axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=min(7.5, 62 / small), color=ink)
-    axes.set_xticks([j + 0.5 for j in range(columns)], heat_map.columns)
-    axes.set_yticks([i + 0.5 for i in range(rows)], heat_map.rows)
-    size = min(8, 95 / rows)
-    wide = max(map(len, heat_map.columns)) > 3
-    axes.tick_params(length=0, labelsize=size)
-    axes.tick_params(axis="x", rotation=90 if wide else 0, labelsize=min(8, 95 / columns) if not wide else size)
+    # Rows and columns of the same masks: long names stand once, with numbers that the columns repeat.
+    numbered = heat_map.rows == heat_map.columns
+    names = [f"{number}: {row}" for number, row in enumerate(heat_map.rows, 1)] if numbered else heat_map.rows
+    axes.set_xticks([j + 0.5 for j in range(columns)], range(1, columns + 1) if numbered else heat_map.columns)
+    axes.set_yticks([i + 0.5 for i in range(rows)], names)
+    axes.tick_params(length=0, axis="x", labelsize=min(8, 150 / columns))
+    axes.tick_params(length=0, axis="y", labelsize=min(8, 95 / rows))
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.set_title(heat_map.title, loc="left")
     scale = f"{heat_map.label}, {heat_map.low:.2g} (pale) to {heat_map.high:.2g} (dark)"
-    axes.set_xlabel(scale if wide else f"layer; {scale}")
+    axes.set_xlabel(scale if numbered else f"layer; {scale}", horizontalalignment="right", x=1.0)
 
 
 def _cell(x: int, y: int, colour: tuple[float, float, float]) -> Any:
