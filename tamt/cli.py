@@ -1,4 +1,4 @@
-"""The command line: every command is a function of the package that takes its options as a dataclass."""
+"""The command line. Each command is a function that takes its options as a dataclass."""
 
 import json
 import sys
@@ -22,13 +22,14 @@ from tamt.options.train import TrainOptions
 from tamt.options.values import WrongValueError, convert, has_commas, takes_several
 from tamt.runtime import processes, termination
 from tamt.runtime.errors import UserError, did_you_mean
-
-# What imports torch is imported when its command runs, so that help and mistakes are answered at once.
 from tamt.version import __version__
 
 
 class Command(NamedTuple):
-    """A command: the module of the function of its name, its options, what it does, and whether processes share it."""
+    """A command: the module with its function, its options, a summary, and whether several processes can share it.
+
+    The module imports torch, so it is imported when the command runs; help and mistakes need no torch.
+    """
 
     module: str
     options: type[Options]
@@ -48,12 +49,12 @@ COMMANDS = {
         True,
     ),
     "predict": Command("tamt.commands.predict", PredictOptions, "predict labels or answers with a fine-tuned model"),
-    "sweep": Command("tamt.sweep.sweep", SweepOptions, "do all searches and fine-tunings of a study"),
+    "sweep": Command("tamt.sweep.sweep", SweepOptions, "run all searches and fine-tunings of a study"),
     "report": Command(
-        "tamt.report.report", ReportOptions, "draw the paper's figures and tables for your own runs, and a page of them"
+        "tamt.report.report", ReportOptions, "draw the paper's figures and tables for your own runs, and an HTML page"
     ),
     "compare": Command(
-        "tamt.report.compare", CompareOptions, "compare masks: similarity and sparsity, per matrix and over all"
+        "tamt.report.compare", CompareOptions, "compare masks: similarity and sparsity, per matrix and overall"
     ),
     "export": Command(
         "tamt.commands.export", ExportOptions, "write a subnetwork as a Hugging Face model, dense or sparse"
@@ -68,10 +69,10 @@ USAGE = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command line, that of the process by default.
+    """Run a command line, by default that of the process.
 
     Returns:
-        The exit code: 0; 1 where runs of a sweep failed; 2 where the request or its input is wrong, or a file cannot be
+        The exit code: 0; 1 if runs of a sweep failed; 2 if the request or its input is wrong, or a file cannot be
         written; 130 after an interrupt; 143 after SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -87,27 +88,27 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             return _run(name, arguments[1:])
         except UserError as error:
-            _tell(f"{prefix}: error: {error}")
+            _report(f"{prefix}: error: {error}")
             return 2
         except OSError as error:
-            told = " ".join(str(error).split())
-            _tell(f"{prefix}: error: a file cannot be read or written ({told}); mend that and try again")
+            cause = " ".join(str(error).split())
+            _report(f"{prefix}: error: a file cannot be read or written ({cause}); correct that and try again")
             return 2
         except termination.Terminated as error:
-            saved = f"step {error.last_good} is saved: the same command with --resume goes on from it"
-            general = "what was saved is kept: give the same command again, with --resume if it was a run"
-            said = str(error) or f"terminated, and {saved if error.last_good else general}"
-            _tell(f"{prefix}: {said}")
+            saved = f"step {error.last_good} is saved; repeat the command with --resume to continue from it"
+            general = "saved files are kept; repeat the command, with --resume for a run"
+            message = str(error) or f"terminated; {saved if error.last_good else general}"
+            _report(f"{prefix}: {message}")
             return termination.EXIT_CODE
         except KeyboardInterrupt as stop:
-            said = str(stop) or "interrupted; the last checkpoint is kept, --resume goes on from it"
-            _tell(f"{prefix}: {said}")
+            message = str(stop) or "interrupted; the last checkpoint is kept, --resume continues from it"
+            _report(f"{prefix}: {message}")
             return 130
 
 
-def _tell(sentence: str) -> None:
-    """Say why the command ended; of several processes that share it the first to end does."""
-    with termination.deferred():  # a launcher terminates the others at once when one process has ended
+def _report(sentence: str) -> None:
+    """Print why the command ended. Of several processes that share it, the first one to end prints."""
+    with termination.deferred():  # a launcher terminates the others when one process has ended
         if processes.first_to_tell():
             print(sentence, file=sys.stderr, flush=True)
 
@@ -129,13 +130,13 @@ def _run(name: str, arguments: list[str]) -> int:
     if processes.count() > 1 and not COMMANDS[name].shared:
         shared = ", ".join(other for other, command in COMMANDS.items() if command.shared)
         raise UserError(
-            f"tamt {name} runs in one process, and {processes.count()} were started; give the command by itself "
+            f"tamt {name} runs in one process, and {processes.count()} were started; start one process "
             f"({shared} can be shared)"
         )
     options, as_json = parse(name, arguments)
     try:
         function: Callable[[Options], dict] = getattr(import_module(COMMANDS[name].module), name)
-    except RuntimeError as error:  # TAMT_KERNELS asks for what is not there
+    except RuntimeError as error:  # TAMT_KERNELS names a backend that is not there
         raise UserError(str(error)) from error
     results = function(options)
     if not processes.first():
@@ -153,16 +154,16 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def parse(name: str, arguments: list[str]) -> tuple[Any, bool]:
-    """The options of a command from its command line and the YAML files that `--config` names there.
+    """The options of a command from its command line, and from the YAML files that `--config` names.
 
-    Options are the fields of the command's dataclass, with dashes. A field of a list takes several values, one of
-    numbers one value with commas, one of type bool none; a list or a needed path that comes first takes no flag.
+    An option is a field of the command's dataclass, with dashes. A list takes several words, a list of numbers one word
+    with commas, a bool none. A first field that is a list or a required path is written without a flag.
 
     Returns:
-        The options, and whether `--json` is given.
+        The options, and whether `--json` was given.
 
     Raises:
-        UserError: an option or a value is wrong, here or in a YAML file, or one is missing.
+        UserError: an option or a value is wrong or missing.
     """
     kind = COMMANDS[name].options
     kinds: dict[str, Any] = {field.name: field.type for field in fields(kind)} | {"json": bool}
@@ -174,8 +175,9 @@ def parse(name: str, arguments: list[str]) -> tuple[Any, bool]:
         raise UserError(f"{error}; {hint}") from error
     if unknown:
         word = unknown[0].partition("=")[0]
-        what = "is no option" if word.startswith("-") else "belongs to no option"
-        raise UserError(f"{word} {what}; {did_you_mean(word, written.values(), hint)}")
+        if not word.startswith("-"):
+            raise UserError(f"{word} belongs to no option; {hint}")
+        raise UserError(f"{word} is not an option; {did_you_mean(word, written.values(), hint)}")
     given = vars(found)
     chosen: dict[str, Any] = {}
     in_files = [_read_config(Path(file), kinds, hint) for file in given.pop("config", [])]
@@ -186,29 +188,33 @@ def parse(name: str, arguments: list[str]) -> tuple[Any, bool]:
         raise UserError(f"{written[key]} {error}; {hint}") from error
     for field in fields(kind):
         if field.default is MISSING and field.name not in chosen:
-            raise UserError(f"{written[field.name]} is missing; {hint}")
+            flag = written[field.name]
+            raise UserError(f"{flag} is missing; {hint}" if flag.startswith("-") else f"no {flag} given; {hint}")
     as_json = chosen.pop("json", False)
     return kind(**chosen), as_json
 
 
 class _Parser(ArgumentParser):
-    """Raises what is wrong with the command line."""
+    """Raises ArgumentError for a wrong command line."""
 
     def error(self, message: str) -> NoReturn:
         raise ArgumentError(None, message)
 
 
 def _parser(name: str, kind: type[Options]) -> ArgumentParser:
-    """The parser of a command. It gives words, and only those that are there."""
+    """The parser of a command. It returns the words of the options that are given, and no defaults."""
     description, help_texts = help_of(kind)
     parser = _Parser(
         prog=f"tamt {name}",
+        usage=_usage(name, kind),
         description=description,
         exit_on_error=False,
         allow_abbrev=False,
         argument_default=SUPPRESS,
     )
-    parser.add_argument("--config", action="append", help="YAML file of options; those of the command line win")
+    parser.add_argument(
+        "--config", action="append", help="a YAML file with options; the command line overrides it", metavar="FILE"
+    )
     written = _written(kind)
     for field in fields(kind):
         name_or_flag, help_text = written[field.name], help_texts.get(field.name, "").replace("%", "%%")
@@ -226,29 +232,29 @@ def _parser(name: str, kind: type[Options]) -> ArgumentParser:
 
 
 def _read_config(file: Path, kinds: dict[str, Any], hint: str) -> dict[str, Any]:
-    """The options in a YAML file by name; null leaves an option as it is.
+    """The options in a YAML file by name; null stands for the default.
 
     Raises:
-        UserError: the file cannot be read or holds no options, or one that should be a list is none.
+        UserError: the file cannot be read or has no options, or one that must be a list is not.
     """
     from tamt.runtime.untrusted import read_yaml
 
     content = read_yaml(file)
     if not content:
-        raise UserError(f"{file} holds no options; write 'name: value' on each line, or leave --config out")
+        raise UserError(f"{file} has no options; write 'name: value' on each line, or leave --config out")
     options = {key: value for key, value in content.items() if value is not None}
     for key, value in options.items():
         if key not in kinds:
-            raise UserError(f"{key} in {file} is no option; {did_you_mean(key, kinds, hint)}")
+            raise UserError(f"{key} in {file} is not an option; {did_you_mean(key, kinds, hint)}")
         if takes_several(kinds[key]) and not isinstance(value, list):
-            raise UserError(f"{key} in {file} is no list; write {key}: [{value}]")
+            raise UserError(f"{key} in {file} is not a list; write {key}: [{value}]")
         if kinds[key] is bool and not isinstance(value, bool):
             raise UserError(f"{key} in {file} is {value!r}; write true or false")
     return options
 
 
 def _written(kind: type[Options]) -> dict[str, str]:
-    """How each option is written: with dashes; a list or a needed path that comes first by its name alone."""
+    """How each option is written: with dashes, but a first field that is a list or a required path has no flag."""
     written = {field.name: "--" + field.name.replace("_", "-") for field in fields(kind)}
     first = fields(kind)[0]
     if takes_several(first.type) or (first.type is Path and first.default is MISSING):
@@ -257,7 +263,21 @@ def _written(kind: type[Options]) -> dict[str, str]:
 
 
 def _metavar(kind: Any) -> str | None:
-    """How the help writes a value: its choices, or numbers with commas; None for the name of the option."""
+    """How the help writes a value: its choices, N or X for a number, PATH; None for the name of the option."""
     if choices := choices_of(kind):
         return f"{{{','.join(choices)}}}"
-    return {int: "N,N", float: "X,X"}[get_args(without_none(kind))[0]] if has_commas(kind) else None
+    kind = without_none(kind)
+    names = {int: "N", float: "X", Path: "PATH"}
+    return ",".join(2 * [names[get_args(kind)[0]]]) if has_commas(kind) else names.get(kind)
+
+
+def _usage(name: str, kind: type[Options]) -> str:
+    """The usage line: the required options only."""
+    words = [f"tamt {name}"]
+    written = _written(kind)
+    for field in fields(kind):
+        if field.default is MISSING:
+            flag = written[field.name]
+            value = field.name.upper() + (" ..." if takes_several(field.type) else "")
+            words.append(f"{flag} {value}" if flag.startswith("-") else value)
+    return " ".join([*words, "[options]"])

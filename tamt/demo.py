@@ -1,4 +1,4 @@
-"""`tamt demo`: winning tickets of a small real model on real text, with no hub, in minutes."""
+"""`tamt demo`: winning tickets of a small real model on real text, without a hub, in minutes."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ SEARCH: dict[str, Any] = {
     "save_every": 50,
 }
 FINETUNE: dict[str, Any] = {"task": "questions", "model": "demo", "epochs": 1, "eval_every": 10_000, "lr": 3e-4}
-# lr: one rate for all. On 1,200 questions OMP scored 0.57 at 1e-4 and 0.65 at 3e-4, the full model 0.92 and 0.90.
+# lr: on 1,200 questions OMP scored 0.57 at 1e-4 and 0.65 at 3e-4, the full model 0.92 and 0.90.
 LABELS = {FULL: "full model", **{name: METHODS[name].label for name in SEARCHES}}
 
 
@@ -36,14 +36,14 @@ def demo(options: DemoOptions) -> dict:
     """Run `tamt demo`."""
     output = options.output
     if output.exists() and (output.is_file() or (any(output.iterdir()) and not (output / SEARCHES[0]).is_dir())):
-        raise UserError(f"the output {output} holds something else than a demo; give a new --output")
+        raise UserError(f"the output {output} contains other files than a demo; give a new --output")
     from tamt.finetuning.finetune import finetune
     from tamt.search.train import train
 
     started = time.monotonic()
     searches: dict[str, dict] = {}
     for method in SEARCHES:
-        say(f"[{method}] searching a subnetwork of {SPARSITY:.0%} sparsity")
+        say(f"[{method}] searching for a subnetwork at {SPARSITY:.0%} sparsity")
         settings = {**SEARCH, "method": method, "batch_size": options.batch_size, "steps": options.steps}
         searches[method] = _run(train, output / method, settings)
     results = []
@@ -55,7 +55,7 @@ def demo(options: DemoOptions) -> dict:
             settings = {**FINETUNE, "mask": mask, "train_samples": options.train_samples, "seed": seed}
             folder = output / "finetune" / f"{method}-{seed}"
             runs.append(_run(finetune, folder, settings))
-            shutil.rmtree(folder / "model", ignore_errors=True)  # 12 of 90 MB each, and nobody asked for them
+            shutil.rmtree(folder / "model", ignore_errors=True)  # 12 models of 90 MB each, which nothing needs
         search = searches.get(method, {"sparsity": 0.0, "kd_loss": 0.0, "seconds": 0.0})
         scores = [run["score"] for run in runs]
         results.append(
@@ -116,6 +116,6 @@ def draw(results: list[dict], path: Path) -> None:
 
 
 def _run(command: Callable[..., dict], folder: Path, settings: dict[str, Any]) -> dict:
-    """The last result of a run, taken from its folder if it is finished there, else run or resumed."""
+    """The last result of a run, which is started or resumed unless it is finished in its folder."""
     done = finished_results(folder, settings)
     return (done or command(**settings, output=folder, resume=True)["results"])[-1]

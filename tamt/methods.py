@@ -223,8 +223,8 @@ def last_step(name: str, sparsity: float, steps: int | None) -> int:
     return 0 if method.one_shot else steps or paper_steps(method, sparsity) or SCHEDULE_STEPS
 
 
-def objective_of(method: Method, objective: str | None, kd_weight: float = 1.0) -> dict[str, float]:
-    """The weight of each term of the loss: the method's, with `kd_weight` beside MLM's 1, or those of `--objective`.
+def objective_of(method: Method, objective: str | None) -> dict[str, float]:
+    """The weight of each term of the loss: those of the method, or of `--objective` for a method without its own.
 
     Raises:
         UserError: the method has no objective of its own and none is given; see also `parse_objective`.
@@ -233,5 +233,4 @@ def objective_of(method: Method, objective: str | None, kd_weight: float = 1.0) 
         if objective is None:
             raise UserError(f"{method.name} needs an objective; give one such as --objective kd:1,attention:1")
         return parse_objective(objective)
-    both = {"mlm", "kd"} <= method.objective.keys()
-    return {name: kd_weight if both and name == "kd" else weight for name, weight in method.objective.items()}
+    return dict(method.objective)

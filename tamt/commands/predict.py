@@ -1,4 +1,4 @@
-"""`tamt predict`: what a fine-tuned model answers for the rows of a file."""
+"""`tamt predict`: the predictions of a fine-tuned model for the rows of a file."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from tamt.runtime.errors import UserError
 from tamt.runtime.files import write_atomically
 
 IDS = ("index", "id")
-"""Columns with the name of a row: GLUE's, QQP's id."""
+"""Columns with the id of a row: `index` in GLUE, `id` in QQP."""
 
 
 @command(PredictOptions)
@@ -31,9 +31,7 @@ def predict(options: PredictOptions) -> dict:
     questions = saved.task.kind == "question-answering"
     formats = (".json", ".jsonl") if questions else (".tsv", ".jsonl")
     if output.suffix not in formats:
-        raise UserError(
-            f"the output {output} must end in {' or '.join(formats)} for {saved.task.name}, which says what is written"
-        )
+        raise UserError(f"the output {output} must end in {' or '.join(formats)} for {saved.task.name}; rename it")
     if questions:
         asked, answered = read_questions(options.file, saved.task, need_answers=False)
         job = saved.prepare(asked, answered)
@@ -51,12 +49,12 @@ def predict(options: PredictOptions) -> dict:
 
 
 def _id(row: Mapping[str, Any], number: int) -> str | int:
-    """What the file calls a row, or its number, from 0."""
+    """The id of a row in the file, or its number from 0."""
     return next((row[column] for column in IDS if isinstance(row.get(column), str)), number)
 
 
 def _submission(task: Task, predictions: list[dict]) -> str:
-    """GLUE's layout: the ids or names of labels, as the task's files have them; scores within their scale."""
+    """GLUE's layout: ids or names of labels as in the task's files; scores are clipped to their scale."""
     lines = ["index\tprediction"]
     for row in predictions:
         answer = row["prediction"]
@@ -70,7 +68,7 @@ def _submission(task: Task, predictions: list[dict]) -> str:
 
 
 def _answers(_: Task, predictions: list[dict]) -> str:
-    """SQuAD's layout, which its official script reads: the answer of each question by its id."""
+    """SQuAD's layout for its official script: the answers by the id of the question."""
     return json.dumps({row["id"]: row["prediction"] for row in predictions}, ensure_ascii=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Unlabelled text for the search: read, tokenised, cut into blocks, and dealt out in a seeded order."""
+"""Unlabelled text for the search: read, tokenised, cut into blocks, and shuffled by a seed."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 WIKITEXT = ("Salesforce/wikitext", "wikitext-103-raw-v1")
 HELD_OUT = 0.05
-"""Share of the blocks that serve as dev text where no dev corpus is given."""
+"""Share of the blocks used as dev text if no dev corpus is given."""
 
 
 def _datasets() -> ModuleType:
-    """The library, which reads text and does no more: training on blocks must run where it is not installed."""
+    """The `datasets` library. It only reads text; training on blocks must work without it."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -39,9 +39,9 @@ class Blocks:
 
     Attributes:
         tokens: the corpus without special tokens, int32 [n].
-        length: entries of a block, special tokens counted.
-        prefix: ids before the text of each block ([CLS]).
-        suffix: ids after it ([SEP]).
+        length: tokens per block, special tokens included.
+        prefix: token ids before the text of each block ([CLS]).
+        suffix: token ids after it ([SEP]).
         padding: id of the padding token.
     """
 
@@ -53,7 +53,7 @@ class Blocks:
 
     @property
     def body(self) -> int:
-        """Tokens of the corpus in one block."""
+        """Number of tokens of the corpus per block."""
         return self.length - len(self.prefix) - len(self.suffix)
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class Blocks:
         return {"input_ids": ids, "attention_mask": attention, "special": special}
 
     def split(self, first: int) -> tuple["Blocks", "Blocks"]:
-        """The first `first` blocks, and the rest."""
+        """The first `first` blocks, and the others."""
         cut = first * self.body
         return (
             Blocks(self.tokens[:cut], self.length, self.prefix, self.suffix, self.padding),
@@ -93,11 +93,11 @@ def load_corpus(
     """Train and dev blocks of a corpus.
 
     Args:
-        corpus: `["wikitext-103"]` (from the hub), `["demo"]`, or text files, one paragraph a line.
+        corpus: `["wikitext-103"]` (from the hub), `["demo"]`, or text files, one paragraph per line.
         dev_corpus: the same for the dev text. None: WikiText's validation split, the demo's held-out articles, or the
             last 5 % of the files' blocks.
-        tokenizer: of the model.
-        max_length: entries of a block, special tokens counted.
+        tokenizer: tokenizer of the model.
+        max_length: tokens per block, special tokens included.
 
     Raises:
         UserError: a file is missing, empty or not UTF-8 text; the hub cannot be reached; the corpus is too short.
@@ -119,7 +119,7 @@ def load_held_out(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> Blocks:
-    """The dev blocks of `load_corpus`, without making the train blocks where these are another text."""
+    """The dev blocks of `load_corpus`; the train text is read only if they are a part of it."""
     if dev_corpus is not None or _has_dev_text(corpus):
         return load_dev_corpus(dev_corpus or corpus, tokenizer, max_length)
     return load_corpus(corpus, None, tokenizer, max_length)[1]
@@ -135,7 +135,7 @@ def load_dev_corpus(corpus: Sequence[str], tokenizer: PreTrainedTokenizerBase, m
 
 
 def read_corpus(corpus: Sequence[str], split: str) -> "datasets.Dataset":
-    """The lines of a corpus that are not blank, as a data set with the column `text`.
+    """The lines of a corpus, without blank ones, as a data set with the column `text`.
 
     Raises:
         UserError: see `load_corpus`.
@@ -144,7 +144,7 @@ def read_corpus(corpus: Sequence[str], split: str) -> "datasets.Dataset":
         library = _datasets()
         try:
             lines = library.load_dataset(*WIKITEXT, split=split)
-        except Exception as error:  # the hub's client raises nearly anything when it is offline
+        except Exception as error:  # the hub's client raises almost anything when it is offline
             raise UserError(
                 f"wikitext-103 could not be fetched from the hub ({type(error).__name__}); go online once, or give the "
                 "text as files: --corpus train.txt --dev-corpus valid.txt"
@@ -166,20 +166,20 @@ def _read_files(files: Sequence[Path]) -> "datasets.Dataset":
             raise UserError(f"there is no corpus file {file}; {hint}")
         try:
             check_pulled(file)
-            text = file.read_text(encoding="utf-8-sig")  # a byte order mark is no text
+            text = file.read_text(encoding="utf-8-sig")  # without a byte order mark
         except UnicodeDecodeError as error:
             raise UserError(
                 f"the corpus file {file} is not UTF-8 text (byte {error.start}); convert it, with iconv for example"
             ) from error
         found = [line for line in text.splitlines() if line.strip()]
         if not found:
-            raise UserError(f"the corpus file {file} is empty; give a file with text, one paragraph a line")
+            raise UserError(f"the corpus file {file} is empty; give a file with text, one paragraph per line")
         lines += found
     return _datasets().Dataset.from_dict({"text": lines})
 
 
 def make_blocks(lines: "datasets.Dataset", tokenizer: PreTrainedTokenizerBase, max_length: int) -> Blocks:
-    """Tokenise the column `text` and cut it into blocks; `datasets` caches the tokens of a hub corpus.
+    """Tokenise the column `text` and cut it into blocks. `datasets` caches the tokens of a hub corpus.
 
     Raises:
         UserError: `max_length` is longer than the tokenizer's inputs or leaves no room for text.
@@ -195,7 +195,7 @@ def make_blocks(lines: "datasets.Dataset", tokenizer: PreTrainedTokenizerBase, m
         raise UserError(f"--max-length {max_length} leaves no room for text beside the special tokens; raise it")
 
     def tokenise(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        # verbose=False: lines longer than the model are no fault here, they are cut into blocks below
+        # verbose=False: no warning about lines longer than the model takes, because they are cut into blocks below
         return {"ids": tokenizer(rows["text"], add_special_tokens=False, verbose=False)["input_ids"]}
 
     tokenised = lines.map(tokenise, batched=True, remove_columns=lines.column_names)
@@ -207,17 +207,17 @@ def make_blocks(lines: "datasets.Dataset", tokenizer: PreTrainedTokenizerBase, m
 def train_batches(
     blocks: Blocks, batch_size: int, seed: int, first: int, masking: TokenMasking | None = None
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches without end: every epoch a new order, every block masked anew each time.
+    """Endless batches: every epoch has a new order, and every block new masked tokens.
 
-    What stands at position p of the endless row of blocks is a pure function of the blocks, `seed` and p. So a resumed
-    run goes on exactly, and two batches of 8 are one of 16.
+    The block at position p of the endless sequence, and its masked tokens, depend on the blocks, `seed` and p only. So
+    a resumed run continues exactly, and two batches of 8 are one of 16.
 
     Args:
         blocks: the corpus.
-        batch_size: blocks a batch.
-        seed: of the order and the masking.
+        batch_size: blocks per batch.
+        seed: seed of the order and of the masked tokens.
         first: number of the first batch, from 0.
-        masking: how tokens are masked (MLM), or None for the plain text.
+        masking: how tokens are masked for MLM; None for plain text.
     """
     epoch, order = -1, torch.empty(0)
     for number in itertools.count(first):
@@ -235,10 +235,10 @@ def train_batches(
 def dev_batches(
     blocks: Blocks, batch_size: int, seed: int, masking: TokenMasking | None = None, chosen: slice = slice(None)
 ) -> Iterator[dict[str, Tensor]]:
-    """Every block once, in order; of the batches those that are `chosen`.
+    """Every block once, in order; only the batches in the slice `chosen`.
 
-    Each block's masking depends on `seed` and its number alone, not on the batch size, so that two masks are compared
-    on the same tokens.
+    The masked tokens of a block depend on `seed` and its number only, not on the batch size, so that masks of weights
+    are compared on the same tokens.
     """
     for start in range(0, len(blocks), batch_size)[chosen]:
         indices = range(start, min(start + batch_size, len(blocks)))
@@ -257,6 +257,6 @@ def _masked(
 
 
 def _generator(seed: int, use: int, number: int) -> torch.Generator:
-    # SeedSequence spreads neighbouring seeds and numbers apart; were they added, seed 1 would repeat seed 0's epochs.
+    # SeedSequence separates neighbouring seeds and numbers; with their sum, seed 1 would repeat the epochs of seed 0.
     state = np.random.SeedSequence((seed, use, number)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))

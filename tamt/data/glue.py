@@ -1,4 +1,4 @@
-"""Rows of sentences and pairs: GLUE's tasks from its files or the hub, the demo's, and files of your own."""
+"""Rows of sentences and pairs: GLUE's tasks from files or the hub, the demo's tasks, and your own files."""
 
 import math
 from collections import Counter
@@ -22,17 +22,17 @@ DEMO_FILES: dict[str, Callable[[], Path]] = {
     "demo": lambda: demo.snippets_file(),
     "questions": lambda: demo.questions_file(),
 }
-"""The rows of the tasks that come from the package index."""
+"""The files of the tasks that come from the package index."""
 DEMO_DEV_ROWS = 1000
 DEMO_SPLIT_SEED = 0
-"""The demo's dev rows are the same whatever the seed of a run, so that runs are compared on the same rows."""
+"""Fixed, so that runs with different seeds are compared on the same dev rows."""
 
 NOT_LEARNED = "take a model that was fine-tuned with rows of it"
-"""What to do about a label that a fine-tuned model does not know."""
+"""Remedy for a label that a fine-tuned model does not know."""
 LABELS_SHOWN = 10
-"""Labels of one's own files that are printed at most."""
+"""Most labels of your own files that are printed."""
 MRPC_TRAIN = "msr_paraphrase_train.txt"
-"""MRPC's train and dev rows together, as Microsoft gives them out; GLUE's dev.tsv holds the dev rows among them."""
+"""MRPC's train and dev rows together, as Microsoft publishes them; GLUE's dev.tsv lists the dev rows among them."""
 MRPC_IDS = ("#1 ID", "#2 ID")
 
 
@@ -42,13 +42,13 @@ def load_rows(
     train_file: Path | None = None,
     dev_file: Path | None = None,
 ) -> tuple[Task, dict[str, Rows]]:
-    """The rows of a task by split, train first, then the dev set; MNLI has a second one.
+    """The rows of a task by split: train first, then the dev set; MNLI has two.
 
     Args:
-        task: see `find_task`; of files of one's own the columns must have been set.
-        data_dir: GLUE's `glue_data` folder or the task's folder in it, in place of the hub.
-        train_file: `.tsv` (unquoted, as GLUE's), `.csv` or `.jsonl` with the columns of the task.
-        dev_file: the same for its dev rows.
+        task: the task; for your own files with its columns set.
+        data_dir: GLUE's `glue_data` folder or the task's folder in it, instead of the hub.
+        train_file: `.tsv` (unquoted, like GLUE's), `.csv` or `.jsonl` with the columns of the task.
+        dev_file: the same for the dev rows.
 
     Returns:
         The task with its label names filled in, and the rows.
@@ -58,7 +58,7 @@ def load_rows(
     """
     if task.own_files:
         if train_file is None or dev_file is None:
-            raise UserError(f"the task {task.name} reads files of your own; give --train-file and --dev-file")
+            raise UserError(f"the task {task.name} reads your own files; give --train-file and --dev-file")
         if data_dir is not None:
             raise UserError(f"--data-dir is for GLUE's layout; give --train-file and --dev-file to {task.name}")
         return _load_own(task, train_file, dev_file)
@@ -76,46 +76,46 @@ def load_rows(
 
 
 def load_dev_rows(task: Task, data_dir: Path | None = None, dev_file: Path | None = None) -> dict[str, Rows]:
-    """The rows of a task's dev sets, as `load_rows` gives them beside its train rows.
+    """The rows of a task's dev sets without its train rows.
 
     Args:
-        task: see `load_rows`; of a classification of one's own with its label names.
-        data_dir: see there.
-        dev_file: see there.
+        task: see `load_rows`; a classification with your own files must have its label names.
+        data_dir: see `load_rows`.
+        dev_file: see `load_rows`.
 
     Raises:
-        UserError: see there.
+        UserError: see `load_rows`.
     """
     if task.own_files:
         if dev_file is None or data_dir is not None:
-            raise UserError(f"the task {task.name} reads a file of your own; give --dev-file, and no --data-dir")
+            raise UserError(f"the task {task.name} reads your own file; give --dev-file, and no --data-dir")
         return {"dev": to_rows(task, dev_file, read_file(dev_file, task), NOT_LEARNED)}
     _, rows = load_rows(task.held_out, data_dir, None, dev_file)
     return {split: found for split, found in rows.items() if split != "train"}
 
 
 def report_counts(task: Task, counts: dict[str, int]) -> None:
-    """Say which splits have other numbers of rows than the official ones."""
+    """Report the splits whose numbers of rows are not the official ones."""
     for split, count in counts.items():
         if count != task.splits[split]:
             say(f"{task.name} has {count:,} {split} rows here, officially {task.splits[split]:,}")
 
 
 def fetch(task: Task, instead: str) -> "datasets.DatasetDict":
-    """The splits of a task on the hub. Raises UserError, with what to give `instead`, if it cannot be reached."""
-    import datasets  # not above: a step of fine-tuning must run where it is not installed
+    """The splits of a task on the hub. Raises UserError, with the alternative `instead`, if it cannot be reached."""
+    import datasets  # not above: fine-tuning must work without it
 
     assert task.hub is not None
     try:
         return datasets.load_dataset(*task.hub)
-    except Exception as error:  # the hub's client raises nearly anything when it is offline
+    except Exception as error:  # the hub's client raises almost anything when it is offline
         raise UserError(
             f"{task.name} could not be fetched from the hub ({type(error).__name__}); go online once, or give {instead}"
         ) from error
 
 
 def hub_split(split: str) -> str:
-    """What the hub calls a split: `validation_matched` for `dev_matched`."""
+    """The hub's name of a split: `validation_matched` for `dev_matched`."""
     return split.replace("dev", "validation")
 
 
@@ -142,12 +142,12 @@ def _load_own(task: Task, train_file: Path, dev_file: Path) -> tuple[Task, dict[
 
 
 def labels_found(task: Task, train: Rows) -> str:
-    """The labels of one's own train rows and how many have each, for one line at the start of a run."""
+    """One line with the labels of your own train rows and the number of rows of each."""
     names = task.label_names or ()
     counts = Counter(train.labels)
     shown = ", ".join(f"{name!r} ({counts[label]:,} rows)" for label, name in enumerate(names[:LABELS_SHOWN]))
     more = f" and {len(names) - LABELS_SHOWN:,} more" if len(names) > LABELS_SHOWN else ""
-    hint = "; numbers to be predicted as such are for --task regression" if more and _are_numbers(names) else ""
+    hint = "; to predict numbers, use --task regression" if more and _are_numbers(names) else ""
     return f"{len(names):,} labels: {shown}{more}{hint}"
 
 
@@ -191,7 +191,7 @@ def _without_dev_rows(file: Path, train: Sequence[Numbered], dev: Sequence[Numbe
             "give GLUE's MRPC files"
         ) from error
     if len(kept) < len(train):
-        say(f"{len(train) - len(kept):,} of the {len(train):,} rows of {file} are in dev.tsv and not trained on")
+        say(f"{len(train) - len(kept):,} of the {len(train):,} rows of {file} are in dev.tsv and are not trained on")
     if not kept:
         raise UserError(f"{file} has no rows that are not in dev.tsv; give GLUE's MRPC files")
     return kept

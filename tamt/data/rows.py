@@ -1,4 +1,4 @@
-"""Rows of sentences and pairs: what they are, seeded subsets, and how a file of them is read."""
+"""Rows of sentences and pairs: reading them from files, and seeded subsets."""
 
 import csv
 import io
@@ -18,17 +18,17 @@ from tamt.runtime.errors import UserError
 from tamt.runtime.untrusted import check_pulled
 
 LARGEST_SCORE = 1e12
-"""Of a regression: its square, times the scale of a loss, is far from float32's largest number, 3e38."""
+"""Largest score of a regression; its square times the scale of a loss stays far below float32's maximum, 3e38."""
 LONGEST_CELL = (1 << 31) - 1
-"""Characters of a cell of a .csv file, all that its reader can count."""
+"""Most characters in a cell of a .csv file that Python's reader can count."""
 
 Numbered = tuple[int, Mapping[str, Any]]
-"""A row of a file by its columns, with the number of its line. Those of the task are text."""
+"""The number of a line in a file, and its row by column. The columns of the task hold text."""
 
 
 @dataclass
 class Rows:
-    """Rows: for each its texts (one or two) and its label: the id of its name, or a number; no labels if unlabelled."""
+    """The texts of each row (one or two) and its label, an id or a number; `labels` is empty if rows have none."""
 
     texts: list[tuple[str, ...]]
     labels: Sequence[float]
@@ -45,10 +45,10 @@ def subset(labels: Sequence[float] | None, rows: int, samples: int, seed: int) -
     """A seeded random subset of `samples` of `rows` rows, as sorted indices.
 
     Args:
-        labels: ids to stratify by: every label keeps its share to within one row. None: plain.
-        rows: how many there are.
-        samples: how many to take.
-        seed: decides which.
+        labels: label ids to stratify by: every label keeps its share to within one row. None: not stratified.
+        rows: number of rows.
+        samples: number of rows to choose.
+        seed: seed of the choice.
 
     Raises:
         UserError: there are fewer rows, or fewer samples than labels.
@@ -73,7 +73,7 @@ def subset(labels: Sequence[float] | None, rows: int, samples: int, seed: int) -
 
 
 def are_labelled(task: Task, found: Sequence[Numbered]) -> bool:
-    """Whether rows have labels, as those of GLUE's test sets have not; it takes one row with one."""
+    """Whether any row has a label; those of GLUE's test sets have none."""
     return any(row.get(task.label_column) for _, row in found)
 
 
@@ -83,7 +83,7 @@ def to_rows(
     """Rows of a file with their labels, if they have any, as ids or numbers.
 
     Raises:
-        UserError: a label is unknown, which `remedy` mends if the label is right, or off the scale.
+        UserError: a label is unknown, with `remedy` for a label that is right, or a score is out of range.
     """
     ids = {name: index for index, name in enumerate(task.label_names or ())}
     if task.folder or task.name == "demo":  # GLUE's files hold ids for some tasks, names for others
@@ -97,7 +97,7 @@ def to_rows(
             labels.append(ids[label])
         else:
             raise UserError(
-                f"{file}, line {line}: the label {label!r} is none of {', '.join(task.label_names or ())}; "
+                f"{file}, line {line}: the label {label!r} is not one of {', '.join(task.label_names or ())}; "
                 f"correct it, or {remedy}"
             )
     return Rows([tuple(row[column] for column in task.text_columns) for _, row in found], labels)
@@ -112,24 +112,24 @@ def _number(file: Path, line: int, label: str, scale: tuple[float, float] | None
     if not lowest <= number <= highest:
         remedy = "correct it" if scale else "correct it, or divide all scores by a constant"
         raise UserError(
-            f"{file}, line {line}: the score {label!r} is no number from {lowest:g} to {highest:g}; {remedy}"
+            f"{file}, line {line}: the score {label!r} is not a number from {lowest:g} to {highest:g}; {remedy}"
         )
     return number
 
 
 def read_file(file: Path, task: Task, need_labels: bool = True) -> list[Numbered]:
-    """The rows of a file, checked to have the columns of `task` and a label each.
+    """The rows of a file; each has the columns of `task` and a label.
 
     Args:
-        file: `.tsv`, unquoted as GLUE's (so is MRPC's `.txt`), `.csv` or `.jsonl`.
-        task: names the columns, or all of them in order where the file has no header.
-        need_labels: whether rows without any label, as in GLUE's test sets, are refused.
+        file: `.tsv`, unquoted like GLUE's (MRPC's `.txt` too), `.csv` or `.jsonl`.
+        task: names the columns, or all columns in order if the file has no header.
+        need_labels: whether a file without labels, such as GLUE's test sets, is an error.
 
     Raises:
         UserError: the file is missing, not UTF-8, has no rows, or a row lacks a column or its label.
     """
     if file.suffix not in READERS or (file.suffix == ".txt" and not task.folder):
-        raise UserError(f"{file} is no .tsv, .csv or .jsonl file; name it so, or convert it")
+        raise UserError(f"{file} is not a .tsv, .csv or .jsonl file; rename or convert it")
     rows = list(READERS[file.suffix](file, read_text(file), task))
     if not rows:
         raise UserError(f"{file} has no rows; give a file with rows")
@@ -146,7 +146,7 @@ def read_file(file: Path, task: Task, need_labels: bool = True) -> list[Numbered
                 raise UserError(f"{file}, line {line}: there is no column {column!r} among {', '.join(row)}; {remedy}")
             if not isinstance(row[column], str):
                 what = "null" if row[column] is None else "a list" if isinstance(row[column], list) else "an object"
-                raise UserError(f"{file}, line {line}: {column!r} is {what} and no text; write it as text or a number")
+                raise UserError(f"{file}, line {line}: {column!r} is {what}, not text; write it as text or a number")
             if is_half(row[column]):
                 raise UserError(f"{file}, line {line}: {column!r} holds half a character; correct its \\u escapes")
         if labelled and not row[task.label_column]:
@@ -155,7 +155,7 @@ def read_file(file: Path, task: Task, need_labels: bool = True) -> list[Numbered
 
 
 def is_half(text: str) -> bool:
-    """Whether a text holds a half of one of the characters that JSON writes as two, which no tokenizer takes."""
+    """Whether a text contains half of a surrogate pair, which JSON allows but no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -164,7 +164,7 @@ def is_half(text: str) -> bool:
 
 
 def read_text(file: Path) -> str:
-    """The text of a file in UTF-8, without a byte order mark. Raises UserError, naming the line, if it is not that."""
+    """The text of a UTF-8 file without a byte order mark. Raises UserError, naming the line, if it is not UTF-8."""
     if not file.is_file():
         raise UserError(f"there is no file {file}; give one with rows")
     check_pulled(file)
@@ -177,14 +177,16 @@ def read_text(file: Path) -> str:
 
 
 def _read_tsv(file: Path, text: str, task: Task) -> Iterator[Numbered]:
-    """GLUE's layout: cells between tabs, no quoting at all, so that a lone `"` is text."""
+    """GLUE's layout: cells between tabs without quoting, so that a single `"` is text."""
     lines = enumerate((line.removesuffix("\r") for line in text.split("\n")), start=1)
     yield from _by_columns(file, ((number, line.split("\t")) for number, line in lines if line), task)
 
 
 def _read_csv(file: Path, text: str, task: Task) -> Iterator[Numbered]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    limit = csv.field_size_limit(min(max(len(text), 1), LONGEST_CELL))  # Python's own, 131,072, is no mistake in a file
+    limit = csv.field_size_limit(
+        min(max(len(text), 1), LONGEST_CELL)
+    )  # Python's default of 131,072 is too small for long texts
     try:
         yield from _by_columns(file, ((reader.line_num, cells) for cells in reader if cells), task)
     except csv.Error as error:
@@ -200,7 +202,7 @@ def _by_columns(file: Path, lines: Iterator[tuple[int, list[str]]], task: Task) 
     if first is None:
         return
     columns: Sequence[str] = first[1]
-    if task.header is not None and not set(task.text_columns) <= set(columns):  # CoLA's test set alone has one
+    if task.header is not None and not set(task.text_columns) <= set(columns):  # only CoLA's test set has a header
         columns, lines = task.header, chain([first], lines)
     broken = []
     for number, cells in lines:
@@ -224,10 +226,10 @@ def _read_jsonl(file: Path, text: str, _: Task) -> Iterator[Numbered]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{file}, line {number}: no JSON ({error}); write one object a line") from error
+            raise UserError(f"{file}, line {number}: not JSON ({error}); write one object per line") from error
         if not isinstance(row, dict):
-            raise UserError(f"{file}, line {number}: no JSON object; write one object a line")
-        # A number is taken as its digits, as a .csv file has them: labels are often 0 and 1.
+            raise UserError(f"{file}, line {number}: not a JSON object; write one object per line")
+        # Numbers become text, as in a .csv file: labels are often 0 and 1.
         yield number, {key: str(value) if isinstance(value, int | float) else value for key, value in row.items()}
 
 

@@ -1,4 +1,4 @@
-"""SQuAD v1.1 and v2.0: questions with the text that may hold their answer, from JSON files or the hub."""
+"""SQuAD v1.1 and v2.0: questions, each with a text that may contain the answer, from JSON files or the hub."""
 
 import json
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ REMEDY = "give a file in the layout of SQuAD"
 
 @dataclass
 class Question:
-    """A question and its right answers, which are spans of the context.
+    """A question and its correct answers, which are spans of the context.
 
     Attributes:
-        id: SQuAD's.
+        id: SQuAD's id.
         question: the text of the question.
-        context: the text that holds the answers.
-        answers: the right answers; train questions have one. None where the text has none, as in SQuAD v2.0, or where
+        context: the text that contains the answers.
+        answers: the correct answers; train questions have one. Empty if the context has none, as in SQuAD v2.0, or if
             the file does not give them.
-        starts: where in the context each answer begins, in characters.
+        starts: the position of each answer in the context, in characters.
     """
 
     id: str
@@ -40,10 +40,11 @@ def load_questions(task: Task, data_dir: Path | None = None) -> dict[str, list[Q
     Args:
         task: SQuAD v1.1 or v2.0.
         data_dir: folder with `train-v1.1.json` and `dev-v1.1.json` (or `v2.0`), or one other `train*.json` and
-            `dev*.json`, in place of the hub.
+            `dev*.json`, instead of the hub.
 
     Raises:
-        UserError: a file is missing or not in SQuAD's layout, an answer is not at its offset, or there is no hub.
+        UserError: a file is missing or not in SQuAD's layout, an answer is not at its offset, or the hub cannot be
+            reached.
     """
     if data_dir is None:
         splits = _fetch(task)
@@ -91,8 +92,8 @@ def read_questions(file: Path, task: Task, need_answers: bool = True) -> tuple[l
 
     Args:
         file: JSON.
-        task: SQuAD v1.1, whose questions all have an answer, or v2.0.
-        need_answers: whether a file that gives no question's answer, as a test set, is refused.
+        task: SQuAD v1.1, where every question has an answer, or v2.0.
+        need_answers: whether a file without any answers, such as a test set, is an error.
 
     Raises:
         UserError: the file is missing or not in SQuAD's layout, or an answer is missing or not at its offset.
@@ -100,9 +101,9 @@ def read_questions(file: Path, task: Task, need_answers: bool = True) -> tuple[l
     try:
         content = json.loads(read_text(file))
     except json.JSONDecodeError as error:
-        raise UserError(f"{file}, line {error.lineno}: no JSON ({error.msg}); {REMEDY}") from error
+        raise UserError(f"{file}, line {error.lineno}: not JSON ({error.msg}); {REMEDY}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: no JSON ({error}); {REMEDY}") from error
+        raise UserError(f"{file}: not JSON ({error}); {REMEDY}") from error
     rows = []
     for i, article in enumerate(_get(file, "the file", content, "data", list)):
         for j, paragraph in enumerate(_get(file, f"data[{i}]", article, "paragraphs", list)):
@@ -128,13 +129,13 @@ def read_questions(file: Path, task: Task, need_answers: bool = True) -> tuple[l
 
 
 def _get(file: Path, at: str, value: Any, key: str, kind: type) -> Any:
-    """`value[key]`, a number as text where text is wanted.
+    """`value[key]`; a number becomes text if `kind` is str.
 
     Raises:
-        UserError: naming the place, if it is not there or of another kind.
+        UserError: it is missing or of another type; the message names the place.
     """
     found = value.get(key) if isinstance(value, dict) else None
-    if kind is str and type(found) in (int, float):  # an id, say
+    if kind is str and type(found) in (int, float):  # such as an id
         found = str(found)
     if not isinstance(found, kind):
         name = {list: "list", str: "text", int: "number"}[kind]

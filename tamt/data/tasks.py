@@ -1,4 +1,4 @@
-"""The tasks to fine-tune on: what each one is, its layout, and the paper's settings for it."""
+"""The tasks to fine-tune on: their labels, files and metrics, and the paper's settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,24 +16,25 @@ class Task:
     """A task, with the settings of the paper's Table 1 as defaults.
 
     Attributes:
-        name: what `--task` calls it.
-        kind: of the labels: one of some names, a number, or a span of a text.
+        name: value of `--task`.
+        kind: whether a label is a name, a number, or a span of a text.
         text_columns: one column, or two for a pair of sentences.
-        label_names: the labels by their ids; a file may hold the name or the id. None: those found in the train file.
-        metrics: what is reported; the first is the score that the best model is chosen by.
+        label_column: column with the label.
+        label_names: the labels by their ids; a file may contain names or ids. None: the labels in the train file.
+        metrics: the metrics; the first one is the score, which selects the best model.
         folder: its folder in GLUE's `glue_data`.
-        header: the columns of a file that has no line for them.
+        header: the columns of a file without a header line.
         hub: repository and configuration on the hub.
-        hub_columns: texts and label on the hub, where they are called otherwise.
-        scale: the least and the largest number of a regression's labels; None for any.
-        numbered_labels: whether GLUE's files, and so its submissions, hold the ids of labels and not their names.
+        hub_columns: columns of texts and label on the hub, if they have other names there.
+        scale: lowest and highest label of a regression; None for any numbers.
+        numbered_labels: whether GLUE's files and submissions contain the ids of labels instead of their names.
         unanswerable: whether some questions have no answer in their text.
-        broken_lines: whether lines with another number of cells are left out, as the official file has some.
-        splits: official numbers of rows by the names of the files; train first, then the dev set, then others.
+        broken_lines: whether lines with a wrong number of cells are left out, because the official file has some.
+        splits: official number of rows of each file; train first, then the dev set, then others.
         epochs: passes over the train rows.
         eval_every: optimizer steps between two evaluations.
-        batch_size: rows a batch.
-        max_length: tokens of an input, special tokens counted.
+        batch_size: rows per batch.
+        max_length: tokens per input, special tokens included.
         lr: the paper's peak learning rate.
     """
 
@@ -60,12 +61,12 @@ class Task:
 
     @property
     def held_out(self) -> "Task":
-        """The task without its train rows, to read the dev rows alone."""
+        """The task without its train split, to read only the dev rows."""
         return replace(self, splits={split: rows for split, rows in self.splits.items() if split != "train"})
 
     @property
     def own_files(self) -> bool:
-        """Whether its rows are those of --train-file and --dev-file."""
+        """Whether its rows come from --train-file and --dev-file."""
         return self.name in ("classification", "regression")
 
 
@@ -207,24 +208,24 @@ TASKS = {
 
 
 TaskName = Annotated[str, Names(TASKS)]
-"""The type of an option that is the name of a task; see `tamt.options.base.choices_of`."""
+"""Type of an option that names a task; see `tamt.options.base.choices_of`."""
 
 
 def find_task(name: str) -> Task:
     """The task called `name`. Raises UserError if there is none."""
     if name not in TASKS:
         raise UserError(
-            f"there is no task {name!r}; the tasks are {', '.join(TASKS)} (classification and regression are for files "
-            "of your own)"
+            f"there is no task {name!r}; the tasks are {', '.join(TASKS)} (classification and regression are for your "
+            "own files)"
         )
     return TASKS[name]
 
 
 def with_columns(task: Task, text_column: Sequence[str] | None, label_column: str | None) -> Task:
-    """The task with the columns of a file of one's own, None for its defaults.
+    """The task with the columns of your own files; None keeps the default.
 
     Raises:
-        UserError: the task has columns of its own, or there are more than two with text.
+        UserError: the columns of the task are fixed, or there are more than two text columns.
     """
     for option, value in {"text-column": text_column, "label-column": label_column}.items():
         if value is not None and not task.own_files:

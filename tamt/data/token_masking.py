@@ -1,4 +1,4 @@
-"""Token masking for MLM, and batches as the losses read them."""
+"""Masking of tokens for MLM, and the form of batches that losses read."""
 
 import math
 from collections.abc import Mapping
@@ -10,22 +10,19 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORED = -100
-
-
+"""Label of a token that no loss counts."""
 COUNTS = ("real_tokens", "masked_tokens", "blocks")
-"""What of a prepared batch losses are divided by."""
-
-
+"""Entries of a prepared batch by which losses are divided."""
 Batch = Mapping[str, Tensor]
-"""`input_ids` and `attention_mask`, [batch, length]; `special`; `labels`, IGNORED where no token is masked. What
-`prepare` makes of it goes to the device."""
+"""`input_ids`, `attention_mask` and `special`, [batch, length]; `labels`, IGNORED at tokens that are not masked. The
+result of `prepare` goes to the device."""
 
 
 @dataclass(frozen=True)
 class TokenMasking:
-    """How tokens are masked for MLM: 15 % are chosen; 80 % of these become the mask token, 10 % a random one.
+    """Masking of tokens for MLM: 15 % are chosen; 80 % of these become the mask token, 10 % a random token.
 
-    Special tokens and padding are never chosen. The draw depends on the generator alone.
+    Special tokens and padding are never chosen. The choice depends on the generator only.
     """
 
     mask_token: int
@@ -34,16 +31,16 @@ class TokenMasking:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> "TokenMasking":
-        """The masking for a tokenizer and its model, whose vocabulary bounds the random tokens."""
+        """The masking for a tokenizer and its model; random tokens are in the vocabulary of both."""
         return cls(tokenizer.mask_token_id, min(len(tokenizer), model.config.vocab_size))
 
     def most(self, tokens: int) -> int:
-        """More masked tokens than so many of `tokens` have but once in a thousand million batches; a multiple of 8."""
+        """Upper bound (mean + 6 σ) on the masked tokens in a batch of `tokens`, rounded up to a multiple of 8."""
         deviation = math.sqrt(tokens * self.probability * (1 - self.probability))
         return min(tokens, 8 * math.ceil((tokens * self.probability + 6 * deviation) / 8))
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """`batch` with masked `input_ids` and `labels`, which hold the original token where it was chosen."""
+        """`batch` with masked `input_ids`, and with `labels`: the original token at chosen positions."""
         ids = batch["input_ids"]
         chance = torch.rand(ids.shape, generator=generator)
         fate = torch.rand(ids.shape, generator=generator)
@@ -58,18 +55,18 @@ class TokenMasking:
 
 
 def prepare(batch: Batch, places: int = 0) -> dict[str, Tensor]:
-    """A batch with all that a loss must know of it and could learn on a GPU only by waiting; made on the CPU.
+    """A batch with everything that a loss needs; computed on the CPU because a GPU would have to be waited for.
 
     Args:
-        batch: on the CPU.
-        places: `positions` has so many entries at least, so that batches with more or fewer masked tokens have one
-            shape. Those beyond the masked tokens have the label IGNORED, which adds nothing to a loss.
+        batch: the batch, on the CPU.
+        places: minimum length of `positions`, so that batches with different numbers of masked tokens have one shape.
+            Entries beyond the masked tokens have the label IGNORED, which adds nothing to a loss.
 
     Returns:
-        `input_ids`; `attention_mask`, only if a token is padding: without one attention takes its fastest path; the
-        numbers `real_tokens`, `blocks` and, of a masked batch, `masked_tokens`, 0-dim, for several batches that make
-        one step to be replaced by those of all of them; and of a masked batch `positions`, int64 [masked], which count
-        through all of its tokens, with their `labels` [masked].
+        `input_ids`; `attention_mask`, only if there is padding, because attention is fastest without it; the 0-dim
+        counts `real_tokens`, `blocks` and `masked_tokens` (masked batches only), which for a step of several batches
+        are to be replaced by the sums over all of them; and of a masked batch `positions`, int64 [masked], the flat
+        indices of the masked tokens, and their `labels` [masked].
     """
     ids = batch["input_ids"]
     prepared = {"input_ids": ids, "real_tokens": batch["attention_mask"].sum(), "blocks": torch.tensor(len(ids))}

@@ -1,4 +1,4 @@
-"""Which matrices of a model are pruned, and how a mask is put on them and taken off."""
+"""The prunable matrices of a model, and masks for them."""
 
 from collections.abc import Mapping
 from decimal import Decimal
@@ -13,8 +13,8 @@ from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
 
 Masks = dict[str, Tensor]
-"""A mask for each prunable matrix: bool, the matrix's shape, True where the weight is kept. The names are those of the
-model without its head (`encoder.layer.0.attention.self.query.weight`), so a mask fits the model under any head."""
+"""A mask for each prunable matrix: a bool tensor of its shape, True where the weight is kept. The names are those in
+the model without its head (`encoder.layer.0.attention.self.query.weight`), so a mask fits the model under any head."""
 
 MaskedModule = tk.MaskedLinear | tk.MaskedEmbedding
 PrunableModule = nn.Linear | nn.Embedding | MaskedModule
@@ -25,24 +25,23 @@ POOLER = "pooler.dense"
 def prunable_modules(model: PreTrainedModel, pooler: bool = False, embedding: bool = True) -> dict[str, PrunableModule]:
     """The modules that hold the prunable matrices of `model` (paper 3.2), by name without the head's prefix.
 
-    The word embedding and every `nn.Linear` inside the layers: for BERT-base query, key, value, attention output, FFN
-    in and FFN out of 12 layers and the embedding, 73 matrices. The pooler only if `pooler` asks for it
-    and there is one; the word embedding unless `embedding` is false.
+    These are the word embedding and every `nn.Linear` in the layers: for BERT-base, 73 matrices (query, key, value,
+    attention output, FFN in and FFN out of 12 layers, and the embedding). `pooler` adds the pooler, if there is one;
+    without `embedding` the word embedding is left out.
 
     Raises:
-        UserError: the model has no word embedding or no stack of layers with `nn.Linear` matrices, or a second stack,
-            a decoder's.
+        UserError: the model has no word embedding, no stack of layers with `nn.Linear` matrices, or a decoder.
     """
     encoder = model.base_model
     names = {module: name for name, module in encoder.named_modules()}
     if getattr(model.config, "is_encoder_decoder", False):
         raise UserError(
-            f"the model ({type(model).__name__}) has no prunable matrix for us, as it has a decoder beside its "
-            "encoder; choose an encoder of the BERT family"
+            f"the model ({type(model).__name__}) has a decoder beside its encoder, which is not supported; "
+            "choose an encoder of the BERT family"
         )
     try:
         words = encoder.get_input_embeddings()
-    except NotImplementedError:  # characters are hashed, say
+    except NotImplementedError:  # such as models that hash characters
         words = None
     layers = [module for stack in stacks_of(model) for module in stack.modules()]
     linears = [module for module in layers if isinstance(module, nn.Linear | tk.MaskedLinear)]
@@ -58,26 +57,26 @@ def prunable_modules(model: PreTrainedModel, pooler: bool = False, embedding: bo
 
 
 def stacks_of(model: PreTrainedModel) -> list[nn.ModuleList]:
-    """The stacks of layers of `model`: each list of modules, in no other, as long as its configuration says.
+    """The stacks of layers of `model`: the outermost lists of modules, as long as its configuration has layers.
 
-    Most encoders have one; XLM has one of attentions and one of feed-forward networks beside those of LayerNorms.
-    ALBERT's is one of groups of layers, each of which is run several times.
+    Most encoders have one. XLM has separate ones for attention, feed-forward networks and LayerNorms. ALBERT's is a
+    list of groups of layers, each of which runs several times.
     """
     length = getattr(model.config, "num_hidden_groups", model.config.num_hidden_layers)
     lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
-    inner = {module for each in lists for module in each.modules() if module is not each}
-    return [each for each in lists if each not in inner and len(each) == length]
+    inner = {module for stack in lists for module in stack.modules() if module is not stack}
+    return [stack for stack in lists if stack not in inner and len(stack) == length]
 
 
 def prunable_weights(model: PreTrainedModel, pooler: bool = False, embedding: bool = True) -> dict[str, Tensor]:
-    """The prunable matrices of `model` by the names that masks use; see `prunable_modules`."""
+    """The prunable matrices of `model` by the names of masks; see `prunable_modules`."""
     return {f"{name}.weight": module.weight for name, module in prunable_modules(model, pooler, embedding).items()}
 
 
 def keep_of(entries: int, sparsity: float) -> int:
-    """How many of `entries` weights a mask of this sparsity keeps: n − ⌊n·s⌋, with s the decimal that was written.
+    """The number of `entries` that a mask of this sparsity keeps: n − ⌊n·s⌋, with s as a decimal number.
 
-    In floats 29 % of 100 would be 28.999999999999996, and rounded down 28.
+    As a float, 29 % of 100 would be 28.999999999999996, which rounds down to 28.
     """
     return entries - int(entries * Decimal(repr(sparsity)))
 
@@ -104,7 +103,7 @@ def top_masks(scores: Mapping[str, Tensor], sparsity: float, ranking: Ranking = 
 
 
 def random_masks(weights: Mapping[str, Tensor], sparsity: float, seed: int) -> Masks:
-    """Masks that keep a uniformly random subset of exact size of each matrix; drawn on the CPU, the same everywhere."""
+    """Masks that keep a random subset of exact size of each matrix; drawn on the CPU, so the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     masks = {}
     for name, weight in weights.items():
@@ -118,8 +117,8 @@ def random_masks(weights: Mapping[str, Tensor], sparsity: float, seed: int) -> M
 def apply_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> None:
     """Set the pruned weights of `model` to zero in place: the subnetwork f(·; m ⊙ θ0) as a plain dense model.
 
-    A mask for the pooler is left out where the model has none (RoBERTa's classifier, any model for MLM). A matrix that
-    has no mask stays dense, which is said.
+    A mask for the pooler is ignored if the model has none (RoBERTa's classifier, any model for MLM). A matrix without a
+    mask stays dense, which is reported.
 
     Raises:
         UserError: see `check_fits`.
@@ -138,18 +137,18 @@ def _masked_weights(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> dict
 
 
 def packed_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The prunable weights of `model`, each with its mask at a bit an entry, as `tk.prune_` takes it.
+    """The prunable weights of `model`, each with its mask at one bit per entry, as `tk.prune_` takes it.
 
-    A mask for the pooler is left out where the model has none. Without masks there is no pair.
+    A mask for the pooler is ignored if the model has none.
     """
     weights = _masked_weights(model, masks)
     return [(weight, tk.pack_mask(masks[name].to(weight.device))) for name, weight in weights.items()]
 
 
 def wrap(model: PreTrainedModel, masks: Mapping[str, Tensor], ranking: Ranking = "signed") -> dict[str, MaskedModule]:
-    """Put trainable masks on `model`: each prunable module that has a mask becomes a masked one, which starts with it.
+    """Put trainable masks on `model`: each prunable module with a mask becomes a masked module that starts from it.
 
-    The weights are frozen and shared, not copied; all other parameters are left as they are.
+    Its weights are frozen and shared, not copied. All other parameters stay as they are.
 
     Returns:
         The masked modules by the names of `prunable_weights`.
@@ -172,18 +171,18 @@ def wrap(model: PreTrainedModel, masks: Mapping[str, Tensor], ranking: Ranking =
 
 
 def masks_of(masked: Mapping[str, MaskedModule]) -> Masks:
-    """The present masks of wrapped modules."""
+    """The current masks of masked modules."""
     return {name: module.mask for name, module in masked.items()}
 
 
 def check_fits(masks: Mapping[str, Tensor], model: PreTrainedModel) -> list[str]:
-    """Check that masks have names and shapes of prunable matrices of `model`.
+    """Check that the names and shapes of masks are those of prunable matrices of `model`.
 
     Returns:
-        The matrices that have no mask.
+        The matrices without a mask.
 
     Raises:
-        UserError: naming up to three matrices that are unknown or of another shape.
+        UserError: a matrix is unknown or has another shape; the message names up to three.
     """
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
     weights = prunable_weights(model, pooler=f"{POOLER}.weight" in masks)

@@ -1,4 +1,4 @@
-"""Jaccard similarity of masks, per matrix and over all (paper 4.2.5)."""
+"""Jaccard similarity of masks, per matrix and overall (paper 4.2.5)."""
 
 import re
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
 
 LAYER = re.compile(r"\blayers?\.\d+\.")
-"""In the names of matrices that are in a layer."""
+"""Part of the names of matrices in layers."""
 
 
 def similarity(first: PackedMasks, second: PackedMasks) -> tuple[float, dict[str, float]]:
-    """Jaccard similarity |A ∩ B| / |A ∪ B| of two masks over the matrices of both and per matrix (paper 4.2.5).
+    """Jaccard similarity |A ∩ B| / |A ∪ B| of two masks, over all matrices in both and per matrix (paper 4.2.5).
 
-    Two masks that keep nothing of a matrix are equal there: 1.
+    If both keep nothing of a matrix, its similarity is 1.
     """
     both = {name: common_ones(bits, second.bits[name]) for name, bits in first.bits.items() if name in second.bits}
     either = {name: first.kept[name] + second.kept[name] - count for name, count in both.items()}
@@ -27,19 +27,19 @@ def similarity(first: PackedMasks, second: PackedMasks) -> tuple[float, dict[str
 
 
 def common_ones(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> int:
-    """How many bits are 1 in both, eight bytes at a time: two BERT-base masks take 19 ms so, 33 ms byte by byte."""
+    """The number of bits that are 1 in both; eight bytes at a time, which is 1.7 × faster than byte by byte."""
     return int(np.bitwise_count(_words(first) & _words(second)).sum())
 
 
 def of_one_model(first: PackedMasks, second: PackedMasks) -> bool:
-    """Whether two masks are for the same layers. The pooler and the word embedding may have a mask in one alone."""
+    """Whether two masks are for the same layers; only one of them may have the pooler or the word embedding."""
     differing = dict(first.shapes.items() ^ second.shapes.items())
     in_both = first.shapes.keys() & second.shapes.keys()
     return not any(name in in_both or LAYER.search(name) for name in differing)
 
 
 def check_same_matrices(masks: Mapping[str, PackedMasks]) -> None:
-    """Check that masks are for one model. Raises UserError, naming the first and the first that differs."""
+    """Check that masks are for one model. Raises UserError, which names the first mask and one that differs."""
     first_name, first = next(iter(masks.items()))
     for name, other in masks.items():
         if not of_one_model(first, other):
@@ -47,7 +47,7 @@ def check_same_matrices(masks: Mapping[str, PackedMasks]) -> None:
 
 
 def in_common(masks: Mapping[str, PackedMasks]) -> dict[str, PackedMasks]:
-    """The masks, restricted to the matrices that all of them have; what is left out is said.
+    """The masks, restricted to the matrices that all of them have; others are reported.
 
     Raises:
         UserError: see `check_same_matrices`.
@@ -56,7 +56,7 @@ def in_common(masks: Mapping[str, PackedMasks]) -> dict[str, PackedMasks]:
     shared = set.intersection(*(set(mask.shapes) for mask in masks.values()))
     left_out = sorted({name for mask in masks.values() for name in mask.shapes} - shared)
     if left_out:
-        say(f"{' and '.join(left_out)} is left out of the comparison, as not every mask has it")
+        say(f"{' and '.join(left_out)} is left out of the comparison, because not every mask has it")
     return {
         path: replace(
             mask,

@@ -1,4 +1,4 @@
-"""What the options of all commands share: their checks, their help, and functions that take them as keywords too."""
+"""The base of all options: checks, help texts, and functions that take options as an object or as keywords."""
 
 import inspect
 import re
@@ -30,16 +30,16 @@ Taken = TypeVar("Taken", contravariant=True)
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a command: a frozen dataclass, each field an option, one without default required.
+    """The options of a command: each field is an option; a field without a default is required.
 
-    The docstring says what the command does, and under `Args:` what each option is. Values are checked when the object
-    is made, so there are no options that cannot work.
+    The docstring says what the command does and, under `Args:`, what each option is. Values are checked when the object
+    is created, so options that exist are valid.
     """
 
     NOT_SAVED: ClassVar[set[str]] = {"resume", "check_every"}
-    """What `settings` leaves out."""
+    """Options that `settings` leaves out."""
     MAY_BE_0: ClassVar[set[str]] = set()
-    """Whole numbers that may be 0; all others but the seed count something, and are 1 or more."""
+    """Whole numbers that may be 0; all others except the seed must be 1 or more."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -55,15 +55,15 @@ class Options:
         self.check()
 
     def check(self) -> None:
-        """Check what else can be checked before anything is loaded. Raises UserError if the options cannot work."""
+        """Further checks, before anything is loaded. Raises UserError if the options cannot work."""
 
     def settings(self) -> dict[str, Any]:
-        """The options that a run folder keeps in its `config.yaml`, in their order."""
+        """The options that a run folder saves in its `config.yaml`, in their order."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.NOT_SAVED}
 
 
-class Command(Protocol[P, Taken]):
-    """A function of a command: takes its options as one object, or as keywords that make it."""
+class CommandFunction(Protocol[P, Taken]):
+    """The function of a command. It takes its options as one object or as keywords."""
 
     @overload
     def __call__(self, options: Taken, /) -> dict: ...
@@ -72,10 +72,10 @@ class Command(Protocol[P, Taken]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> dict: ...
 
 
-def command(kind: Callable[P, Made]) -> Callable[[Callable[[Made], dict]], Command[P, Made]]:
-    """Let a function that takes options of class `kind` take them as keywords too; `help` shows those of the class."""
+def command(kind: Callable[P, Made]) -> Callable[[Callable[[Made], dict]], CommandFunction[P, Made]]:
+    """Decorator: a function that takes options of class `kind` takes keywords too, and has the help of the class."""
 
-    def decorate(function: Callable[[Made], dict]) -> Command[P, Made]:
+    def decorate(function: Callable[[Made], dict]) -> CommandFunction[P, Made]:
         function.__doc__ = kind.__doc__
         function.__signature__ = inspect.signature(kind)  # type: ignore[attr-defined]
 
@@ -84,35 +84,35 @@ def command(kind: Callable[P, Made]) -> Callable[[Callable[[Made], dict]], Comma
             is_one = len(args) == 1 and not kwargs and isinstance(args[0], cast("type", kind))
             return function(args[0] if is_one else kind(*args, **kwargs))
 
-        return cast("Command[P, Made]", call)
+        return cast("CommandFunction[P, Made]", call)
 
     return decorate
 
 
 def help_of(kind: type) -> tuple[str, dict[str, str]]:
-    """The first line of a docstring, and what it says of each argument."""
+    """The first line of a docstring, and its text about each argument."""
     documentation = inspect.getdoc(kind) or ""
-    told: dict[str, str] = {}
+    texts: dict[str, str] = {}
     name = ""
     for line in documentation.partition("\nArgs:\n")[2].splitlines():
         if found := re.match(r"    (\w+): (.*)", line):
-            name, told[name] = found.group(1), found.group(2)
+            name, texts[name] = found.group(1), found.group(2)
         elif name:
-            told[name] += f" {line.strip()}"
-    return documentation.partition("\n")[0], told
+            texts[name] += f" {line.strip()}"
+    return documentation.partition("\n")[0], texts
 
 
 def without_none(kind: Any) -> Any:
-    """The first type of a union that is not None; any other type as it is."""
+    """The first type of a union that is not None; any other type unchanged."""
     if get_origin(kind) in {Union, UnionType}:
-        return next(each for each in get_args(kind) if each is not NoneType)
+        return next(part for part in get_args(kind) if part is not NoneType)
     return kind
 
 
 def choices_of(kind: Any) -> list[str]:
-    """What a type allows: the values of a Literal, or the names of an `Annotated[str, Names(REGISTRY)]`.
+    """The choices of a type: the values of a Literal, or the names of an `Annotated[str, Names(REGISTRY)]`.
 
-    The registry is read at each call, as it may have grown. Empty for any other type.
+    The registry is read at each call, because it may have grown. Empty for any other type.
     """
     kind = without_none(kind)
     if get_origin(kind) is Literal:

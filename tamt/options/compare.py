@@ -9,13 +9,13 @@ from tamt.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class CompareOptions(Options):
-    """Compare masks: similarity of each pair and sparsity, per matrix and over all, and the distance from OMP.
+    """Compare masks: similarity and sparsity, per matrix and overall, and the distance from OMP.
 
     Args:
-        masks: two or more mask files of the same model.
-        model: hub name or folder of that model, or "demo" or "demo-base", to measure the distance of each mask from
-            its OMP mask of the same sparsity; without it an OMP mask among the masks serves.
-        output: new folder for a heat map of the similarities, PNG and PDF, and CSV of them overall and by matrix.
+        masks: two or more mask files for the same model.
+        model: the pre-trained model: a hub name, a folder, "demo" or "demo-base". It gives the OMP masks for the
+            distances; by default an OMP mask of the same sparsity among the given masks does.
+        output: a new folder for a heat map of the similarities (PNG, PDF) and CSV files, overall and per matrix.
     """
 
     masks: list[Path]
@@ -23,6 +23,6 @@ class CompareOptions(Options):
     output: Path | None = None
 
     def check(self) -> None:
-        """Refuse what cannot work, before anything is loaded. Raises UserError."""
+        """Check that there are two masks. Raises UserError."""
         if len(self.masks) < 2:
             raise UserError("one mask cannot be compared; give two or more mask files")

@@ -8,16 +8,16 @@ from tamt.options.base import Options
 
 @dataclass(frozen=True)
 class DemoOptions(Options):
-    """Find and fine-tune winning tickets of MiniLM at 70 % sparsity: OMP, random and TAMT-KD beside the full model.
+    """Find and fine-tune winning tickets of MiniLM at 70 % sparsity: OMP, random and TAMT-KD, beside the full model.
 
-    What is finished in the output folder is not done again, so the demo can be interrupted.
+    Repeat the command to continue an interrupted demo: finished runs in the output folder are kept.
 
     Args:
-        output: folder of the runs, of results.json and of report.png.
-        steps: optimizer steps of the mask training.
-        batch_size: blocks of 128 tokens per step.
-        train_samples: TREC questions to fine-tune on.
-        seeds: fine-tunings of each subnetwork.
+        output: the folder for the runs, results.json and report.png.
+        steps: the optimizer steps of mask training.
+        batch_size: the blocks of 128 tokens per step.
+        train_samples: the number of TREC questions to fine-tune on.
+        seeds: the number of fine-tunings per subnetwork.
     """
 
     output: Path = Path("demo")

@@ -11,32 +11,32 @@ from tamt.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class EvaluateOptions(Options):
-    """Measure the MLM and KD loss of a subnetwork on dev text, or the score of a fine-tuned model on a task's dev rows.
+    """Measure the MLM and KD loss of a subnetwork on dev text, or the score of a fine-tuned model on a task.
 
-    The masking of the tokens depends on the seed alone, so two masks are compared on the same tokens. A score is that
-    of fine-tuning.
+    Which tokens are masked depends on the seed only, so masks are compared on the same tokens. A score is computed as
+    in fine-tuning.
 
     Args:
-        model: hub name or folder of the pre-trained model, or "demo" or "demo-base"; for a --task the run folder of
-            tamt finetune, or the folder or hub name of a fine-tuned model.
-        corpus: wikitext-103 (its validation split), demo, or text files, one paragraph per line.
-        mask: mask file of the subnetwork; without one the full model is measured.
-        head: head.safetensors of a run, for a checkpoint without an MLM head or to measure with the trained one.
-        max_length: tokens per block; 512, or what the model or its tokenizer takes at most if that is less. Per
-            row for a --task; by default as in fine-tuning.
-        batch_size: blocks per batch, by default 16; rows per batch for a --task, by default as in fine-tuning.
-        blocks: measure only the first so many blocks of the text.
-        precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
-            a GPU and fp32 on a CPU; for a run folder that of the run.
-        seed: of the masked positions.
-        task: measure the score on the dev rows of this task of tamt finetune, instead of the losses.
-        data_dir: for a --task GLUE's glue_data folder, or the folder with SQuAD's dev-v1.1.json (squad2: v2.0); by
+        model: the pre-trained model: a hub name, a folder, "demo" or "demo-base". With --task, a fine-tuned model: the
+            run folder of tamt finetune, a folder or a hub name.
+        corpus: the text: wikitext-103 (its validation split), demo, or text files with one paragraph per line.
+        mask: the mask file of the subnetwork; by default the full model is measured.
+        head: the head.safetensors of a run: for a checkpoint without an MLM head, or to measure with the trained head.
+        max_length: the tokens per block; by default 512, or the longest input of the model if that is less. With
+            --task, the tokens per row; by default as in fine-tuning.
+        batch_size: the blocks per batch; by default 16. With --task, the rows per batch; by default as in fine-tuning.
+        blocks: the number of blocks of the text to measure on; by default all.
+        precision: the precision of the model; auto is that of the run for a run folder, else bf16 if the device has
+            instructions for it, else fp16 on a GPU and fp32 on a CPU.
+        seed: the seed of the masked positions.
+        task: measure the score on the dev rows of this task instead of the losses.
+        data_dir: with --task, GLUE's glue_data folder or the folder with SQuAD's dev-v1.1.json (squad2: v2.0); by
             default that of the run, else the hub.
-        dev_file: dev rows of classification or regression; by default those of the run.
-        text_column: their column with the text, or the two with a pair; by default those of the run, or sentence.
-        label_column: their column with the label; by default that of the run, or label.
-        sparse: run the matrices with many zeros by products that skip these, on a CPU; a folder of tamt export --format
-            sparse runs so by itself.
+        dev_file: the dev rows of classification or regression; by default those of the run.
+        text_column: the column with the text, or the two columns of a pair; by default as in the run, else sentence.
+        label_column: the column with the label; by default as in the run, else label.
+        sparse: run matrices with many zeros by products that skip the zeros, on a CPU; a folder by tamt export --format
+            sparse always does.
     """
 
     model: str
@@ -56,7 +56,7 @@ class EvaluateOptions(Options):
     sparse: bool = False
 
     def check(self) -> None:
-        """Refuse options of losses with a task, and those of a task without one. Raises UserError."""
+        """Check that options for text and for a task are not mixed. Raises UserError."""
         on_text = ("corpus", "mask", "head", "blocks")
         on_task = ("data_dir", "dev_file", "text_column", "label_column")
         for option in on_text if self.task else on_task:
@@ -64,4 +64,4 @@ class EvaluateOptions(Options):
                 use, remedy = ("losses on text", "it or --task") if self.task else ("the score on a --task", "it")
                 raise UserError(f"--{option.replace('_', '-')} is for {use}; leave {remedy} out")
         if self.task is None and self.corpus is None:
-            raise UserError("--corpus is missing, or --task for the score of a fine-tuned model; give one of them")
+            raise UserError("--corpus is missing; give it, or --task for the score of a fine-tuned model")

@@ -14,56 +14,58 @@ from tamt.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class FinetuneOptions(Options):
-    """Fine-tune a subnetwork, or the full model, on a task; what the mask prunes stays exactly zero.
+    """Fine-tune a subnetwork, or the full model, on a task; pruned weights stay exactly zero.
 
     Args:
-        task: cola, sst2, rte, mnli, mrpc, stsb, qnli, qqp, wnli, squad or squad2; demo (the VADER movie snippets) or
-            questions (TREC's), from the package index; or classification or regression, with files of your own.
-        model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
-        output: new folder for the run: results.json, metrics.jsonl, config.yaml, the best model, its predictions on the
-            dev rows and a picture of them. If the default is taken, a number is added.
-        mask: mask file of the subnetwork; without it the full model is fine-tuned.
-        data_dir: GLUE's glue_data folder, or the folder with SQuAD's train-v1.1.json and dev-v1.1.json (squad2:
-            v2.0), instead of the hub.
-        train_file: train rows of classification or regression: .tsv (unquoted, as GLUE's), .csv or .jsonl.
-        dev_file: dev rows of classification or regression.
-        text_column: the column with the text, or the two with a pair; sentence by default.
-        label_column: the column with the label; label by default.
-        train_samples: train on a seeded random subset of so many rows, stratified by label where there are labels.
-        epochs: passes over the train rows; by default the paper's, 3 (2 for squad).
-        batch_size: rows per batch, in each process; by default the paper's, 32 (16 for squad and demo).
-        max_length: tokens per row, more are cut off, or make another window for squad; by default the paper's, 128
-            (384 for squad, 64 for demo), or the model's positions if fewer.
-        lr: peak learning rate, which falls linearly to 0; by default 2e-5 * 768 / width * (1 + 10 * sparsity), with the
-            width of the model and the sparsity of the mask. Several, with commas: each is run in OUTPUT/lr-RATE, and
-            the one with the best score, or the best mean over the seeds, is the result.
-        recipe: where no lr is given: short, the rule above; paper, the paper's 2e-5 (3e-5 for squad).
-        weight_decay: AdamW's, of every parameter.
-        eval_every: steps between two evaluations; by default the paper's, 50 (500 for mnli, qnli and qqp, 1000
-            for squad, 200 for demo). The end is always evaluated.
-        early_stop: end after so many evaluations in a row with no better score; by default never.
-        stride: tokens that two windows over a long context of squad share; by default a third of the length, the
+        task: the task: a GLUE task, squad (v1.1) or squad2 (v2.0); demo (the VADER movie snippets) or questions (TREC),
+            which need no hub; or classification or regression with your own files.
+        model: the pre-trained model: a hub name, a folder, "demo" or "demo-base".
+        output: a new folder for the run: results.json, metrics.jsonl, config.yaml, the best model, its predictions
+            on the dev rows and a plot of them. A number is added to the default if that is taken.
+        mask: the mask file of the subnetwork; by default the full model is fine-tuned.
+        data_dir: GLUE's glue_data folder, or the folder with SQuAD's train-v1.1.json and dev-v1.1.json (squad2: v2.0);
+            by default the hub.
+        train_file: the train rows of classification or regression: .tsv (unquoted, like GLUE's), .csv or .jsonl.
+        dev_file: the dev rows of classification or regression.
+        text_column: the column with the text, or the two columns of a pair; by default sentence.
+        label_column: the column with the label; by default label.
+        train_samples: the number of train rows to use, a random subset, stratified by label; by default all.
+        epochs: the passes over the train rows; by default the paper's 3 (2 for squad).
+        batch_size: the rows per batch and process; by default the paper's 32 (16 for squad and demo, 8 for questions).
+        max_length: the tokens per row. Longer rows are cut off; longer contexts of squad are split into windows. By
+            default the paper's 128 (384 for squad, 64 for demo and questions), or the longest input of the model if
+            that is less.
+        lr: the peak learning rate, from which it falls linearly to 0; by default 2e-5 * 768 / width *
+            (1 + 10 * sparsity). With several rates, such as 1e-4,3e-4, each is run in OUTPUT/lr-RATE, and the one
+            with the best mean score over the seeds is the result.
+        recipe: how lr is chosen if it is not given: short by the rule above, paper 2e-5 (3e-5 for squad).
+        weight_decay: the weight decay of AdamW, for all parameters.
+        eval_every: the steps between two evaluations; by default the paper's 50 (500 for mnli, qnli and qqp, 1000 for
+            squad, 200 for demo and questions). The end is always evaluated.
+        early_stop: the number of evaluations in a row without a better score after which training stops; by default
+            never.
+        stride: the tokens that two neighbouring windows of squad share; by default a third of the length, which is the
             paper's 128 of 384.
-        n_best: starts and ends of an answer that are paired for squad; by default 20.
-        max_answer_length: tokens of an answer for squad; by default 30.
-        seed: of the head, the order of the rows, dropout, and the subset.
-        seeds: several seeds instead of one, with commas: one run after the other in OUTPUT/seed-N, and the mean and
+        n_best: the number of best starts and ends of an answer that are combined, for squad; by default 20.
+        max_answer_length: the most tokens in an answer, for squad; by default 30.
+        seed: the seed of the head, the order of the rows, dropout, and the subset.
+        seeds: several seeds, such as 0,1,2, instead of one. Each is run in OUTPUT/seed-N; the result is the mean and
             standard deviation of their scores.
-        precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
-            a GPU and fp32 on a CPU. The weights and their updates are always fp32.
-        log_every: steps between two lines of metrics.
-        track: tracker that shows the metrics too, as accelerate names it; auto is TensorBoard, in the folder of the
-            run, if it is installed, else none.
-        save_every: steps between two checkpoints.
-        keep: checkpoints to keep, the newest ones; should one be damaged, --resume falls back on the one before it.
-        processes_of_step: a training step takes the batches of so many processes, however many share them; by default
-            of those that were started, and on --resume of those that the run began with.
-        check_every: steps between two checks that all processes hold the same weights.
-        no_cuda_graphs: start the kernels of a step one by one. On a GPU, in one process, each step is else started as
-            one CUDA graph, and its batch padded to one of four lengths, on an H100 8 to 17 ms instead of 45.
-        activation_checkpointing: keep only the inputs of layers, and compute the rest again in the backward pass, for
-            the same result in less memory and more time; on a GPU with --no-cuda-graphs.
-        resume: continue the interrupted run, or runs, in the output folder; what is finished is not done again.
+        precision: the precision of the model; auto is bf16 if the device has instructions for it, else fp16 on a GPU
+            and fp32 on a CPU. Weights and their updates are always fp32.
+        log_every: the steps between two lines of metrics.
+        track: a tracker that shows the metrics too, by its name in accelerate; auto is TensorBoard, in the folder of
+            the run, if it is installed, else none.
+        save_every: the steps between two checkpoints.
+        keep: the number of checkpoints to keep; if the newest is damaged, --resume takes the one before it.
+        processes_of_step: the number of processes whose batches make one optimizer step, however many really run; by
+            default the number that run, and with --resume that of the interrupted run.
+        check_every: the steps between two checks that all processes have the same weights.
+        no_cuda_graphs: start the kernels of a step one by one. By default, one process on a GPU starts each step as one
+            CUDA graph, with batches padded to one of four lengths (8 to 17 ms instead of 45 on an H100).
+        activation_checkpointing: keep only the inputs of layers and recompute the rest in the backward pass: less
+            memory, more time, the same result. On a GPU it needs --no-cuda-graphs.
+        resume: continue the interrupted runs in the output folder; finished runs are not repeated.
     """
 
     MAY_BE_0: ClassVar[set[str]] = {"stride"}
@@ -104,11 +106,11 @@ class FinetuneOptions(Options):
     resume: bool = False
 
     def rates(self) -> list[float | None]:
-        """The learning rates to try; None stands for the default."""
+        """The learning rates to try; None is the default."""
         return [*self.lr] if isinstance(self.lr, list) else [self.lr]
 
     def chosen_task(self) -> Task:
-        """The task, with these options instead of its defaults."""
+        """The task with these options instead of its defaults."""
         task = with_columns(TASKS[self.task], self.text_column, self.label_column)
         own: dict[str, Any] = {
             "epochs": self.epochs,
@@ -119,7 +121,7 @@ class FinetuneOptions(Options):
         return replace(task, **{name: value for name, value in own.items() if value is not None})
 
     def check(self) -> None:
-        """Refuse what cannot work, before anything is loaded. Raises UserError."""
+        """Check the options together. Raises UserError if they cannot work."""
         self._check_task(TASKS[self.task])
         resolve_tracker(self.track)
         if self.resume and self.output == type(self).output:
@@ -127,7 +129,7 @@ class FinetuneOptions(Options):
         for seed in self.seeds or []:
             if not 0 <= seed < 2**32 or (self.seeds or []).count(seed) > 1:
                 raise UserError(
-                    f"--seeds {seed} is negative, over 32 bits or there twice; give different ones from 0 on"
+                    f"--seeds {seed} is negative, over 32 bits or given twice; give different seeds from 0 on"
                 )
         if self.stride is not None and self.stride < 0:
             raise UserError(f"--stride {self.stride} must not be negative; raise it or leave it out")
@@ -152,9 +154,9 @@ class FinetuneOptions(Options):
         rates = self.rates()
         for rate in rates:
             if rate is not None and not 0 < rate < math.inf:
-                raise UserError(f"--lr {rate:g} must be more than 0 and finite; raise it or leave it out")
+                raise UserError(f"--lr {rate:g} must be more than 0 and finite; correct it or leave it out")
             if rates.count(rate) > 1:
-                raise UserError(f"--lr {rate:g} is there twice; give different rates")
+                raise UserError(f"--lr {rate:g} is given twice; give different rates")
         for flag, listed in {"lr": rates, "seeds": self.seeds}.items():
             if listed == []:
                 raise UserError(f"--{flag} is an empty list; fill it or leave it out")

@@ -12,24 +12,25 @@ from tamt.runtime.choices import Precision
 class PredictOptions(Options):
     """Predict the labels of rows, or the answers to questions, with a fine-tuned model.
 
-    Where the file has labels, or answers, the scores are reported too.
+    If the file has labels or answers, the scores are reported too.
 
     Args:
-        model: run folder of tamt finetune, or folder or hub name of a fine-tuned model.
-        file: rows as tamt finetune reads them, .tsv, .csv or .jsonl, or questions as SQuAD's .json; with labels or
-            without, as GLUE's test.tsv.
-        output: new file. Its name says what is written: .jsonl, an object per row with the prediction and the
-            probability of each label; .tsv, a submission to GLUE; .json, SQuAD's predictions by the question's id.
-        task: what the model is used for; by default the task of its run, or classification, regression or squad, as its
-            head is. GLUE's tasks know their columns, squad2 leaves questions unanswered.
-        text_column: the column with the text, or the two with a pair; by default those of the run, or sentence.
-        label_column: the column with the label, if there is one; by default that of the run, or label.
-        max_length: tokens per row, more are cut off, or make another window for squad; by default as in fine-tuning.
-        batch_size: rows per batch, of which predictions take two at once; by default as in fine-tuning.
-        precision: arithmetic of the model; auto is that of the run, else bf16 where the device has instructions for
-            it, else fp16 on a GPU and fp32 on a CPU.
-        sparse: run the matrices with many zeros by products that skip these, on a CPU; a folder of tamt export --format
-            sparse runs so by itself.
+        model: the fine-tuned model: the run folder of tamt finetune, a folder or a hub name.
+        file: the rows, in the formats of tamt finetune (.tsv, .csv, .jsonl), or questions like SQuAD's .json; labels
+            and answers may be missing.
+        output: a new file. Its name gives the format: .jsonl, an object per row with the prediction and the probability
+            of each label; .tsv, a submission to GLUE; .json, SQuAD's predictions by the id of the question.
+        task: the task of the model; by default that of the run, else classification, regression or squad, according to
+            its head. GLUE's tasks know their columns; squad2 leaves questions unanswered.
+        text_column: the column with the text, or the two columns of a pair; by default as in the run, else sentence.
+        label_column: the column with the label, if there is one; by default as in the run, else label.
+        max_length: the tokens per row. Longer rows are cut off; longer contexts of squad are split into windows. By
+            default as in fine-tuning.
+        batch_size: the rows per batch; two batches are predicted at once. By default as in fine-tuning.
+        precision: the precision of the model; auto is that of the run, else bf16 if the device has instructions for it,
+            else fp16 on a GPU and fp32 on a CPU.
+        sparse: run matrices with many zeros by products that skip the zeros, on a CPU; a folder by tamt export --format
+            sparse always does.
     """
 
     model: str

@@ -9,16 +9,18 @@ from tamt.options.base import Options
 
 @dataclass(frozen=True)
 class SweepOptions(Options):
-    """Do all searches and fine-tunings of a study, but for those that are done; continue the interrupted ones.
+    """Run all searches and fine-tunings of a study. Finished runs are kept, interrupted ones continued.
 
     Args:
-        study: YAML file of the study; docs/studies.md lists its keys, studies/ has examples.
-        output: folder of the runs and of results.csv, instead of the study's; by default named after it, beside it.
-        data_dir: GLUE's glue_data folder, instead of the study's.
-        engine: here does one run after the other in this process, ray many at a time on a Ray cluster or this machine.
-        cores: CPU cores of a run under ray, where the cluster has no GPUs; with GPUs a run takes one.
-        dry_run: only show the runs, with what is done and how long the others may take.
-        redo: move runs that another version or other settings of the study did to aside/, and do them again.
+        study: the YAML file of the study; docs/studies.md describes its keys, studies/ has examples.
+        output: the folder for the runs and results.csv, instead of that in the study; by default a folder beside the
+            study with its name.
+        data_dir: GLUE's glue_data folder, instead of that in the study.
+        engine: where to run: here runs one after the other in this process; ray runs many at a time on a Ray cluster or
+            this machine.
+        cores: the CPU cores per run with ray; on a cluster with GPUs a run takes one GPU instead.
+        dry_run: only list the runs, with their status and estimated time.
+        redo: move runs by another version or with other settings to aside/, and run them again.
     """
 
     study: Path

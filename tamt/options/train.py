@@ -25,57 +25,58 @@ class TrainOptions(Options):
     """Search a winning ticket: find the mask of a subnetwork of a pre-trained model.
 
     Args:
-        method: mask training on MLM, KD, both, or any --objective; iterative magnitude pruning; one-shot pruning by
-            magnitude or by magnitude times activation; random.
-        model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
-        output: new folder for the run: mask.safetensors, config.yaml, metrics.jsonl, results.json. If the default is
-            taken, a number is added.
-        corpus: wikitext-103 (from the hub), demo, or text files, one paragraph per line; omp and rand need none.
-        dev_corpus: text for the dev losses; by default WikiText's validation split or the last 5 % of the files.
-        sparsity: share of zeros in each mask, between 0 and 1.
-        steps: optimizer steps of the linear decay; by default the paper's 27,920, of which TAMT takes those of its
-            Table 2 and IMP those up to the last pruning.
-        seed: of the order of the text, the masked tokens, dropout, and the random mask.
-        batch_size: blocks of text per batch, in each process.
-        accumulation: batches per optimizer step.
-        max_length: tokens per block; 512, or what the model or its tokenizer takes at most if that is less.
-        lr: peak learning rate; by default the paper's, raised for mask training that is too short for it.
-        precision: arithmetic of the model; auto is bf16 where the device has instructions for it, else fp16 on
-            a GPU and fp32 on a CPU. Scores and thresholds are always fp32.
-        objective: what tamt trains for, a weighted sum such as kd:1,attention:1,mlm:0.5 of mlm, kd, attention (KD of
-            the last layer's attention), logits (KD of the MLM head's logits) and contrastive (SimCSE).
-        scores: scores that mask training starts from: proportional to |W|, to |W| times the norm of its input, or two
-            values, as in the paper; activation, or two-valued if --initial is given.
-        initial: mask that mask training starts from: omp, random or a mask file; by default the mask that keeps what
-            ranks highest by the scores, which is OMP's for magnitude and two-valued scores.
-        recipe: where no scores or lr are given: short, the rules above; paper, those of the paper.
-        scope: which weights wanda ranks together: those of a matrix, or those of each output row, as its authors do; by
-            default matrix.
-        ranking: rank the scores by value or by absolute value.
-        kd_weight: weight of the KD loss beside MLM's 1 in tamt-mlm+kd.
-        threshold_every: steps between two renewals of the masks.
-        prune_pooler: mask the pooler too, by the one-shot method, as it gets no gradient.
-        dense_embedding: leave the word embedding out of the masks, so that it stays dense.
-        compile: compile the encoder and the KD teacher with torch.compile, at the first step; off, as it is slower on a
-            CPU, and on an H100, where a step took 17 ms instead of 20, a gain only after some 6,000 steps.
-        no_cuda_graphs: start the kernels of a step one by one. On a GPU, in one process, each step of mask training,
-            compiled or not, and of IMP is else started as one CUDA graph, on an H100 20 ms instead of 45.
-        activation_checkpointing: keep only the inputs of layers, and compute the rest again in the backward pass, for
-            the same result in less memory and more time; on a GPU with --no-cuda-graphs.
-        head: head.safetensors of an earlier run, instead of a warm-up.
-        head_warmup_steps: a fresh MLM head is trained alone first, until its dev loss stops falling, for at most this
-            many steps.
-        save_at: steps at which the mask is saved along the way, such as 100,200.
-        log_every: steps between two lines of metrics.
-        track: tracker that shows the metrics too, as accelerate names it; auto is TensorBoard, in the folder of the
-            run, if it is installed, else none.
-        eval_every: steps between two measurements of the dev losses; by default only at the end.
-        eval_blocks: measure the dev losses on the first so many blocks only.
-        save_every: steps between two checkpoints.
-        keep: checkpoints to keep, the newest ones; should one be damaged, --resume falls back on the one before it.
-        processes_of_step: an optimizer step takes the batches of so many processes, however many share them; by default
-            of those that were started, and on --resume of those that the run began with.
-        check_every: steps between two checks that all processes hold the same scores.
+        method: the search: mask training on MLM, on KD, on both, or on any --objective; iterative magnitude pruning
+            (imp); one-shot pruning by magnitude (omp) or by magnitude times activation (wanda); or a random mask.
+        model: the pre-trained model: a hub name, a folder, "demo" or "demo-base".
+        output: a new folder for the run: mask.safetensors, config.yaml, metrics.jsonl, results.json. A number is
+            added to the default if that is taken.
+        corpus: the training text: wikitext-103 (from the hub), demo, or text files with one paragraph per line; omp and
+            rand need none.
+        dev_corpus: the text for the dev losses; by default WikiText's validation split or the last 5 % of the files.
+        sparsity: the share of zeros in each mask, between 0 and 1.
+        steps: the optimizer steps over which the learning rate decays; by default the paper's 27,920, of which mask
+            training runs the steps of the paper's Table 2, and IMP those up to its last pruning.
+        seed: the seed of the order of the text, the masked tokens, dropout, and the random mask.
+        batch_size: the blocks of text per batch and process.
+        accumulation: the batches per optimizer step.
+        max_length: the tokens per block; by default 512, or the longest input of the model if that is less.
+        lr: the peak learning rate; by default the paper's, and a higher one for short mask training.
+        precision: the precision of the model; auto is bf16 if the device has instructions for it, else fp16 on a GPU
+            and fp32 on a CPU. Scores and thresholds are always fp32.
+        objective: the loss that --method tamt trains on: a weighted sum such as kd:1,attention:1,mlm:0.5 of the terms
+            mlm, kd, attention (KD of the last layer's attention), logits (KD of the MLM head's logits) and
+            contrastive (SimCSE).
+        scores: the scores from which mask training starts: proportional to |W|, to |W| times the norm of its input, or
+            two values as in the paper; by default activation, or two-valued with --initial.
+        initial: the mask from which mask training starts: omp, random or a mask file; by default the mask of the
+            highest initial scores.
+        recipe: how scores and lr are chosen if they are not given: short by the rules above, paper as in the paper.
+        scope: the weights that wanda ranks together: those of a matrix (default), or of each output row, as its authors
+            do.
+        ranking: whether scores are ranked by value (signed) or by absolute value (abs).
+        threshold_every: the steps between two updates of the masks.
+        prune_pooler: also prune the pooler, by the one-shot method, because it gets no gradient.
+        dense_embedding: leave the word embedding dense.
+        compile: compile the encoder and the KD teacher with torch.compile. Slower on a CPU; on an H100 a step takes
+            17 ms instead of 20, which pays off after about 6,000 steps.
+        no_cuda_graphs: start the kernels of a step one by one. By default, one process on a GPU starts each step of
+            mask training and IMP as one CUDA graph (20 ms instead of 45 on an H100).
+        activation_checkpointing: keep only the inputs of layers and recompute the rest in the backward pass: less
+            memory, more time, the same result. On a GPU it needs --no-cuda-graphs.
+        head: the head.safetensors of an earlier run, instead of a warm-up.
+        head_warmup_steps: the most steps of the head warm-up. It trains a new MLM head for checkpoints without one,
+            until its dev loss stops falling.
+        save_at: the steps after which the mask is saved on the way, such as 100,200.
+        log_every: the steps between two lines of metrics.
+        track: a tracker that shows the metrics too, by its name in accelerate; auto is TensorBoard, in the folder of
+            the run, if it is installed, else none.
+        eval_every: the steps between two evaluations on the dev text; by default only at the end.
+        eval_blocks: the number of blocks of dev text to evaluate on; by default all.
+        save_every: the steps between two checkpoints.
+        keep: the number of checkpoints to keep; if the newest is damaged, --resume takes the one before it.
+        processes_of_step: the number of processes whose batches make one optimizer step, however many really run; by
+            default the number that run, and with --resume that of the interrupted run.
+        check_every: the steps between two checks that all processes have the same scores.
         resume: continue the interrupted run in the output folder.
     """
 
@@ -98,7 +99,6 @@ class TrainOptions(Options):
     recipe: Recipe = "short"
     scope: Scope | None = None
     ranking: Ranking = "signed"
-    kd_weight: float = 1.0
     threshold_every: int = 1
     prune_pooler: bool = False
     dense_embedding: bool = False
@@ -120,14 +120,14 @@ class TrainOptions(Options):
 
     def weights(self) -> dict[str, float]:
         """The weight of each term of the loss; see `objective_of`."""
-        return objective_of(find_method(self.method), self.objective, self.kd_weight)
+        return objective_of(find_method(self.method), self.objective)
 
     def last_step(self) -> int:
-        """The optimizer step after which the search has its mask."""
+        """The optimizer step after which the search ends."""
         return last_step(self.method, self.sparsity, self.steps)
 
     def check(self) -> None:
-        """Refuse what cannot work, before anything is loaded. Raises UserError."""
+        """Check the options together. Raises UserError if they cannot work."""
         check_initial(self.initial)
         resolve_tracker(self.track)
         if self.resume and self.output == type(self).output:
@@ -136,8 +136,6 @@ class TrainOptions(Options):
             raise UserError(f"--sparsity {self.sparsity:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
         if self.lr is not None and not self.lr > 0:
             raise UserError(f"--lr {self.lr:g} must be more than 0; raise it or leave it out")
-        if not self.kd_weight >= 0:
-            raise UserError(f"--kd-weight {self.kd_weight:g} must not be negative; raise it or leave it out")
         self._check_method(find_method(self.method))
         self._check_save_at(find_method(self.method))
 
@@ -149,11 +147,11 @@ class TrainOptions(Options):
         if self.activation_checkpointing and method.one_shot:
             raise UserError(f"--activation-checkpointing is for methods that train, not {method.name}; leave it out")
         if self.activation_checkpointing and self.compile:
-            raise UserError("--compile chooses what to compute again; leave it or --activation-checkpointing out")
+            raise UserError("--compile and --activation-checkpointing exclude each other; leave one out")
         for option in variant_options():
             if getattr(self, option) is not None and option not in method.variants:
                 having = ", ".join(other.name for other in METHODS.values() if option in other.variants)
-                raise UserError(f"--{option} is not for {method.name} but for {having}; leave it out")
+                raise UserError(f"--{option} is for {having}, not {method.name}; leave it out")
         self.weights()
         if method.trains == "weights" and self.steps is not None and self.steps < STAGES:
             raise UserError(f"--steps {self.steps} is too few for IMP's {STAGES} prunings; give at least {STAGES}")
@@ -161,11 +159,10 @@ class TrainOptions(Options):
     def _check_save_at(self, method: Method) -> None:
         if self.save_at and not method.trains_scores:
             raise UserError(
-                f"--save-at is for mask training, not {method.name}; "
-                "IMP saves a mask at every pruning without being asked"
+                f"--save-at is for mask training, not {method.name}; IMP saves a mask at every pruning anyway"
             )
         for step in self.save_at or []:
             if step < 1:
-                raise UserError("--save-at must list steps from 1 on; leave out the others")
+                raise UserError(f"--save-at {step} is below 1; give steps from 1 on")
             if step > self.last_step():
-                raise UserError(f"--save-at {step} lies after the last step, {self.last_step()}; ask for earlier steps")
+                raise UserError(f"--save-at {step} is after the last step, {self.last_step()}; give earlier steps")

@@ -1,4 +1,4 @@
-"""Values of options: from words of the command line, or from what YAML has, to the types of the fields."""
+"""Values of options: from the words of a command line, or from YAML, to the types of the fields."""
 
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -17,18 +17,18 @@ WANTED: dict[Any, str] = {
 
 
 class WrongValueError(ValueError):
-    """A value that is not of its option's type. The message is one line that ends in what is wanted."""
+    """A value is not of its option's type. The message is one line that ends in the type."""
 
     def __init__(self, value: object, kind: Any) -> None:
         super().__init__(f"{' '.join(str(value).split())} is not {WANTED[kind]}")
 
 
 def convert(kind: Any, value: Any) -> Any:
-    """A value as the type of its field; of a type with choices as it is, as the options check those themselves.
+    """A value as the type of its field. Types with choices are not checked here; the options check them.
 
     Args:
-        kind: the type of the field.
-        value: a word, a list of words, or what YAML has, not null.
+        kind: type of the field.
+        value: a word, a list of words, or a value from YAML except null.
 
     Raises:
         WrongValueError: it is of another type.
@@ -71,10 +71,10 @@ def from_python(kind: Any, value: Any) -> Any:
 
 
 def has_commas(kind: Any) -> bool:
-    """Whether several values of a type are one word, with commas between them."""
+    """Whether several values are one word with commas."""
     return without_none(kind) in (list[int], list[float])
 
 
 def takes_several(kind: Any) -> bool:
-    """Whether several values of a type are several words."""
+    """Whether several values are several words."""
     return get_origin(without_none(kind)) is list and not has_commas(kind)

@@ -1,1 +1,1 @@
-"""The report of a study: tables, figures and one page, from run folders alone."""
+"""The report of a study: tables, figures and one page, from run folders."""

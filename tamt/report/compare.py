@@ -1,4 +1,4 @@
-"""How alike masks are: Jaccard similarity per matrix and over all, and how far they are from OMP."""
+"""`tamt compare`: Jaccard similarity of masks, per matrix and overall, and their distance from OMP."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -21,7 +21,7 @@ def compare(options: CompareOptions) -> dict:
     """Run `tamt compare`."""
     paths, output = [str(path) for path in options.masks], options.output
     if output is not None and output.exists() and (output.is_file() or any(output.iterdir())):
-        raise UserError(f"the output {output} is there already and nothing in it is overwritten; give a new folder")
+        raise UserError(f"the output {output} exists and is not overwritten; give a new folder")
     loaded = in_common({str(path): load_packed(path) for path in options.masks})
     distances = _distances_from_omp(loaded, options.model)
     results = []
@@ -53,9 +53,9 @@ def compare(options: CompareOptions) -> dict:
 
 
 def _draw(paths: list[str], results: list[dict], output: Path) -> None:
-    """Write the similarities of all pairs as a heat map, and those of each pair by matrix as a table."""
+    """Write the similarities of all pairs as a heat map and as CSV files, overall and by matrix."""
     from tamt.report.drawing import write_pictures
-    from tamt.report.figures import Figure, HeatMap
+    from tamt.report.figure import Figure, HeatMap
     from tamt.report.tables import Table, figure_table
 
     names = [_short(path) for path in paths]
@@ -68,7 +68,7 @@ def _draw(paths: list[str], results: list[dict], output: Path) -> None:
     low = min(min(row) for row in table)
     values = tuple(map(tuple, table))
     heat_map = HeatMap("all matrices", tuple(names), tuple(names), values, "Jaccard similarity", low, 1.0)
-    figure = Figure("similarity", "How alike the masks are", "Fig. 8", "", (heat_map,))
+    figure = Figure("similarity", "Similarity of masks", "Fig. 8", "", (heat_map,))
     write_pictures(figure, output)
     write_atomically(output / "similarity.csv", figure_table(figure).csv())
     columns = ("first", "second", "matrix", "similarity", "first sparsity", "second sparsity")
@@ -81,7 +81,7 @@ def _draw(paths: list[str], results: list[dict], output: Path) -> None:
 
 
 def _short(path: str) -> str:
-    """A mask's run, and its name where a run has several."""
+    """The run of a mask, and its name if the run has several."""
     file = Path(path)
     if file.stem == "mask":
         return file.parent.name or file.stem
@@ -89,7 +89,7 @@ def _short(path: str) -> str:
 
 
 def _distances_from_omp(masks: Mapping[str, PackedMasks], model: str | None) -> dict[str, float]:
-    """1 − the similarity with the OMP mask of the same sparsity, for each mask for which there is one."""
+    """The distance of each mask from the OMP mask of the same sparsity, if there is one."""
     omp = {mask.info.sparsity: mask for mask in masks.values() if mask.info.method == OMP}
     if model is not None:
         omp = _omp_of(model, masks)
@@ -101,7 +101,7 @@ def _distances_from_omp(masks: Mapping[str, PackedMasks], model: str | None) -> 
 
 
 def _omp_of(model: str, masks: Mapping[str, PackedMasks]) -> dict[float, PackedMasks]:
-    """The OMP masks of a model, by each sparsity of `masks`."""
+    """The OMP masks of a model by sparsity, for the sparsities of `masks`."""
     weights = prunable_weights(load_masked_language_model(model, need_head=False).encoder)
     first = next(iter(masks.values()))
     if f"{POOLER}.weight" in first.shapes:

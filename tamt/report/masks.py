@@ -1,4 +1,4 @@
-"""What the mask files of a study show: how alike the masks are, where they differ from OMP, what they keep."""
+"""The masks of a study: their similarity, where they differ from OMP, and what they keep."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -7,26 +7,17 @@ from dataclasses import dataclass, field
 from tamt.masks.file import PackedMasks, load_packed
 from tamt.masks.similarity import of_one_model, similarity
 from tamt.methods import OMP
-from tamt.report.figures import (
-    Chart,
-    Figure,
-    HeatMap,
-    Missing,
-    Point,
-    Scores,
-    Series,
-    label_of,
-    main_tickets,
-    scatter,
-    suffixes,
-)
-from tamt.report.runs import Study, Ticket
+from tamt.report.figure import Chart, Figure, HeatMap, Missing, Point, Series
+from tamt.report.figures import scatter
+from tamt.report.numbers import percent
+from tamt.report.results import Results, TicketRecord
+from tamt.report.scores import MethodVariant, Scores, label_of, main_tickets, suffixes
 from tamt.report.statistics import summarise
 from tamt.report.variants import is_unusual
 from tamt.runtime.errors import UserError
 
 MOST_MASKS = 24
-"""In one heat map of similarities; BERT-base's take 14 MB each, and more cells cannot be read."""
+"""Most masks in one heat map: more cells are unreadable, and BERT-base's masks take 14 MB each."""
 KINDS = {
     "attention.self.query": "query",
     "attention.self.key": "key",
@@ -40,46 +31,48 @@ EMBEDDING = "embedding"
 
 @dataclass
 class MaskGroup:
-    """The masks of a model and a sparsity, compared.
+    """A comparison of the masks of a model at a sparsity.
 
     Attributes:
-        labels: of the masks that searches were for, with seeds.
+        model: label of the model.
+        sparsity: share of zeros, between 0 and 1.
+        labels: method and seed of each final mask.
         similarities: [mask][mask], over all matrices.
-        distances: from OMP, of every mask, those along the way too; empty without OMP.
-        differences: from OMP, for each method the mean distance per matrix over its masks.
-        kept: for each matrix its shape, and the fewest and the most entries that a mask keeps of it.
+        distances: distance from OMP of every mask, including those saved on the way; empty without an OMP mask.
+        differences: for each method, the mean distance from OMP of each matrix.
+        kept: for each matrix, its shape and the fewest and most entries that a mask keeps.
     """
 
     model: str
     sparsity: float
     labels: list[str] = field(default_factory=list)
     similarities: list[list[float]] = field(default_factory=list)
-    distances: list[tuple[Ticket, float]] = field(default_factory=list)
-    differences: dict[tuple[str, str | None], dict[str, float]] = field(default_factory=dict)
+    distances: list[tuple[TicketRecord, float]] = field(default_factory=list)
+    differences: dict[MethodVariant, dict[str, float]] = field(default_factory=dict)
     kept: dict[str, tuple[tuple[int, ...], int, int]] = field(default_factory=dict)
 
 
-def compare_masks(study: Study) -> list[MaskGroup]:
-    """Read every mask of a study, one model and sparsity at a time. A damaged one is skipped, and the study says so."""
+def compare_masks(results: Results) -> list[MaskGroup]:
+    """Compare the masks of each model and sparsity. Damaged masks are skipped."""
     groups = []
-    for model in study.models:
-        for sparsity in sorted({t.sparsity for t in study.tickets if t.model == model}):
-            group = _compare(study, model, sparsity)
+    for model in results.models:
+        for sparsity in sorted({t.sparsity for t in results.tickets if t.model == model}):
+            group = _compare(results, model, sparsity)
             if group.kept:
                 groups.append(group)
     return groups
 
 
-def _compare(study: Study, model: str, sparsity: float) -> MaskGroup:
+def _compare(results: Results, model: str, sparsity: float) -> MaskGroup:
     group = MaskGroup(model, sparsity)
-    main = {key: tickets.get(sparsity, []) for key, tickets in main_tickets(study, model).items()}
+    main = {key: tickets.get(sparsity, []) for key, tickets in main_tickets(results, model).items()}
     chosen = [ticket for tickets in main.values() for ticket in sorted(tickets, key=lambda t: t.seed or 0)]
-    loaded = list(_readable(study, chosen))
+    loaded = list(_readable(results, chosen))
     omp = next((mask for ticket, mask in loaded if ticket.method == OMP), None)
     if len(loaded) > MOST_MASKS:
-        study.skip(
-            f"the heat map of {model} at {sparsity:.0%}",
-            f"shows {MOST_MASKS} of {len(loaded)} masks, which it has room for",
+        results.skip(
+            f"the heat map of {model} at {percent(sparsity)}",
+            f"shows only the first {MOST_MASKS} of {len(loaded)} masks",
         )
     shown = loaded[:MOST_MASKS]
     for ticket, _ in shown:
@@ -91,7 +84,7 @@ def _compare(study: Study, model: str, sparsity: float) -> MaskGroup:
         for j in range(i):
             table[i][j] = table[j][i] = similarity(shown[i][1], shown[j][1])[0]
     group.similarities = table
-    gathered: dict[tuple[str, str | None], list[dict[str, float]]] = {}
+    gathered: dict[MethodVariant, list[dict[str, float]]] = {}
     for ticket, mask in loaded:
         for name, kept in mask.kept.items():
             shape, least, most = group.kept.get(name, (mask.shapes[name], kept, kept))
@@ -108,52 +101,52 @@ def _compare(study: Study, model: str, sparsity: float) -> MaskGroup:
     if omp is not None:
         own = next(ticket for ticket, _ in loaded if ticket.method == OMP)
         group.distances.append((own, 0.0))
-        others = [t for t in study.tickets if t.model == model and t.sparsity == sparsity and t not in chosen]
-        for ticket, mask in _readable(study, others, omp):
+        others = [t for t in results.tickets if t.model == model and t.sparsity == sparsity and t not in chosen]
+        for ticket, mask in _readable(results, others, omp):
             group.distances.append((ticket, 1 - similarity(mask, omp)[0]))
     return group
 
 
 def _readable(
-    study: Study, tickets: Iterable[Ticket], like: PackedMasks | None = None
-) -> Iterator[tuple[Ticket, PackedMasks]]:
-    """The masks that can be read and are for the same matrices, those of `like` or of the first."""
+    results: Results, tickets: Iterable[TicketRecord], like: PackedMasks | None = None
+) -> Iterator[tuple[TicketRecord, PackedMasks]]:
+    """The masks that are readable and have the matrices of `like`, or of the first mask."""
     for ticket in tickets:
         if ticket.mask is None:
             continue
         try:
             mask = load_packed(ticket.mask)
         except UserError as error:
-            study.skip(f"{ticket.run}/{ticket.mask.name}", f"cannot be read: {error}")
+            results.skip(f"{ticket.run}/{ticket.mask.name}", f"cannot be read: {error}")
             continue
         like = like or mask
         if not of_one_model(mask, like):
-            study.skip(f"{ticket.run}/{ticket.mask.name}", "is for other matrices than the first mask of the model")
+            results.skip(f"{ticket.run}/{ticket.mask.name}", "is for other matrices than the first mask of the model")
             continue
         yield ticket, mask
 
 
-def mask_figures(study: Study, groups: list[MaskGroup]) -> list[Figure | Missing]:
-    """Fig. 8 and 17, and the views by layer."""
+def mask_figures(results: Results, groups: list[MaskGroup]) -> list[Figure | Missing]:
+    """Fig. 8 and 17, and the figures by layer."""
     found: list[Figure | Missing] = []
-    for model, stem in suffixes(study.models).items():
+    for model, stem in suffixes(results.models).items():
         own = [group for group in groups if group.model == model]
         suffix = f" ({model})" if stem else ""
-        found.append(_distance_figure(study, model, own, suffix, stem))
+        found.append(_distance_figure(results, model, own, suffix, stem))
         found += _layer_figures(own, suffix, stem)
     return found
 
 
-def _distance_figure(study: Study, model: str, groups: list[MaskGroup], suffix: str, stem: str) -> Figure | Missing:
-    paper, title = "Fig. 8, 17", f"Distance from OMP, and how alike the masks are{suffix}"
-    scores = Scores(study, model)
+def _distance_figure(results: Results, model: str, groups: list[MaskGroup], suffix: str, stem: str) -> Figure | Missing:
+    paper, title = "Fig. 8, 17", f"Similarity of masks, and distance from OMP{suffix}"
+    scores = Scores(results, model)
     panels: list[Chart | HeatMap] = []
     for group in groups:
         if len(group.labels) > 1:
             lowest = min(value for row in group.similarities for value in row)
             panels.append(
                 HeatMap(
-                    title=f"{group.sparsity:.0%} sparsity",
+                    title=f"{percent(group.sparsity)} sparsity",
                     rows=tuple(group.labels),
                     columns=tuple(group.labels),
                     values=tuple(map(tuple, group.similarities)),
@@ -166,13 +159,13 @@ def _distance_figure(study: Study, model: str, groups: list[MaskGroup], suffix: 
         for group in groups:
             series = scatter(group.distances, scores, task)
             if len(series) > 1:
-                name = f"{task}, {group.sparsity:.0%} sparsity"
+                name = f"{task}, {percent(group.sparsity)} sparsity"
                 panels.append(Chart(name, "distance from OMP", scores.label(task), series, scores.full(task)))
     if not panels:
-        return Missing(title, paper, "searches of two or more methods at one sparsity, OMP among them")
+        return Missing(title, paper, "searches by two or more methods, including OMP, at one sparsity")
     caption = (
-        "Similarity is |A ∩ B| / |A ∪ B| over all matrices, distance 1 − similarity; numbers after a method are mask "
-        "seeds. Marks are masks, those along a search among them."
+        "Similarity is |A ∩ B| / |A ∪ B| over all matrices; distance is 1 − similarity. Numbers after a method are "
+        "mask seeds. Each mark is one mask, including those saved along a search."
     )
     return Figure(f"fig-08-mask-distance{stem}", title, paper, caption, tuple(panels))
 
@@ -197,12 +190,12 @@ def _layer_figures(groups: list[MaskGroup], suffix: str, stem: str) -> list[Figu
                 for s in [summarise(values)]
             )
             series.append(Series(label_of(*key), key[0], points, dashed=is_unusual(key[1])))
-        charts.append(Chart(f"{group.sparsity:.0%} sparsity", "layer", "Jaccard similarity to OMP", tuple(series)))
+        charts.append(Chart(f"{percent(group.sparsity)} sparsity", "layer", "Jaccard similarity to OMP", tuple(series)))
         highest = max(d for distances in group.differences.values() for d in distances.values())
         for key, distances in group.differences.items():
-            maps.append(_map_of(f"{label_of(*key)}, {group.sparsity:.0%} sparsity", distances, highest))
+            maps.append(_map_of(f"{label_of(*key)}, {percent(group.sparsity)} sparsity", distances, highest))
     if not charts:
-        needs = "an OMP search (--method omp) beside others of the same model and sparsity"
+        needs = "an OMP search (--method omp) and others of the same model and sparsity"
         return [Missing(title, "of its own", needs) for title in titles]
     return [
         Figure(
@@ -216,7 +209,7 @@ def _layer_figures(groups: list[MaskGroup], suffix: str, stem: str) -> list[Figu
             f"layers-difference{stem}",
             titles[1],
             "not in the paper",
-            "Jaccard distance from the OMP mask, matrix by matrix, the mean over mask seeds; one scale a sparsity.",
+            "Jaccard distance from the OMP mask per matrix, mean over mask seeds; one colour scale per sparsity.",
             tuple(maps),
         ),
     ]
@@ -235,7 +228,7 @@ def _map_of(title: str, distances: dict[str, float], highest: float) -> HeatMap:
 
 
 def place_of(matrix: str) -> tuple[int | None, str]:
-    """The layer, from 0, and the kind of a matrix; no layer for the word embedding and the pooler."""
+    """The layer (from 0) and the kind of a matrix; the layer is None for the word embedding and the pooler."""
     name = matrix.removesuffix(".weight")
     found = re.search(r"\blayers?\.(\d+)\.(.*)", name)
     if found:

@@ -1,24 +1,26 @@
-"""The report as one page that needs nothing but itself, and as Markdown. Whatever comes from files is escaped."""
+"""The report as one self-contained HTML page, and as Markdown. Text from files is escaped."""
 
 import html
 import re
 from collections.abc import Sequence
 
-from tamt.report.drawing import colour_rules, number, said, styles_of, svg_of, swatch
-from tamt.report.figures import Figure, Missing
-from tamt.report.runs import Study
+from tamt.report.figure import Figure, Missing
+from tamt.report.numbers import number, percent, summary_text
+from tamt.report.results import Results
 from tamt.report.statistics import Summary
+from tamt.report.style import colour_rules, styles_of, swatch
+from tamt.report.svg import svg_of
 from tamt.report.tables import Cell, Table, figure_table, rates_note
 from tamt.version import __version__
 
 GENERATOR = '<meta name="generator" content="tamt report">'
-"""What tells a page of ours, which a new report may replace."""
+"""Marks a page that a new report may replace."""
 MOST_ROWS = 30
-"""Of a table in the page before it is folded."""
+"""Most rows of a table that is not folded in the page."""
 WIDE = 40
-"""Characters of a cell from which on it is broken into lines."""
+"""Most characters of a cell without line breaks."""
 MOST_SHOWN = 250
-"""Rows of a table in the page; the CSV has all."""
+"""Most rows of a table in the page; the CSV has all."""
 
 STYLE = """
 :root{color-scheme:light dark;--font:system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;
@@ -35,7 +37,8 @@ h3{font-size:1.05rem;margin:0}
 p{margin:6px 0;max-width:75ch}
 a{color:var(--link)}
 .quiet{color:var(--muted);font-size:.875rem}
-nav{display:flex;flex-wrap:wrap;gap:4px 16px;margin:12px 0;font-size:.875rem}
+nav ul{columns:320px;list-style:none;padding:0;font-size:.875rem}
+nav li{break-inside:avoid;padding:1px 0}
 section.card{background:var(--surface);border:1px solid var(--rule);border-radius:8px;padding:16px;margin:0 0 16px}
 .tag{font-size:.78rem;font-weight:400;color:var(--muted);border:1px solid var(--rule);border-radius:4px;padding:1px 6px;
 margin-left:8px;white-space:nowrap}
@@ -47,7 +50,8 @@ margin-left:8px;white-space:nowrap}
 .panels svg{display:block;width:100%;height:auto;max-width:520px}
 .v{fill:transparent}
 .v:hover{stroke:var(--ink);stroke-width:1}
-.wide{overflow-x:auto;max-height:70vh;border:1px solid var(--rule);border-radius:6px;margin:8px 0}
+.wide{overflow:auto;width:fit-content;max-width:100%;max-height:70vh;margin:8px 0;
+border:1px solid var(--rule);border-radius:6px}
 table{border-collapse:collapse;font-size:.82rem;font-variant-numeric:tabular-nums;overflow-wrap:normal}
 th,td{padding:4px 10px;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule)}
 td.n,th.n{text-align:right;white-space:nowrap}
@@ -68,7 +72,7 @@ function show(event) {
   const mark = event.target.closest && event.target.closest(".v");
   if (!mark) { tip.style.display = "none"; return; }
   const title = mark.querySelector("title");
-  if (title) {  // the browser's own tip would come later, on top of this one
+  if (title) {  // the browser would show it later, on top of this one
     mark.dataset.words = title.textContent;
     mark.setAttribute("aria-label", title.textContent);
     title.remove();
@@ -84,28 +88,30 @@ document.addEventListener("pointerdown", show);
 """
 
 
-def page(study: Study, found: Sequence[Figure | Missing], tables: Sequence[Table]) -> str:
+def page(results: Results, found: Sequence[Figure | Missing], tables: Sequence[Table]) -> str:
     """The whole report as HTML."""
     figures = [item for item in found if isinstance(item, Figure)]
     missing = [item for item in found if isinstance(item, Missing)]
     by_name = {table.name: table for table in tables}
     first = [table for name in ("scores",) if (table := by_name.get(name))]
     rest = [table for table in tables if table not in first]
-    title = f"Winning tickets: {study.folder.resolve().name}"
+    title = f"Winning tickets: {results.folder.resolve().name}"
     links = [(figure.name, figure.title) for figure in figures]
-    links += [("missing", "Figures without runs")] * bool(missing) + [(table.name, table.title) for table in rest]
+    links += [("missing", "Missing figures")] * bool(missing) + [(table.name, table.title) for table in rest]
     style = STYLE.replace("LIGHT", colour_rules(0)).replace("DARK", colour_rules(1))
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
         f"{GENERATOR}<title>{_escape(title)}</title><style>{style}</style></head><body>",
-        f"<header><h1>{_escape(title)}</h1><p>{_escape(summary(study))}</p>",
-        "<nav>" + "".join(f'<a href="#{_escape(name)}">{_escape(text)}</a>' for name, text in links) + "</nav>",
+        f"<header><h1>{_escape(title)}</h1><p>{_escape(summary(results))}</p>",
+        "<nav><details><summary>Contents</summary><ul>",
+        *(f'<li><a href="#{_escape(name)}">{_escape(text)}</a></li>' for name, text in links),
+        "</ul></details></nav>",
         "</header>",
         "<main>",
         *(_table_card(table) for table in first),
-        *("<h2>Figures</h2>" for _ in figures[:1]),
+        *('<h2>Figures</h2><p class="quiet">Hover over a mark to see its values.</p>' for _ in figures[:1]),
         *(_figure_card(figure) for figure in figures),
         _missing_card(missing),
         "<h2>Tables</h2>",
@@ -115,16 +121,18 @@ def page(study: Study, found: Sequence[Figure | Missing], tables: Sequence[Table
     return "\n".join(part for part in parts if part) + "\n"
 
 
-def summary(study: Study) -> str:
-    """What the report is made of, in a sentence or two."""
-    masks, runs = sum(t.final for t in study.tickets), len(study.fine_tunings)
-    on_the_way = len(study.tickets) - masks
-    along = f" and {on_the_way} on the way" if on_the_way else ""
-    left = f" {len(study.skipped)} things were left out, each named below." if study.skipped else ""
-    wrote = f"tamt {study.version}" if study.version else "a tamt that does not give its version"
+def summary(results: Results) -> str:
+    """The contents of the report in a few sentences."""
+    masks, runs = sum(t.final for t in results.tickets), len(results.fine_tunings)
+    on_the_way = len(results.tickets) - masks
+    along = f" and {on_the_way} saved on the way" if on_the_way else ""
+    count = len(results.skipped)
+    items = "1 item was" if count == 1 else f"{count} items were"
+    left = f" {items} left out; see the last table." if count else ""
+    wrote = f"tamt {results.version}" if results.version else "an unknown version of tamt"
     return (
-        f"{masks} masks that were searched for{along}, {runs} fine-tunings, models: {', '.join(study.models)}. "
-        f"The runs are by {wrote}, the report by tamt {__version__}.{left}{rates_note(study)}"
+        f"{masks} final masks{along}, {runs} fine-tunings. Models: {', '.join(results.models)}. "
+        f"Runs by {wrote}, report by tamt {__version__}.{left}{rates_note(results)}"
     )
 
 
@@ -137,7 +145,7 @@ def _figure_card(figure: Figure) -> str:
         f'<section class="card" id="{_escape(figure.name)}"><h3>{_escape(figure.title)}'
         f'<span class="tag">{_escape(figure.paper)}</span></h3><p class="quiet">{_escape(figure.caption)}</p>'
         f'<div class="legend">{legend}</div><div class="panels{few}">{panels}</div>'
-        f"<details><summary>The numbers</summary>{numbers}</details></section>"
+        f"<details><summary>Values</summary>{numbers}</details></section>"
     )
 
 
@@ -149,7 +157,7 @@ def _missing_card(missing: Sequence[Missing]) -> str:
         f'<span class="quiet">needs {_escape(item.needs)}</span></li>'
         for item in missing
     )
-    return f'<section class="card" id="missing"><h3>Figures without runs</h3><ul>{items}</ul></section>'
+    return f'<section class="card" id="missing"><h3>Missing figures</h3><ul>{items}</ul></section>'
 
 
 def _table_card(table: Table) -> str:
@@ -158,7 +166,7 @@ def _table_card(table: Table) -> str:
         content = f"<details><summary>{len(table.rows)} rows</summary>{content}</details>"
     return (
         f'<section class="card" id="{_escape(table.name)}"><h3>{_escape(table.title)}</h3>'
-        f'<p class="quiet">{_escape(table.note)} Also as {_escape(table.name)}.csv.</p>{content}</section>'
+        f'<p class="quiet">{_escape(table.note)} File: {_escape(table.name)}.csv.</p>{content}</section>'
     )
 
 
@@ -186,19 +194,19 @@ def _cell(text: str, right: bool) -> str:
 
 
 def cell_text(cell: Cell, share: bool = False) -> str:
-    """A cell for people; a share of 0.7 as 70 %."""
+    """A cell as text; a share of 0.7 becomes 70 %."""
     if cell is None:
         return "–"
     if isinstance(cell, Summary):
-        return said(cell).replace(" runs)", ")").replace(" run)", ")")
+        return summary_text(cell).replace(" runs)", ")").replace(" run)", ")")
     if share and isinstance(cell, float):
-        return f"{100 * cell:g} %"
+        return percent(cell)
     return cell if isinstance(cell, str) else number(cell)
 
 
-def markdown(study: Study, found: Sequence[Figure | Missing], tables: Sequence[Table]) -> str:
-    """The scores, the figures and what is missing, for a README."""
-    parts = [f"# Winning tickets: {_plain(study.folder.resolve().name)}", _plain(summary(study))]
+def markdown(results: Results, found: Sequence[Figure | Missing], tables: Sequence[Table]) -> str:
+    """The main tables, the figures and the missing ones as Markdown, for a README."""
+    parts = [f"# Winning tickets: {_plain(results.folder.resolve().name)}", _plain(summary(results))]
     for table in tables:
         if table.name in ("scores", "searches", "paper"):
             parts += [f"## {table.title}", _plain(table.note), _markdown_table(table)]
@@ -210,7 +218,7 @@ def markdown(study: Study, found: Sequence[Figure | Missing], tables: Sequence[T
                 item.caption,
             ]
     if missing := [item for item in found if isinstance(item, Missing)]:
-        parts += ["## Figures without runs"]
+        parts += ["## Missing figures"]
         parts += ["\n".join(f"- {_plain(m.title)} ({m.paper}): needs {m.needs}" for m in missing)]
     return "\n\n".join(parts) + "\n"
 
@@ -223,7 +231,7 @@ def _markdown_table(table: Table) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text with nothing in it that Markdown would take for markup."""
+    """Text with all Markdown mark-up escaped."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from tamt.options.base import command
 from tamt.options.report import ReportOptions
 from tamt.report.drawing import columns_of, pyplot, write_pictures
-from tamt.report.figures import Figure, figures_of
+from tamt.report.figure import Figure
+from tamt.report.figures import figures_of
 from tamt.report.masks import compare_masks, mask_figures
 from tamt.report.page import GENERATOR, markdown, page
 from tamt.report.paper import paper_table, settings_table
-from tamt.report.runs import read_study
+from tamt.report.read import read_results
 from tamt.report.tables import (
     correlation_table,
     differences_table,
@@ -35,25 +36,25 @@ def report(options: ReportOptions) -> dict:
         raise UserError(f"the output {target} is a file; give a folder")
     if target.is_dir() and any(target.iterdir()) and not _is_report(target / PAGE):
         raise UserError(
-            f"the output folder {target} holds something else than a report, and nothing in it is overwritten; "
+            f"the output folder {target} contains other files than a report, and nothing in it is overwritten; "
             "give a new --output"
         )
     pyplot()
-    study = read_study(options.folder)
-    groups = compare_masks(study)
-    found = [*figures_of(study), *mask_figures(study, groups)]
+    results = read_results(options.folder)
+    groups = compare_masks(results)
+    found = [*figures_of(results), *mask_figures(results, groups)]
     found.sort(key=lambda item: (item.name if isinstance(item, Figure) else "z").startswith(("search", "layers")))
     figures = [item for item in found if isinstance(item, Figure)]
     tables = [
-        scores_table(study),
-        searches_table(study, groups),
-        paper_table(study, groups, figures),
-        differences_table(study),
-        correlation_table(study),
+        scores_table(results),
+        searches_table(results, groups),
+        paper_table(results, groups, figures),
+        differences_table(results),
+        correlation_table(results),
         kept_table(groups),
-        settings_table(study),
-        runs_table(study),
-        skipped_table(study),
+        settings_table(results),
+        runs_table(results),
+        skipped_table(results),
     ]
     tables = [table for table in tables if table.rows]
     for figure in figures:
@@ -61,17 +62,17 @@ def report(options: ReportOptions) -> dict:
         write_atomically(target / f"{figure.name}.csv", figure_table(figure).csv())
     for table in tables:
         write_atomically(target / f"{table.name}.csv", table.csv())
-    write_atomically(target / "report.md", markdown(study, found, tables))
-    write_atomically(target / PAGE, page(study, found, tables))
-    for item in study.skipped:
+    write_atomically(target / "report.md", markdown(results, found, tables))
+    write_atomically(target / PAGE, page(results, found, tables))
+    for item in results.skipped:
         say(f"left out: {item.run} {item.why}")
     row = {
         "report": str(target / PAGE),
         "figures": len(figures),
         "figures_missing": len(found) - len(figures),
-        "masks": len(study.tickets),
-        "fine_tunings": len(study.fine_tunings),
-        "left_out": len(study.skipped),
+        "masks": len(results.tickets),
+        "fine_tunings": len(results.fine_tunings),
+        "left_out": len(results.skipped),
     }
     return {"results": [row]}
 

@@ -1,4 +1,4 @@
-"""The statistics of a report: mean and spread, paired differences with their interval, rank correlation."""
+"""The statistics of a report: mean and spread, paired differences with intervals, rank correlation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ import numpy as np
 from tamt.finetuning.metrics import spearman
 
 FEWEST_PAIRS = 5
-"""With fewer a bootstrap knows nothing: three values have ten different resamples."""
+"""Fewest pairs for a bootstrap interval: three values have only ten different resamples."""
 FEWEST_MASKS = 5
-"""With four, even a perfect rank correlation comes about by chance once in twelve times."""
+"""Fewest masks for a rank correlation: with four, even a perfect one has a chance of 1 in 12."""
 DRAWS = 10_000
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Runs as one figure. The standard deviation is the sample's, over n − 1; None for one run."""
+    """The mean of some runs. The standard deviation is that of a sample, with n − 1; None for one run."""
 
     mean: float
     std: float | None
@@ -42,12 +42,12 @@ class Difference:
 def paired_difference(differences: Sequence[tuple[int | None, float]]) -> Difference:
     """The mean difference of pairs of runs with a percentile bootstrap interval.
 
-    Runs on one mask are not independent of each other. So masks are drawn first, with replacement, then pairs of each
-    drawn mask (the two-stage bootstrap of Davison & Hinkley 1997, 3.8). With one mask the interval speaks of
-    fine-tunings of that mask only.
+    Runs on one mask are not independent. So masks are drawn with replacement first, then pairs of each drawn mask (the
+    two-stage bootstrap of Davison & Hinkley 1997, 3.8). With one mask the interval holds for fine-tunings of that mask
+    only.
 
     Args:
-        differences: for each pair the seed of its mask and the difference of its scores; one or more.
+        differences: the seed of the mask and the difference of the scores, for one pair or more.
     """
     groups: dict[int | None, list[float]] = {}
     for seed, value in differences:
@@ -73,8 +73,7 @@ def paired_difference(differences: Sequence[tuple[int | None, float]]) -> Differ
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's ρ and the share of random orders that reach its size; None with fewer than `FEWEST_MASKS` masks or
-    where a side is constant."""
+    """Spearman's ρ and its p value; None with fewer than `FEWEST_MASKS` masks, or if one side is constant."""
 
     rho: float | None
     p: float | None

@@ -1,24 +1,16 @@
-"""The tables of a report, as the page shows them and as CSV."""
+"""The tables of a report, for the page and as CSV."""
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 from tamt.finetuning.rates import rates_in_words
-from tamt.report.figures import (
-    AVERAGE,
-    LOSSES,
-    Figure,
-    HeatMap,
-    Scores,
-    label_of,
-    main_tickets,
-    order_of,
-)
+from tamt.report.figure import Figure, HeatMap
 from tamt.report.masks import MaskGroup
-from tamt.report.runs import Study, Ticket
+from tamt.report.results import Results, TicketRecord
+from tamt.report.scores import AVERAGE, LOSSES, Scores, label_of, main_tickets, order_of
 from tamt.report.statistics import (
     FEWEST_MASKS,
     FEWEST_PAIRS,
@@ -33,7 +25,7 @@ Cell = str | int | float | Summary | None
 
 @dataclass(frozen=True)
 class Table:
-    """A table: `name` is that of its file. A column of summaries is three columns of the CSV."""
+    """A table; `name` is the stem of its file. A column of summaries becomes three columns of the CSV."""
 
     name: str
     title: str
@@ -42,7 +34,7 @@ class Table:
     rows: list[tuple[Cell, ...]] = field(default_factory=list)
 
     def csv(self) -> str:
-        """The table as CSV; numbers in full."""
+        """The table as CSV, with unrounded numbers."""
         wide = [any(isinstance(row[i], Summary) for row in self.rows) for i in range(len(self.columns))]
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
@@ -62,17 +54,17 @@ def _split(cell: Cell) -> Sequence[Cell]:
     return (cell.mean, cell.std, cell.runs) if isinstance(cell, Summary) else (cell, None, None)
 
 
-def scores_table(study: Study) -> Table:
-    """Mean and spread of the scores of every method at every sparsity."""
-    tasks = sorted({task for model in study.models for task in Scores(study, model).panels}, key=_average_first)
+def scores_table(results: Results) -> Table:
+    """Mean and spread of the scores, by model, method and sparsity."""
+    tasks = sorted({task for model in results.models for task in Scores(results, model).panels}, key=_average_first)
     rows: list[tuple[Cell, ...]] = []
-    for model in study.models:
-        scores = Scores(study, model)
+    for model in results.models:
+        scores = Scores(results, model)
         if (full := [_full(scores, task) for task in tasks]) and any(full):
             rows.append((model, 0.0, "full model", *full))
         found = [
             (sparsity, key, tickets)
-            for key, by_sparsity in main_tickets(study, model).items()
+            for key, by_sparsity in main_tickets(results, model).items()
             for sparsity, tickets in by_sparsity.items()
         ]
         for sparsity, key, tickets in sorted(found, key=lambda item: (item[0], order_of(item[1]))):
@@ -80,16 +72,16 @@ def scores_table(study: Study) -> Table:
             if any(cells):
                 rows.append((model, sparsity, label_of(*key), *cells))
     note = (
-        "Scores × 100, mean ± standard deviation over runs (mask seeds × fine-tuning seeds), the number of runs in "
-        "brackets. An average is taken run by run over all tasks." + rates_note(study)
+        "Scores × 100: mean ± standard deviation over runs (mask seeds × fine-tuning seeds); in brackets, the number "
+        "of runs. An average is taken over all tasks for each run." + rates_note(results)
     )
     return Table("scores", "Scores", note, ("model", "sparsity", "method", *tasks), rows)
 
 
-def rates_note(study: Study) -> str:
-    """A sentence on the tasks that were fine-tuned at several learning rates; empty if there is none."""
+def rates_note(results: Results) -> str:
+    """A sentence about the tasks with several learning rates; empty if there are none."""
     tasks: dict[str, list[str]] = {}
-    for (_, task), rates in study.rates.items():
+    for (_, task), rates in results.rates.items():
         if len(rates) > 1:
             named = tasks.setdefault(rates_in_words(rates), [])
             named += [task] * (task not in named)
@@ -97,8 +89,8 @@ def rates_note(study: Study) -> str:
         return ""
     listed = "; ".join(f"{words} for {', '.join(named)}" for words, named in tasks.items())
     return (
-        f" Learning rate: {listed}. The same rates are tried for every method and the full model; each mask has the "
-        "rate with the best mean over its fine-tuning seeds, on the dev rows that are reported."
+        f" Learning rate: {listed}. Every mask and the full model are tried at the same rates. Each is shown at the "
+        "rate with the best mean over its fine-tuning seeds, on the same dev rows as the scores."
     )
 
 
@@ -111,22 +103,17 @@ def _full(scores: Scores, task: str) -> Summary | None:
     return line[1] if line else None
 
 
-def searches_table(study: Study, groups: list[MaskGroup]) -> Table:
-    """Losses, time and distance from OMP of the masks that searches were for, every length of search."""
+def searches_table(results: Results, groups: list[MaskGroup]) -> Table:
+    """Losses, search time and distance from OMP of the final masks, for each length of search."""
     distances = {ticket.identity: value for group in groups for ticket, value in group.distances}
-    gathered: dict[tuple, list[Ticket]] = {}
-    for ticket in study.tickets:
+    gathered: dict[tuple, list[TicketRecord]] = {}
+    for ticket in results.tickets:
         if ticket.final:
             key = (ticket.model, ticket.sparsity, order_of((ticket.method, ticket.variant)), ticket.steps, ticket.step)
             gathered.setdefault(key, []).append(ticket)
     rows: list[tuple[Cell, ...]] = []
     for (model, sparsity, _, steps, step), tickets in sorted(gathered.items(), key=lambda item: item[0]):
         first = tickets[0]
-
-        def over(value: Callable[[Ticket], float | None], tickets: list[Ticket] = tickets) -> Summary | None:
-            values = [found for ticket in tickets if (found := value(ticket)) is not None]
-            return summarise(values) if values else None
-
         rows.append(
             (
                 model,
@@ -135,13 +122,13 @@ def searches_table(study: Study, groups: list[MaskGroup]) -> Table:
                 step if steps else None,
                 steps or None,
                 len(tickets),
-                over(lambda t: t.mlm_loss),
-                over(lambda t: t.kd_loss),
-                over(lambda t: None if t.seconds is None else t.seconds / 60),
-                over(lambda t: distances.get(t.identity)),
+                _summary(t.mlm_loss for t in tickets),
+                _summary(t.kd_loss for t in tickets),
+                _summary(None if t.seconds is None else t.seconds / 60 for t in tickets),
+                _summary(distances.get(t.identity) for t in tickets),
             )
         )
-    note = "Means over mask seeds. The schedule is the steps over which the learning rate falls to 0."
+    note = "Means over mask seeds. The schedule is the number of steps over which the learning rate falls to 0."
     columns = (
         *("model", "sparsity", "method", "step of the mask", "schedule", "masks"),
         *("MLM dev loss", "KD dev loss", "search time (min)", "distance from OMP"),
@@ -149,12 +136,18 @@ def searches_table(study: Study, groups: list[MaskGroup]) -> Table:
     return Table("searches", "Searches", note, columns, rows)
 
 
-def differences_table(study: Study) -> Table:
-    """Paired differences between methods with bootstrap intervals."""
+def _summary(values: Iterable[float | None]) -> Summary | None:
+    """The summary of the values that are known; None if there are none."""
+    known = [value for value in values if value is not None]
+    return summarise(known) if known else None
+
+
+def differences_table(results: Results) -> Table:
+    """Paired differences between methods, with bootstrap intervals."""
     rows: list[tuple[Cell, ...]] = []
-    for model in study.models:
-        scores = Scores(study, model)
-        tickets = main_tickets(study, model)
+    for model in results.models:
+        scores = Scores(results, model)
+        tickets = main_tickets(results, model)
         sparsities = sorted({sparsity for by_sparsity in tickets.values() for sparsity in by_sparsity})
         for sparsity in sparsities:
             for a, b in combinations(tickets, 2):
@@ -170,7 +163,7 @@ def differences_table(study: Study) -> Table:
                     found = paired_difference(pairs)
                     interval, counts = found.interval or (None, None), (found.pairs, found.masks)
                     verdict = (
-                        f"too few pairs (of {FEWEST_PAIRS})"
+                        f"too few pairs (fewer than {FEWEST_PAIRS})"
                         if found.interval is None
                         else "higher"
                         if found.interval[0] > 0
@@ -182,10 +175,10 @@ def differences_table(study: Study) -> Table:
                         (model, sparsity, task, label_of(*a), label_of(*b), found.mean, *interval, *counts, verdict)
                     )
     note = (
-        "Scores × 100 of the first method minus those of the second, on the same task with the same mask seed and "
-        "fine-tuning seed (OMP has one mask). The interval is the 95 % percentile bootstrap of masks, then of their "
-        f"runs, 10,000 draws, given from {FEWEST_PAIRS} pairs on; it is not corrected for the number of comparisons, "
-        "and with one or two masks it speaks of those masks, not of the method."
+        "Scores × 100 of the first method minus those of the second, with the same task, mask seed and fine-tuning "
+        "seed (OMP has one mask). The 95 % interval is a percentile bootstrap with 10,000 draws of masks and then "
+        f"of their runs, for {FEWEST_PAIRS} pairs or more. It is not corrected for the number of comparisons. With one "
+        "or two masks it holds for those masks only, not for the method."
     )
     columns = (
         "model",
@@ -203,8 +196,10 @@ def differences_table(study: Study) -> Table:
     return Table("differences", "Paired differences between methods", note, columns, rows)
 
 
-def _pairs(scores: Scores, task: str, first: list[Ticket], second: list[Ticket]) -> list[tuple[int | None, float]]:
-    """Differences of the runs that two methods share, each with the seed of its mask; a mask without seed fits all."""
+def _pairs(
+    scores: Scores, task: str, first: list[TicketRecord], second: list[TicketRecord]
+) -> list[tuple[int | None, float]]:
+    """Differences of the scores of runs with the same seeds, with the mask seed. A mask without a seed fits all."""
     pairs: list[tuple[int | None, float]] = []
     for a in first:
         for b in second:
@@ -216,17 +211,17 @@ def _pairs(scores: Scores, task: str, first: list[Ticket], second: list[Ticket])
     return pairs
 
 
-def correlation_table(study: Study) -> Table:
-    """Spearman's correlation of the losses before fine-tuning with the score after it (Fig. 5's claim)."""
+def correlation_table(results: Results) -> Table:
+    """Spearman's correlation of the losses before fine-tuning with the score after it (as in Fig. 5)."""
     rows: list[tuple[Cell, ...]] = []
-    for model in study.models:
-        scores = Scores(study, model)
+    for model in results.models:
+        scores = Scores(results, model)
         for task in scores.panels:
-            for sparsity in sorted({t.sparsity for t in study.tickets if t.model == model}):
+            for sparsity in sorted({t.sparsity for t in results.tickets if t.model == model}):
                 for loss, label in LOSSES.items():
                     pairs = [
                         (getattr(ticket, loss), summary.mean)
-                        for ticket in study.tickets
+                        for ticket in results.tickets
                         if ticket.model == model
                         and ticket.sparsity == sparsity
                         and getattr(ticket, loss) is not None
@@ -235,38 +230,38 @@ def correlation_table(study: Study) -> Table:
                     if len(pairs) < 2:
                         continue
                     found = rank_correlation([loss for loss, _ in pairs], [score for _, score in pairs])
-                    said = None
+                    reason = None
                     if found.rho is None:
                         few = found.masks < FEWEST_MASKS
-                        said = f"too few masks (of {FEWEST_MASKS})" if few else "a side is constant"
-                    rows.append((model, task, sparsity, label, found.rho, found.p, found.masks, said))
+                        reason = f"too few masks (fewer than {FEWEST_MASKS})" if few else "one side is constant"
+                    rows.append((model, task, sparsity, label, found.rho, found.p, found.masks, reason))
     note = (
-        "Spearman's ρ over masks, each with the mean score of its fine-tunings; negative: a lower loss goes with a "
-        f"higher score. p from 10,000 random orders, given from {FEWEST_MASKS} masks on. Masks along one search are "
-        "not independent of each other, so p is too small where they are among them."
+        "Spearman's ρ over masks, each with the mean score of its fine-tunings. Negative: a lower loss comes with a "
+        f"higher score. p is from 10,000 random permutations, for {FEWEST_MASKS} masks or more. It is too small if it "
+        "includes several masks of one search, which are not independent."
     )
-    columns = ("model", "task", "sparsity", "loss", "ρ", "p", "masks", "why none")
+    columns = ("model", "task", "sparsity", "loss", "ρ", "p", "masks", "missing because")
     return Table("correlation", "Pre-training loss and score", note, columns, rows)
 
 
 def kept_table(groups: list[MaskGroup]) -> Table:
-    """What the masks keep of every matrix."""
+    """The number of entries that masks keep of each matrix."""
     rows: list[tuple[Cell, ...]] = [
         (g.model, g.sparsity, name, f"{shape[0]} × {shape[1]}", least, most, least / (shape[0] * shape[1]))
         for g in groups
         for name, (shape, least, most) in g.kept.items()
         if len(shape) == 2
     ]
-    note = "Fewest and most entries of a matrix that any mask keeps: the same where every mask is exact."
+    note = "The fewest and most entries that a mask keeps of the matrix. They are equal if all masks are exact."
     columns = ("model", "sparsity", "matrix", "shape", "kept, fewest", "kept, most", "share kept")
     return Table("kept", "Kept entries by matrix", note, columns, rows)
 
 
-def runs_table(study: Study) -> Table:
-    """Every fine-tuning that the report is made of."""
+def runs_table(results: Results) -> Table:
+    """Every fine-tuning, also those at other rates."""
     rows: list[tuple[Cell, ...]] = []
-    chosen = [(item, "yes") for item in study.fine_tunings]
-    for item, best in [*chosen, *((item, "no") for item in study.other_rates)]:
+    chosen = [(item, "yes") for item in results.fine_tunings]
+    for item, best in [*chosen, *((item, "no") for item in results.other_rates)]:
         t = item.ticket
         of_mask: tuple[Cell, ...] = ("full model", 0.0, None, None, None)
         if t:
@@ -278,18 +273,18 @@ def runs_table(study: Study) -> Table:
         *("model", "task", "method", "sparsity", "mask seed", "step of the mask", "schedule"),
         *("metric", "seed", "training samples", "learning rate", "best rate", "score", "seconds", "run"),
     )
-    note = "The report averages those at the best rate of their mask, and nothing else."
+    note = "The report averages only fine-tunings at the best rate of their mask."
     return Table("runs", "Every fine-tuning", note, columns, rows)
 
 
-def skipped_table(study: Study) -> Table:
-    """What is not in the report."""
-    rows: list[tuple[Cell, ...]] = [(item.run, item.why) for item in study.skipped]
-    return Table("left-out", "Left out", "Runs and files that are not in the figures, and why.", ("run", "why"), rows)
+def skipped_table(results: Results) -> Table:
+    """The runs and files that are not in the report."""
+    rows: list[tuple[Cell, ...]] = [(item.run, item.why) for item in results.skipped]
+    return Table("left-out", "Left out", "Runs and files that are not in the report, and why.", ("run", "why"), rows)
 
 
 def figure_table(figure: Figure) -> Table:
-    """The numbers behind a figure."""
+    """The values of a figure."""
     return Table(
         figure.name, figure.title, "", ("panel", "series", "x axis", "x", "y axis", "y", "about"), [*_values(figure)]
     )

@@ -1,4 +1,4 @@
-"""What tells searches by one method apart, in words: the mask, the scores and whatever else they were given."""
+"""What distinguishes searches by the same method, in words: initial mask, scores and other options."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,13 +12,13 @@ from tamt.terms import describe, parse_objective
 
 RANDOM_START = "random start"
 UNKNOWN = "unknown search"
-"""The variant of a mask training of which only the mask is known."""
+"""The variant of mask training if only the mask is known."""
 
 
 def variants(configs: Iterable[Mapping[str, Any]]) -> list[str | None]:
-    """The variant of the search with each config; None where nothing is to be said.
+    """The variant of the search with each config; None for the default.
 
-    Scores are named where the searches start from several kinds of them.
+    Scores are named if the searches start from several kinds of them.
     """
     configs = list(configs)
     several = len({kind for config in configs if (kind := _scores(config))}) > 1
@@ -42,12 +42,12 @@ def _variant(config: Mapping[str, Any], with_scores: bool) -> str | None:
 def _objective(text: str) -> str:
     try:
         return describe(parse_objective(text))
-    except UserError:  # that of another version of tamt
+    except UserError:  # of another version of tamt
         return text
 
 
 def _scores(config: Mapping[str, Any]) -> str | None:
-    """The kind of scores that a mask training starts from; None for other methods."""
+    """The kind of scores from which mask training starts; None for other methods."""
     method, recipe = str(config.get("method")), config.get("recipe")
     if not trains_scores(method):
         return None
@@ -62,7 +62,7 @@ def starts_at_random(variant: str | None) -> bool:
 
 
 def not_at_random(variant: str | None) -> str | None:
-    """The variant that differs from this one only in that it does not start from a random mask."""
+    """The same variant without the random start."""
     return ", ".join(word for word in (variant or "").split(", ") if word != RANDOM_START) or None
 
 

@@ -14,6 +14,9 @@ from rich.table import Table
 
 from tamt.runtime import processes
 
+UNBROKEN = 10_000
+"""Width of a table in a file or a pipe, so that each row is one line."""
+
 console = Console(stderr=True, highlight=False, quiet=not processes.first())
 
 
@@ -60,6 +63,8 @@ def show(results: list[dict]) -> None:
     if not results:  # as of a study of which no run succeeded
         return
     output = Console(highlight=False)
+    if not output.is_terminal:
+        output.width = UNBROKEN
     columns = [key for key, value in results[0].items() if not isinstance(value, dict | list)]
     shared = [key for key in columns if all(row.get(key) == results[0][key] for row in results)]
     for key in shared:

@@ -1,4 +1,4 @@
-"""Where runs are done: in this process, one after the other, or on a Ray cluster, many at a time."""
+"""Where runs are executed: in this process, one after the other, or on a Ray cluster, many at a time."""
 
 import logging
 from pathlib import Path
@@ -6,24 +6,24 @@ from typing import Any, Protocol
 
 from tamt.runtime.errors import UserError
 from tamt.sweep.plan import Run
-from tamt.sweep.runs import Outcome, attempt
+from tamt.sweep.runs import Attempt, attempt
 
 
 class Engine(Protocol):
-    """Does runs. `start` as many as there are `workers`, then take the outcomes as they come from `finished`."""
+    """Executes runs. Call `start` for as many as there are `workers`, then `finished` for each of them."""
 
     @property
     def workers(self) -> int:
-        """Runs that are done at the same time."""
+        """Number of runs at the same time."""
 
     def start(self, run: Run) -> None:
-        """Take on a run."""
+        """Start a run."""
 
-    def finished(self) -> Outcome:
-        """Wait for the next run to end."""
+    def finished(self) -> Attempt:
+        """Wait until a run ends."""
 
     def close(self) -> None:
-        """Stop what still runs and give everything back."""
+        """Stop the runs that are still going and free all resources."""
 
 
 class Here:
@@ -38,7 +38,7 @@ class Here:
     def start(self, run: Run) -> None:
         self._run = run
 
-    def finished(self) -> Outcome:
+    def finished(self) -> Attempt:
         assert self._run is not None
         return attempt(self._output, self._run, self._keep_models)
 
@@ -47,13 +47,13 @@ class Here:
 
 
 class OnRay:
-    """Runs on a Ray cluster: the one that this process or RAY_ADDRESS or `ray start` names, else this machine.
+    """Runs on a Ray cluster: that of this process, of RAY_ADDRESS or of `ray start`, else this machine.
 
-    A run takes one GPU where the cluster has GPUs, else `cores` cores. Every machine must see the study's folder, the
+    A run takes one GPU if the cluster has GPUs, else `cores` cores. Every machine must see the study's folder, the
     models and the texts under the same paths.
 
     Raises:
-        UserError: ray is not installed, the cluster cannot be reached, or it has fewer cores than one run takes.
+        UserError: Ray is not installed, the cluster cannot be reached, or it has fewer cores than one run takes.
     """
 
     def __init__(self, output: Path, keep_models: bool, cores: int) -> None:
@@ -68,7 +68,7 @@ class OnRay:
         try:
             if self._started:
                 ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
-        except Exception as error:  # ray raises nearly anything where it cannot start or connect
+        except Exception as error:  # Ray raises almost anything when it cannot start or connect
             raise UserError(f"Ray cannot be started or reached ({error}); see RAY_ADDRESS and ray status") from error
         if self.workers == 0:
             cpus = ray.cluster_resources().get("CPU", 0)
@@ -76,13 +76,13 @@ class OnRay:
             raise UserError(f"--cores {cores} is more than the {cpus:g} cores of the Ray cluster; lower it")
         needs = {"num_gpus": 1} if self._gpus() else {"num_cpus": cores}
 
-        def work(run: Run) -> Outcome:
+        def work(run: Run) -> Attempt:
             import torch
 
             torch.set_num_threads(cores)
             return attempt(output, run, keep_models)
 
-        # A worker that dies, for lack of memory say, is tried once more: the run goes on from its checkpoint.
+        # A worker that dies, for example for lack of memory, is tried once more; the run continues from its checkpoint.
         self._work = ray.remote(**needs, max_retries=1)(work)
 
     def _gpus(self) -> int:
@@ -95,14 +95,14 @@ class OnRay:
     def start(self, run: Run) -> None:
         self._running[self._work.remote(run)] = run
 
-    def finished(self) -> Outcome:
+    def finished(self) -> Attempt:
         (done, *_), _ = self._ray.wait(list(self._running))
         run = self._running.pop(done)
         try:
             return self._ray.get(done)
         except self._ray.exceptions.RayError as error:
             first = str(error).strip().splitlines()[0]
-            return Outcome(run, error=f"its Ray worker failed: {type(error).__name__}: {first}")
+            return Attempt(run, error=f"its Ray worker failed: {type(error).__name__}: {first}")
 
     def close(self) -> None:
         for work in self._running:

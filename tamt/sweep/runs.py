@@ -1,4 +1,4 @@
-"""One run of a study: what is there of it, and doing it."""
+"""One run of a study: its status, and its execution."""
 
 import gc
 import json
@@ -24,7 +24,7 @@ from tamt.runtime.errors import UserError
 from tamt.runtime.files import write_atomically
 from tamt.runtime.untrusted import read_yaml
 from tamt.search.train import train
-from tamt.sweep.plan import Kind, Run
+from tamt.sweep.plan import ASIDE, Kind, Run
 from tamt.training.run_folder import (
     AUTO,
     CONFIG,
@@ -39,16 +39,14 @@ from tamt.version import __version__
 
 COMMANDS: dict[Kind, Callable[..., dict]] = {"search": train, "evaluate": evaluate, "finetune": finetune}
 OPTIONS: dict[Kind, type[Options]] = {"search": TrainOptions, "evaluate": EvaluateOptions, "finetune": FinetuneOptions}
-ASIDE = "aside"
-"""The folder in that of a study to which runs are moved that cannot be used; nothing is deleted."""
 ERRORS = "errors"
 
 State = Literal["done", "done without its masks", "to resume", "new", "damaged", "other"]
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is there of a run: its state, why it is `damaged` or `other` than asked for, its rows if it is done."""
+class RunStatus:
+    """What a study's folder holds of a run: its state, why it is `damaged` or `other`, and its rows if it is done."""
 
     state: State
     why: str = ""
@@ -56,8 +54,8 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a run ended: with rows, or with an error in one sentence; the seconds it took, loading counted."""
+class Attempt:
+    """How a run ended: with rows, or with an error in one sentence; and the seconds that it took, loading included."""
 
     run: Run
     rows: list[dict] = field(default_factory=list)
@@ -65,38 +63,38 @@ class Outcome:
     seconds: float = 0.0
 
 
-def look(output: Path, run: Run) -> Found:
+def status_of(output: Path, run: Run) -> RunStatus:
     """What the folder of a study holds of a run. Nothing is written.
 
-    Two runs are the same where all settings are, given or by default, but for where the study's folder is, and where
-    the same version of tamt did them. A finished search may have more masks along its way than are asked for.
+    A run is `other` than requested if a setting differs, given or by default, except for the place of the study's
+    folder, or if another version of tamt started it. A finished search may have more masks than requested.
     """
     folder = output / run.path
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return Found("new")
+        return RunStatus("new")
     try:
         started = read_yaml(folder / CONFIG)
     except UserError:
-        return Found("damaged", f"has no {CONFIG} that can be read")
+        return RunStatus("damaged", f"has no readable {CONFIG}")
     finished = (folder / RESULTS).exists()
     if differing := _difference(output, run, started, finished):
-        return Found("other", f"was started with {differing}")
+        return RunStatus("other", f"was started with {differing}")
     if (version := version_of(folder)) != __version__:
-        return Found("other", f"was started by tamt {version or 'of an unknown version'}, not {__version__}")
+        return RunStatus("other", f"was started by tamt {version or 'of an unknown version'}, not {__version__}")
     if not finished:
-        return Found("to resume")
+        return RunStatus("to resume")
     try:
         rows = finished_results(folder, {}) or []
     except UserError:
-        return Found("damaged", f"has a {RESULTS} that cannot be read")
+        return RunStatus("damaged", f"has an unreadable {RESULTS}")
     if lacking := [mask for mask in run.masks if not _is_whole(folder / mask)]:
         state: State = "damaged" if any((folder / mask).exists() for mask in lacking) else "done without its masks"
-        return Found(state, f"has no {lacking[0]} that can be read", rows)
-    return Found("done", rows=rows)
+        return RunStatus(state, f"has no readable {lacking[0]}", rows)
+    return RunStatus("done", rows=rows)
 
 
 def _is_whole(mask: Path) -> bool:
-    """Whether a mask file is there with all its bytes; what they say is checked when it is used."""
+    """Whether a mask file has all its bytes; their content is checked when the mask is used."""
     try:
         with safe_open(mask, framework="pt"):
             return True
@@ -105,19 +103,19 @@ def _is_whole(mask: Path) -> bool:
 
 
 def _difference(output: Path, run: Run, started: Mapping[str, Any], finished: bool) -> str | None:
-    """The first setting in which a started run differs from `run`, None if there is none."""
+    """The first setting in which a started run differs from `run`; None if there is none."""
     options = OPTIONS[run.kind]
     left_out = options.NOT_SAVED | {"output"}
     defaults = {field.name: field.default for field in fields(options) if field.name not in left_out}
     if "output" in started:
         former = str(Path(started["output"]).parent.parent)
-    else:  # of an evaluation; beside its own folder it names that of a search
+    else:  # an evaluation, which names the folder of a search
         former = str(started.get("mask")).rpartition("/search/")[0] or str(output)
     for name, default in defaults.items():
         asked = run.settings.get(name, default)
         asked = str(asked) if isinstance(asked, Path) else asked
         there = started.get(name, default)
-        if isinstance(there, str) and there.startswith(f"{former}/"):  # the study was moved since
+        if isinstance(there, str) and there.startswith(f"{former}/"):  # the study was moved
             there = str(output) + there.removeprefix(former)
         if name in HARMLESS or asked == AUTO:
             continue
@@ -129,7 +127,7 @@ def _difference(output: Path, run: Run, started: Mapping[str, Any], finished: bo
 
 
 def move_aside(output: Path, run: Run) -> Path:
-    """Move what is there of a run out of the way, to `aside/` in the study's folder; returns where it is now."""
+    """Move the folder of a run to `aside/` in the study's folder; returns its new path."""
     number, target = 1, output / ASIDE / run.path
     while target.exists():
         number += 1
@@ -139,13 +137,15 @@ def move_aside(output: Path, run: Run) -> Path:
     return target
 
 
-def attempt(output: Path, run: Run, keep_models: bool) -> Outcome:
-    """Do a run, or go on with it. What goes wrong is in the outcome; of what is no mistake of the user's the traceback
-    is written to `errors/`. After a fine-tuning the model is deleted unless `keep_models`: its score is in the results,
-    and that of BERT-base takes 440 MB."""
+def attempt(output: Path, run: Run, keep_models: bool) -> Attempt:
+    """Execute a run, or continue it. Errors are returned, not raised.
+
+    The traceback of an error that is not a `UserError` is written to `errors/`. The model of a fine-tuning is deleted
+    unless `keep_models`: its score is in the results, and a BERT-base takes 440 MB.
+    """
     started = time.monotonic()
     complaint = output / ERRORS / f"{run.kind}_{run.name}.txt"
-    gc.freeze()  # or each of the collections below would go through all that torch and transformers are made of
+    gc.freeze()  # so that the collection below does not go through all of torch and transformers
     try:
         try:
             rows = _do(output, run)
@@ -153,21 +153,21 @@ def attempt(output: Path, run: Run, keep_models: bool) -> Outcome:
             move_aside(output, run)
             rows = _do(output, run)
     except UserError as error:
-        return Outcome(run, error=str(error), seconds=time.monotonic() - started)
-    except Exception as error:  # a full disk or too little memory, say: the other runs may do
+        return Attempt(run, error=str(error), seconds=time.monotonic() - started)
+    except Exception as error:  # such as a full disk or too little memory; the other runs may succeed
         write_atomically(complaint, traceback.format_exc())
         first = (str(error).strip().splitlines() or [""])[0]
         text = f"{type(error).__name__}: {first} (traceback in {complaint})"
-        return Outcome(run, error=text, seconds=time.monotonic() - started)
+        return Attempt(run, error=text, seconds=time.monotonic() - started)
     finally:
-        gc.collect()  # the model, if something in it refers to itself
+        gc.collect()  # a model that refers to itself
         gc.unfreeze()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     complaint.unlink(missing_ok=True)
     if not keep_models:
         shutil.rmtree(output / run.path / MODEL_FOLDER, ignore_errors=True)
-    return Outcome(run, rows, seconds=time.monotonic() - started)
+    return Attempt(run, rows, seconds=time.monotonic() - started)
 
 
 def _do(output: Path, run: Run) -> list[dict]:

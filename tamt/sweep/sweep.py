@@ -1,4 +1,4 @@
-"""`tamt sweep`: from a study file to the folders of all its runs."""
+"""`tamt sweep`: run a study file."""
 
 import signal
 import threading
@@ -14,10 +14,10 @@ from tamt.runtime.console import console, say
 from tamt.runtime.errors import UserError
 from tamt.runtime.files import lock, write_atomically
 from tamt.runtime.termination import SIGTERM, Terminated
-from tamt.sweep.clock import Clock, duration
 from tamt.sweep.engine import Engine, Here, OnRay
+from tamt.sweep.forecast import Forecast, duration
 from tamt.sweep.plan import Plan, Run, make_plan
-from tamt.sweep.runs import Found, look, move_aside
+from tamt.sweep.runs import RunStatus, move_aside, status_of
 from tamt.sweep.study import load_study
 from tamt.sweep.table import TABLE, summary, table, write_table
 
@@ -27,53 +27,50 @@ LOCK = ".sweep.lock"
 @command(SweepOptions)
 def sweep(options: SweepOptions) -> dict:
     """Run `tamt sweep`."""
-    loaded = load_study(options.study, options.output, options.data_dir)
-    plan = make_plan(loaded)
-    folder = loaded.output
+    study = load_study(options.study, options.output, options.data_dir)
+    plan = make_plan(study)
+    folder = study.output
     if options.dry_run:
         return {"results": _show(folder, plan, options.redo)}
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        found = _found(folder, plan)
-        _refuse_others(plan, found, options.redo)
-        aside = _to_move(plan, found)
-        for run in reversed(plan.runs):  # what was made from a mask before the mask, should this be killed here
-            if run.path in aside:
-                say(f"{run.path} {aside[run.path]}; it is now {move_aside(folder, run)}, and is done again")
-        done = {run.path: found[run.path].rows for run in plan.runs if found[run.path].state == "done"}
-        rows = {path: results for path, results in done.items() if path not in aside}
-        chosen: Engine = Here(folder, loaded.keep_models)
+        statuses = _statuses(folder, plan)
+        _refuse_others(plan, statuses, options.redo)
+        rejected = _rejected(plan, statuses)
+        for run in reversed(plan.runs):  # runs that took a mask before its search, in case this is killed here
+            if run.path in rejected:
+                say(f"{run.path} {rejected[run.path]}; moved to {move_aside(folder, run)}, and run again")
+        rows = _finished_rows(plan, statuses, rejected)
+        engine: Engine = Here(folder, study.keep_models)
         if options.engine == "ray":
-            chosen = OnRay(folder, loaded.keep_models, options.cores)
+            engine = OnRay(folder, study.keep_models, options.cores)
         try:
             with _saved_on_interrupt():
-                failed, not_run = _do_all(folder, plan, rows, chosen)
+                failed, not_run = _run_all(folder, plan, rows, engine)
         except KeyboardInterrupt as stop:
-            stop.args = (
-                f"stopped with {len(rows)} of {len(plan.runs)} runs done; the same command goes on from there",
-            )
+            stop.args = (f"stopped with {len(rows)} of {len(plan.runs)} runs done; repeat the command to continue",)
             raise
         finally:
-            chosen.close()
+            engine.close()
             write_atomically(folder / TABLE, write_table(table(plan, rows)))
     for path, error in failed.items():
         say(f"failed: {path}: {error}")
     for path, need in not_run.items():
         say(f"not run: {path}, which needs {need}")
-    say(f"{len(rows)} of {len(plan.runs)} runs done; every result is in {folder / TABLE}")
+    say(f"{len(rows)} of {len(plan.runs)} runs done; all results are in {folder / TABLE}")
     results = summary(table(plan, rows))
     return {"results": results, "failed": [*failed, *not_run], "output": str(folder)}
 
 
-def _do_all(
+def _run_all(
     folder: Path, plan: Plan, rows: dict[str, list[dict]], engine: Engine
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Do what is not in `rows` yet, and put it there.
+    """Execute the runs that are not in `rows` yet, and add their rows.
 
     Returns:
-        The runs that failed with their errors, and those that were not run with the failed one that each needs.
+        The runs that failed with their errors, and the runs that were not started with the failed run that each needs.
     """
-    clock = Clock(plan.runs, rows)
+    forecast = Forecast(plan.runs, rows)
     waiting = [run for run in plan.runs if run.path not in rows]
     running: set[str] = set()
     failed: dict[str, str] = {}
@@ -90,87 +87,94 @@ def _do_all(
     while waiting or running:
         while len(running) < engine.workers and (run := next_ready()):
             begun += 1
-            say(f"run {begun} of {len(plan.runs)}, {clock.told(engine.workers)}: {run.path}")
+            say(f"run {begun} of {len(plan.runs)}, {forecast.describe(engine.workers)}: {run.path}")
             running.add(run.path)
             engine.start(run)
         with _quiet_unless_watched():
-            outcome = engine.finished()
-        run = outcome.run
+            attempt = engine.finished()
+        run = attempt.run
         running.remove(run.path)
-        if outcome.error is None:
-            rows[run.path] = outcome.rows
-            clock.done(run, outcome.seconds)
+        if attempt.error is None:
+            rows[run.path] = attempt.rows
+            forecast.done(run, attempt.seconds)
             write_atomically(folder / TABLE, write_table(table(plan, rows)))
             continue
-        say(f"failed: {run.path}: {outcome.error}")
-        failed[run.path] = outcome.error
+        say(f"failed: {run.path}: {attempt.error}")
+        failed[run.path] = attempt.error
         without = [other for other in waiting if other.needs == run.path]
         not_run |= {other.path: run.path for other in without}
         begun += len(without)
-        for gone in (run, *without):
-            clock.gone(gone)
+        for dropped in (run, *without):
+            forecast.drop(dropped)
         waiting = [other for other in waiting if other not in without]
     return failed, not_run
 
 
-def _found(folder: Path, plan: Plan) -> dict[str, Found]:
-    """What there is of each run. A finished search lacks its masks only where a run that is left needs them."""
-    found = {run.path: look(folder, run) for run in plan.runs}
-    needed = {run.needs for run in plan.runs if found[run.path].state != "done"}
-    for path, there in found.items():
-        if there.state == "done without its masks":
-            found[path] = replace(there, state="damaged" if path in needed else "done")
-    return found
+def _statuses(folder: Path, plan: Plan) -> dict[str, RunStatus]:
+    """The status of each run. A finished search without its masks is damaged only if a run that is left needs them."""
+    statuses = {run.path: status_of(folder, run) for run in plan.runs}
+    needed = {run.needs for run in plan.runs if statuses[run.path].state != "done"}
+    for path, status in statuses.items():
+        if status.state == "done without its masks":
+            statuses[path] = replace(status, state="damaged" if path in needed else "done")
+    return statuses
 
 
-def _refuse_others(plan: Plan, found: dict[str, Found], redo: bool) -> None:
-    others = [run for run in plan.runs if found[run.path].state == "other"]
+def _refuse_others(plan: Plan, statuses: dict[str, RunStatus], redo: bool) -> None:
+    others = [run for run in plan.runs if statuses[run.path].state == "other"]
     if others and not redo:
         first = others[0]
         more = f", and {len(others) - 1} others do not fit either" if len(others) > 1 else ""
         raise UserError(
-            f"{first.path} {found[first.path].why}{more}; go on with what did it, give another "
-            "--output, or --redo moves such runs aside and does them again"
+            f"{first.path} {statuses[first.path].why}{more}; continue with the same study and version, give another "
+            "--output, or use --redo to move such runs aside and run them again"
         )
 
 
-def _to_move(plan: Plan, found: dict[str, Found]) -> dict[str, str]:
-    """The runs that have to go out of the way, with the reason.
+def _rejected(plan: Plan, statuses: dict[str, RunStatus]) -> dict[str, str]:
+    """The runs that must be moved aside, with the reason.
 
-    Those that are damaged or other than asked for, and what was made from a mask whose search is not there finished:
-    the search done again may give another mask.
+    These are damaged runs, runs with other settings, and runs with a mask whose search is not finished: the search may
+    find another mask when it is run again.
     """
-    aside = {run.path: found[run.path].why for run in plan.runs if found[run.path].state in {"damaged", "other"}}
+    rejected = {
+        run.path: statuses[run.path].why for run in plan.runs if statuses[run.path].state in {"damaged", "other"}
+    }
     for run in plan.runs:
-        lost = run.needs is not None and (run.needs in aside or found[run.needs].state != "done")
-        if lost and run.path not in aside and found[run.path].state != "new":
-            aside[run.path] = f"was made from a mask of {run.needs}, which has to be searched again"
-    return aside
+        lost = run.needs is not None and (run.needs in rejected or statuses[run.needs].state != "done")
+        if lost and run.path not in rejected and statuses[run.path].state != "new":
+            rejected[run.path] = f"was made from a mask of {run.needs}, which has to be searched again"
+    return rejected
+
+
+def _finished_rows(plan: Plan, statuses: dict[str, RunStatus], rejected: dict[str, str]) -> dict[str, list[dict]]:
+    """The rows of the runs that are done and kept."""
+    done = {run.path: statuses[run.path] for run in plan.runs if run.path not in rejected}
+    return {path: status.rows for path, status in done.items() if status.state == "done"}
 
 
 def _show(folder: Path, plan: Plan, redo: bool) -> list[dict]:
-    """The runs as rows of a table, and on stderr how many there are and how long they may take."""
-    found = _found(folder, plan)
-    aside = _to_move(plan, found)
-    done = {run.path: found[run.path].rows for run in plan.runs if found[run.path].state == "done"}
-    rows = {path: results for path, results in done.items() if path not in aside}
-    clock = Clock(plan.runs, rows)
+    """The runs as rows of a table; their number and the estimated time go to stderr."""
+    statuses = _statuses(folder, plan)
+    rejected = _rejected(plan, statuses)
+    rows = _finished_rows(plan, statuses, rejected)
+    forecast = Forecast(plan.runs, rows)
     table_rows = []
     for run in plan.runs:
-        state: str = found[run.path].state
-        if run.path in aside:
+        state: str = statuses[run.path].state
+        if run.path in rejected:
             refused = state == "other" and not redo
-            state = f"{'refused' if refused else 'to redo'}: {aside[run.path]}"
-        seconds = None if state == "done" else clock.estimate(run)
+            state = f"{'refused' if refused else 'to redo'}: {rejected[run.path]}"
+        seconds = None if state == "done" else forecast.estimate(run)
         shown = "–" if state == "done" else "unknown" if seconds is None else duration(seconds)
         table_rows.append({"run": run.path, "state": state, "time": shown})
-    say(f"{len(plan.runs)} runs in {folder}, {len(rows)} done; {clock.told(1)}")
+    say(f"{len(plan.runs)} runs in {folder}, {len(rows)} done; {forecast.describe(1)}")
     return table_rows
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second sweep out of the folder."""
+    """Allow one sweep in the folder at a time."""
     with (folder / LOCK).open("wb") as file:
         lock(file, "sweep", folder)
         yield
@@ -178,7 +182,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _saved_on_interrupt() -> Iterator[None]:
-    """Answer Ctrl-C as SIGTERM is: the training at work ends after its step and saves. A second one ends at once."""
+    """Handle Ctrl-C like SIGTERM: the current training saves after its step and ends. A second Ctrl-C ends at once."""
     answer = signal.getsignal(SIGTERM) if SIGTERM else None
     if threading.current_thread() is not threading.main_thread() or not callable(answer):
         yield
@@ -203,7 +207,7 @@ def _saved_on_interrupt() -> Iterator[None]:
 
 @contextmanager
 def _quiet_unless_watched() -> Iterator[None]:
-    """Let runs show their bars on a terminal; into a file their lines would bury those of the study."""
+    """Show progress bars of runs on a terminal only; in a file they would bury the lines of the study."""
     console.quiet = not console.is_terminal
     try:
         yield

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tamt.finetuning.rates import best_over_seeds, rates_in_words
-from tamt.sweep.plan import Plan, Ticket
+from tamt.sweep.plan import Plan, Subnetwork
 from tamt.sweep.study import VARIANTS
 
 TABLE = "results.csv"
@@ -39,13 +39,13 @@ def table(plan: Plan, rows: Rows) -> list[dict[str, Any]]:
     default. Paths are relative to the folder of the study.
     """
     found = []
-    for ticket in plan.tickets:
-        path = ticket.evaluation or ticket.search
-        row = _mask_row(ticket, rows)
+    for subnetwork in plan.subnetworks:
+        path = subnetwork.evaluation or subnetwork.search
+        row = _mask_row(subnetwork, rows)
         if row is not None:
             figures = {key: row.get(key) for key in ("kd_loss", "mlm_loss", "seconds")}
-            mask = f"{ticket.search}/{ticket.file}" if ticket.search else None
-            found.append({"kind": "mask", "run": path, **ticket.labels, **figures, "mask": mask})
+            mask = f"{subnetwork.search}/{subnetwork.file}" if subnetwork.search else None
+            found.append({"kind": "mask", "run": path, **subnetwork.labels, **figures, "mask": mask})
     for run in plan.runs:
         if run.kind == "finetune" and run.path in rows:
             row = rows[run.path][-1]
@@ -122,11 +122,11 @@ def _mean(values: list[float], with_spread: bool) -> str | float | None:
     return f"{statistics.mean(values):.4f}{spread}"
 
 
-def _mask_row(ticket: Ticket, rows: Rows) -> dict | None:
-    """What was measured of a ticket's mask: by its evaluation, or in the row of its search that has its file."""
-    if ticket.evaluation is not None:
-        return rows[ticket.evaluation][-1] if ticket.evaluation in rows else None
-    if ticket.search is None or ticket.search not in rows:
+def _mask_row(subnetwork: Subnetwork, rows: Rows) -> dict | None:
+    """What was measured of a subnetwork's mask: by its evaluation, or in the row of its search that has its file."""
+    if subnetwork.evaluation is not None:
+        return rows[subnetwork.evaluation][-1] if subnetwork.evaluation in rows else None
+    if subnetwork.search is None or subnetwork.search not in rows:
         return None
-    named = [row for row in rows[ticket.search] if Path(row["mask"]).name == Path(str(ticket.file)).name]
+    named = [row for row in rows[subnetwork.search] if Path(row["mask"]).name == Path(str(subnetwork.file)).name]
     return named[-1] if named else None

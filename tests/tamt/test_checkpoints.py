@@ -265,7 +265,7 @@ def test_a_model_outside_the_family_is_fine_tuned_where_all_is_there(family: str
 @pytest.mark.parametrize("family", ["bart", "t5"])
 def test_an_encoder_with_a_decoder_is_refused(family: str, command, tmp_path: Path, capsys) -> None:
     model = save_family(tmp_path / "model", family)
-    check_refused(command("finetune", model), "has no prunable matrix for us, as it has a decoder", capsys)
+    check_refused(command("finetune", model), "has a decoder beside its encoder", capsys)
 
 
 @pytest.mark.parametrize("name", ["omp", "finetune"])

@@ -133,16 +133,15 @@ def test_overview_and_version(capsys) -> None:
         ({"method": "tamt-kd", "corpus": None}, "tamt-kd needs text"),
         ({"method": "imp", "steps": "9"}, "too few for IMP"),
         ({"method": "imp", "save_at": "3"}, "--save-at is for mask training"),
-        ({"method": "tamt-kd", "steps": "5", "save_at": "3,9"}, "--save-at 9 lies after the last step"),
+        ({"method": "tamt-kd", "steps": "5", "save_at": "3,9"}, "--save-at 9 is after the last step"),
         ({"method": "tamt-kd", "save_at": "x"}, "--save-at x is not a list of whole numbers such as 1,2,3"),
         ({"corpus": "/no/such/file"}, "no corpus file /no/such/file"),
         ({"model": "/no/such/model"}, "'/no/such/model' is no folder that is there"),
         ({"model": "no-such/model"}, "'no-such/model' is no folder"),
         ({"max_length": "1000"}, "--max-length 1000 is more than the 32 positions"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
-        ({"method": "tamt-mlm+kd", "kd_weight": "-1"}, "--kd-weight -1 must not be negative"),
-        ({"colour": "red"}, "--colour is no option; "),
-        ({"sparsty": "0.5"}, "--sparsty is no option; did you mean --sparsity"),
+        ({"colour": "red"}, "--colour is not an option; "),
+        ({"sparsty": "0.5"}, "--sparsty is not an option; did you mean --sparsity"),
         ({"seed": "-1"}, "--seed -1 is negative"),
         ({"seed": "1.5"}, "--seed 1.5 is not a whole number"),
         ({"config": "/no/such.yaml"}, "/no/such.yaml"),
@@ -231,7 +230,7 @@ def test_a_list_in_a_config_is_written_as_one(value, shown, command, tmp_path: P
     file = tmp_path / "options.yaml"
     file.write_text(f"corpus: {value}\n")
     assert main([*command(corpus=None), "--config", str(file)]) == 2
-    assert capsys.readouterr().err == f"tamt train: error: corpus in {file} is no list; write corpus: [{shown}]\n"
+    assert capsys.readouterr().err == f"tamt train: error: corpus in {file} is not a list; write corpus: [{shown}]\n"
 
 
 @pytest.mark.parametrize("null", ["", " null", " ~"])
@@ -247,13 +246,13 @@ def test_null_behind_an_option_of_a_config_leaves_it_as_it_is(name: str, null: s
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "{file} holds no options; write 'name: value' on each line, or leave --config out"),
-        ("# nothing\n", "{file} holds no options; write"),
+        ("", "{file} has no options; write 'name: value' on each line, or leave --config out"),
+        ("# nothing\n", "{file} has no options; write"),
         ("seed: 1\nsparsity: 0.5\nseed: 2\n", "(seed is there twice in line 1); correct it"),
         ("resume: 3\n", "resume in {file} is 3; write true or false"),
         ("prune_pooler: 'no'\n", "prune_pooler in {file} is 'no'; write true or false"),
-        ("config: other.yaml\n", "config in {file} is no option"),
-        ("sparsty: 0.5\n", "sparsty in {file} is no option; did you mean sparsity"),
+        ("config: other.yaml\n", "config in {file} is not an option"),
+        ("sparsty: 0.5\n", "sparsty in {file} is not an option; did you mean sparsity"),
         ("output: [a]\n", "--output ['a'] is not a path"),
         ("prune_pooler: true\nlr: 5e-5\nhead: x\nsteps: 2.5\n", "--steps 2.5 is not a whole number"),
         ("model: yes\n", "--model True is not text, so put it in quotes"),

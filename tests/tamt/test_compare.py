@@ -110,4 +110,4 @@ def test_pictures_and_tables(tmp_path: Path, capsys) -> None:
     with (tmp_path / "out" / "matrices.csv").open(newline="") as file:
         assert [float(row["similarity"]) for row in csv.DictReader(file)] == [row["similarity"] for row in rows]
     assert main(["compare", *paths, "--output", str(tmp_path / "out")]) == 2
-    assert "nothing in it is overwritten" in capsys.readouterr().err
+    assert "exists and is not overwritten" in capsys.readouterr().err

@@ -73,7 +73,7 @@ def test_one_seed_has_no_spread(tmp_path: Path, capsys: pytest.CaptureFixture) -
 def test_a_folder_that_holds_something_else_is_left_as_it_is(tmp_path: Path, capsys) -> None:
     (tmp_path / "results.json").write_text("mine")
     assert run(tmp_path) == run(tmp_path / "results.json") == 2
-    assert "holds something else than a demo" in capsys.readouterr().err
+    assert "contains other files than a demo" in capsys.readouterr().err
     assert (tmp_path / "results.json").read_text() == "mine"
     assert not (tmp_path / "omp").exists()
 

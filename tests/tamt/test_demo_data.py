@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tamt.data import assets as demo
+from tamt.data.wheels import Asset, Wheel
 from tamt.runtime.errors import UserError
 
 PAGE = """<page><title>{title}</title><ns>{ns}</ns>{redirect}<revision><text>{text}</text></revision></page>"""
@@ -46,13 +47,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return subprocess.CompletedProcess([], 1, b"", b"WARNING: retrying\nERROR: no route to the index\n")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(demo.subprocess, "run", no_network)
+    monkeypatch.setattr("tamt.data.wheels.subprocess.run", no_network)
     folder = tmp_path / "tamt" / "demo"
     folder.mkdir(parents=True)
     return folder
 
 
-def wheel_file(cache: Path, wheel: demo.Wheel, contents: dict[str, bytes]) -> Path:
+def wheel_file(cache: Path, wheel: Wheel, contents: dict[str, bytes]) -> Path:
     """A wheel with these members in the cache folder."""
     path = cache / f"{wheel.project.replace('-', '_')}-{wheel.version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -67,7 +68,7 @@ def digests(contents: dict[str, bytes]) -> dict[str, str]:
 
 def put_asset(cache: Path, monkeypatch: pytest.MonkeyPatch, name: str, contents: dict[str, bytes]) -> Path:
     """The wheel of an asset with these members in the cache folder, and their digests in place of the real ones."""
-    asset: demo.Asset = getattr(demo, name)
+    asset: Asset = getattr(demo, name)
     path = wheel_file(cache, asset.wheels[0], {f"{asset.folder}/{member}": c for member, c in contents.items()})
     monkeypatch.setattr(demo, name, dataclasses.replace(asset, members=digests(contents)))
     return path
@@ -176,7 +177,7 @@ def test_a_damaged_part_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -
     ("piece", "message"),
     [
         (b"another zip's bytes", r"in the wheels .*part_001.* to .*part_005.* cannot be read .*; delete the wheels"),
-        (None, r"vocab\.txt in the wheels .* is damaged or another version: its sha256 is not 0000"),
+        (None, r"vocab\.txt in the wheels .* is damaged or of another version: its sha256 is not 0000"),
     ],
 )
 def test_parts_that_do_not_make_the_pinned_files_are_named(

@@ -191,7 +191,7 @@ def test_seeds_leave_a_single_run_alone(tiny_bert: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seeds": [1, 2, 1]}, "--seeds 1 is negative, over 32 bits or there twice"),
+        ({"seeds": [1, 2, 1]}, "--seeds 1 is negative, over 32 bits or given twice"),
         ({"seed": -1}, "--seed -1 is negative"),
         ({"early_stop": 0}, "--early-stop 0 must be 1 or more"),
         ({"data_dir": Path("/no/such/folder")}, "there are no train.tsv, dev_matched.tsv, dev_mismatched.tsv in"),

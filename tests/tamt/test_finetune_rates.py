@@ -147,7 +147,7 @@ def test_rates_come_with_commas_or_as_a_list_in_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"lr": [1e-4, 1e-4]}, "--lr 0.0001 is there twice"),
+        ({"lr": [1e-4, 1e-4]}, "--lr 0.0001 is given twice"),
         ({"lr": [1e-4, 0.0]}, "--lr 0 must be more than 0"),
         ({"lr": [float("inf")]}, "--lr inf must be more than 0 and finite"),
         ({"lr": []}, "--lr is an empty list"),

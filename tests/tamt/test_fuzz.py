@@ -293,9 +293,9 @@ def test_rows_of_a_task(folder: Path, mutations, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": ' + "[" * 100_000, "line 1: no JSON"),
+        ('{"text": ' + "[" * 100_000, "line 1: not JSON"),
         ('{"text": "\\ud800", "label": 1}', "line 1: 'text' holds half a character"),
-        ('{"text": "a", "label": ' + "9" * 5000 + "}", "line 1: no JSON"),
+        ('{"text": "a", "label": ' + "9" * 5000 + "}", "line 1: not JSON"),
     ],
     ids=["nested", "half", "long"],
 )
@@ -317,7 +317,7 @@ def test_labels_of_thousands_of_digits_are_names(tmp_path: Path) -> None:
 def test_hostile_squad(tmp_path: Path, content: str) -> None:
     for split in ("train", "dev"):
         (tmp_path / f"{split}-v1.1.json").write_text(content)
-    with pytest.raises(UserError, match=r"train-v1\.1\.json.*(no JSON|half a character)"):
+    with pytest.raises(UserError, match=r"train-v1\.1\.json.*(not JSON|half a character)"):
         load_questions(find_task("squad"), tmp_path)
 
 

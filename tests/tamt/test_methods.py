@@ -26,8 +26,8 @@ from tamt.methods import (
     paper_steps,
     steps_to,
 )
-from tamt.report.drawing import COLOURS, MARKS
-from tamt.report.figures import label_of
+from tamt.report.scores import label_of
+from tamt.report.style import COLOURS, MARKS
 from tamt.runtime.choices import check_initial, scores_of_start
 from tamt.runtime.errors import UserError
 from tamt.search.train import train

@@ -359,7 +359,7 @@ def test_accumulation_equals_a_larger_batch(run, losses_of, tmp_path: Path, stil
         ({}, "tamt needs an objective; give one such as --objective kd:1,attention:1"),
         ({"objective": "kd,sop"}, "has no term of 'sop'"),
         ({"objective": "kd:0"}, "no weight above 0"),
-        ({"objective": "kd", "method": "tamt-kd"}, "--objective is not for tamt-kd but for tamt; leave it out"),
+        ({"objective": "kd", "method": "tamt-kd"}, "--objective is for tamt, not tamt-kd; leave it out"),
         ({"objective": "contrastive", "batch_size": 1}, "a batch has 1; raise --batch-size"),
     ],
 )

@@ -139,7 +139,7 @@ def test_numbers_of_a_jsonl_file_are_read_as_those_of_a_csv_file(rows, value: st
 @pytest.mark.parametrize("column", ["text", "label"])
 def test_what_is_no_text_is_named(rows, column: str, value: str, what: str) -> None:
     row = {"text": '"x"', "label": '"a"'} | {column: value}
-    with pytest.raises(UserError, match=f"line 1: '{column}' is {what} and no text; write it as text or a number"):
+    with pytest.raises(UserError, match=f"line 1: '{column}' is {what}, not text; write it as text or a number"):
         rows("rows.jsonl", f'{{"text": {row["text"]}, "label": {row["label"]}}}\n')
 
 
@@ -151,7 +151,7 @@ def test_what_is_in_other_columns_does_not_matter(rows) -> None:
 def test_the_labels_that_are_found_are_said(rows, cats_and_dogs, tiny_bert: Path, tmp_path: Path, capsys) -> None:
     assert labels_found(*rows("rows.csv", "text,label\na,1\nb,1 \nc,1\n")) == "2 labels: '1' (2 rows), '1 ' (1 rows)"
     scores = rows("scores.csv", "text,label\n" + "".join(f"a,{i / 7:.3f}\n" for i in range(30)))
-    assert "and 20 more; numbers to be predicted as such are for --task regression" in labels_found(*scores)
+    assert "and 20 more; to predict numbers, use --task regression" in labels_found(*scores)
     finetune(task="classification", model=str(tiny_bert), output=tmp_path / "run", epochs=1, **cats_and_dogs)
     assert capsys.readouterr().err.count("2 labels: 'bad' (102 rows), 'good' (102 rows)") == 1
 

@@ -213,14 +213,14 @@ def test_answers_are_written_for_squads_own_script(squad: Path, tmp_path: Path) 
         (
             "rows.csv",
             "words,kind\nthe cat,good\nthe dog,fine\n",
-            "line 3: the label 'fine' is none of bad, good, so so",
+            "line 3: the label 'fine' is not one of bad, good, so so",
         ),
         ("rows.csv", "words,kind\nthe cat,fine\nthe dog,fine\n", "leave the column kind out"),
         ("rows.csv", "words,kind\nthe cat,good\nthe dog,\n", "line 3: the label is empty"),
         ("rows.csv", "sentence\nthe cat\n", "there is no column 'words' among sentence"),
         ("rows.csv", "words\n", "has no rows"),
         ("rows.csv", "", "has no rows"),
-        ("rows.json", "{}", "is no .tsv, .csv or .jsonl file"),
+        ("rows.json", "{}", "is not a .tsv, .csv or .jsonl file"),
     ],
 )
 def test_a_bad_file_is_one_sentence(name: str, content: str, message: str, run: Path, tmp_path: Path, capsys) -> None:

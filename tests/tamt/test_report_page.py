@@ -11,10 +11,12 @@ import pytest
 from example_study import ExampleStudy, write_example
 
 from tamt.methods import METHODS
-from tamt.report.drawing import swatch
-from tamt.report.figures import Chart, Figure, Series, figures_of
+from tamt.report.figure import Chart, Figure, Point, Series
+from tamt.report.figures import figures_of
+from tamt.report.read import read_results
 from tamt.report.report import report
-from tamt.report.runs import read_study
+from tamt.report.style import swatch
+from tamt.report.svg import svg_of
 
 FIGURES = [
     "fig-01",
@@ -58,7 +60,7 @@ def test_every_figure_is_a_picture_and_a_table(study: Path) -> None:
 
 
 def test_page_picture_and_table_show_the_same_numbers(study: Path) -> None:
-    read = read_study(study)
+    read = read_results(study)
     figure = next(
         f for f in figures_of(read) if isinstance(f, Figure) and f.name == "fig-03-score-by-sparsity-roberta-base"
     )
@@ -144,6 +146,12 @@ def test_the_page_in_a_browser(study: Path, browser, width: int, scheme) -> None
     assert complaints == []
     assert requests == [address]
     context.close()
+
+
+def test_ticks_are_labelled_with_their_values() -> None:
+    points = tuple(Point(x, 50.0) for x in (0.105, 0.125, 0.135))
+    chart = Chart("a", "sparsity (%)", "score", (Series("OMP", "omp", points),))
+    assert {"0.105", "0.125", "0.135"} <= set(re.findall(r"<text[^>]*>([^<]*)</text>", svg_of(chart, "a")))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -136,7 +136,7 @@ def test_accumulation_equals_a_larger_batch(run, losses_of, tmp_path: Path, stil
 @pytest.mark.parametrize("initial", ["omp", "random"])
 @pytest.mark.parametrize("ranking", ["signed", "abs"])
 def test_options_of_mask_training(run, tmp_path: Path, initial, ranking) -> None:
-    run("tamt-mlm+kd", initial=initial, ranking=ranking, kd_weight=2.0)
+    run("tamt", objective="mlm:1,kd:2", initial=initial, ranking=ranking)
     masks, _ = load_masks(tmp_path / "run" / "mask.safetensors")
     assert all(int(mask.sum()) == keep_of(mask.numel(), 0.7) for mask in masks.values())
 

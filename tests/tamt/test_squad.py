@@ -208,7 +208,7 @@ def spoilt(key: str, value: object) -> str:
         ('{"data": []}', r"train-v1\.1\.json has no questions"),
         ("[]", r"the file: there is no list 'data'"),
         ('{"data": [{"paragraphs": [{"qas": []}]}]}', r"data\[0\]\.paragraphs\[0\]: there is no text 'context'"),
-        ('{"data":\n [', r"train-v1\.1\.json, line 2: no JSON"),
+        ('{"data":\n [', r"train-v1\.1\.json, line 2: not JSON"),
         (spoilt("question", "x").replace("the caf", "\n\xff"), r"train-v1\.1\.json, line 2: not UTF-8"),
     ],
 )

@@ -227,11 +227,14 @@ def test_dry_run_tells_and_writes_nothing(sweep, commands, tmp_path, capsys) -> 
     rows = json.loads(capsys.readouterr().out)["results"]
     assert len(rows) == RUNS
     assert {(row["state"], row["time"]) for row in rows} == {("new", "unknown")}
+    assert sweep("--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(row["run"] in line for line in lines) for row in rows)
     commands.failing = {"finetune/demo_imp_demo_s0.5_mask0_seed0": KeyboardInterrupt}
     assert sweep() == 130
     err = capsys.readouterr().err
     assert "stopped with 16 of 26 runs done" in err.replace("\n", " ")
-    assert "the same command goes on from there" in err
+    assert "repeat the command to continue" in err
     assert len([row for row in table(tmp_path) if row["kind"] == "finetune"]) == 8
     before = sorted((tmp_path / "study").rglob("*"))
     assert sweep("--dry-run", "--json") == 0
@@ -332,7 +335,7 @@ def test_runs_with_other_settings_are_refused_or_redone_aside(sweep, commands, t
     other = {"search": {"save_at": [1000], "imp": {"lr": 1e-4}}}
     assert sweep(**other) == 2
     err = capsys.readouterr().err
-    assert "search/imp_demo_s0.7_seed0 was started with lr = None, not 0.0001; go on with what did it" in err
+    assert "search/imp_demo_s0.7_seed0 was started with lr = None, not 0.0001; continue with the same study" in err
     assert err.count("\n") == 1
     assert commands.called == []
     assert sweep("--dry-run", "--json", **other) == 0

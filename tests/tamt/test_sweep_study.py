@@ -171,16 +171,16 @@ def test_parts_that_contradict_each_other_are_refused(load) -> None:
 
 def test_options_of_methods_and_tasks(load, tmp_path: Path) -> None:
     (tmp_path / "glue").mkdir()
-    search = {"batch_size": 8, "steps": 50, "kd_weight": 2, "imp": {"steps": 100, "lr": "5e-5"}}
+    search = {"batch_size": 8, "steps": 50, "threshold_every": 2, "imp": {"steps": 100, "lr": "5e-5"}}
     tasks = {"demo": {"epochs": 1}, "sst2": {"lr": 1e-5}}
     plan = make_plan(load(search=search, tasks=tasks, data_dir="glue", finetune={"epochs": 2, "precision": "bf16"}))
     settings = {run.name: run.settings for run in plan.runs}
     kd, imp, omp = (
         settings[name] for name in ("tamt-kd_demo_s0.7_steps50_seed0", "imp_demo_s0.7_steps100_seed0", "omp_demo_s0.7")
     )
-    assert (kd["batch_size"], kd["steps"], kd["kd_weight"]) == (8, 50, 2.0)
+    assert (kd["batch_size"], kd["steps"], kd["threshold_every"]) == (8, 50, 2)
     assert (imp["batch_size"], imp["steps"], imp["lr"]) == (8, 100, 5e-5)
-    assert "kd_weight" not in imp
+    assert "threshold_every" not in imp
     assert (omp["batch_size"], "steps" in omp) == (8, False)
     demo, sst2 = settings["demo_omp_demo_s0.7_seed0"], settings["sst2_omp_demo_s0.7_lr1e-05_seed0"]
     assert (demo["epochs"], demo["precision"], "data_dir" in demo) == (1, "bf16", False)
@@ -266,9 +266,9 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
         ({"corpus": "missing.txt", "dev_corpus": "demo"}, "line 11: there is no text file .*missing.txt"),
         ({"data_dir": "missing"}, "there is no folder .*missing"),
         ({"tasks": ["sst3"]}, "line 13: there is no task 'sst3'"),
-        ({"tasks": ["classification"]}, "classification reads files of your own; add its train_file"),
+        ({"tasks": ["classification"]}, "classification reads your own files; add its train_file"),
         ({"tasks": {"own": {"task": "sst3"}}}, "line 14: there is no task 'sst3'"),
-        ({"tasks": {"own": {"task": "classification"}}}, "classification reads files of your own; add its train_file"),
+        ({"tasks": {"own": {"task": "classification"}}}, "classification reads your own files; add its train_file"),
         ({"tasks": {"demo": {"train_file": "a.csv"}}}, "train_file is for the task classification"),
         ({"finetune": {"train_samples": ["some"]}}, r"finetune.train_samples\[0\] is 'some', not a whole number"),
         ({"also": [{"sparsities": [2]}]}, "line 16: the sparsity 2 is not"),
@@ -298,11 +298,11 @@ def test_one_kind_of_task_several_times_under_names_of_its_own(load, tmp_path: P
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "holds no keys"),
-        ("- a\n", "holds no keys"),
-        ("models: [\n", "line 2: no YAML that can be read"),
-        ("models: [a]\nmodels: [b]\n", "line 2: no YAML that can be read .the key models is there twice"),
-        ("a: !!python/object/apply:os.system [touch here]\n", "no YAML that can be read"),
+        ("", "has no keys"),
+        ("- a\n", "has no keys"),
+        ("models: [\n", "line 2: not valid YAML"),
+        ("models: [a]\nmodels: [b]\n", "line 2: not valid YAML .duplicate key models"),
+        ("a: !!python/object/apply:os.system [touch here]\n", "not valid YAML"),
         ("models: &a [*a]\nmethods: omp\nsparsities: 0.5\n", "it holds an alias"),
         ("\xff", "not UTF-8"),
     ],

@@ -93,15 +93,15 @@ def test_microsofts_mrpc_is_trained_on_without_its_dev_rows(tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("name", "dev", "message"),
     [
-        ("stsb", STSB + "0\tnews\tf\t2015\t1\tx\ty\ta\tb\t5.2\n", r"dev\.tsv, line 2: the score '5.2' is no number"),
-        ("stsb", STSB + "0\tnews\tf\t2015\t1\tx\ty\ta\tb\tnan\n", r"dev\.tsv, line 2: the score 'nan' is no number"),
+        ("stsb", STSB + "0\tnews\tf\t2015\t1\tx\ty\ta\tb\t5.2\n", r"dev\.tsv, line 2: the score '5.2' is not a number"),
+        ("stsb", STSB + "0\tnews\tf\t2015\t1\tx\ty\ta\tb\tnan\n", r"dev\.tsv, line 2: the score 'nan' is not a number"),
         (
             "stsb",
             STSB + "0\tnews\tf\t2015\t1\tx\ty\ta\tb\thigh\n",
-            r"line 2: the score 'high' is no number from 0 to 5",
+            r"line 2: the score 'high' is not a number from 0 to 5",
         ),
         ("cola", "gj04\t1\tHe left\n", r"dev\.tsv, line 1: 3 cells under the 4 of the layout \(source, label, star"),
-        ("cola", "gj04\t2\t\tHe left\n", r"dev\.tsv, line 1: the label '2' is none of unacceptable, acceptable"),
+        ("cola", "gj04\t2\t\tHe left\n", r"dev\.tsv, line 1: the label '2' is not one of unacceptable, acceptable"),
         (
             "rte",
             "index\tpremise\tsentence2\tlabel\n0\ta\tb\tentailment\n",
@@ -187,7 +187,7 @@ GOOD = "text\tlabel\na\tx\nb\ty\n"
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("dev.tsv", b"text\tlabel\na\tx\nb\tz\n", r"dev\.tsv, line 3: the label 'z' is none of x, y"),
+        ("dev.tsv", b"text\tlabel\na\tx\nb\tz\n", r"dev\.tsv, line 3: the label 'z' is not one of x, y"),
         ("dev.tsv", b"text\tlabel\n", r"dev\.tsv has no rows"),
         ("dev.tsv", b"", r"dev\.tsv has no rows"),
         ("dev.tsv", b"text\tlabel\na\tx\nb\n", r"dev\.tsv, line 3: 1 cells under the 2 of the header"),
@@ -195,9 +195,9 @@ GOOD = "text\tlabel\na\tx\nb\ty\n"
         ("dev.tsv", b"body\tlabel\na\tx\n", r"dev\.tsv, line 2: there is no column 'text' among body, label"),
         ("dev.tsv", b"text\tlabel\na\tx\ncaf\xe9\ty\n", r"dev\.tsv, line 3: not UTF-8 text"),
         ("dev.csv", b'text,label\n"a,x\n', r"dev\.csv, line 2: .*end of data"),
-        ("dev.jsonl", b'{"text": "a", "label": "x"}\n{"text": \n', r"dev\.jsonl, line 2: no JSON"),
-        ("dev.jsonl", b'["a", "x"]\n', r"dev\.jsonl, line 1: no JSON object"),
-        ("dev.txt", b"a\n", r"dev\.txt is no \.tsv, \.csv or \.jsonl file"),
+        ("dev.jsonl", b'{"text": "a", "label": "x"}\n{"text": \n', r"dev\.jsonl, line 2: not JSON"),
+        ("dev.jsonl", b'["a", "x"]\n', r"dev\.jsonl, line 1: not a JSON object"),
+        ("dev.txt", b"a\n", r"dev\.txt is not a \.tsv, \.csv or \.jsonl file"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -271,7 +271,7 @@ def test_a_regression_of_ones_own_takes_any_numbers(tmp_path: Path) -> None:
 def test_a_score_that_is_no_number_is_named(tmp_path: Path, label: str) -> None:
     file = write(tmp_path / "rows.csv", f"text,label\na,1\nb,{label}\n")
     with pytest.raises(
-        UserError, match=f"line 3: the score '{label}' is no number from -1e\\+12 to 1e\\+12; correct it, or div"
+        UserError, match=f"line 3: the score '{label}' is not a number from -1e\\+12 to 1e\\+12; correct it, or div"
     ):
         load_own(file, file, REGRESSION)
 

@@ -50,9 +50,9 @@ def test_the_handler_before_is_put_back() -> None:
 @pytest.mark.parametrize(
     ("raised", "code", "sentence"),
     [
-        (termination.Terminated(40), 143, "step 40 is saved: the same command with --resume goes on from it"),
-        (termination.Terminated(), 143, "give the same command again, with --resume if it was a run"),
-        (KeyboardInterrupt(), 130, "the last checkpoint is kept, --resume goes on from it"),
+        (termination.Terminated(40), 143, "step 40 is saved; repeat the command with --resume to continue from it"),
+        (termination.Terminated(), 143, "repeat the command, with --resume for a run"),
+        (KeyboardInterrupt(), 130, "the last checkpoint is kept, --resume continues from it"),
         (OSError(28, "No space left on device", "a.png"), 2, "No space left on device: 'a.png'"),
     ],
 )

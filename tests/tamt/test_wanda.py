@@ -93,7 +93,7 @@ def test_it_needs_text_and_knows_its_scopes(find, tmp_path: Path) -> None:
         find(corpus=None)
     with pytest.raises(UserError, match="--scope rows is not one of matrix, row"):
         find(scope="rows")
-    with pytest.raises(UserError, match="--scope is not for omp but for wanda"):
+    with pytest.raises(UserError, match="--scope is for wanda, not omp"):
         train(method="omp", model="none", output=tmp_path / "omp", scope="row")
     assert not (tmp_path / "run").exists()
 

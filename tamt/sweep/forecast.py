@@ -1,4 +1,4 @@
-"""How long the runs of a study take, from those that are done."""
+"""How long the runs of a study will take, judged by those that are done."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,10 @@ from typing import Any
 from tamt.sweep.plan import Run
 
 
-class Clock:
-    """Estimates a run by the mean of the runs like it, for the same work; knows nothing until there is one.
+class Forecast:
+    """Estimates the time of a run from finished runs with the same `like`, per unit of work.
 
-    Runs that were done before count with the seconds in their results, which leave the loading out.
+    Runs that an earlier sweep finished count with the seconds in their results, which do not include loading.
     """
 
     def __init__(self, runs: Sequence[Run], rows: Mapping[str, list[dict]]) -> None:
@@ -26,17 +26,17 @@ class Clock:
         del self._left[run.path]
         self._add(run, seconds)
 
-    def gone(self, run: Run) -> None:
-        """Leave out a run that failed or will not be done."""
+    def drop(self, run: Run) -> None:
+        """Leave out a run that failed or will not be run."""
         del self._left[run.path]
 
     def estimate(self, run: Run) -> float | None:
-        """Seconds that a run may take, None where no run like it is done."""
+        """Estimated seconds of a run; None if no run like it is done."""
         speeds = self._speeds.get(run.like)
         return statistics.mean(speeds) * run.work if speeds else None
 
-    def told(self, workers: int) -> str:
-        """The share of the time that has gone by and the time that is left, in words, for so many runs at a time."""
+    def describe(self, workers: int) -> str:
+        """The share of the time that has passed and the time that is left, in words, for `workers` runs at a time."""
         estimates = [self.estimate(run) for run in self._left.values()]
         if not estimates:
             return "nothing left to do"
@@ -44,9 +44,9 @@ class Clock:
         left = sum(known)
         unknown = len(estimates) - len(known)
         if unknown == len(estimates):
-            return "the time left is unknown"
+            return "time left unknown"
         if unknown:
-            return f"about {duration(left / workers)} left and {unknown} runs of unknown length"
+            return f"about {duration(left / workers)} left, plus {unknown} runs of unknown length"
         return f"{self._spent / (self._spent + left):.0%} of the time, about {duration(left / workers)} left"
 
     def _add(self, run: Run, seconds: float) -> None:

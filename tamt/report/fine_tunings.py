@@ -1,0 +1,143 @@
+"""The fine-tunings of a study, at the best learning rate of each subnetwork."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tamt.finetuning.rates import best_over_seeds, rates_in_words
+from tamt.methods import trains_scores
+from tamt.report.results import FineTuning, Results, TicketRecord
+from tamt.report.scan import FinishedRun, number_in, optional_number
+from tamt.report.searches import is_seeded, mask_key, ticket_of
+from tamt.report.variants import UNKNOWN
+from tamt.runtime.errors import UserError
+from tamt.training.run_folder import RESULTS
+
+
+def read_fine_tunings(results: Results, runs: list[FinishedRun], searches: set[str]) -> None:
+    """Add the fine-tunings to `results`, and the tickets of masks whose search is not among `searches`."""
+    runs_by_key: dict[tuple, str] = {}
+    without_search: dict[tuple, TicketRecord] = {}
+    for run in runs:
+        try:
+            fine_tuning = _fine_tuning(results, run, searches, without_search)
+        except UserError as error:
+            results.skip(run.name, str(error))
+            continue
+        except (KeyError, TypeError, ValueError) as error:
+            results.skip(run.name, f"has a row in {RESULTS} that is not from a fine-tuning ({error})")
+            continue
+        key = (*_rated_together(fine_tuning), fine_tuning.lr, fine_tuning.seed)
+        if key in runs_by_key:
+            results.skip(run.name, f"repeats {runs_by_key[key]}; only that one is counted")
+            continue
+        runs_by_key[key] = run.name
+        results.fine_tunings.append(fine_tuning)
+    results.tickets += without_search.values()
+    _choose_rates(results)
+
+
+def _fine_tuning(
+    results: Results, run: FinishedRun, searches: set[str], without_search: dict[tuple, TicketRecord]
+) -> FineTuning:
+    """The fine-tuning of a run.
+
+    Raises:
+        UserError: it cannot be used; the message says why, as `Results.skip` takes it.
+        KeyError, TypeError, ValueError: its row is not one of a fine-tuning.
+    """
+    row = run.rows[0]
+    if row.get("score") is None:
+        raise UserError("has no score: its metric is undefined")
+    ticket = None
+    if mask := row.get("mask") or run.config.get("mask"):
+        row = {**row, "mask": mask}
+        ticket = ticket_of(results, run, row)
+        if ticket is None:
+            folder = mask_key(str(mask))[0]
+            if any(Path(name).name == folder for name in searches):
+                raise UserError(
+                    f"fine-tunes a mask of {folder}, which is left out, has another model, or has another mask now"
+                )
+            ticket = _ticket_without_search(run, row)
+            ticket = without_search.setdefault(ticket.identity, ticket)
+    return FineTuning(
+        model=run.model,
+        ticket=ticket,
+        task=run.task,
+        metric=str(row.get("metric", "score")),
+        seed=int(row["seed"]),
+        train_samples=int(row["train_samples"]),
+        lr=optional_number(run.config, "lr"),
+        score=number_in(row, "score"),
+        seconds=optional_number(row, "seconds"),
+        run=run.name,
+    )
+
+
+def _ticket_without_search(run: FinishedRun, row: Mapping[str, Any]) -> TicketRecord:
+    """The ticket of a mask whose search is not below the folder: only what the row of the fine-tuning says is known."""
+    method = str(row["method"])
+    return TicketRecord(
+        model=run.model,
+        method=method,
+        variant=UNKNOWN if trains_scores(method) else None,
+        sparsity=round(number_in(row, "sparsity"), 3),
+        seed=row.get("mask_seed") if is_seeded(method) else None,
+        steps=0,
+        step=int(row.get("mask_step") or 0),
+        final=True,
+        file=str(row["mask"]),
+    )
+
+
+def _rated_together(item: FineTuning) -> tuple:
+    """What fine-tunings share between which the best learning rate is chosen: model, task, mask, training samples."""
+    return (item.model, item.task, item.mask_identity or (), item.train_samples)
+
+
+def _choose_rates(results: Results) -> None:
+    """Keep the fine-tunings at the best learning rate of each mask, chosen from the same list for all masks of a task.
+
+    The list is the one that most masks of a model and task were given. A mask that lacks one of its rates is left out,
+    as are runs at rates outside it, and seeds that were not run at every rate.
+    """
+    groups: dict[tuple, dict[float | None, dict[int, FineTuning]]] = {}
+    for item in results.fine_tunings:
+        groups.setdefault(_rated_together(item), {}).setdefault(item.lr, {})[item.seed] = item
+    _find_rates(results, groups)
+    results.fine_tunings = []
+    for (model, task, *_), by_rate in groups.items():
+        rates = results.rates[model, task]
+        complete = all(rate in by_rate for rate in rates)
+        for rate, by_seed in by_rate.items():
+            if not complete or rate not in rates:
+                why = f"has lr {rates_in_words((rate,))} where most runs of {task} have {rates_in_words(rates)}"
+                for item in by_seed.values():
+                    results.skip(item.run, f"{why}; they are not compared")
+        if complete:
+            _keep_best_rate(results, {rate: by_rate[rate] for rate in rates})
+
+
+def _find_rates(results: Results, groups: Mapping[tuple, Mapping[float | None, Any]]) -> None:
+    """Find the list of rates that most masks of each model and task were given."""
+    lists: dict[tuple[str, str], Counter] = {}
+    for (model, task, *_), by_rate in groups.items():
+        lists.setdefault((model, task), Counter())[frozenset(by_rate)] += 1
+    for place, counted in lists.items():
+        rates = sorted(counted.most_common(1)[0][0], key=lambda rate: (rate is not None, rate))
+        results.rates[place] = tuple(rates)
+        if rates != [None]:
+            results.settings.append((*place, None, "lr", rates_in_words(results.rates[place])))
+
+
+def _keep_best_rate(results: Results, by_rate: Mapping[float | None, Mapping[int, FineTuning]]) -> None:
+    scores = {rate: {seed: item.score for seed, item in by_seed.items()} for rate, by_seed in by_rate.items()}
+    best, seeds = best_over_seeds(scores)
+    for rate, by_seed in by_rate.items():
+        for seed, item in by_seed.items():
+            if seed not in seeds:
+                results.skip(item.run, f"has seed {seed}, which was not run at every rate; they are not compared")
+            else:
+                (results.fine_tunings if rate == best else results.other_rates).append(item)

@@ -1,0 +1,141 @@
+"""The scores of a model, and the order and the names in which a report shows its subnetworks."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tamt.methods import METHODS, PUBLISHED
+from tamt.report.figure import Point, Series
+from tamt.report.numbers import percent
+from tamt.report.results import FineTuning, Results, TicketRecord
+from tamt.report.statistics import Summary, summarise
+from tamt.report.variants import is_unusual
+from tamt.runtime.names import distinct
+
+LABELS = {**{method.name: method.label for method in METHODS.values()}, PUBLISHED: "published mask"}
+"""The names of methods in a report, in the order in which they are shown."""
+LOSSES = {"mlm_loss": "MLM dev loss (nats)", "kd_loss": "KD dev loss"}
+AVERAGE = "average"
+"""Stands for a task: the average over all of them."""
+
+MethodVariant = tuple[str, str | None]
+"""A method and the variant of its search; see `tamt.report.variants`."""
+
+
+class Scores:
+    """The scores of a model that can be averaged: those with the most training samples of each task."""
+
+    def __init__(self, results: Results, model: str) -> None:
+        self.model = model
+        self.all = [item for item in results.fine_tunings if item.model == model]
+        self.tasks = sorted({item.task for item in self.all})
+        self.samples = {task: max(i.train_samples for i in self.all if i.task == task) for task in self.tasks}
+        self.metrics = {item.task: item.metric for item in self.all}
+        self._main: dict[tuple | None, list[FineTuning]] = {}
+        for item in self.all:
+            if item.train_samples == self.samples[item.task]:
+                self._main.setdefault(item.mask_identity, []).append(item)
+
+    @property
+    def panels(self) -> list[str]:
+        """The tasks; if there are several, after their average."""
+        return [AVERAGE, *self.tasks] if len(self.tasks) > 1 else self.tasks
+
+    def runs(self, ticket: TicketRecord | None, task: str) -> dict[int, float]:
+        """The scores × 100 of a ticket, or of the full model, on a task, by the seed of the fine-tuning.
+
+        An average is over all tasks of the model, for seeds that have all of them.
+        """
+        found = self._main.get(ticket.identity if ticket else None, [])
+        by_task = {name: {i.seed: 100 * i.score for i in found if i.task == name} for name in self.tasks}
+        if task != AVERAGE:
+            return by_task[task]
+        seeds = set.intersection(*(set(scores) for scores in by_task.values())) if by_task else set()
+        return {seed: sum(scores[seed] for scores in by_task.values()) / len(by_task) for seed in sorted(seeds)}
+
+    def of(self, tickets: Iterable[TicketRecord], task: str) -> Summary | None:
+        """Mean and spread over all fine-tunings of some tickets; None if there are none."""
+        values = [score for ticket in tickets for score in self.runs(ticket, task).values()]
+        return summarise(values) if values else None
+
+    def full(self, task: str) -> tuple[str, Summary] | None:
+        """Label and mean of the full model; None if it was not fine-tuned."""
+        values = self.runs(None, task)
+        return ("full model", summarise(list(values.values()))) if values else None
+
+    def label(self, task: str) -> str:
+        """The label of an axis with a task's score."""
+        if task == AVERAGE:
+            return "average score (× 100)"
+        metric = self.metrics[task]
+        unit = {"matthews": "Matthews corr.", "pearson": "Pearson corr.", "f1": "F1"}.get(metric, metric)
+        return f"{unit} (× 100)"
+
+
+def label_of(method: str, variant: str | None = None) -> str:
+    """The name of a method in the report, with the variant of its search."""
+    name = LABELS.get(method, method)
+    return f"{name}, {variant}" if variant else name
+
+
+def order_of(key: MethodVariant) -> tuple:
+    """The sort key of a method and variant."""
+    return ([*LABELS].index(key[0]) if key[0] in LABELS else len(LABELS), key[0], key[1] or "")
+
+
+def main_tickets(results: Results, model: str) -> dict[MethodVariant, dict[float, list[TicketRecord]]]:
+    """The final masks by method, variant and sparsity. Of searches of several lengths only the longest."""
+    found: dict[MethodVariant, dict[float, list[TicketRecord]]] = {}
+    for ticket in results.tickets:
+        if ticket.model == model and ticket.final:
+            found.setdefault((ticket.method, ticket.variant), {}).setdefault(ticket.sparsity, []).append(ticket)
+    return {
+        key: {
+            sparsity: [t for t in tickets if t.steps == max(other.steps for other in tickets)]
+            for sparsity, tickets in sorted(by_sparsity.items())
+        }
+        for key, by_sparsity in sorted(found.items(), key=lambda item: order_of(item[0]))
+    }
+
+
+def short_searches(results: Results, model: str) -> str:
+    """A sentence about searches of several lengths, of which the longest are averaged; empty if there are none."""
+    lengths: dict[tuple[str, str | None, float], set[int]] = {}
+    for ticket in results.tickets:
+        if ticket.model == model and ticket.final and ticket.steps:
+            lengths.setdefault((ticket.method, ticket.variant, ticket.sparsity), set()).add(ticket.steps)
+    several = [
+        f"{label_of(method, variant)} at {percent(sparsity)}: {max(steps):,}, "
+        f"not {', '.join(f'{number:,}' for number in sorted(steps)[:-1])}"
+        for (method, variant, sparsity), steps in sorted(lengths.items(), key=lambda item: order_of(item[0][:2]))
+        if len(steps) > 1
+    ]
+    return f"Only the longest searches are shown (steps): {'; '.join(several)}." if several else ""
+
+
+def about_ticket(ticket: TicketRecord) -> str:
+    """The seed and step of a mask; also its file if its search is not below the folder."""
+    parts = ["/".join(Path(ticket.file).parts[-2:])] if ticket.file else []
+    parts += [f"mask seed {ticket.seed}"] if ticket.seed is not None else []
+    return ", ".join([*parts, f"step {ticket.step:,}"] if ticket.steps else parts)
+
+
+def series_of(key: MethodVariant, points: tuple[Point, ...], more: str = "", line: bool = True) -> Series:
+    """The points of a method in its colour, dashed if the variant is not the default; `more` is added to the label."""
+    return Series(label_of(*key) + more, key[0], points, line, dashed=is_unusual(key[1]))
+
+
+def mask_count(tickets: Sequence[TicketRecord]) -> str:
+    """How many masks there are, in words."""
+    return f"{len(tickets)} mask{'s' * (len(tickets) != 1)}"
+
+
+def suffixes(models: Sequence[str]) -> dict[str, str]:
+    """The end of the file names of each model's figures: nothing if there is one model."""
+    if len(models) < 2:
+        return dict.fromkeys(models, "")
+    return {model: f"-{name}" for model, name in distinct({model: _slug(model) for model in models}).items()}
+
+
+def _slug(text: str) -> str:
+    """A text as part of a file name."""
+    return "".join(c if c.isalnum() or c in ".-" else "-" for c in text).strip("-.") or "model"

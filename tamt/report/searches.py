@@ -1,0 +1,176 @@
+"""The searches of a study: the subnetworks that they found, and the losses along the way."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tamt.methods import METHODS, SCHEDULE_STEPS, is_one_shot
+from tamt.report.comparable import hashable, plain
+from tamt.report.results import Curve, Results, TicketRecord
+from tamt.report.scan import FinishedRun, SearchLog, number_in, optional_number, read_log
+from tamt.training.run_folder import RESULTS
+
+CURVES = ("dev_mlm_loss", "dev_kd_loss", "changed")
+"""What of the lines of metrics.jsonl is drawn along the search."""
+
+
+def read_searches(results: Results, runs: list[FinishedRun]) -> None:
+    """Add the tickets of searches, and their curves, to `results`."""
+    tickets: list[tuple[TicketRecord, tuple]] = []
+    for run in runs:
+        log = read_log(results, run)
+        try:
+            final = [_final_ticket(run, row, log) for row in run.rows]
+        except (KeyError, TypeError, ValueError) as error:
+            results.skip(run.name, f"has a row in {RESULTS} that is not from a search ({error})")
+            continue
+        curve = _curve(final[-1], log)
+        if not is_one_shot(str(run.config["method"])) and curve.points:
+            results.curves.append(curve)
+        text = _dev_text(run.config)
+        tickets += [(ticket, text) for ticket in (*final, *_tickets_on_the_way(run, final[-1], log))]
+    _add_tickets(results, tickets)
+
+
+def _final_ticket(run: FinishedRun, row: Mapping[str, Any], log: SearchLog) -> TicketRecord:
+    """The ticket of a row of the results."""
+    method = str(run.config["method"])
+    one_shot = is_one_shot(method)
+    return TicketRecord(
+        model=run.model,
+        method=method,
+        variant=run.variant,
+        sparsity=round(number_in(row, "sparsity"), 3),
+        seed=int(row["seed"]) if is_seeded(method) else None,
+        steps=0 if one_shot else int(run.config.get("steps") or SCHEDULE_STEPS),
+        step=int(row["step"]),
+        final=True,
+        mlm_loss=optional_number(row, "mlm_loss"),
+        kd_loss=optional_number(row, "kd_loss"),
+        seconds=None if log.resumed else optional_number(row, "seconds"),
+        seconds_per_step=None if one_shot else log.seconds_per_step(),
+        mask=_mask_of(run, row),
+        run=run.name,
+    )
+
+
+def _tickets_on_the_way(run: FinishedRun, last: TicketRecord, log: SearchLog) -> list[TicketRecord]:
+    """The tickets of the masks that `--save-at` wrote before the last step."""
+    tickets = []
+    for file in sorted(run.path.glob("masks/step-*.safetensors")):
+        number = file.stem.removeprefix("step-")
+        if number.isdecimal() and int(number) != last.step:
+            step = int(number)
+            line = log.lines.get(step, {})
+            ticket = replace(
+                last,
+                step=step,
+                final=False,
+                mask=file,
+                mlm_loss=optional_number(line, "dev_mlm_loss"),
+                kd_loss=optional_number(line, "dev_kd_loss"),
+                seconds=log.seconds_at(step),
+            )
+            tickets.append(ticket)
+    return tickets
+
+
+def _curve(ticket: TicketRecord, log: SearchLog) -> Curve:
+    points = []
+    for step, line in sorted(log.lines.items()):
+        values = {key: float(line[key]) for key in line if key in CURVES and isinstance(line[key], int | float)}
+        if values:
+            points.append((step, log.seconds_at(step), values))
+    return Curve(ticket, tuple(points))
+
+
+def _add_tickets(results: Results, tickets: list[tuple[TicketRecord, tuple]]) -> None:
+    """Add each subnetwork once. Losses on other dev text than that of most masks of a model are left out."""
+    texts: dict[str, Counter] = {}
+    for ticket, text in tickets:
+        texts.setdefault(ticket.model, Counter())[text] += ticket.kd_loss is not None
+    known: dict[tuple, TicketRecord] = {}
+    for ticket, text in tickets:
+        common = texts[ticket.model].most_common(1)[0][0]
+        if ticket.kd_loss is not None and text != common:
+            results.skip(
+                ticket.run,
+                f"was measured on other dev text ({plain(text)}) than most ({plain(common)}); its losses are not shown",
+            )
+            ticket = replace(ticket, mlm_loss=None, kd_loss=None)
+        if other := known.get(ticket.identity):
+            if ticket.final:
+                results.skip(ticket.run, f"found the same mask as {other.run}; only that one is counted")
+            continue
+        known[ticket.identity] = ticket
+        results.tickets.append(ticket)
+    results.full_losses = {model: {} for model in texts}
+
+
+def _dev_text(config: Mapping[str, Any]) -> tuple:
+    """The text of the dev losses, because only losses on the same text compare."""
+    dev, corpus = config.get("dev_corpus"), config.get("corpus")
+    own = dev or corpus
+    part = "" if dev or own in (["demo"], ["wikitext-103"]) or not own else "the last 5 % of"
+    return (part, hashable(own), config.get("max_length"), config.get("eval_blocks"))
+
+
+def _mask_of(run: FinishedRun, row: Mapping[str, Any]) -> Path | None:
+    """The mask of a row, in its run's folder wherever that was moved to."""
+    parts = Path(str(row.get("mask"))).parts
+    path = run.path.joinpath(*parts[-2:] if parts[-2:-1] == ("masks",) else parts[-1:])
+    return path if path.is_file() else None
+
+
+def read_evaluations(results: Results, runs: list[FinishedRun]) -> None:
+    """Add the losses of runs of `tamt evaluate` to their masks, and those of the full model."""
+    for run in runs:
+        row = run.rows[0]
+        losses = {key: value for key in ("mlm_loss", "kd_loss") if (value := optional_number(row, key)) is not None}
+        if not losses:
+            results.skip(run.name, "is not a run of tamt train, finetune or evaluate")
+            continue
+        if not row.get("mask"):
+            results.full_losses.setdefault(run.model, {}).update(losses)
+            continue
+        ticket = ticket_of(results, run, row)
+        if ticket is None:
+            results.skip(run.name, "evaluates a mask whose search is not below the folder")
+        elif ticket.kd_loss is None:
+            results.tickets[results.tickets.index(ticket)] = replace(
+                ticket, mlm_loss=losses.get("mlm_loss"), kd_loss=losses.get("kd_loss")
+            )
+
+
+def ticket_of(results: Results, run: FinishedRun, row: Mapping[str, Any]) -> TicketRecord | None:
+    """The ticket with the mask that a row names, even if the study was moved since; None if there is none."""
+    key = mask_key(str(row["mask"]))
+    seed, step = row.get("mask_seed"), row.get("mask_step")
+    candidates = [
+        ticket
+        for ticket in results.tickets
+        if ticket.mask is not None
+        and mask_key(str(ticket.mask)) == key
+        and ticket.model == run.model
+        and ticket.method == row.get("method")
+        and abs(ticket.sparsity - float(row.get("sparsity", -1))) < 0.002
+        and (seed is None or ticket.seed in (None, seed))
+        and (step is None or ticket.step == step)
+    ]
+    if len(candidates) > 1:  # folders of one name in several places
+        candidates = [t for t in candidates if t.mask and t.mask.resolve() == Path(str(row["mask"])).resolve()]
+    return candidates[0] if candidates else None
+
+
+def mask_key(mask: str) -> tuple[str, str]:
+    """The name of the search's folder, and the path of the mask in it."""
+    parts = Path(mask).parts
+    inside = 2 if parts[-2:-1] == ("masks",) else 1
+    return (parts[-inside - 1] if len(parts) > inside else "", "/".join(parts[-inside:]))
+
+
+def is_seeded(method: str) -> bool:
+    """Whether the masks of a method, perhaps one of another version of tamt, depend on the seed."""
+    return method not in METHODS or METHODS[method].seeded
