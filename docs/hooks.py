@@ -1,7 +1,7 @@
 """What `mkdocs build` does beside its plugins: pages from outside docs/, and what is written from the code.
 
-A page of docs/ says `<!-- commands -->` where the options of every command go, and `<!-- names of MODULE -->` where the
-public names of a module go.
+The sentences `COMMANDS_HERE` and `NAMES_HERE` of a page are for readers of the repository. The site has the options of
+every command, and the public names of a module, in their place.
 """
 
 import inspect
@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[1]
 OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/results/**/*.*")
 """Files that the site has besides those of docs/, under their paths in the repository."""
 
+COMMANDS_HERE = "`make docs` lists the options of every command here."
+NAMES_HERE = r"`make docs` lists the public names of `(\w+)` here\."
+
 sys.path.insert(0, str(ROOT))
 
 from tamt.cli import COMMANDS, parser_of  # noqa: E402
@@ -37,8 +40,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Fill in what is written from the code, and let links into the repository lead to the site's copies."""
-    markdown = markdown.replace("<!-- commands -->", "\n".join(lines_of_commands()))
-    markdown = re.sub(r"<!-- names of (\w+) -->", lambda found: names_of(found[1]), markdown)
+    if page.parent is None:  # a tab of one page has nothing to navigate to
+        page.meta["hide"] = ["navigation"]
+    markdown = markdown.replace(COMMANDS_HERE, "\n".join(lines_of_commands()))
+    markdown = re.sub(NAMES_HERE, lambda found: names_of(found[1]), markdown)
     return re.sub(r"\]\(([^):#]+)", lambda found: f"]({link(found[1], page.file)}", markdown)
 
 

@@ -63,9 +63,9 @@ def draw(found: dict[str, dict[str, float]], theme: Theme, path: Path) -> None:
     style: dict[str, Any] = {"font.size": 10.5, "text.color": theme.text, "axes.labelcolor": theme.text}
     with mpl.rc_context(style):
         figure, panels = plt.subplots(
-            1, len(TASKS), figsize=(10, 3.3), sharey=True, facecolor=theme.page, layout="constrained"
+            1, len(TASKS), figsize=(8, 3.1), sharey=True, facecolor=theme.page, layout="constrained"
         )
-        figure.get_layout_engine().set(w_pad=0.12)
+        figure.get_layout_engine().set(w_pad=0.08)
         for axes, (task, title) in zip(panels, TASKS.items(), strict=True):
             axes.set_facecolor(theme.page)
             for place, (name, (_, method)) in enumerate(reversed(SHOWN.items())):
