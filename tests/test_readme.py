@@ -1,6 +1,7 @@
 """What the README shows works, and what it and the other pages link to is there."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -67,6 +68,13 @@ def test_every_picture_is_there() -> None:
     }
     assert pictures
     assert [picture for picture in pictures if not picture.is_file()] == []
+
+
+def test_the_report_has_the_rows_of_the_picture() -> None:
+    names = runpy.run_path(str(ROOT / "docs" / "pictures.py"))
+    found = names["scores"]((ROOT / "docs" / "example-report" / "report.md").read_text(encoding="utf-8"))
+    assert found.keys() >= {"full model", *names["SHOWN"]}
+    assert found["full model"].keys() == found["TAMT-KD, activation scores"].keys() == names["TASKS"].keys()
 
 
 def anchors(page: Path) -> set[str]:
