@@ -1,5 +1,5 @@
 # make demo: find winning tickets of a small real model and fine-tune them.   make test: lint, types, tests.
-# make docs: the API's pages.   make wheel: what is shipped.
+# make docs: the site of docs/.   make wheel: what is shipped.
 # All of them set up what they need, in .venv.
 
 PYTHON ?= python3
@@ -45,9 +45,9 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-# What the docstrings say, as HTML in build/docs/index.html.
+# The pages of docs/ and what the docstrings say, as a site in build/docs; open build/docs/index.html.
 docs: setup
-	$(BIN)/python -m pdoc --docformat google --output-directory build/docs tamt_kernels tamt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # An sdist, and the wheel that it builds with the torch of .venv, in a new dist/; and whether an index would take them.
 wheel: setup

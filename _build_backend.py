@@ -78,7 +78,9 @@ def index_page(readme: str, repository: str | None) -> str:
             return "" if mark else text
         return f"{mark}[{text}]({repository}/{'raw' if mark else 'blob'}/HEAD/{path})"
 
-    return re.sub(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)]*)\)", rewritten, readme)
+    # A picture with a version for dark pages becomes its light one.
+    one_theme = re.sub(r'<picture>.*?<img src="([^"]*)" alt="([^"]*)">\s*</picture>', r"![\2](\1)", readme, flags=re.S)
+    return re.sub(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)]*)\)", rewritten, one_theme)
 
 
 def _repository() -> str | None:

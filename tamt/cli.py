@@ -117,7 +117,7 @@ def _run(name: str, arguments: list[str]) -> int:
     if name == "--completion":
         from tamt.completion import completion
 
-        commands = {known: (_parser(known, command.options), command.options) for known, command in COMMANDS.items()}
+        commands = {known: (parser_of(known, command.options), command.options) for known, command in COMMANDS.items()}
         print(completion(" ".join(arguments), commands))
         return 0
     if name not in COMMANDS:
@@ -170,7 +170,7 @@ def parse(name: str, arguments: list[str]) -> tuple[Any, bool]:
     written = _written(kind)
     hint = f"tamt {name} --help lists the options"
     try:
-        found, unknown = _parser(name, kind).parse_known_args(arguments)
+        found, unknown = parser_of(name, kind).parse_known_args(arguments)
     except ArgumentError as error:
         raise UserError(f"{error}; {hint}") from error
     if unknown:
@@ -201,7 +201,7 @@ class _Parser(ArgumentParser):
         raise ArgumentError(None, message)
 
 
-def _parser(name: str, kind: type[Options]) -> ArgumentParser:
+def parser_of(name: str, kind: type[Options]) -> ArgumentParser:
     """The parser of a command. It returns the words of the options that are given, and no defaults."""
     description, help_texts = help_of(kind)
     parser = _Parser(

@@ -1,40 +1,80 @@
 """What the README shows works, and what it and the other pages link to is there."""
 
 import re
+import runpy
+import shlex
 from pathlib import Path
 
 import pytest
 from transformers import AutoModel
 
 import tamt
+from tamt.cli import COMMANDS, parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/results/*/*.md")})
 
 
-OF_TICKETS, OF_KERNELS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def example(page: str) -> str:
+    """The last Python example of a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)[-1]
 
 
-def test_the_example_of_tickets_runs(tiny_bert: Path, tmp_path: Path) -> None:
-    model = AutoModel.from_pretrained(tiny_bert)
-    tamt.Ticket.magnitude(model, 0.7).save(tmp_path / "mask.safetensors")
-    example = OF_TICKETS.replace("bert-base-uncased", str(tiny_bert)).replace("runs/kd-70", str(tmp_path))
-    names: dict = {}
-    exec(compile(example, "README.md", "exec"), names)
-    query = names["model"].base_model.encoder.layer[0].attention.self.query.weight
+def test_the_example_of_tickets_runs(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # Trainer writes there
+    tamt.Ticket.magnitude(AutoModel.from_pretrained(tiny_bert), 0.7).save("mask.safetensors")
+    code = example("README.md").replace("bert-base-uncased", str(tiny_bert)).replace("runs/kd-70", ".")
+    rows = [{"input_ids": [i % 9, 3], "labels": i % 2} for i in range(8)]
+    exec(compile(code, "README.md", "exec"), {"rows": rows})
+    query = AutoModel.from_pretrained("my-model").encoder.layer[0].attention.self.query.weight
     assert int((query == 0).sum()) == int(0.7 * query.numel())
 
 
-def test_the_example_of_the_kernels_runs(capsys) -> None:
-    exec(compile(OF_KERNELS, "README.md", "exec"), {})
+def test_the_example_of_the_kernels_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(example("docs/api-kernels.md"), "api-kernels.md", "exec"), {})
     assert "tensor(700000)" in capsys.readouterr().out
 
 
+def command_lines() -> list[str]:
+    """The commands that the pages show whole, each on one line."""
+    pages = "".join(page.read_text("utf-8") for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))])
+    blocks = [block for language, block in re.findall(r"^```(\w*)\n(.*?)^```", pages, re.M | re.S) if not language]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    found = [line.partition(" -m tamt ")[2] if " -m tamt " in line else line.removeprefix("tamt ") for line in lines]
+    whole = [line for line, full in zip(found, lines, strict=True) if "tamt " in full and "…" not in full]
+    return sorted({line for line in whole if line.split(" ")[0] in COMMANDS and "usage" not in line})
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_a_command_of_the_pages_is_one_that_tamt_takes(line: str) -> None:
+    name, *arguments = shlex.split(line.replace("runs/*/mask.safetensors", "a b"), comments=True)
+    if "--help" not in arguments:
+        parse(name, arguments)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 120
+
+
 def test_every_picture_is_there() -> None:
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    pictures = {
+        page.parent / picture.partition("#")[0]
+        for page in pages
+        for picture in re.findall(r"!\[.*?\]\((.*?)\)|(?:src|srcset)=\"(.*?)\"", page.read_text(encoding="utf-8"))
+        for picture in picture
+        if picture
+    }
     assert pictures
-    assert all((ROOT / picture).is_file() for picture in pictures)
+    assert [picture for picture in pictures if not picture.is_file()] == []
+
+
+def test_the_report_has_the_rows_of_the_picture() -> None:
+    names = runpy.run_path(str(ROOT / "docs" / "pictures.py"))
+    found = names["scores"]((ROOT / "docs" / "example-report" / "report.md").read_text(encoding="utf-8"))
+    assert found.keys() >= {"full model", *names["SHOWN"]}
+    assert found["full model"].keys() == found["TAMT-KD, activation scores"].keys() == names["TASKS"].keys()
 
 
 def anchors(page: Path) -> set[str]:
@@ -46,7 +86,8 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_to_a_file_and_a_heading_of_it(page: Path) -> None:
-    links = re.findall(r"\]\(([^):#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8"))
+    # A picture for one theme alone ends in #gh-light-mode-only or #gh-dark-mode-only.
+    links = re.findall(r"\]\(([^):#]*)(?:#(?:gh-[\w-]*|([^)]*)))?\)", page.read_text(encoding="utf-8"))
     targets = [((page.parent / path).resolve() if path else page, heading) for path, heading in links]
     assert [path for path, heading in targets if not path.exists()] == []
     assert [(path.name, heading) for path, heading in targets if heading and heading not in anchors(path)] == []

@@ -115,6 +115,8 @@ def test_the_wheel_of_the_sdist_runs_where_no_checkout_is(tmp_path: Path) -> Non
 def test_links_of_the_readme_lead_to_the_repository_on_a_package_index(repository, shown) -> None:
     kept = "[site](https://site) [below](#below)"
     assert index_page(f"![a](docs/a.png) [b](B.md#c) {kept}", repository) == f"{shown} {kept}"
+    both = '<picture>\n<source srcset="docs/dark.png">\n<img src="docs/a.png" alt="a">\n</picture>'
+    assert index_page(f"{both} [b](B.md#c) {kept}", repository) == f"{shown} {kept}"
 
 
 def test_what_is_published_agrees_on_the_version_and_the_paper() -> None:

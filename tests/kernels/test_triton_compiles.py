@@ -1,6 +1,6 @@
 """Every Triton kernel compiled for every GPU it may meet, with no GPU at hand: registers, shared memory, spills.
 
-``python -m tests.kernels.test_triton_compiles`` prints the table that docs/kernels.md shows.
+``python -m tests.kernels.test_triton_compiles`` prints the table of benchmarks/results/triton-registers.md.
 """
 
 import os
