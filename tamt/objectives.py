@@ -1,4 +1,4 @@
-"""What masks are trained for: a weighted sum of losses, such as MLM and KD (paper 3.4.3)."""
+"""The losses that masks are trained for, such as MLM and KD, and their weighted sum (paper 3.4.3)."""
 
 import copy
 from dataclasses import dataclass, field
@@ -12,24 +12,24 @@ import tamt_kernels as tk
 from tamt.data.token_masking import IGNORED, Batch
 from tamt.models.decoder_divergence import decoder_divergence
 from tamt.models.decoder_loss import decoder_loss
-from tamt.models.loading import MaskedLanguageModel
+from tamt.models.language_model import MaskedLanguageModel
 from tamt.models.relations import Projections, relation_loss
 from tamt.terms import TERMS, Weights, needs_teacher
 
 LOGITS_TEMPERATURE = 2.0
-"""Of KD through the MLM head."""
+"""Temperature of KD through the MLM head."""
 CONTRASTIVE_TEMPERATURE = 0.05
-"""That of SimCSE."""
+"""Temperature of the contrastive loss, as in SimCSE."""
 
 
 def mlm_loss(head: MaskedLanguageModel, hidden: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy on the masked tokens, mean over the masked positions (0 where there is none).
+    """Cross-entropy on the masked tokens, mean over the masked positions; 0 if there are none.
 
-    Only masked positions get logits: the other 85 % would be 13 % of the multiply-adds of BERT-base's step (2 × 23.4 M
-    of 302 M a token, forward and backward) and most of its memory.
+    Only masked positions get logits. Logits of the other 85 % would take 13 % of the multiply-adds of a step of
+    BERT-base and most of its memory.
 
     Args:
-        head: the model whose MLM head is asked.
+        head: the model whose MLM head computes the logits.
         hidden: last hidden states, [batch, length, width].
         batch: prepared.
     """
@@ -42,8 +42,8 @@ def kd_loss(teacher: tuple[Tensor, ...], student: tuple[Tensor, ...], batch: Bat
 
     Args:
         teacher: hidden states of the embedding output and of each layer, [batch, length, width] each.
-        student: the same of the student.
-        batch: prepared; its padding counts nothing.
+        student: the same for the student.
+        batch: prepared; its padding does not count.
     """
     cosines = [tk.cosine(t, s) for t, s in zip(teacher[1:], student[1:], strict=True)]
     distances = 1 - torch.stack(cosines).mean(0)
@@ -107,7 +107,7 @@ def _mean_of_tokens(hidden: Tensor, batch: Batch) -> Tensor:
 
 
 def frozen_head(student: MaskedLanguageModel) -> MaskedLanguageModel:
-    """A copy of the student's MLM head as it is now, frozen; encoder and decoder matrix are shared, not copied."""
+    """A frozen copy of the student's current MLM head; encoder and decoder matrix are shared, not copied."""
     shared = {id(student.encoder): student.encoder, id(student.decoder.weight): student.decoder.weight}
     copied = MaskedLanguageModel(copy.deepcopy(student.model, memo=dict(shared)), student.fresh_head)
     for parameter in copied.head_parameters().values():
@@ -117,17 +117,17 @@ def frozen_head(student: MaskedLanguageModel) -> MaskedLanguageModel:
 
 @dataclass
 class Losses:
-    """The loss of a batch under an objective, with the terms it is the weighted sum of.
+    """The loss of a batch under an objective: the weighted sum of its terms.
 
-    Make it after masks were put on the student, and before its head trains.
+    Create it after the masks are on the student, and before the student's head trains.
 
     Attributes:
         objective: the weight of each term.
         student: the model whose encoder is masked.
-        teacher: the dense encoder, see `tamt.models.loading.dense_twin`; needed for KD of any kind.
+        teacher: the dense encoder, see `tamt.models.speed.dense_twin`; needed for KD of any kind.
 
     Raises:
-        UserError: the objective compares attentions, and that of the encoder hides its queries, keys and values.
+        UserError: the objective compares attentions, and the encoder's has no separate queries, keys and values.
     """
 
     objective: Weights
@@ -147,28 +147,28 @@ class Losses:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Each term of the objective by its name, and `loss`, their weighted sum, which is minimised.
 
-        The batch is a prepared one. Teacher and student read the same tokens, and each is run once for all terms;
-        with the contrastive term every block goes through the student twice, in one batch.
+        The batch must be prepared. Teacher and student read the same tokens, and each runs once for all terms; with
+        the contrastive term every block goes through the student twice, in one batch.
         """
-        seen: _Seen | None = None
+        of_teacher: _Outputs | None = None
         if needs_teacher(self.objective):
             assert self.teacher is not None
-            # First, as what it takes in passing is then not on top of what the student's backward needs.
+            # The teacher runs first, so that its memory is free again when the student keeps activations for backward.
             with torch.inference_mode():
-                seen = self._see(self.teacher, batch, 0)
+                of_teacher = self._run(self.teacher, batch, 0)
         twice, rows = "contrastive" in self.objective, len(batch["input_ids"])
-        student = self._see(self.student.encoder, _twice(batch) if twice else batch, 1)
-        parts = self._terms(batch, seen, student.first(rows) if twice else student)
+        student = self._run(self.student.encoder, _twice(batch) if twice else batch, 1)
+        parts = self._terms(batch, of_teacher, student.first(rows) if twice else student)
         if twice:
             parts["contrastive"] = contrastive_loss(student.last[:rows], student.last[rows:], batch)
         weighted = [weight * parts[name] for name, weight in self.objective.items()]
         return {**{name: parts[name] for name in self.objective}, "loss": torch.stack(weighted).sum()}
 
-    def _see(self, encoder: PreTrainedModel, batch: Batch, which: int) -> "_Seen":
+    def _run(self, encoder: PreTrainedModel, batch: Batch, which: int) -> "_Outputs":
         last, hidden = encode(encoder, batch, hidden_states="kd" in self.objective)
-        return _Seen(last, hidden, self._projections[which].take() if self._projections else ())
+        return _Outputs(last, hidden, self._projections[which].take() if self._projections else ())
 
-    def _terms(self, batch: Batch, teacher: "_Seen | None", student: "_Seen") -> dict[str, Tensor]:
+    def _terms(self, batch: Batch, teacher: "_Outputs | None", student: "_Outputs") -> dict[str, Tensor]:
         """The terms of one view of each block."""
         parts: dict[str, Tensor] = {}
         if "mlm" in self.objective:
@@ -188,19 +188,19 @@ class Losses:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What a forward of an encoder leaves for the terms: last hidden state, all of them, queries, keys and values."""
+class _Outputs:
+    """The outputs of an encoder that the terms need: last hidden state, all hidden states, queries, keys and values."""
 
     last: Tensor
     hidden: tuple[Tensor, ...]
     projections: tuple[Tensor, ...]
 
-    def first(self, rows: int) -> "_Seen":
-        """That of the first blocks."""
+    def first(self, rows: int) -> "_Outputs":
+        """The outputs for the first blocks."""
         hidden, projections = (tuple(tensor[:rows] for tensor in kind) for kind in (self.hidden, self.projections))
-        return _Seen(self.last[:rows], hidden, projections)
+        return _Outputs(self.last[:rows], hidden, projections)
 
 
 def _twice(batch: Batch) -> dict[str, Tensor]:
-    """What the encoder reads of a batch, each block two times."""
+    """The inputs of the encoder for a batch, with each block twice."""
     return {name: batch[name].repeat(2, 1) for name in ("input_ids", "attention_mask") if name in batch}

@@ -18,7 +18,7 @@ from tamt.masks.similarity import check_same_matrices, similarity
 from tamt.masks.zeros import free_zeros, holds_zeros, keep_zeros, revived
 from tamt.methods import METHODS, OMP, PUBLISHED, RANDOM
 from tamt.runtime.choices import HUB
-from tamt.runtime.errors import UserError
+from tamt.runtime.errors import UserError, check_sparsity
 from tamt.runtime.notebook import table
 
 LAYER = re.compile(r"\.(\d+)\.")
@@ -97,14 +97,14 @@ class Ticket:
         Raises:
             UserError: the sparsity is out of range, or the model has no prunable matrix.
         """
-        _check_sparsity(sparsity)
+        check_sparsity("sparsity", sparsity)
         masks = magnitude_masks(prunable_weights(model), sparsity)
         return cls.from_masks(masks, MaskInfo(model.name_or_path, OMP, sparsity, 0, 0))
 
     @classmethod
     def random(cls, model: PreTrainedModel, sparsity: float, seed: int = 0) -> "Ticket":
         """Keep random weights of each matrix. The arguments are those of `magnitude`; `seed` fixes the choice."""
-        _check_sparsity(sparsity)
+        check_sparsity("sparsity", sparsity)
         masks = random_masks(prunable_weights(model), sparsity, seed)
         return cls.from_masks(masks, MaskInfo(model.name_or_path, RANDOM, sparsity, seed, 0))
 
@@ -275,8 +275,3 @@ def _cell(name: str, sparsity: float) -> str:
     label = html.escape(f"{name}: {sparsity:.1%} pruned", quote=True)
     style = "display:inline-block;width:1.2em;height:1em;margin-right:1px;border:1px solid #8888"
     return f'<span title="{label}" style="{style};background:rgba(31,119,180,{1 - sparsity:.2f})"></span>'
-
-
-def _check_sparsity(sparsity: float) -> None:
-    if not 0 < sparsity < 1:
-        raise UserError(f"sparsity is {sparsity:g}, which is not between 0 and 1; give 0.7 for 70 % zeros, say")

@@ -3,13 +3,12 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -28,15 +27,21 @@ from tamt.data.corpora import Blocks, train_batches
 from tamt.data.token_masking import TokenMasking
 from tamt.finetuning.loop import SPARE_MEMORY
 from tamt.masks.masking import apply_masks, keep_of, magnitude_masks, packed_masks, prunable_modules, prunable_weights
-from tamt.models.loading import MaskedLanguageModel, dense_twin, longest_input, speed_up
+from tamt.models.language_model import MaskedLanguageModel
+from tamt.models.speed import dense_twin, speed_up
+from tamt.models.tokenizer import longest_input
 from tamt.objectives import Losses, encode
+from tamt.options.train import TrainOptions
 from tamt.runtime.choices import Precision
 from tamt.search.mask_training import start
-from tamt.search.search import Search
+from tamt.search.search import Plan, Search
+from tamt.search.text import Text
 from tamt.terms import needs_head, needs_teacher
-from tamt.training.loop import compute_dtype, make_accelerator, make_optimizer, training_steps
+from tamt.training.compute import Compute, set_up
+from tamt.training.optimizer import make_optimizer
 from tamt.training.precision import DTYPES
 from tamt.training.step_graph import WARM_UP
+from tamt.training.steps import Loss, Stepper
 
 Step = Callable[[], object]
 
@@ -89,9 +94,9 @@ class Setting(NamedTuple):
             return "bf16" if self.bf16 else "fp32"
         return "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
 
-    def accelerator(self, spare_memory: float = 0.0) -> Accelerator:
-        """As `tamt train` makes it, or with `SPARE_MEMORY` as `tamt finetune` does."""
-        return make_accelerator(self.precision, self.accumulation, 0, spare_memory)
+    def compute(self, spare_memory: float = 0.0) -> Compute:
+        """As `tamt train` sets it up, or with `SPARE_MEMORY` as `tamt finetune` does."""
+        return set_up(self.precision, 0, spare_memory)
 
     def masked_language_model(self) -> PreTrainedModel:
         return self._model(0)
@@ -109,49 +114,54 @@ class Setting(NamedTuple):
         tokens = torch.randint(5, vocabulary, (64 * (self.length - 2),), generator=torch.Generator().manual_seed(0))
         return Blocks(tokens.int(), self.length, [2], [3], 0)
 
-    def search(self, teacher: bool) -> Search:
-        """A search as `tamt train` sets it up, but for its folder."""
+    def search(
+        self,
+        teacher: bool,
+        cuda_graphs: bool = True,
+        compiled: bool = False,
+        lr: float = LEARNING_RATE,
+        steps: int = STEPS,
+    ) -> Search:
+        """A search as `tamt train` sets it up, but without a folder."""
+        cuda_graphs = cuda_graphs and self.on_gpu
         model = self.masked_language_model()
         speed_up(model)
         decoder = model.get_output_embeddings()
         decoder.weight = nn.Parameter(decoder.weight.detach().clone(), requires_grad=False)
-        accelerator, vocabulary = self.accelerator(), model.config.vocab_size
-        return Search(
-            folder=cast(Any, None),
-            accelerator=accelerator,
-            student=MaskedLanguageModel(model, fresh_head=False),
-            masking=TokenMasking(4, vocabulary),
-            model=self.model,
-            method="",
-            sparsity=SPARSITY,
-            seed=0,
+        compute, vocabulary = self.compute(), model.config.vocab_size
+        options = TrainOptions(
+            "tamt-mlm+kd", self.model, Path(), ["random"], sparsity=SPARSITY, check_every=STEPS, compile=compiled
+        )
+        text = Text(
+            TokenMasking(4, vocabulary),
+            self.blocks(vocabulary),
+            None,
             batch_size=self.batch // self.accumulation,
             step_blocks=self.batch // self.accumulation * self.accumulation,
-            check_every=STEPS,
-            steps=STEPS,
-            schedule_steps=STEPS,
-            lr=LEARNING_RATE,
-            log_every=STEPS,
-            eval_every=None,
-            save_every=STEPS,
-            save_at=[],
-            teacher=dense_twin(model.base_model, compute_dtype(accelerator)) if teacher else None,
-            train_blocks=self.blocks(vocabulary),
+            parts=self.accumulation,
+            fixed_shapes=cuda_graphs,
+        )
+        return Search(
+            options,
+            Plan(steps, steps, lr, "two-valued", cuda_graphs),
+            folder=cast(Any, None),
+            compute=compute,
+            student=MaskedLanguageModel(model, fresh_head=False),
+            teacher=dense_twin(model.base_model, compute.dtype) if teacher else None,
+            text=text,
         )
 
 
 def tamt(setting: Setting, objective: str, compiled: bool = False, cuda_graphs: bool = True) -> Step:
     """Mask training as `tamt train` does it, with or without `--compile` and `--no-cuda-graphs`."""
     weights = dict.fromkeys(objective.split("+"), 1.0)
-    search = setting.search(teacher=needs_teacher(weights))
-    search.compile, search.cuda_graphs = compiled, cuda_graphs and setting.on_gpu
+    search = setting.search(needs_teacher(weights), cuda_graphs, compiled)
     return _mask_training(search, needs_head(weights), lambda: Losses(weights, search.student, search.teacher))
 
 
 def encoder_and_inference(setting: Setting) -> Step:
     """What KD cannot do without: the step of the masked encoder, and one forward of the dense one."""
     search = setting.search(teacher=True)
-    search.cuda_graphs = setting.on_gpu
     teacher = search.teacher
     assert teacher is not None
 
@@ -165,36 +175,35 @@ def encoder_and_inference(setting: Setting) -> Step:
 
 def _mask_training(search: Search, mlm: bool, make_loss: Callable[[], Callable[[Any], Mapping[str, Tensor]]]) -> Step:
     """A step of a search that is under way: in its first ones, when scores have few values, thresholds take longer."""
-    first_masks = magnitude_masks(prunable_weights(search.student.encoder), search.sparsity)
+    first_masks = magnitude_masks(prunable_weights(search.student.encoder), SPARSITY)
     masked, optimizer, schedule = start(search, first_masks, search.student.head_parameters() if mlm else {})
-    drawn = scores.generator(search.accelerator.device)
+    drawn = scores.generator(search.compute.device)
     with torch.no_grad():  # the first step makes thresholds and masked weights of them
         for module in masked.values():
             scores.train_(module.score, scores.STEPS[scores.USUAL], drawn)
-    batches, model = search.batches(1, search.masking if mlm else None), search.student.model
-    return _step(search.accelerator, model, optimizer, schedule, batches, make_loss(), search.cuda_graphs)
+    stepper = Stepper(
+        search.compute,
+        search.student.model,
+        optimizer,
+        schedule,
+        search.text.parts,
+        STEPS,
+        search.plan.cuda_graphs,
+    )
+    return _step(stepper, search.text.batches(1, masked=mlm), make_loss())
 
 
-def _step(
-    accelerator: Accelerator,
-    model: PreTrainedModel,
-    optimizer: Any,
-    schedule: LRScheduler,
-    batches: Iterator[Any],
-    loss: Callable[[Any], Mapping[str, Tensor]],
-    cuda_graphs: bool,
-) -> Step:
-    """Takes the next of tamt's training steps; those up to the one that is recorded, which takes a second, are done."""
-    steps = training_steps(accelerator, model, optimizer, schedule, batches, loss, 1, STEPS, cuda_graphs=cuda_graphs)
-    for _ in range(WARM_UP + 1 if cuda_graphs else 0):
+def _step(stepper: Stepper, batches: Iterator[Any], loss: Loss) -> Step:
+    """Takes the next of tamt's training steps; those up to the recorded one, which takes a second, are done."""
+    steps = stepper.take(batches, loss, 1, STEPS)
+    for _ in range(WARM_UP + 1 if stepper.cuda_graphs else 0):
         next(steps)
     return partial(next, steps)
 
 
 def imp(setting: Setting, cuda_graphs: bool = True) -> Step:
     """A step of IMP between two prunings: all weights train, and the pruned ones stay zero."""
-    search = setting.search(teacher=False)
-    search.cuda_graphs = cuda_graphs and setting.on_gpu
+    search = setting.search(teacher=False, cuda_graphs=cuda_graphs)
     model = search.student.model
     model.requires_grad_(True)
     model.get_output_embeddings().weight.requires_grad_(False)
@@ -202,8 +211,8 @@ def imp(setting: Setting, cuda_graphs: bool = True) -> Step:
     apply_masks(model, masks)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, schedule = make_optimizer(trained, LEARNING_RATE, STEPS, pruned=packed_masks(model, masks))
-    losses, batches = Losses({"mlm": 1.0}, search.student), search.batches(1, search.masking)
-    return _step(search.accelerator, model, optimizer, schedule, batches, losses, search.cuda_graphs)
+    stepper = Stepper(search.compute, model, optimizer, schedule, search.text.parts, STEPS, search.plan.cuda_graphs)
+    return _step(stepper, search.text.batches(1, masked=True), Losses({"mlm": 1.0}, search.student))
 
 
 def ordinary(setting: Setting, objective: str, compiled: bool = False) -> Step:
@@ -287,7 +296,7 @@ def _plain_training(
     mlm: bool,
     after: Callable[[], None] = lambda: None,
 ) -> Step:
-    # No accelerator of ours, which would have freed memory reused.
+    # Not `set_up`, which would reuse freed memory.
     dtype = DTYPES[setting.precision]
     vocabulary = model.config.vocab_size
     masking = TokenMasking(4, vocabulary) if mlm else None
@@ -337,7 +346,7 @@ class _FloatMasked(nn.Module):
 
 def fine_tuning(setting: Setting, pruned: bool, cuda_graphs: bool = True) -> Step:
     """Fine-tuning as `tamt finetune` does it, of a subnetwork or of the full model."""
-    model, accelerator = setting.classifier(), setting.accelerator(SPARE_MEMORY)
+    model, compute = setting.classifier(), setting.compute(SPARE_MEMORY)
     speed_up(model)
     masks = magnitude_masks(prunable_weights(model), SPARSITY) if pruned else {}
     if pruned:
@@ -352,7 +361,8 @@ def fine_tuning(setting: Setting, pruned: bool, cuda_graphs: bool = True) -> Ste
     def loss(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(model(batch["input_ids"]).logits.float(), batch["labels"])}
 
-    return _step(accelerator, model, optimizer, schedule, batches(), loss, cuda_graphs and setting.on_gpu)
+    stepper = Stepper(compute, model, optimizer, schedule, setting.accumulation, STEPS, cuda_graphs and setting.on_gpu)
+    return _step(stepper, batches(), loss)
 
 
 OURS, OURS_COMPILED = "tamt", "tamt --compile"

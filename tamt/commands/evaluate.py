@@ -2,27 +2,23 @@
 
 import copy
 import time
-from dataclasses import replace
 
 from tamt.data.corpora import load_dev_corpus
 from tamt.data.token_masking import TokenMasking
 from tamt.finetuning.saved import open_finetuned, score_finetuned
 from tamt.masks.file import MaskInfo, load_masks, mask_in_row
 from tamt.masks.masking import Masks, apply_masks
-from tamt.models.loading import (
-    block_length,
-    is_sparse,
-    load_masked_language_model,
-    load_tokenizer,
-    read_head,
-)
+from tamt.models.language_model import load_masked_language_model, read_head
+from tamt.models.loading import is_sparse
 from tamt.models.sparse import run_sparse
+from tamt.models.tokenizer import block_length, load_tokenizer
 from tamt.options.base import command
 from tamt.options.evaluate import EvaluateOptions
 from tamt.runtime import processes
 from tamt.runtime.console import say
+from tamt.training.compute import report_compute, set_up
 from tamt.training.dev_losses import check_encoder_runs, dev_losses
-from tamt.training.loop import HalfPrecisionError, choose_fp32, compute_dtype, make_accelerator, report_arithmetic
+from tamt.training.half_precision import or_in_fp32
 from tamt.training.precision import choose_precision
 
 BATCH_SIZE = 16
@@ -35,13 +31,13 @@ def evaluate(options: EvaluateOptions) -> dict:
     if options.task is not None:
         saved = open_finetuned(options)
         return {"results": [score_finetuned(saved, options.data_dir, options.dev_file, started)]}
-    return {"results": [_losses(options, options.corpus or [], started)]}
+    row = or_in_fp32(_losses, options)
+    return {"results": [{**row, "seconds": round(time.monotonic() - started, 1)}]}
 
 
-def _losses(options: EvaluateOptions, corpus: list[str], started: float) -> dict:
+def _losses(options: EvaluateOptions) -> dict:
     """The row of a subnetwork, or of the full model, measured on text."""
-    precision = choose_precision(options.precision)
-    accelerator = make_accelerator(precision, 1, options.seed)
+    compute = set_up(choose_precision(options.precision), options.seed)
     with processes.one_first():
         student = load_masked_language_model(options.model, need_head=options.head is not None)
         if options.head is not None:
@@ -52,32 +48,29 @@ def _losses(options: EvaluateOptions, corpus: list[str], started: float) -> dict
                 "(--head gives a head from a run)"
             )
         tokenizer = load_tokenizer(options.model)
-        text = load_dev_corpus(corpus, tokenizer, block_length(options.max_length, student.model, tokenizer))
+        text = load_dev_corpus(
+            options.corpus or [], tokenizer, block_length(options.max_length, student.model, tokenizer)
+        )
     if options.blocks is not None:
         text, _ = text.split(options.blocks)
-    student.model.to(accelerator.device)
-    try:
-        check_encoder_runs(student, options.model, accelerator, text)
-    except HalfPrecisionError as error:
-        choose_fp32(options.precision, error)
-        return _losses(replace(options, precision="fp32"), corpus, started)
+    student.model.to(compute.device)
+    check_encoder_runs(student, options.model, compute, text)
     teacher = copy.deepcopy(student.encoder)
     masks: Masks = {}
     info: MaskInfo | None = None
     if options.mask is not None:
         masks, info = load_masks(options.mask)
         apply_masks(student.model, masks)
-    report_arithmetic(accelerator, options.precision)
+    report_compute(compute, options.precision)
     if options.sparse or is_sparse(options.model):
-        run_sparse(student.encoder, options.model, compute_dtype(accelerator))
+        run_sparse(student.encoder, options.model, compute.dtype)
     masking = TokenMasking.of(tokenizer, student.model)
     batch_size = options.batch_size or BATCH_SIZE
-    losses = dev_losses(accelerator, student, teacher, text, masking, batch_size, options.seed)
+    losses = dev_losses(compute, student, teacher, text, masking, batch_size, options.seed)
     return {
         "model": options.model,
         **mask_in_row(options.mask, masks, info),
         "mlm_loss": losses.get("mlm_loss"),
         "kd_loss": losses["kd_loss"],
-        "precision": precision,
-        "seconds": round(time.monotonic() - started, 1),
+        "precision": compute.precision,
     }

@@ -14,15 +14,10 @@ from tamt.masks.file import load_masks
 from tamt.masks.masking import apply_masks, prunable_weights, sparsity_of
 from tamt.masks.prune_format import split
 from tamt.masks.sparse_file import SPARSE_FILE, save_sparse
-from tamt.models.loading import (
-    dense_state,
-    is_sparse,
-    load_config,
-    load_encoder,
-    load_masked_language_model,
-    load_tokenizer,
-)
+from tamt.models.language_model import load_masked_language_model
+from tamt.models.loading import dense_state, is_sparse, load_config, load_encoder
 from tamt.models.sparse import BREAK_EVEN
+from tamt.models.tokenizer import load_tokenizer
 from tamt.options.base import command
 from tamt.options.export import ExportOptions
 from tamt.runtime.choices import Values

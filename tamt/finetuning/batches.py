@@ -1,4 +1,4 @@
-"""Which rows a training step takes: random, but of like length, so that little is padding."""
+"""Which rows a training step takes: random, but of similar length, so that little is padding."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,17 +13,17 @@ from tamt.runtime import processes
 WINDOW = 50
 """Batches within which rows are sorted by length: 5 % of SST-2's tokens are then padding, of shuffled rows 67 %."""
 LENGTHS = 4
-"""So many at most have the batches of steps that start from CUDA graphs, as each takes a graph of its own."""
+"""Number of padded lengths used with CUDA graphs; each length needs its own graph."""
 
 
 def training_batches(lengths: np.ndarray, batch_size: int, seed: int, first: int) -> Iterator[list[int]]:
-    """The rows of each batch, without end, from step `first` (from 1) on; a batch depends on its step and the seed.
+    """Yield the rows of each batch, endlessly, from step `first` (from 1) on; a batch depends on its step and the seed.
 
     Args:
         lengths: tokens of each row, [rows].
-        batch_size: rows a batch; the last one of an epoch may be smaller.
+        batch_size: rows per batch; the last batch of an epoch may be smaller.
         seed: of the order.
-        first: the step to begin at.
+        first: the first step.
     """
     epoch, start = divmod(first - 1, steps_per_epoch(len(lengths), batch_size))
     while True:
@@ -34,10 +34,10 @@ def training_batches(lengths: np.ndarray, batch_size: int, seed: int, first: int
 def shared_batches(
     lengths: np.ndarray, step_rows: int, parts: int, seed: int, first: int
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """This process's batches of each step, `parts` of them, with their share in the rows of the step, 0-dim.
+    """Yield this process's batches, `parts` for each step, with their share in the rows of the step, 0-dim.
 
-    A batch that is left without rows, at the end of an epoch, holds the first one of the step with a share of 0: its
-    gradient is 0, and there.
+    A batch without rows, at the end of an epoch, holds the first row of the step with a share of 0, so that it has a
+    gradient, which is 0.
     """
     for rows in training_batches(lengths, step_rows, seed, first):
         for part in processes.share(len(rows), parts):
@@ -46,19 +46,19 @@ def shared_batches(
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Batches of an epoch, a smaller last one counted."""
+    """Batches per epoch, including a smaller last one."""
     return -(-rows // batch_size)
 
 
 def bucketed(lengths: np.ndarray, batch_size: int, generator: np.random.Generator) -> list[list[int]]:
-    """All rows once, in a random order of batches that hold rows of like length.
+    """All rows once, in random batches of rows of similar length.
 
     Rows are shuffled, sorted by length within windows of 50 batches (a quarter of the epoch if it is short, so that
     batches differ between epochs), cut into batches, and the batches shuffled.
 
     Args:
         lengths: tokens of each row, [rows].
-        batch_size: rows a batch.
+        batch_size: rows per batch.
         generator: decides the order.
     """
     order = generator.permutation(len(lengths))
@@ -76,9 +76,9 @@ def pad(
     """Rows as a batch on the CPU, each feature int64 [rows, length], padded to the longest row.
 
     Args:
-        tokenizer: knows how to pad; its `model_max_length` is what a row has at most.
+        tokenizer: pads the rows; no row is longer than its `model_max_length`.
         rows: the features of each, `input_ids` among them.
-        few_lengths: pad further, to the next of four lengths that lie a multiple of 8 tokens apart, of GLUE 32.
+        few_lengths: pad further, to the next of four lengths, a multiple of 8 tokens apart: 32 for GLUE.
     """
     length = max(len(row["input_ids"]) for row in rows)
     if few_lengths:

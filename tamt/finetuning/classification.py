@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,11 +16,12 @@ from tamt.finetuning.batches import pad, shared_batches, steps_per_epoch
 from tamt.finetuning.metrics import METRICS
 from tamt.runtime import processes
 from tamt.runtime.errors import UserError
+from tamt.training.compute import Compute
 
 
 @dataclass
 class Encoded:
-    """Tokenised rows: what the model reads of each, unpadded, and the ids of their labels, or numbers, or none."""
+    """Tokenised rows: the features of each, unpadded, and the ids of their labels, or numbers, or none."""
 
     features: list[dict[str, list[int]]]
     labels: Sequence[float]
@@ -30,12 +30,12 @@ class Encoded:
         return len(self.features)
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, special tokens counted; int64 [rows]."""
+        """Tokens of each row, including special tokens; int64 [rows]."""
         return np.array([len(feature["input_ids"]) for feature in self.features])
 
 
 def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int) -> Encoded:
-    """Tokenise rows, each cut to `max_length` tokens; of a pair the longer text loses tokens first.
+    """Tokenise rows, each cut to `max_length` tokens; in a pair the longer text is cut first.
 
     Raises:
         UserError: `max_length` leaves no room for text beside the special tokens.
@@ -53,36 +53,38 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMode
 def encode_dev(
     dev: Mapping[str, Rows], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int
 ) -> dict[str, Encoded]:
-    """Tokenise dev sets, for a job to know them by name: the main one, the first, has none."""
+    """Tokenise dev sets and name them; the first one is the main one, and its name is ""."""
     names = ["", *(split.removeprefix("dev_") for split in list(dev)[1:])]
     return {name: encode(rows, tokenizer, model, max_length) for name, rows in zip(names, dev.values(), strict=True)}
 
 
 @dataclass
 class Classification:
-    """A task made ready for a model: what `train_subnetwork` trains on and measures by.
+    """A task prepared for a model: its batches, its loss and its metrics.
 
     Attributes:
-        batch_size: rows that go through the model at once, at most; twice as many where it is measured.
+        batch_size: rows that go through the model at once, at most; twice as many in evaluations.
         step_rows: rows of a training step, over all processes.
+        parts: batches of a training step in this process.
         dev: the dev sets by name; the score is that of the first, whose name is "".
-        cuda_graphs: training batches have few lengths, as a graph is for one.
-        output_of_label: for each label the output of the model that stands for it; None where that is the label's id.
+        cuda_graphs: pad training batches to few lengths, as each length needs its own graph.
+        output_of_label: the output of the model for each label; None if it is the label's id.
     """
 
     task: Task
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    accelerator: Accelerator
+    compute: Compute
     train: Encoded
     dev: dict[str, Encoded]
     batch_size: int
     step_rows: int
     seed: int
+    parts: int = 1
     cuda_graphs: bool = False
     output_of_label: Sequence[int] | None = None
     _outputs: dict[str, np.ndarray] = field(default_factory=dict)
-    """Logits of the last evaluation, [rows, labels], or [rows] of a regression."""
+    """Logits of the last evaluation, [rows, labels], or [rows] for regression."""
 
     @property
     def train_samples(self) -> int:
@@ -91,37 +93,37 @@ class Classification:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch; the last one may be smaller."""
+        """Batches per epoch; the last one may be smaller."""
         return steps_per_epoch(len(self.train), self.step_rows)
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
-        """This process's training batches without end from step `first` (from 1) on; see `shared_batches`."""
-        parts = self.accelerator.gradient_accumulation_steps
-        for indices, share in shared_batches(self.train.lengths(), self.step_rows, parts, self.seed, first):
+        """Yield this process's training batches, endlessly, from step `first` (from 1) on; see `shared_batches`."""
+        for indices, share in shared_batches(self.train.lengths(), self.step_rows, self.parts, self.seed, first):
             labels = torch.tensor([self.train.labels[i] for i in indices])
             yield {**self._collate(self.train, indices, self.cuda_graphs), "labels": labels, "share": share}
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Cross-entropy, or the squared error of a regression; the batch's share in the mean over the step."""
+        """Cross-entropy, or squared error for regression: the batch's share in the mean over the step."""
         logits = self._logits(batch).float()
         if self.task.kind == "regression":
             return {"loss": F.mse_loss(logits, batch["labels"]) * batch["share"]}
         return {"loss": F.cross_entropy(logits, batch["labels"]) * batch["share"]}
 
     def evaluate(self) -> dict[str, float | None]:
-        """The task's metrics on each dev set that has labels; those of a further set end in `_` and its name."""
+        """The task's metrics on each labelled dev set; for further sets named `METRIC_SET`."""
         scores = {}
         for name, rows in self.dev.items():
             self._outputs[name] = self._forward(rows)
-            found = self._answers(name)
+            answers = self._answers(name)
             for metric in self.task.metrics if rows.labels else ():
-                scores[f"{metric}{'_' * bool(name)}{name}"] = METRICS[metric](found, np.array(rows.labels))
+                key = f"{metric}_{name}" if name else metric
+                scores[key] = METRICS[metric](answers, np.array(rows.labels))
         return scores
 
     def predictions(self) -> dict[str, list[dict]]:
-        """Of the last evaluation: the row's number, from 0, the predicted and the true label, and the probabilities.
+        """For each row of the last evaluation: its number, from 0, predicted and true label, and the probabilities.
 
-        Of a regression the numbers alone; without the true label where the rows have none.
+        For regression the numbers without probabilities; the true label only if the rows have labels.
         """
         return {name: self._described(name) for name in self.dev}
 
@@ -144,19 +146,19 @@ class Classification:
 
     @torch.no_grad()
     def _forward(self, rows: Encoded) -> np.ndarray:
-        """Outputs for all rows in double precision; batches hold rows of like length, so that little is padding."""
+        """Outputs for all rows in double precision, in batches of rows of similar length, so that little is padding."""
         self.model.eval()
         order = np.argsort(rows.lengths(), kind="stable")
         size = 2 * self.batch_size  # nothing is kept for a backward pass
         outputs = []
         for start in range(0, len(order), size)[processes.dealt()]:
             batch = self._collate(rows, order[start : start + size].tolist(), few_lengths=False)
-            batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-            with self.accelerator.autocast():
+            batch = {name: tensor.to(self.compute.device) for name, tensor in batch.items()}
+            with self.compute.autocast():
                 outputs.append(self._logits(batch).double().cpu().numpy())
-        found = np.concatenate(processes.collect(outputs))
-        in_order = np.empty_like(found)
-        in_order[order] = found
+        sorted_outputs = np.concatenate(processes.collect(outputs))
+        in_order = np.empty_like(sorted_outputs)
+        in_order[order] = sorted_outputs
         return in_order
 
     def _logits(self, batch: dict[str, Tensor]) -> Tensor:

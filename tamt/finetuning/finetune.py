@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from tamt.data.glue import labels_found, load_rows
@@ -23,34 +22,25 @@ from tamt.finetuning.rates import best_rate, default_rate
 from tamt.masks.file import MaskInfo, load_masks, mask_in_row
 from tamt.masks.masking import Masks, apply_masks, sparsity_of
 from tamt.methods import FULL
-from tamt.models.loading import (
-    checkpoint_activations,
-    input_length,
-    load_classifier,
-    load_question_answerer,
-    load_tokenizer,
-)
+from tamt.models.speed import checkpoint_activations
+from tamt.models.task_models import load_classifier, load_question_answerer
+from tamt.models.tokenizer import input_length, load_tokenizer
 from tamt.options.base import command
 from tamt.options.finetune import FinetuneOptions
 from tamt.runtime import processes
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
 from tamt.runtime.files import write_atomically
-from tamt.training.loop import (
-    LARGEST_LOSS,
-    HalfPrecisionError,
-    as_begun,
-    check_runs,
-    choose_fp32,
-    make_accelerator,
-    report_arithmetic,
-)
+from tamt.training.compute import Compute, report_compute, set_up
+from tamt.training.half_precision import check_runs, or_in_fp32
+from tamt.training.loss_scale import LARGEST_LOSS
 from tamt.training.new_output import with_output
+from tamt.training.precision import as_begun
 from tamt.training.run_folder import CONFIG, RESULTS, RunFolder, check_output, finished_results, processes_of_run
 from tamt.training.step_graph import starts_from_graphs
 
-MakeJob = Callable[[FinetuneOptions, Accelerator, bool], Job]
-"""Makes a job from the options of a run, its accelerator, and whether its steps start from CUDA graphs.
+MakeJob = Callable[[FinetuneOptions, Compute, bool], Job]
+"""Makes a job from the options of a run, its device and precision, and whether its steps start from CUDA graphs.
 
 The rows are read once for all seeds."""
 
@@ -94,7 +84,7 @@ def _finetune(options: FinetuneOptions) -> dict:
 
 
 def _run_rates(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
-    """Run the rates one after the other, each in a folder of its own, and write the result of the best one."""
+    """Run the rates one after the other, each in its own folder, and write the result of the best one."""
     rates = options.rates()
     rows: dict[float | None, dict] = {}
     for rate in rates:
@@ -128,7 +118,7 @@ def _run_unless_finished(task: Task, make_job: MakeJob, options: FinetuneOptions
 
 
 def _run_seeds(task: Task, make_job: MakeJob, options: FinetuneOptions, seeds: list[int]) -> dict:
-    """Run the seeds one after the other, each in a folder of its own, and write their mean and spread."""
+    """Run the seeds one after the other, each in its own folder, and write mean and spread of their scores."""
     runs = []
     for seed in seeds:
         say(f"seed {seed}")
@@ -174,7 +164,7 @@ def _summary(result: dict) -> str:
 
 
 def _mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation, which one value has none of; None where a value is undefined."""
+    """Mean and sample standard deviation. Both are None if a value is undefined, the latter also for one value."""
     defined = [value for value in values if value is not None]
     if len(defined) < len(values):
         return None, None
@@ -183,12 +173,15 @@ def _mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float |
 
 def _run(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
     """One fine-tuning; its result is also in its folder."""
+    return or_in_fp32(partial(_run_once, task, make_job), options)
+
+
+def _run_once(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
     output, asked = options.output, options.precision
     options = as_begun(options)
-    parts = processes.parts_of_step(_step_rows(task, options), task.batch_size)
-    accelerator = make_accelerator(options.precision, parts, options.seed, SPARE_MEMORY)
+    compute = set_up(options.precision, options.seed, SPARE_MEMORY)
     checkpointing = options.activation_checkpointing
-    job = make_job(options, accelerator, starts_from_graphs(options.no_cuda_graphs, checkpointing))
+    job = make_job(options, compute, starts_from_graphs(options.no_cuda_graphs, checkpointing))
     if checkpointing:
         checkpoint_activations(job.model, options.model)
     masks: Masks = {}
@@ -196,28 +189,12 @@ def _run(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
     if options.mask is not None:
         masks, info = load_masks(options.mask)
         apply_masks(job.model, masks)
-    try:
-        check_runs(job.model, options.model, accelerator, partial(_read_two_rows, job))
-    except HalfPrecisionError as error:
-        choose_fp32(asked, error)
-        return _run(task, make_job, replace(options, precision="fp32"))
+    check_runs(job.model, options.model, compute, partial(_read_two_rows, job))
     lr = _rate(task, options, job.model, masks)
     with RunFolder.start(output, options.settings(), options.resume, options.keep, options.track) as folder:
-        report_arithmetic(accelerator, asked)
+        report_compute(compute, asked)
         processes.own_dropout()
-        outcome = train_subnetwork(
-            job,
-            folder,
-            masks,
-            steps=task.epochs * job.steps_per_epoch,
-            lr=lr,
-            weight_decay=options.weight_decay,
-            eval_every=task.eval_every,
-            early_stop=options.early_stop,
-            log_every=options.log_every,
-            save_every=options.save_every,
-            check_every=options.check_every,
-        )
+        outcome = train_subnetwork(job, folder, masks, options, lr=lr)
         result = {
             "task": options.task,
             "model": options.model,
@@ -239,9 +216,9 @@ def _run(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
 
 
 def _finish(task: Task, folder: RunFolder, result: dict) -> None:
-    """Write the result of a run and a picture of its predictions, and report both."""
+    """Write the result of a run and a picture of its predictions, and log where they are."""
     if result["score"] is None:
-        say(f"{task.metrics[0]} {UNDEFINED}: so in every evaluation; the score is null")
+        say(f"{task.metrics[0]} {UNDEFINED}, as in every evaluation; the score is null")
     if processes.first():
         draw_predictions(task, folder.path)
     folder.finish({"results": [result]})
@@ -257,7 +234,7 @@ def _step_rows(task: Task, options: FinetuneOptions) -> int:
 
 
 def _rate(task: Task, options: FinetuneOptions, model: PreTrainedModel, masks: Masks) -> float:
-    """The learning rate that was asked for, or the default."""
+    """The learning rate asked for, or the default."""
     (asked,) = options.rates()
     if asked is not None:
         return float(asked)
@@ -270,11 +247,11 @@ def _read_two_rows(job: Job) -> None:
     """A forward pass of two rows of the first step."""
     batch = next(job.batches(1))
     names = job.tokenizer.model_input_names
-    job.model(**{name: tensor[:2].to(job.accelerator.device) for name, tensor in batch.items() if name in names})
+    job.model(**{name: tensor[:2].to(job.compute.device) for name, tensor in batch.items() if name in names})
 
 
 def _classification(
-    task: Task, rows: dict[str, Rows], options: FinetuneOptions, accelerator: Accelerator, cuda_graphs: bool
+    task: Task, rows: dict[str, Rows], options: FinetuneOptions, compute: Compute, cuda_graphs: bool
 ) -> Classification:
     with processes.one_first():
         tokenizer = load_tokenizer(options.model, masking=False)
@@ -283,21 +260,22 @@ def _classification(
     train = rows["train"]
     if task.name == "classification":
         say(labels_found(task, train))
-    if task.kind == "regression":  # whose loss, before anything is learned, is the mean square of the scores
-        accelerator.scaler.largest = LARGEST_LOSS * max(1.0, statistics.fmean(label**2 for label in train.labels))
+    if task.kind == "regression":  # at the start its loss is about the mean square of the scores
+        compute.loss_scale.largest = LARGEST_LOSS * max(1.0, statistics.fmean(label**2 for label in train.labels))
     if samples := options.train_samples:
         strata = train.labels if task.kind == "classification" else None
         train = train.take(subset(strata, len(train), samples, options.seed))
     dev = {split: found for split, found in rows.items() if split != "train"}
     return Classification(
         task=task,
-        model=model.to(accelerator.device),
+        model=model.to(compute.device),
         tokenizer=tokenizer,
-        accelerator=accelerator,
+        compute=compute,
         train=encode(train, tokenizer, model, length),
         dev=encode_dev(dev, tokenizer, model, length),
         batch_size=task.batch_size,
         step_rows=_step_rows(task, options),
+        parts=processes.parts_of_step(_step_rows(task, options), task.batch_size),
         seed=options.seed,
         cuda_graphs=cuda_graphs,
     )
@@ -307,7 +285,7 @@ def _question_answering(
     task: Task,
     questions: dict[str, list[Question]],
     options: FinetuneOptions,
-    accelerator: Accelerator,
+    compute: Compute,
     cuda_graphs: bool,
 ) -> QuestionAnswering:
     with processes.one_first():
@@ -320,14 +298,15 @@ def _question_answering(
     stride = length // 3 if options.stride is None else options.stride
     return QuestionAnswering(
         task=task,
-        model=model.to(accelerator.device),
+        model=model.to(compute.device),
         tokenizer=tokenizer,
-        accelerator=accelerator,
+        compute=compute,
         train=make_windows(train, tokenizer, model, length, stride),
         dev=make_windows(dev, tokenizer, model, length, stride),
         questions=dev,
         batch_size=task.batch_size,
         step_rows=_step_rows(task, options),
+        parts=processes.parts_of_step(_step_rows(task, options), task.batch_size),
         seed=options.seed,
         n_best=options.n_best or N_BEST,
         max_answer_length=options.max_answer_length or MAX_ANSWER_LENGTH,

@@ -1,4 +1,4 @@
-"""Training of a subnetwork on a task: pruned weights stay zero, the best model by the evaluations is kept."""
+"""Training of a subnetwork on a task: pruned weights stay zero, and the model of the best evaluation is kept."""
 
 import json
 import shutil
@@ -7,25 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tamt.data.tasks import Task
 from tamt.finetuning.metrics import UNDEFINED
 from tamt.masks.masking import Masks, packed_masks
-from tamt.runtime import processes, termination
-from tamt.runtime.console import Progress, say
+from tamt.options.finetune import FinetuneOptions
+from tamt.runtime import processes
+from tamt.runtime.console import say
 from tamt.runtime.files import sync_folder, sync_tree, telling, write_atomically
-from tamt.training.loop import (
-    NonFiniteError,
-    make_optimizer,
-    restore_training,
-    trained_by,
-    training_state,
-    training_steps,
-)
+from tamt.training.compute import Compute
+from tamt.training.loop import Loop, Pace, Training
+from tamt.training.optimizer import make_optimizer
 from tamt.training.run_folder import RunFolder
+from tamt.training.steps import LazyLosses, Stepper
 
 MODEL_FOLDER = "model"
 FORMER_MODEL = ".model.of-step-"
@@ -35,12 +31,13 @@ SPARE_MEMORY = 0.25
 
 
 class Job(Protocol):
-    """A task made ready for a model, such as `Classification`."""
+    """A task prepared for a model, such as `Classification`."""
 
     task: Task
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    accelerator: Accelerator
+    compute: Compute
+    parts: int
     cuda_graphs: bool
 
     @property
@@ -66,9 +63,9 @@ class Job(Protocol):
 
 @dataclass
 class Outcome:
-    """The best score of the evaluations, with the step and all metrics of the first one that had it, and the final.
+    """The best score, with the step and all metrics of the first evaluation that reached it, and the final score.
 
-    A score is None where it is undefined in that evaluation; the best one, if it is so in all of them.
+    A score is None where it is undefined: the final one in the last evaluation, the best one in all evaluations.
     """
 
     best_score: float | None
@@ -79,118 +76,108 @@ class Outcome:
     seconds: float
 
 
-def train_subnetwork(
-    job: Job,
-    folder: RunFolder,
-    masks: Masks,
-    steps: int,
-    lr: float,
-    weight_decay: float,
-    eval_every: int,
-    early_stop: int | None,
-    log_every: int,
-    save_every: int,
-    check_every: int,
-) -> Outcome:
-    """Train all remaining weights, evaluate every `eval_every` steps and at the end, save the best model.
+def train_subnetwork(job: Job, folder: RunFolder, masks: Masks, options: FinetuneOptions, *, lr: float) -> Outcome:
+    """Train all remaining weights, evaluate every `eval_every` steps and at the end, and save the best model.
 
     While the score is undefined, the latest model is the best.
 
     Args:
         job: the task; its model must have zeros where `masks` prune.
-        folder: gets `model/`, its predictions, metrics and checkpoints; one that holds a checkpoint is gone on with.
+        folder: gets `model/`, its predictions, metrics and checkpoints; from a checkpoint in it the run continues.
         masks: of the subnetwork; none for the full model.
-        steps: optimizer steps, over which the learning rate falls to 0.
-        lr: peak learning rate.
-        weight_decay: AdamW's.
-        eval_every: steps between two evaluations.
-        early_stop: end after so many evaluations in a row with no better score; None: never.
-        log_every: steps between two lines of metrics.
-        save_every: steps between two checkpoints.
-        check_every: steps between two checks that all processes hold the same weights.
+        options: of the run.
+        lr: peak learning rate, which falls to 0 over all steps.
 
     Raises:
         NonFiniteError, Terminated: after a checkpoint of the last good state was saved.
     """
-    model, metric = job.model, job.task.metrics[0]
-    pruned = packed_masks(model, masks)
-    optimizer, schedule = make_optimizer(model.parameters(), lr, steps, weight_decay, pruned)
-    best: dict[str, Any] = {}
-
-    def state() -> dict[str, Any]:
-        return {
-            "model": model.state_dict(),
-            "best": best,
-            **training_state(job.accelerator, optimizer, schedule),
-        }
-
-    def restore(checkpoint: Mapping[str, Any]) -> None:
-        nonlocal best
-        model.load_state_dict(checkpoint["model"])
-        restore_training(checkpoint, job.accelerator, optimizer, schedule)
-        best = checkpoint["best"]
-
-    done = folder.resume(restore)
-    if processes.first():
-        restore_model(folder, best.get("step"))
-    step, score, last = done, None, False
-    with Progress(job.task.name, steps, done) as progress, termination.deferred():
-        try:
-            batches = job.batches(done + 1)
-            for step, parts in training_steps(
-                job.accelerator,
-                model,
-                optimizer,
-                schedule,
-                batches,
-                job.loss,
-                done + 1,
-                steps,
-                check_every,
-                job.cuda_graphs,
-            ):
-                last = step == steps
-                if step % log_every == 0 or last:
-                    folder.log(step, **parts, lr=float(schedule.get_last_lr()[0]), seconds=folder.seconds)
-                    progress.update(step, f"loss {parts['loss']:.4f}{_shown(metric, best)}")
-                if step % eval_every == 0 or last:
-                    job.accelerator.scaler.check()
-                    processes.check_trained(step, trained_by(optimizer))
-                    scores = job.evaluate()
-                    score = scores[metric]
-                    folder.log(step, **{f"dev_{name}": value for name, value in scores.items() if value is not None})
-                    if not best or best["score"] is None or (score is not None and score > best["score"]):
-                        if score is None and not best:
-                            say(f"{metric} {UNDEFINED}: so at step {step}; it is reported as null")
-                        former = best.get("step")
-                        best = {"score": score, "step": step, "metrics": scores, "waited": 0}
-                        if processes.first():
-                            save_model(job, folder, former)
-                        processes.wait()
-                    else:
-                        best["waited"] += 1
-                    if best["waited"] == early_stop and not last:
-                        say(f"stopped early: no better {metric} in {early_stop} evaluations up to step {step}")
-                        break
-                if step % save_every == 0 and not last:
-                    folder.save_checkpoint(step, state())
-                    drop_former_models(folder)
-        except (NonFiniteError, termination.Terminated) as error:
-            folder.save_checkpoint(error.last_good, state())
-            raise
-    return Outcome(best["score"], best["step"], best["metrics"], score, step, folder.seconds)
+    training = FineTuning(job, folder, masks, options, lr)
+    last = training.loop.run(training)
+    best = training.best
+    return Outcome(best["score"], best["step"], best["metrics"], training.score, last, folder.seconds)
 
 
-def _shown(metric: str, best: dict[str, Any]) -> str:
-    return f" best {metric} {best['score']:.4f}" if best and best["score"] is not None else ""
+class FineTuning(Training):
+    """Fine-tuning as the loop runs it.
+
+    Attributes:
+        best: score, step and metrics of the best evaluation so far, and how many evaluations it has stood since.
+        score: of the latest evaluation.
+    """
+
+    def __init__(self, job: Job, folder: RunFolder, masks: Masks, options: FinetuneOptions, lr: float) -> None:
+        self._job, self._folder, self._early_stop = job, folder, options.early_stop
+        self._steps, self._metric = job.task.epochs * job.steps_per_epoch, job.task.metrics[0]
+        pruned = packed_masks(job.model, masks)
+        optimizer, schedule = make_optimizer(job.model.parameters(), lr, self._steps, options.weight_decay, pruned)
+        self._stepper = Stepper(
+            job.compute, job.model, optimizer, schedule, job.parts, options.check_every, job.cuda_graphs
+        )
+        self.loop = Loop(job.task.name, folder, self._stepper, Pace(self._steps, options.log_every, options.save_every))
+        self.best: dict[str, Any] = {}
+        self.score: float | None = None
+
+    def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
+        """Those of the job."""
+        return self._job.batches(first)
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """That of the job."""
+        return self._job.loss(batch)
+
+    def state(self) -> dict[str, Any]:
+        """The model, and the best evaluation."""
+        return {"model": self._job.model.state_dict(), "best": self.best}
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Restore what `state` saved."""
+        self._job.model.load_state_dict(checkpoint["model"])
+        self.best = checkpoint["best"]
+
+    def before_steps(self, done: int) -> None:
+        """Bring back the best model of the checkpoint."""
+        if processes.first():
+            restore_model(self._folder, self.best.get("step"))
+
+    def after_step(self, step: int, losses: LazyLosses) -> None:
+        """Log, and evaluate."""
+        if self.loop.log_due(step):
+            best = self.best.get("score")
+            self.loop.log(step, losses, "" if best is None else f" best {self._metric} {best:.4f}")
+        if step % self._job.task.eval_every == 0 or step == self._steps:
+            self._evaluate(step)
+
+    def after_checkpoint(self) -> None:
+        """Delete the models before the best one, which the checkpoint knows."""
+        drop_former_models(self._folder)
+
+    def _evaluate(self, step: int) -> None:
+        """Evaluate the model, save it if it is the best so far, and stop early if it was not for too long."""
+        self._stepper.check(step)
+        scores = self._job.evaluate()
+        self.score = score = scores[self._metric]
+        self._folder.log(step, **{f"dev_{name}": value for name, value in scores.items() if value is not None})
+        best = self.best
+        if not best or best["score"] is None or (score is not None and score > best["score"]):
+            if score is None and not best:
+                say(f"{self._metric} {UNDEFINED}, as at step {step}; it is reported as null")
+            self.best = {"score": score, "step": step, "metrics": scores, "waited": 0}
+            if processes.first():
+                save_model(self._job, self._folder, best.get("step"))
+            processes.wait()
+        else:
+            best["waited"] += 1
+        if self.best["waited"] == self._early_stop and step != self._steps:
+            say(f"stopped early: no better {self._metric} in {self._early_stop} evaluations up to step {step}")
+            self.loop.stop()
 
 
 def save_model(job: Job, folder: RunFolder, former_step: int | None) -> None:
-    """Replace `model/` in the run folder by the present model and its tokenizer, in Hugging Face form.
+    """Replace `model/` in the run folder by the current model and its tokenizer, in Hugging Face format.
 
-    What the model predicted in the last evaluation goes into `predictions.jsonl`, or, where there are several dev
-    sets, also into `predictions_SET.jsonl`. The model before, with its predictions, stays beside it, hidden, until
-    `drop_former_models`: the run may have to go on from a checkpoint for which that one is the best.
+    The predictions of the last evaluation go into `predictions.jsonl`, and those of further dev sets into
+    `predictions_SET.jsonl`. The former model and its predictions stay in a hidden folder until `drop_former_models`:
+    the run may have to continue from a checkpoint for which that model is the best.
 
     Args:
         job: the task, after an evaluation.
@@ -217,7 +204,7 @@ def save_model(job: Job, folder: RunFolder, former_step: int | None) -> None:
 
 
 def restore_model(folder: RunFolder, best_step: int | None) -> None:
-    """Put the model of `best_step` and its predictions back where a run that was broken off had gone on to others."""
+    """Bring back the model of `best_step` and its predictions if an interrupted run has replaced them since."""
     former = folder.path / f"{FORMER_MODEL}{best_step}"
     if former.exists():
         target = folder.path / MODEL_FOLDER
@@ -230,7 +217,7 @@ def restore_model(folder: RunFolder, best_step: int | None) -> None:
 
 
 def drop_former_models(folder: RunFolder) -> None:
-    """Delete what `save_model` left of models before, once a checkpoint knows the present one, or the results do."""
+    """Delete the former models that `save_model` kept, once a checkpoint or the results refer to the current one."""
     if processes.first():
         for former in _former_models(folder):
             shutil.rmtree(former, ignore_errors=True)
@@ -241,10 +228,10 @@ def _former_models(folder: RunFolder) -> Iterator[Path]:
 
 
 def as_lines(predictions: list[dict]) -> str:
-    """Predictions as JSON, one row a line."""
+    """Predictions as JSON, one row per line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
 
 
 def predictions_file(dev_set: str) -> str:
-    """The name of the file of predictions for a dev set: plain for the main one, which is called ""."""
-    return f"predictions{'_' * bool(dev_set)}{dev_set}.jsonl"
+    """The name of the file with the predictions for a dev set; the main one is called ""."""
+    return f"predictions_{dev_set}.jsonl" if dev_set else "predictions.jsonl"

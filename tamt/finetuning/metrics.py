@@ -14,12 +14,12 @@ from tamt.data.tasks import Metric
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float | None:
-    """The share of right answers."""
+    """The share of correct answers."""
     return float(np.mean(predictions == labels))
 
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float | None:
-    """F1 of the label with id 1; None if it is neither predicted nor there."""
+    """F1 of the label with id 1; None if it is neither predicted nor true anywhere."""
     both = int(np.sum((predictions == 1) & (labels == 1)))
     either = int(np.sum(predictions == 1) + np.sum(labels == 1))
     return 2 * both / either if either else None

@@ -1,4 +1,4 @@
-"""A picture of what the best model predicted: a confusion matrix, or true against predicted scores."""
+"""A picture of the best model's predictions: a confusion matrix, or true against predicted scores."""
 
 import json
 from pathlib import Path
@@ -17,29 +17,27 @@ PICTURE = "predictions.png"
 def draw_predictions(task: Task, output: Path) -> None:
     """Draw the main dev set's predictions of a run folder into its `predictions.png`; SQuAD's have no picture.
 
-    Where matplotlib is not installed, say so and draw nothing.
+    Without matplotlib nothing is drawn, which is logged. The user's pyplot and its backend do not change.
     """
     if task.kind == "question-answering":
         return
     try:
-        import matplotlib as mpl
+        from matplotlib.figure import Figure
     except ImportError:
         say(f"no {PICTURE} was drawn, it needs matplotlib: pip install 'tamt[plots]'")
         return
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
 
     lines = (output / predictions_file("")).read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line]
     predicted, true = ([row[side] for row in rows] for side in ("prediction", "label"))
-    figure, axes = plt.subplots(figsize=(4.8, 4.4), constrained_layout=True)
+    figure = Figure(figsize=(4.8, 4.4), constrained_layout=True)
+    axes = figure.subplots()
     if task.label_names is None:
         _scatter(axes, predicted, true)
     else:
         _confusion(axes, predicted, true, task.label_names)
     axes.set_title(f"{task.name}, {len(rows):,} dev rows", fontsize=10)
     write_atomically(output / PICTURE, lambda file: figure.savefig(file, format="png", dpi=150))
-    plt.close(figure)
 
 
 def _scatter(axes: Any, predicted: list[float], true: list[float]) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,23 +16,24 @@ from tamt.finetuning.batches import pad, shared_batches, steps_per_epoch
 from tamt.finetuning.metrics import answer_exact_match, answer_f1, best_threshold, normalise
 from tamt.runtime import processes
 from tamt.runtime.errors import UserError
+from tamt.training.compute import Compute
 
 LONGEST_QUESTION = 64
-"""Tokens of a question, more are cut off, as in BERT's own script; of short inputs at most half."""
+"""Tokens of a question at most, as in BERT's own script; in short inputs at most half of the input."""
 
 SCORES: dict[Metric, Callable[[str, Sequence[str]], float]] = {"f1": answer_f1, "exact_match": answer_exact_match}
 
 N_BEST = 20
-"""Starts and ends of an answer that are paired."""
+"""Number of best starts and of best ends that are paired to answers."""
 MAX_ANSWER_LENGTH = 30
-"""Tokens of an answer."""
+"""Tokens of an answer at most."""
 CHUNK = 1000
-"""Questions that are tokenised at once: all 88 k would need gigabytes for offsets that are soon dropped."""
+"""Questions that are tokenised at once; all 88,000 would need gigabytes for their offsets."""
 
 
 @dataclass
 class Window:
-    """A question with the part of its context that fits into one input.
+    """A question with as much of its context as fits into one input.
 
     Attributes:
         features: what the model reads, each int32 [tokens].
@@ -59,14 +59,14 @@ def make_windows(
     max_length: int,
     stride: int,
 ) -> list[Window]:
-    """Tokenise questions with their contexts; a long context gives several windows.
+    """Tokenise questions with their contexts; a long context is split into several windows.
 
     Args:
         questions: to tokenise.
         tokenizer: a fast one, which knows where in the text a token is.
         model: decides whether there are token types.
-        max_length: tokens of a window, special tokens counted.
-        stride: tokens that two windows of a context share.
+        max_length: tokens per window, including special tokens.
+        stride: tokens that neighbouring windows of a context share.
 
     Raises:
         UserError: `stride` leaves no room for more of the context, or the tokenizer is not a fast one.
@@ -189,19 +189,20 @@ def best_answer(
 
 @dataclass
 class QuestionAnswering:
-    """SQuAD made ready for a model: what `train_subnetwork` trains on and measures by.
+    """SQuAD prepared for a model: its batches, its loss and its metrics.
 
     Attributes:
-        batch_size: windows that go through the model at once, at most; twice as many where it is measured.
+        batch_size: windows that go through the model at once, at most; twice as many in evaluations.
         step_rows: windows of a training step, over all processes.
-        cuda_graphs: training batches have few lengths, as a graph is for one.
-        labelled: whether the answers to the dev questions are known; without them no metric is computed.
+        parts: batches of a training step in this process.
+        cuda_graphs: pad training batches to few lengths, as each length needs its own graph.
+        labelled: whether the answers to the dev questions are known; without them there are no metrics.
     """
 
     task: Task
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    accelerator: Accelerator
+    compute: Compute
     train: list[Window]
     dev: list[Window]
     questions: list[Question]
@@ -210,10 +211,11 @@ class QuestionAnswering:
     seed: int
     n_best: int
     max_answer_length: int
+    parts: int = 1
     cuda_graphs: bool = False
     labelled: bool = True
     _answers: list[Answer] = field(default_factory=list)
-    """To the dev questions, in the last evaluation."""
+    """The answers to the dev questions in the last evaluation."""
 
     @property
     def train_samples(self) -> int:
@@ -222,31 +224,30 @@ class QuestionAnswering:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of windows of an epoch; the last one may be smaller."""
+        """Batches of windows per epoch; the last one may be smaller."""
         return steps_per_epoch(len(self.train), self.step_rows)
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
-        """This process's training batches without end from step `first` (from 1) on; see `shared_batches`."""
-        parts = self.accelerator.gradient_accumulation_steps
-        for indices, share in shared_batches(_lengths(self.train), self.step_rows, parts, self.seed, first):
+        """Yield this process's training batches, endlessly, from step `first` (from 1) on; see `shared_batches`."""
+        for indices, share in shared_batches(_lengths(self.train), self.step_rows, self.parts, self.seed, first):
             windows = [self.train[i] for i in indices]
             batch = self._collate(windows, self.cuda_graphs)
             answers = torch.tensor([window.answer for window in windows])
             yield batch | {"starts": answers[:, 0], "ends": answers[:, 1], "share": share}
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Mean of the cross-entropies of the start and the end, each over the tokens of a window; the batch's share."""
+        """Mean of the cross-entropies of start and end over the tokens of a window: the batch's share in the step."""
         logits = self._logits({name: batch[name] for name in batch if name not in ("starts", "ends", "share")})
-        # No answer lies in the padding: else the loss of a window would depend on the others of its batch.
+        # No answer lies in the padding; otherwise the loss of a window would depend on the others in its batch.
         real = batch.get("attention_mask")  # which FNet does not read
         padding = batch["input_ids"] == self.tokenizer.pad_token_id if real is None else real == 0
-        start, end = (each.float().masked_fill(padding, torch.finfo(torch.float32).min) for each in logits)
+        start, end = (part.float().masked_fill(padding, torch.finfo(torch.float32).min) for part in logits)
         loss = F.cross_entropy(start, batch["starts"]) + F.cross_entropy(end, batch["ends"])
         return {"loss": loss / 2 * batch["share"]}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float | None]:
-        """F1 and exact match on the dev questions, as shares of 1; none where the answers are not known.
+        """F1 and exact match on the dev questions, between 0 and 1; empty if the answers are not known.
 
         Where some have no answer, as in SQuAD v2.0, a question is left unanswered where that scores more than its best
         answer: the official threshold of 0. The best thresholds, and what they give, are reported too.
@@ -258,8 +259,8 @@ class QuestionAnswering:
         for begin in range(0, len(order), size)[processes.dealt()]:
             numbers = order[begin : begin + size]
             batch = self._collate([self.dev[i] for i in numbers], few_lengths=False)
-            batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-            with self.accelerator.autocast():
+            batch = {name: tensor.to(self.compute.device) for name, tensor in batch.items()}
+            with self.compute.autocast():
                 logits = self._logits(batch)
             pairs = zip(*(part.float().cpu().numpy() for part in logits), strict=True)
             found.append(list(zip(numbers, pairs, strict=True)))
@@ -297,10 +298,10 @@ class QuestionAnswering:
         return found
 
     def predictions(self) -> dict[str, list[dict]]:
-        """Of the last evaluation: id, answer, right answers, probability among the candidates, F1 and exact match.
+        """For each question of the last evaluation: id, answer, right answers, probability, F1 and exact match.
 
         Where questions may have no answer, that is the empty text, and `no_answer` is what it scores more than the best
-        answer. Where answers are not known there are neither right ones nor scores.
+        answer. Without known answers there are no right ones and no scores.
         """
         return {"": [self._described(*pair) for pair in zip(self.questions, self._answers, strict=True)]}
 

@@ -1,6 +1,9 @@
-"""KD of a frozen decoder's logits, of which a few rows at a time are ever in memory; see `tamt.models.decoder_loss`."""
+"""KD of a frozen decoder's logits, a few rows at a time, so that they never all lie in memory.
 
-from typing import Any
+See `tamt.models.decoder_loss`.
+"""
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,25 +39,26 @@ def decoder_divergence(
         raise ValueError("decoder_divergence: the decoder's weight requires a gradient but must be frozen")
     trains = hidden.requires_grad or (decoder.bias is not None and decoder.bias.requires_grad)
     backward = torch.is_grad_enabled() and trains
-    loss: Tensor = _DecoderDivergence.apply(
-        hidden, decoder.weight, decoder.bias, target.detach(), target_decoder, counted, temperature, backward
-    )
+    teacher = _Teacher(target.detach(), target_decoder, counted, temperature)
+    loss: Tensor = _DecoderDivergence.apply(hidden, decoder.weight, decoder.bias, teacher, backward)
     return loss
+
+
+class _Teacher(NamedTuple):
+    """What the student is compared with; none of it gets a gradient."""
+
+    hidden: Tensor
+    decoder: nn.Linear
+    counted: Tensor
+    temperature: float
 
 
 class _DecoderDivergence(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        target: Tensor,
-        target_decoder: nn.Linear,
-        counted: Tensor,
-        temperature: float,
-        backward: bool,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, teacher: _Teacher, backward: bool
     ) -> Tensor:
+        decoder, temperature = teacher.decoder, teacher.temperature
         dtype = autocast_dtype(hidden)
         scale = HALF_SCALE if dtype == torch.float16 else 1.0
         loss = torch.zeros((), device=hidden.device)
@@ -64,15 +68,15 @@ class _DecoderDivergence(torch.autograd.Function):
             matrix = weight.to(dtype)
             for first in range(0, len(hidden), ROWS):
                 some = slice(first, first + ROWS)
-                rows = counted[some].unsqueeze(1)
-                wanted = _log_shares(target[some], target_decoder.weight, target_decoder.bias, temperature, dtype)
-                found = _log_shares(hidden[some], matrix, bias, temperature, dtype)
-                shares = wanted.exp()
-                loss += (shares * (wanted - found) * rows).sum() * temperature**2
-                del wanted
+                rows = teacher.counted[some].unsqueeze(1)
+                target = _log_shares(teacher.hidden[some], decoder.weight, decoder.bias, temperature, dtype)
+                own = _log_shares(hidden[some], matrix, bias, temperature, dtype)
+                shares = target.exp()
+                loss += (shares * (target - own) * rows).sum() * temperature**2
+                del target
                 if grad_hidden is None:
                     continue
-                grad = found.exp_().sub_(shares).mul_(rows * (scale * temperature))
+                grad = own.exp_().sub_(shares).mul_(rows * (scale * temperature))
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
                 grad_hidden[some] = tk.linear_backward_x(grad.to(dtype), matrix)
@@ -84,7 +88,7 @@ class _DecoderDivergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_bias = scaled(ctx.saved_tensors, grads[0] / ctx.scale, ctx.dtypes)
-        return grad_hidden, None, grad_bias, None, None, None, None, None
+        return grad_hidden, None, grad_bias, None, None
 
 
 def _log_shares(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, dtype: torch.dtype) -> Tensor:

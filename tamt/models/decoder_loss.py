@@ -1,8 +1,8 @@
-"""Cross-entropy of a frozen decoder's logits, of which a few rows at a time are ever in memory.
+"""Cross-entropy of a frozen decoder's logits, a few rows at a time, so that they never all lie in memory.
 
-The logits of BERT-base's 1,424 masked tokens a step, 16 × 512 in all, are 0.17 GB in float32, and loss and backward
-need as much again twice, on top of all activations. The gradient of the hidden states needs no more than the logits do,
-so it is made with them, and the backward pass only scales it.
+In BERT-base, 1,424 of the 16 × 512 tokens of a step are masked; their logits are 0.17 GB in float32, and loss and
+backward need twice as much again, on top of all activations. The gradient of the hidden states follows from the logits
+alone, so the forward pass computes it, and the backward pass only scales it.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ import tamt_kernels as tk
 from tamt.models.shared_cast import autocast_dtype
 
 ROWS = 256
-"""Whose logits are made at a time: 31 MB in float32 for BERT's vocabulary."""
+"""Number of rows whose logits are computed at a time: 31 MB in float32 for BERT's vocabulary."""
 
 HALF_SCALE = 2.0**10
-"""Of gradients while they are float16: a vocabulary's probabilities are mostly below its least number, 6e-8."""
+"""Factor of gradients while they are float16: most probabilities of a vocabulary are below its least number, 6e-8."""
 
 
 def decoder_loss(hidden: Tensor, decoder: nn.Linear, labels: Tensor, ignored: int) -> Tensor:
@@ -29,7 +29,7 @@ def decoder_loss(hidden: Tensor, decoder: nn.Linear, labels: Tensor, ignored: in
         hidden: [n, width].
         decoder: from width to the vocabulary; its matrix is frozen.
         labels: int64 [n], below the vocabulary's size.
-        ignored: the label of rows that count nothing.
+        ignored: the label of rows that do not count.
 
     Returns:
         0-dim, float32.
@@ -87,7 +87,7 @@ class _DecoderLoss(torch.autograd.Function):
 def scaled(
     gradients: Sequence[Tensor | None], factor: Tensor, dtypes: Sequence[torch.dtype | None]
 ) -> list[Tensor | None]:
-    """Gradients that the forward pass has made, times the factor (0-dim) that the backward pass brings, in `dtypes`."""
+    """Gradients from the forward pass, times the 0-dim factor that the backward pass receives, in `dtypes`."""
     return [
         None if gradient is None else (gradient.float() * factor).to(dtype)
         for gradient, dtype in zip(gradients, dtypes, strict=True)

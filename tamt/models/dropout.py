@@ -1,8 +1,8 @@
-"""Dropout for training on a CPU, where torch draws its numbers one by one on one thread.
+"""Dropout for training on a CPU, where torch draws one number per entry on one thread.
 
-They take torch 11 ns an entry, 8 % of a step of BERT-base. Here a random integer of 64 bits serves four entries, which
-takes 4 ns with all that belongs to it, and the backward pass is left a byte an entry, not a float. On other devices
-torch's own dropout runs.
+That takes 11 ns per entry, 8 % of a step of BERT-base. Here a random integer of 64 bits serves four entries, 4 ns per
+entry in all, and the backward pass keeps a byte per entry instead of a float. On other devices torch's own dropout
+runs.
 """
 
 from typing import Any
@@ -50,13 +50,13 @@ class _Dropout(torch.autograd.Function):
 
 
 def _draw(shape: torch.Size, p: float) -> tuple[Tensor, float]:
-    """A 1 for each entry that is kept and a 0 for the others, uint8, and what the former are multiplied by."""
-    fates = max(round(p * 2**16), 1)  # of 2^16 as many zero an entry
+    """Which entries are kept, uint8, 1 or 0, and the factor of those that are."""
+    zeroing = max(round(p * 2**16), 1)  # of the 2^16 values of an entry's number, those that zero it
     entries = shape.numel()
     drawn = torch.empty(-(-entries // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    # No bools: to compare into them, and to make floats of them, takes torch five times as long.
-    kept = drawn[:entries].view(shape).gt_(fates - 1 - 2**15).to(torch.uint8)
-    return kept, 2**16 / max(2**16 - fates, 1)
+    # Not bool: torch takes five times as long to compare into it and to convert it to floats.
+    kept = drawn[:entries].view(shape).gt_(zeroing - 1 - 2**15).to(torch.uint8)
+    return kept, 2**16 / max(2**16 - zeroing, 1)
 
 
 def _keep(x: Tensor, kept: Tensor, scale: float) -> Tensor:
@@ -82,9 +82,9 @@ def attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention, torch's own but for dropout on a CPU, where torch's takes no fused path anyway.
+    """Scaled dot-product attention: torch's own, except with dropout on a CPU, where torch has no fused path.
 
-    On a CPU it is torch's too where a mask is added in place of bool, the types differ, or heads share their keys.
+    On a CPU, too, torch's own runs if the mask is not bool, the types differ, or heads share their keys.
 
     Args:
         module: the layer.
@@ -101,10 +101,10 @@ def attention(
     as_torch |= attention_mask is not None and attention_mask.dtype != torch.bool
     as_torch |= not query.dtype == key.dtype == value.dtype or query.shape[1] != key.shape[1]
     if as_torch:
-        found: tuple[Tensor, None] = sdpa_attention_forward(
+        outcome: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
-        return found
+        return outcome
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     with torch.autocast("cpu", enabled=False):  # as it would be in the backward pass
         output: Tensor = _Attention.apply(query, key, value, attention_mask, scaling, dropout)
@@ -112,14 +112,14 @@ def attention(
 
 
 class _Attention(torch.autograd.Function):
-    """Attention with dropout, which leaves its backward pass a byte for each weight, and makes the weights again."""
+    """Attention with dropout that keeps one byte per weight for its backward pass, and computes the weights again."""
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, p: float
     ) -> Tensor:
         heads = query.shape[:2]
-        query, key, value = (each.flatten(0, 1) for each in (query, key, value))
+        query, key, value = (states.flatten(0, 1) for states in (query, key, value))
         weights = _weights(query, key, mask, scaling)
         kept, ctx.scale = _draw(weights.shape, p)
         output = _product(kept.to(weights.dtype).mul_(weights), value, ctx.scale)
@@ -143,7 +143,7 @@ class _Attention(torch.autograd.Function):
         grad_products = grad_weights.sub_(mean).mul_(weights)
         grad_query = _product(grad_products, key, ctx.scaling)
         grad_key = _product(grad_products.transpose(1, 2), query, ctx.scaling)
-        return *(each.unflatten(0, heads) for each in (grad_query, grad_key, grad_value)), None, None, None
+        return *(grad.unflatten(0, heads) for grad in (grad_query, grad_key, grad_value)), None, None, None
 
 
 def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
@@ -162,14 +162,14 @@ def _product(first: Tensor, second: Tensor, factor: float) -> Tensor:
 def attention_mask(*arguments: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
     """transformers' mask of `attention`, or None where all tokens are attended to.
 
-    On a GPU that is where no mask is given: to look for padding in one would be to wait for the device. transformers'
-    own, while a CUDA graph is recorded, makes a mask of ones of none, which no fused attention takes: a step of
-    BERT-base at 16 × 512 tokens took 44 ms on an H200 in place of 18.
+    On a GPU that is where no mask is given, because looking for padding would wait for the device. While a CUDA graph
+    is recorded, transformers' own function turns no mask into a mask of ones, which no fused attention takes: a step
+    of BERT-base at 16 × 512 tokens then took 44 ms on an H200 instead of 18.
 
     Args:
         arguments: those of `transformers.masking_utils.sdpa_mask`.
-        attention_mask: true, or one, where a token is none of padding, [batch, length].
-        options: more of them.
+        attention_mask: true, or one, where a token is not padding, [batch, length].
+        options: further arguments.
 
     Returns:
         bool, [batch, 1, length, length].
@@ -184,15 +184,16 @@ def attention_mask(*arguments: Any, attention_mask: Tensor | None = None, **opti
     return mask
 
 
-AttentionInterface.register(ATTENTION, attention)
-AttentionMaskInterface.register(ATTENTION, attention_mask)
-
-
 def use_fast_dropout(model: PreTrainedModel) -> None:
-    """Let a model drop by this module, in its layers and, where its attention is torch's, in that too."""
+    """Let a model use the dropout of this module: in its layers and, if its attention is torch's, in that too.
+
+    Transformers then knows `attention` as `ATTENTION`.
+    """
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
                 setattr(module, name, Dropout(child.p).train(child.training))
     if model.config._attn_implementation == "sdpa":
+        AttentionInterface.register(ATTENTION, attention)
+        AttentionMaskInterface.register(ATTENTION, attention_mask)
         model.set_attn_implementation(ATTENTION)

@@ -18,26 +18,26 @@ PROJECTIONS = (
     ("q_proj", "k_proj", "v_proj"),
     ("q", "k", "v"),
 )
-"""What attentions call the layers that make queries, keys and values."""
+"""Names of the layers that make queries, keys and values."""
 RELATION_HEADS = 12
 HIDDEN = -1e4
-"""The product of a token with padding, in place of −∞: its share is 0, and no difference is NaN."""
+"""The product of a token with padding, instead of −∞: its share is 0, and no difference is NaN."""
 
 
 def projections_of(encoder: PreTrainedModel) -> list[nn.Module]:
     """The layers that make the queries, keys and values of the last layer's attention.
 
     Raises:
-        UserError: the attention has no such layers, as where one matrix makes all three.
+        UserError: the attention has no such layers, for example because one matrix makes all three.
     """
     for module in (module for stack in stacks_of(encoder) for module in stack[-1].modules()):
         for names in PROJECTIONS:
-            found = [getattr(module, name, None) for name in names]
-            linear = [layer for layer in found if isinstance(layer, nn.Linear | tk.MaskedLinear)]
+            layers = [getattr(module, name, None) for name in names]
+            linear = [layer for layer in layers if isinstance(layer, nn.Linear | tk.MaskedLinear)]
             if len(linear) == len(names):
                 return [*linear]
     raise UserError(
-        f"the attention of {type(encoder).__name__} has no layers of their own for queries, keys and values, which the "
+        f"the attention of {type(encoder).__name__} has no separate layers for queries, keys and values, which the "
         "term attention compares; leave it out of --objective"
     )
 
@@ -45,7 +45,7 @@ def projections_of(encoder: PreTrainedModel) -> list[nn.Module]:
 class Projections:
     """Catches the queries, keys and values of an encoder's last layer at each forward.
 
-    The hooks stay on the encoder: hooks that come and go would have `torch.compile` compile anew at each step.
+    The hooks stay on the encoder, as `torch.compile` would compile again in each step if they came and went.
     """
 
     def __init__(self, encoder: PreTrainedModel) -> None:
@@ -57,7 +57,7 @@ class Projections:
         self._caught[number] = output
 
     def take(self) -> tuple[Tensor, ...]:
-        """Queries, keys and values [batch, length, width] of the last forward, which are then forgotten here."""
+        """Queries, keys and values [batch, length, width] of the last forward pass, each given out once."""
         taken = tuple(self._caught[number] for number in sorted(self._caught))
         self._caught.clear()
         return taken
@@ -73,15 +73,15 @@ def relation_loss(
 ) -> Tensor:
     """KL(teacher ‖ student) of the relations, mean over heads and real tokens, summed over queries, keys and values.
 
-    All heads are joined and split anew into relation heads r of width d. The relations of X are softmax(X Xᵀ / √d) over
-    the real tokens.
+    All heads are joined and split again into relation heads r of width d. The relations of X are softmax(X Xᵀ / √d)
+    over the real tokens.
 
     Args:
         teacher: queries, keys and values, [batch, length, width] each.
         student: the same of the student.
         heads: the model's own number of heads.
         real: [batch, length], 0 where there is padding; None where there is none.
-        real_tokens: what the sum over tokens is divided by, 0-dim.
+        real_tokens: the divisor of the sum over tokens, 0-dim.
     """
     total = torch.zeros((), device=real_tokens.device)
     # In fp32: a relation is a difference of products, of which half precision keeps three digits.

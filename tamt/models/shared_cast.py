@@ -1,7 +1,7 @@
-"""In half precision, one cast of what attention reads in place of three.
+"""In half precision, one cast of the input of attention instead of three.
 
-Autocast casts the input of each layer for itself. Queries, keys and values are made of the same float32 input, so that
-it is written and kept for the backward pass three times, and three gradients are widened before they are added up.
+Autocast casts the input of each layer for itself. Queries, keys and values come from the same float32 input, so it
+is cast and kept for the backward pass three times, and three gradients are widened before they are added up.
 """
 
 from typing import Any
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 PROJECTIONS = ("query", "q_lin")
-"""What an attention calls the layer of its queries: in BERT, RoBERTa and ELECTRA, and in DistilBERT."""
+"""Names of the layer that makes the queries: in BERT, RoBERTa and ELECTRA, and in DistilBERT."""
 
 
 def share_casts(model: PreTrainedModel) -> None:
-    """Let each attention of a model cast its input once, under autocast; what it computes forward is the same.
+    """Let each attention of a model cast its input once, under autocast. The forward pass computes the same.
 
-    Backward the gradients of queries, keys and values are then added up in half precision.
+    In the backward pass the gradients of queries, keys and values are then added up in half precision.
     """
     for module in model.modules():
         if any(isinstance(getattr(module, name, None), nn.Module) for name in PROJECTIONS):
@@ -25,9 +25,9 @@ def share_casts(model: PreTrainedModel) -> None:
 
 
 def _cast(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of an attention, what it reads in the type that autocast computes in.
+    """The arguments of an attention, with its input in the type that autocast computes in.
 
-    That is the first of them, or has the name that most models give it. Under another name it is left to autocast.
+    The input is the first argument, or has the name that most models use. Under another name autocast casts it.
     """
     if positional:
         first, *others = positional
@@ -39,6 +39,6 @@ def _cast(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> t
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype:
-    """The type that autocast computes in on the device of a tensor; where it is off, the tensor's own."""
+    """The type that autocast computes in on the device of a tensor; the tensor's own where autocast is off."""
     device = tensor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype

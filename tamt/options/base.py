@@ -22,6 +22,7 @@ from typing import (
 )
 
 from tamt.runtime.errors import check_choice, check_positive, check_seed
+from tamt.runtime.quiet import quiet_transformers
 
 P = ParamSpec("P")
 Made = TypeVar("Made")
@@ -82,7 +83,9 @@ def command(kind: Callable[P, Made]) -> Callable[[Callable[[Made], dict]], Comma
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> dict:
             is_one = len(args) == 1 and not kwargs and isinstance(args[0], cast("type", kind))
-            return function(args[0] if is_one else kind(*args, **kwargs))
+            options = args[0] if is_one else kind(*args, **kwargs)
+            with quiet_transformers():
+                return function(options)
 
         return cast("CommandFunction[P, Made]", call)
 

@@ -17,7 +17,7 @@ from tamt.runtime.choices import (
     check_initial,
     resolve_tracker,
 )
-from tamt.runtime.errors import UserError
+from tamt.runtime.errors import UserError, check_sparsity
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,7 @@ class TrainOptions(Options):
         resolve_tracker(self.track)
         if self.resume and self.output == type(self).output:
             raise UserError("--resume needs the --output of the run to continue; give its folder")
-        if not 0 < self.sparsity < 1:
-            raise UserError(f"--sparsity {self.sparsity:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
+        check_sparsity("--sparsity", self.sparsity)
         if self.lr is not None and not self.lr > 0:
             raise UserError(f"--lr {self.lr:g} must be more than 0; raise it or leave it out")
         self._check_method(find_method(self.method))

@@ -9,7 +9,8 @@ from tamt.masks.file import MaskInfo, PackedMasks, load_packed, pack_masks
 from tamt.masks.masking import POOLER, magnitude_masks, prunable_weights
 from tamt.masks.similarity import check_same_matrices, in_common, similarity
 from tamt.methods import OMP
-from tamt.models.loading import load_masked_language_model, load_pooler
+from tamt.models.language_model import load_masked_language_model
+from tamt.models.loading import load_pooler
 from tamt.options.base import command
 from tamt.options.compare import CompareOptions
 from tamt.runtime.errors import UserError

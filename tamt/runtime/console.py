@@ -1,6 +1,6 @@
-"""What the commands say while they run: everything on stderr, so that stdout is free for `--json`.
+"""What commands print: progress on stderr, and results on stdout, where `--json` puts one object.
 
-Of several processes that share a run the first one speaks.
+When several processes share a run, only the first one prints.
 """
 
 import time
@@ -17,16 +17,17 @@ from tamt.runtime import processes
 UNBROKEN = 10_000
 """Width of a table in a file or a pipe, so that each row is one line."""
 
-console = Console(stderr=True, highlight=False, quiet=not processes.first())
+console = Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
     """Print one line to stderr."""
-    console.print(text, markup=False, soft_wrap=True)
+    if processes.first():
+        console.print(text, markup=False, soft_wrap=True)
 
 
 class Progress:
-    """A bar with the latest figures on a terminal, a line every tenth of the way elsewhere."""
+    """A progress bar with the latest figures on a terminal; elsewhere a line at every tenth of the steps."""
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
         self._what, self._total = what, total
@@ -38,7 +39,7 @@ class Progress:
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (console.is_terminal and processes.first()),
         )
         self._task = self._bar.add_task(what, total=total, completed=done, figures="")
 
@@ -59,8 +60,8 @@ class Progress:
 
 
 def show(results: list[dict]) -> None:
-    """Print rows of results to stdout: what they share line by line, what differs as a table, one row's matrices."""
-    if not results:  # as of a study of which no run succeeded
+    """Print rows of results to stdout: equal values line by line, the others as a table, and one row's matrices."""
+    if not results:  # no run of a study succeeded
         return
     output = Console(highlight=False)
     if not output.is_terminal:

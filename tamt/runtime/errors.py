@@ -25,6 +25,12 @@ def check_seed(seed: int) -> None:
         raise UserError(f"--seed {seed} is negative or over 32 bits; give one from 0 to 4294967295")
 
 
+def check_sparsity(name: str, sparsity: float) -> None:
+    """Check that a sparsity, called `name` in the message, is between 0 and 1. Raises UserError if not."""
+    if not 0 < sparsity < 1:
+        raise UserError(f"{name} {sparsity:g} is not between 0 and 1; give 0.7 for 70 % zeros, say")
+
+
 def check_choice(option: str, value: object, choices: Iterable[str]) -> None:
     """Check that the value of an option is one of its choices. Raises UserError, which lists them, if not."""
     choices = list(choices)

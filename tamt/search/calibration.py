@@ -1,4 +1,4 @@
-"""Calibration: how large each matrix's inputs are, measured on some text with the dense model."""
+"""Calibration: the size of each matrix's inputs, measured on some text with the dense model."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +17,14 @@ from tamt.runtime.errors import UserError
 from tamt.search.search import Search
 
 CALIBRATION_BLOCKS = 64
-"""Blocks of text that are read: 8 batches of 8."""
+"""Blocks of text for the calibration: 8 batches of 8."""
 
 
 def activation_importance(search: Search) -> dict[str, Tensor]:
     """Wanda's criterion |W_ij| · ‖x_j‖ for each prunable matrix (Sun et al., 2023).
 
-    It is |W| for the word embedding and for matrices that read no input. The model must still be dense. In several
-    processes the first one measures, so that all have the same numbers.
+    It is |W| for the word embedding and for matrices that read no input. The model must still be dense. The first of
+    several processes measures, so that all have the same numbers.
 
     Returns:
         float32 tensors with the shapes of the matrices, by the names that masks use.
@@ -32,11 +32,9 @@ def activation_importance(search: Search) -> dict[str, Tensor]:
     Raises:
         UserError: see `input_norms`.
     """
-    assert search.train_blocks is not None
-    encoder, device = search.student.encoder, search.accelerator.device
-    norms = processes.by_first(
-        partial(input_norms, encoder, search.train_blocks, search.batch_size, search.seed, device)
-    )
+    text, encoder, device = search.text, search.student.encoder, search.compute.device
+    assert text.train is not None
+    norms = processes.by_first(partial(input_norms, encoder, text.train, text.batch_size, text.seed, device))
     importance = {}
     for name, weight in search.weights().items():
         norm = norms.get(name.removesuffix(".weight"))
@@ -61,8 +59,8 @@ def input_norms(
         device: where the model is.
 
     Returns:
-        float32 [in_features] on the CPU, by the names of the modules, but for those that read no input, as Longformer's
-        for global attention do, which is reported.
+        float32 [in_features] on the CPU, by the names of the modules. Modules that read no input, such as Longformer's
+        for global attention, are left out and reported.
 
     Raises:
         UserError: a layer reads an input that is not finite.
@@ -94,13 +92,13 @@ def _texts(blocks: Blocks, batch_size: int, seed: int) -> Iterator[Tensor]:
 
 
 def _add_squares(squares: dict[str, Tensor], name: str, x: Tensor) -> None:
-    found = x.detach().flatten(0, -2).float().square().sum(0, dtype=torch.float64)
-    squares[name] = squares[name] + found if name in squares else found
+    added = x.detach().flatten(0, -2).float().square().sum(0, dtype=torch.float64)
+    squares[name] = squares[name] + added if name in squares else added
 
 
 @contextmanager
 def _watched(encoder: PreTrainedModel, see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call `see` with the name and the input of each prunable linear layer, at every forward."""
+    """Call `see` with the name and the input of each prunable linear layer in every forward pass."""
 
     def hook(name: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         see(name, inputs[0])

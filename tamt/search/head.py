@@ -1,4 +1,4 @@
-"""Head warm-up: a fresh MLM head is trained alone, on the dense frozen encoder, before anything is searched."""
+"""Head warm-up: a fresh MLM head is trained alone, on the frozen dense encoder, before the search begins."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,8 @@ from tamt.objectives import encode, mlm_loss
 from tamt.runtime import processes
 from tamt.runtime.console import Progress, say
 from tamt.search.search import Search
-from tamt.training.loop import make_optimizer, training_steps
+from tamt.training.optimizer import make_optimizer
+from tamt.training.steps import Stepper
 
 LEARNING_RATE = 3e-3
 """Constant over the warm-up. The search's 5e-5 would leave a random transform nearly as it is."""
@@ -24,7 +25,7 @@ LEAST_FALL = 0.01
 PATIENCE = 2
 """The warm-up ends when this many measurements in a row are less than `LEAST_FALL` below the best one before them."""
 DEV_TOKENS = 4096
-"""Masked dev tokens that the loss is measured on, at least, if there are as many."""
+"""Least number of masked dev tokens that the loss is measured on, if there are as many."""
 
 
 @dataclass
@@ -38,7 +39,7 @@ class BestHead:
     _waited: int = 0
 
     def update(self, loss: float, step: int, head: Mapping[str, nn.Parameter]) -> None:
-        """Take note of the dev loss after a step; a copy of the head is kept if it is the best one."""
+        """Record the dev loss after a step, and copy the head if it is the best one so far."""
         loss = math.inf if math.isnan(loss) else loss
         if loss < self.loss or not self.parameters:
             self.loss, self.step = loss, step
@@ -55,19 +56,19 @@ class BestHead:
 
 
 def warm_up_head(search: Search, most_steps: int) -> None:
-    """Train the fresh MLM head of the student until its dev loss stops falling; the best head by that loss is kept.
+    """Train the student's fresh MLM head until its dev loss stops falling, and keep the head with the lowest dev loss.
 
-    The encoder stays as it is, with dropout off. Of several processes the first one measures the dev loss, so that all
+    The encoder does not change; its dropout is off. The first of several processes measures the dev loss, so that all
     end at the same step with the same head.
 
     Args:
-        search: its train and dev text are used.
-        most_steps: optimizer steps after which the warm-up ends in any case.
+        search: its training and dev text are used.
+        most_steps: the warm-up ends after this many optimizer steps at the latest.
     """
     student = search.student
     say(
-        f"{search.model} has no MLM head: a fresh one is trained alone first, until its dev loss stops falling or for "
-        f"{most_steps} steps (--head-warmup-steps)"
+        f"{search.options.model} has no MLM head: a fresh one is trained alone first, until its dev loss stops "
+        f"falling or for {most_steps} steps (--head-warmup-steps)"
     )
     student.model.requires_grad_(False)
     head = student.head_parameters()
@@ -84,18 +85,17 @@ def warm_up_head(search: Search, most_steps: int) -> None:
         return {"loss": mlm_loss(student, hidden, batch)}
 
     best = BestHead()
-    batches = search.batches(1, search.masking)
-    steps = training_steps(
-        search.accelerator, student.model, optimizer, schedule, batches, loss, 1, most_steps, search.check_every
-    )
+    options = search.options
+    stepper = Stepper(search.compute, student.model, optimizer, schedule, search.text.parts, options.check_every)
+    steps = stepper.take(search.text.batches(1, masked=True), loss, 1, most_steps)
     with Progress("head warm-up", most_steps) as progress:
         for step, parts in steps:
             figures = {}
             if step % EVALUATE_EVERY == 0 or step == most_steps:
-                search.accelerator.scaler.check()
+                search.compute.loss_scale.check()
                 figures["head_warmup_dev"] = processes.by_first(lambda: dev.loss() if dev else math.nan)
                 best.update(figures["head_warmup_dev"], step, head)
-            if step % search.log_every == 0 or figures:
+            if step % options.log_every == 0 or figures:
                 search.folder.log(step, head_warmup=parts["loss"], **figures)
                 progress.update(step, f"loss {parts['loss']:.4f} dev loss {best.loss:.4f}")
             if best.stopped_falling:
@@ -109,19 +109,19 @@ def warm_up_head(search: Search, most_steps: int) -> None:
 
 
 class _DevText:
-    """The dense encoder's hidden states of masked dev tokens, which every dev loss of the head is measured on."""
+    """The dense encoder's hidden states at masked dev tokens, on which every dev loss of the head is measured."""
 
     @torch.no_grad()
     def __init__(self, search: Search) -> None:
         self._search = search
-        assert search.dev_blocks is not None
-        student, device = search.student, search.accelerator.device
+        text, student, device = search.text, search.student, search.compute.device
+        assert text.dev is not None
         student.encoder.eval()
         hidden: list[Tensor] = []
         labels: list[Tensor] = []
-        for plain in dev_batches(search.dev_blocks, search.batch_size, 0, search.masking):
+        for plain in dev_batches(text.dev, text.batch_size, 0, text.masking):
             batch = {name: tensor.to(device) for name, tensor in prepare(plain).items()}
-            with search.accelerator.autocast():
+            with search.compute.autocast():
                 states, _ = encode(student.encoder, batch, hidden_states=False)
             hidden.append(states.flatten(0, 1)[batch["positions"]])
             labels.append(batch["labels"])
@@ -137,6 +137,6 @@ class _DevText:
 
     @torch.no_grad()
     def loss(self) -> float:
-        """The MLM loss of the present head, mean over the masked tokens, in nats."""
-        with self._search.accelerator.autocast():
+        """The MLM loss of the current head, mean over the masked tokens, in nats."""
+        with self._search.compute.autocast():
             return mlm_loss(self._search.student, self._hidden, self._batch).item()

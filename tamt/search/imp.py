@@ -1,6 +1,6 @@
-"""IMP: train the weights on MLM, prune the smallest, put the rest back to where they started, and again (paper 2.1)."""
+"""IMP: train the weights on MLM, prune the smallest, reset the rest to where they started, and repeat (paper 2.1)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,108 +10,118 @@ from tamt.masks.file import MASK_FILE
 from tamt.masks.masking import Masks, packed_masks, sparsity_of, top_masks
 from tamt.methods import STAGES
 from tamt.objectives import Losses
-from tamt.runtime import processes, termination
-from tamt.runtime.console import Progress
 from tamt.search.search import Search
-from tamt.training.loop import NonFiniteError, make_optimizer, restore_training, training_state, training_steps
+from tamt.training.loop import Loop, Pace, Training
+from tamt.training.optimizer import make_optimizer
+from tamt.training.steps import LazyLosses, Stepper
 
 
 def iterative_pruning(search: Search) -> list[dict]:
     """Prune 10 % of the whole at step 0 and after every tenth of the schedule, until the sparsity is reached.
 
     Pruning is by magnitude of the trained weights, local in each matrix; what was pruned stays pruned. After every
-    pruning all parameters, the head's too, go back to θ0 bit for bit, and AdamW starts with empty moments; the
-    learning rate falls over the whole schedule (paper, Table 1 and B.2). A mask is saved at every pruning.
+    pruning all parameters, including those of the head, are reset to θ0 bit for bit, and AdamW starts with empty
+    moments; the learning rate falls over the whole schedule (paper, Table 1 and B.2). A mask is saved at every pruning.
 
     Raises:
         NonFiniteError, Terminated: after a checkpoint of the last good state was saved.
     """
-    student = search.student
-    student.model.requires_grad_(True)
-    student.decoder.weight.requires_grad_(False)
-    parameters = {name: p for name, p in student.model.named_parameters() if p.requires_grad}
-    initial = {name: p.detach().clone() for name, p in parameters.items()}
-    weights = search.weights()
-    masks: Masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-    packed = packed_masks(student.model, masks)  # by which each step cuts the gradients
-    optimizer, schedule = make_optimizer(parameters.values(), search.lr, search.schedule_steps, pruned=packed)
-    interval = search.schedule_steps // STAGES
-    results: list[dict] = []
-
-    def state() -> dict[str, Any]:
-        return {
-            "trained": {name: p.detach() for name, p in parameters.items()},
-            "masks": masks,
-            "results": results,
-            **training_state(search.accelerator, optimizer, schedule),
-        }
-
-    def pack() -> None:
-        for (_, bits), (_, renewed) in zip(packed, packed_masks(student.model, masks), strict=True):
-            bits.copy_(renewed)  # in place, as a CUDA graph knows their addresses
-
-    def restore(checkpoint: Mapping[str, Any]) -> None:
-        nonlocal masks, results
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(checkpoint["trained"][name])
-        masks = {name: mask.to(search.accelerator.device) for name, mask in checkpoint["masks"].items()}
-        pack()
-        results = checkpoint["results"]
-        restore_training(checkpoint, search.accelerator, optimizer, schedule)
-
-    done = search.folder.resume(restore)
-
-    def prune(step: int) -> None:
-        nonlocal masks
-        search.accelerator.scaler.check()
-        processes.check_trained(step, parameters.values())
-        sparsity = min(search.sparsity, (step // interval + 1) / STAGES)
-        masks = prune_and_reset(weights, parameters, initial, masks, sparsity)
-        pack()
-        optimizer.forget()
-        name = MASK_FILE if sparsity == search.sparsity else f"masks/sparsity-{sparsity:g}.safetensors"
-        search.save(masks, step, name, sparsity)
-        dev = search.dev_losses()
-        search.folder.log(step, sparsity=sparsity_of(masks), **{f"dev_{key}": value for key, value in dev.items()})
-        row = search.result(masks, step, search.folder.seconds, dev)
-        results.append({**row, "mask": str(search.folder.path / name)})
-
-    if done == 0:
-        prune(0)
-    losses = Losses(search.objective, student)
-    steps = training_steps(
-        search.accelerator,
-        student.model,
-        optimizer,
-        schedule,
-        search.batches(done + 1, search.masking),
-        losses,
-        done + 1,
-        search.steps,
-        search.check_every,
-        search.cuda_graphs,
-    )
-    with Progress(search.method, search.steps, done) as progress, termination.deferred():
-        try:
-            for step, parts in steps:
-                if step % search.log_every == 0 or step == search.steps:
-                    sparsity = sparsity_of(masks)
-                    lr = float(schedule.get_last_lr()[0])
-                    search.folder.log(step, **parts, sparsity=sparsity, lr=lr, seconds=search.folder.seconds)
-                    progress.update(step, f"loss {parts['loss']:.4f} sparsity {sparsity:.2%}")
-                if step % interval == 0:
-                    prune(step)
-                elif search.evaluation_due(step):
-                    dev = search.dev_losses()
-                    search.folder.log(step, **{f"dev_{name}": value for name, value in dev.items()})
-                if step % search.save_every == 0 and step != search.steps:
-                    search.folder.save_checkpoint(step, state())
-        except (NonFiniteError, termination.Terminated) as error:
-            search.folder.save_checkpoint(error.last_good, state())
-            raise
+    training = IterativePruning(search)
+    training.loop.run(training)
     search.save_head()
-    return results
+    return training.results
+
+
+class IterativePruning(Training):
+    """IMP as the loop runs it.
+
+    Attributes:
+        results: the row of each pruning so far.
+    """
+
+    def __init__(self, search: Search) -> None:
+        self._search = search
+        options, plan, model = search.options, search.plan, search.student.model
+        model.requires_grad_(True)
+        search.student.decoder.weight.requires_grad_(False)
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._initial = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._weights = search.weights()
+        self._masks: Masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in self._weights.items()}
+        self._packed = packed_masks(model, self._masks)  # each step clears the gradients by them
+        self._optimizer, schedule = make_optimizer(
+            self._parameters.values(), plan.lr, plan.schedule_steps, pruned=self._packed
+        )
+        self._interval = plan.schedule_steps // STAGES
+        self.results: list[dict] = []
+        self._losses = Losses(options.weights(), search.student)
+        self._stepper = Stepper(
+            search.compute,
+            model,
+            self._optimizer,
+            schedule,
+            search.text.parts,
+            options.check_every,
+            plan.cuda_graphs,
+        )
+        pace = Pace(plan.steps, options.log_every, options.save_every)
+        self.loop = Loop(options.method, search.folder, self._stepper, pace)
+
+    def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
+        """See `Text.batches`."""
+        return self._search.text.batches(first, masked=True)
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The MLM loss."""
+        return self._losses(batch)
+
+    def state(self) -> dict[str, Any]:
+        """All parameters, the masks so far and their rows of results."""
+        trained = {name: p.detach() for name, p in self._parameters.items()}
+        return {"trained": trained, "masks": self._masks, "results": self.results}
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Restore what `state` saved."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(checkpoint["trained"][name])
+        self._set_masks({name: mask.to(self._search.compute.device) for name, mask in checkpoint["masks"].items()})
+        self.results = checkpoint["results"]
+
+    def before_steps(self, done: int) -> None:
+        """The first pruning."""
+        if done == 0:
+            self._prune(0)
+
+    def after_step(self, step: int, losses: LazyLosses) -> None:
+        """Log, and prune or measure the dev losses."""
+        if self.loop.log_due(step):
+            sparsity = sparsity_of(self._masks)
+            self.loop.log(step, losses, f" sparsity {sparsity:.2%}", sparsity=sparsity)
+        if step % self._interval == 0:
+            self._prune(step)
+        elif self._search.evaluation_due(step):
+            self._search.log_dev_losses(step)
+
+    def _prune(self, step: int) -> None:
+        search = self._search
+        self._stepper.check(step)
+        sparsity = min(search.options.sparsity, (step // self._interval + 1) / STAGES)
+        self._set_masks(prune_and_reset(self._weights, self._parameters, self._initial, self._masks, sparsity))
+        self._optimizer.forget()
+        final = sparsity == search.options.sparsity
+        path = search.save(
+            self._masks, step, MASK_FILE if final else f"masks/sparsity-{sparsity:g}.safetensors", sparsity
+        )
+        dev = search.dev_losses()
+        figures = {f"dev_{name}": value for name, value in dev.items()}
+        search.folder.log(step, sparsity=sparsity_of(self._masks), **figures)
+        self.results.append({**search.result(self._masks, step, search.folder.seconds, dev), "mask": str(path)})
+
+    def _set_masks(self, masks: Masks) -> None:
+        self._masks = masks
+        for (_, bits), (_, renewed) in zip(self._packed, packed_masks(self._search.student.model, masks), strict=True):
+            bits.copy_(renewed)  # in place, as a CUDA graph knows their addresses
 
 
 @torch.no_grad()
@@ -122,16 +132,16 @@ def prune_and_reset(
     masks: Masks,
     sparsity: float,
 ) -> Masks:
-    """One pruning: rank by |trained weight|, then put all parameters back to θ0 and cut the pruned ones to zero.
+    """One pruning: rank by |trained weight|, reset all parameters to θ0, and set the pruned ones to zero.
 
-    The reset copies values. The published code, and the code it came from, kept a name for the weights that were
-    trained, so theirs reset nothing.
+    The reset copies values. The published code, and the code it is based on, kept a reference to the weights that then
+    trained, so its reset did nothing.
 
     Args:
         weights: the prunable matrices.
-        parameters: everything that trains, the matrices among it.
+        parameters: everything that trains, including the matrices.
         initial: a copy of `parameters` at the start, θ0.
-        masks: what is kept so far; only that can be kept further.
+        masks: what is kept so far; nothing else can be kept.
         sparsity: share of zeros after the pruning, 0 to 1.
 
     Returns:

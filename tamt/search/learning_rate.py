@@ -22,7 +22,7 @@ GRADED = ShortRun(travel=0.18, ceiling=3e-4)
 
 
 def default_rate(method: Method, scores: str, steps: int) -> float | None:
-    """The paper's rate (Table 1), raised for mask training that is too short for it; None for a one-shot method.
+    """The paper's rate (Table 1), raised for short mask training; None for a one-shot method.
 
     Measured on a 6-layer MiniLM at 70 % sparsity, KD, 8 × 128 tokens per step. Two-valued scores: 150 steps at 3e-4
     train well, at 3e-3 they ruin the mask. Magnitude scores: the KD dev loss after 150 steps is 0.113 at 1.5e-4, 0.106

@@ -20,7 +20,7 @@ from tamt.masks.masking import (
     random_masks,
     top_masks,
 )
-from tamt.runtime.choices import check_initial, scores_of_start
+from tamt.runtime.choices import check_initial
 from tamt.runtime.errors import UserError
 from tamt.search.calibration import activation_importance
 from tamt.search.search import Search
@@ -30,7 +30,7 @@ from tamt_kernels.nn import INITIAL_THRESHOLD
 def starting_point(search: Search) -> tuple[Masks, dict[str, Tensor]]:
     """The first masks of a mask training, and the importance of each weight that orders its scores.
 
-    Without `search.initial` the masks keep what the scores' criterion ranks highest: |W| for magnitude and two-valued
+    Without `--initial` the masks keep what the criterion of the scores ranks highest: |W| for magnitude and two-valued
     scores, which is OMP's mask (paper 3.2), and |W| · ‖x‖ for activation.
 
     Returns:
@@ -40,42 +40,41 @@ def starting_point(search: Search) -> tuple[Masks, dict[str, Tensor]]:
         UserError: the kind of scores or the mask to start from is unknown, or does not fit the model; or a weight, or
             an input of the calibration, is not finite.
     """
-    kind = scores_of_start(search.scores, search.initial)
-    weights = search.weights()
+    options, weights = search.options, search.weights()
     importance: dict[str, Tensor] = {}
-    if kind == "magnitude":
+    if search.plan.scores == "magnitude":
         importance = {name: weight.detach().abs() for name, weight in weights.items()}
-    elif kind == "activation":
+    elif search.plan.scores == "activation":
         importance = activation_importance(search)
     for name, values in importance.items():
         if not values.isfinite().all():
             raise UserError(f"the matrix {name} has weights that are not finite; give another checkpoint")
-    if search.initial is not None:
-        masks = initial_masks(search, search.initial)
+    if options.initial is not None:
+        masks = initial_masks(search, options.initial)
     elif importance:
-        masks = top_masks(importance, search.sparsity)
+        masks = top_masks(importance, options.sparsity)
     else:
-        masks = magnitude_masks(weights, search.sparsity)
+        masks = magnitude_masks(weights, options.sparsity)
     return masks, importance
 
 
 def initial_masks(search: Search, initial: str) -> Masks:
-    """The masks that `--initial` names: OMP's (paper 3.2), random ones (paper 4.2.4), or those of a mask file.
+    """The masks that `--initial` names: OMP's (paper 3.2), random ones (paper 4.2.4), or those in a mask file.
 
     Raises:
         UserError: see `check_initial` and `read_initial`.
     """
     check_initial(initial)
-    weights = search.weights()
+    options, weights = search.options, search.weights()
     if initial == "omp":
-        return magnitude_masks(weights, search.sparsity)
+        return magnitude_masks(weights, options.sparsity)
     if initial == "random":
-        return random_masks(weights, search.sparsity, search.seed)
-    return read_initial(Path(initial), search.student.encoder, search.sparsity, not search.dense_embedding)
+        return random_masks(weights, options.sparsity, options.seed)
+    return read_initial(Path(initial), search.student.encoder, options.sparsity, not options.dense_embedding)
 
 
 def read_initial(path: Path, encoder: PreTrainedModel, sparsity: float, embedding: bool = True) -> Masks:
-    """The masks of a file for the matrices that train, on the model's device; the word embedding's if it is masked too.
+    """Read the masks of the matrices that train, on the model's device; with the word embedding's if it is masked too.
 
     Raises:
         UserError: the file cannot be read, is for another model, or has another sparsity.
@@ -99,7 +98,7 @@ def read_initial(path: Path, encoder: PreTrainedModel, sparsity: float, embeddin
 
 @torch.no_grad()
 def set_scores(masked: Mapping[str, MaskedModule], importance: Mapping[str, Tensor]) -> None:
-    """Give wrapped modules the scores of `scores_for` and renew their masks, which stay as they are."""
+    """Give wrapped modules the scores of `scores_for` and renew their masks, which do not change."""
     for name, values in importance.items():
         module = masked[name]
         module.score.copy_(scores_for(values, module.mask))
@@ -109,11 +108,11 @@ def set_scores(masked: Mapping[str, MaskedModule], importance: Mapping[str, Tens
 def scores_for(importance: Tensor, mask: Tensor) -> Tensor:
     """Scores φ₀ · c / t for weights of importance c, with φ₀ = 0.01 and t the `keep`-th largest importance.
 
-    They are at least φ₀ exactly where the mask keeps, so the threshold is φ₀ and the mask is the given one, whatever
-    ties and rounding do. Entries near the threshold change first in training, important ones are safe.
+    They are at least φ₀ exactly where the mask keeps, so the threshold is φ₀ and the mask is the given one despite ties
+    and rounding. Entries near the threshold change first in training, important ones are safe.
 
-    Where t is 0, as fewer weights than `keep` have any importance, the smallest positive one takes its place; 1 where
-    all are 0.
+    If t is 0, because fewer than `keep` weights have any importance, the smallest positive importance replaces it, or 1
+    if all are 0.
 
     Args:
         importance: float32, finite, at least 0.

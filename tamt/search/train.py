@@ -6,24 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from accelerate import Accelerator
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tamt.data.corpora import Blocks, load_corpus, load_held_out
+from tamt.data.corpora import load_corpus, load_held_out
 from tamt.data.token_masking import TokenMasking
 from tamt.methods import SCHEDULE_STEPS, find_method
-from tamt.models.loading import (
-    MaskedLanguageModel,
-    block_length,
-    checkpoint_activations,
-    dense_twin,
-    load_masked_language_model,
-    load_pooler,
-    load_tokenizer,
-    read_head,
-)
+from tamt.models.language_model import MaskedLanguageModel, load_masked_language_model, read_head
+from tamt.models.loading import load_pooler
 from tamt.models.relations import projections_of
+from tamt.models.speed import checkpoint_activations, dense_twin
+from tamt.models.tokenizer import block_length, load_tokenizer
 from tamt.options.base import command
 from tamt.options.train import TrainOptions
 from tamt.recipes import search_recipe
@@ -34,30 +26,24 @@ from tamt.runtime.errors import UserError
 from tamt.search.head import warm_up_head
 from tamt.search.learning_rate import default_rate
 from tamt.search.scores import read_initial
-from tamt.search.search import HEAD_FILE, Search
+from tamt.search.search import HEAD_FILE, Plan, Search
+from tamt.search.text import Text
 from tamt.terms import needs_head
+from tamt.training.compute import report_compute, set_up
 from tamt.training.dev_losses import check_encoder_runs
-from tamt.training.loop import (
-    HalfPrecisionError,
-    as_begun,
-    choose_fp32,
-    compute_dtype,
-    make_accelerator,
-    report_arithmetic,
-)
+from tamt.training.half_precision import or_in_fp32
 from tamt.training.new_output import with_output
+from tamt.training.precision import as_begun
 from tamt.training.run_folder import CHECKPOINTS, RunFolder, check_output
 from tamt.training.step_graph import starts_from_graphs
 
 
 class _Inputs(NamedTuple):
-    """What a search reads before it begins."""
+    """The inputs of a search."""
 
     student: MaskedLanguageModel
-    tokenizer: PreTrainedTokenizerBase
     pooler: Tensor | None
-    train_blocks: Blocks | None
-    dev_blocks: Blocks | None
+    text: Text
 
 
 @command(TrainOptions)
@@ -65,42 +51,30 @@ def train(options: TrainOptions) -> dict:
     """Run `tamt train`."""
     processes.join()
     with with_output(options, lambda: [options.model, options.method, f"{options.sparsity:g}"]) as settled:
-        return _train(settled)
+        processes.by_first(partial(check_output, settled.output, settled.resume))
+        return or_in_fp32(_train, settled)
 
 
 def _train(options: TrainOptions) -> dict:
-    processes.by_first(partial(check_output, options.output, options.resume))
     asked, output, method = options.precision, options.output, find_method(options.method)
     options = as_begun(options)
-    parts = processes.parts_of_step(_step_blocks(options), options.batch_size)
-    accelerator = make_accelerator(options.precision, parts, options.seed)
-    _check_contrast(options, accelerator)
-    inputs = _load(options)
-    student = inputs.student
-    student.model.to(accelerator.device)
-    try:
-        if text := inputs.train_blocks or inputs.dev_blocks:
-            check_encoder_runs(student, options.model, accelerator, text)
-    except HalfPrecisionError as error:
-        choose_fp32(asked, error)
-        return _train(replace(options, precision="fp32"))
-    in_place = not method.trains_scores  # these cut the student's own weights, so the teacher needs its own
-    teacher = copy.deepcopy(student.encoder) if in_place else dense_twin(student.encoder, compute_dtype(accelerator))
-    checkpointing = options.activation_checkpointing
-    cuda_graphs = not method.one_shot and starts_from_graphs(options.no_cuda_graphs, checkpointing)
-    if checkpointing:
+    compute = set_up(options.precision, options.seed)
+    student, pooler, text = _load(options)
+    student.model.to(compute.device)
+    if blocks := text.train or text.dev:
+        check_encoder_runs(student, options.model, compute, blocks)
+    in_place = not method.trains_scores  # these set the student's own weights to zero, so the teacher needs a copy
+    teacher = copy.deepcopy(student.encoder) if in_place else dense_twin(student.encoder, compute.dtype)
+    cuda_graphs = not method.one_shot and starts_from_graphs(options.no_cuda_graphs, options.activation_checkpointing)
+    text = replace(text, fixed_shapes=cuda_graphs)
+    if options.activation_checkpointing:
         checkpoint_activations(student.model, options.model)
 
     with RunFolder.start(output, options.settings(), options.resume, options.keep, options.track) as folder:
-        report_arithmetic(accelerator, asked)
-        search = _search(options, inputs, folder, accelerator, teacher, cuda_graphs)
-        if student.fresh_head and needs_head(search.objective):
-            warmed_up = f"{CHECKPOINTS}/{HEAD_FILE}"  # θ0 of IMP's head, which a resumed run needs
-            if folder.resumed:
-                student.load_head(read_head(output / warmed_up), output / warmed_up)
-            else:
-                warm_up_head(search, options.head_warmup_steps)
-                search.save_head(warmed_up)
+        report_compute(compute, asked)
+        search = Search(options, _plan(options, cuda_graphs), folder, compute, student, teacher, text, pooler)
+        if student.fresh_head and needs_head(options.weights()):
+            _warm_up_head(search)
         processes.own_dropout()
         results = method.function()(search)
         folder.finish({"results": results})
@@ -108,13 +82,24 @@ def _train(options: TrainOptions) -> dict:
     return {"results": results}
 
 
+def _warm_up_head(search: Search) -> None:
+    """Train the fresh head, or on --resume read the one that was trained: it is θ0 of IMP's head."""
+    name = f"{CHECKPOINTS}/{HEAD_FILE}"
+    if search.folder.resumed:
+        path = search.folder.path / name
+        search.student.load_head(read_head(path), path)
+    else:
+        warm_up_head(search, search.options.head_warmup_steps)
+        search.save_head(name)
+
+
 def _step_blocks(options: TrainOptions) -> int:
-    """Blocks of an optimizer step, over all processes."""
+    """Blocks per optimizer step, over all processes."""
     return options.batch_size * options.accumulation * (options.processes_of_step or 1)
 
 
-def _check_contrast(options: TrainOptions, accelerator: Accelerator) -> None:
-    smallest = _step_blocks(options) // (accelerator.gradient_accumulation_steps * processes.count())
+def _check_contrast(options: TrainOptions, parts: int) -> None:
+    smallest = _step_blocks(options) // (parts * processes.count())
     if "contrastive" in options.weights() and smallest < 2:
         raise UserError(
             f"the contrastive term compares the blocks of a batch with each other, and a batch has {smallest}; raise "
@@ -124,6 +109,8 @@ def _check_contrast(options: TrainOptions, accelerator: Accelerator) -> None:
 
 def _load(options: TrainOptions) -> _Inputs:
     """Read the model and the text, and check the mask and the head that the options name."""
+    parts = processes.parts_of_step(_step_blocks(options), options.batch_size)
+    _check_contrast(options, parts)
     weights, corpus, dev_corpus = options.weights(), options.corpus, options.dev_corpus
     with processes.one_first():
         need_head = needs_head(weights) or options.head is not None
@@ -144,53 +131,28 @@ def _load(options: TrainOptions) -> _Inputs:
             dev_blocks = load_held_out(corpus or [], dev_corpus, tokenizer, length)
     if dev_blocks is not None and options.eval_blocks is not None:
         dev_blocks, _ = dev_blocks.split(options.eval_blocks)
-    return _Inputs(student, tokenizer, pooler, train_blocks, dev_blocks)
+    text = Text(
+        masking=TokenMasking.of(tokenizer, student.model),
+        train=train_blocks,
+        dev=dev_blocks,
+        batch_size=options.batch_size,
+        step_blocks=_step_blocks(options),
+        parts=parts,
+        seed=options.seed,
+    )
+    return _Inputs(student, pooler, text)
 
 
-def _search(
-    options: TrainOptions,
-    inputs: _Inputs,
-    folder: RunFolder,
-    accelerator: Accelerator,
-    teacher: PreTrainedModel,
-    cuda_graphs: bool,
-) -> Search:
-    """The search that the options ask for."""
+def _plan(options: TrainOptions, cuda_graphs: bool) -> Plan:
+    """Decide what the options leave open."""
     method, steps = find_method(options.method), options.last_step()
     recipe = search_recipe(options.recipe, method)
     scores = scores_of_start(options.scores or recipe.get("scores"), options.initial)
     lr = recipe.get("lr") if options.lr is None else options.lr
-    return Search(
-        folder=folder,
-        accelerator=accelerator,
-        student=inputs.student,
-        masking=TokenMasking.of(inputs.tokenizer, inputs.student.model),
-        model=options.model,
-        method=options.method,
-        sparsity=options.sparsity,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        step_blocks=_step_blocks(options),
-        check_every=options.check_every,
+    return Plan(
         steps=steps,
         schedule_steps=options.steps or SCHEDULE_STEPS,
         lr=(default_rate(method, scores, steps) if lr is None else lr) or 0.0,
-        log_every=options.log_every,
-        eval_every=options.eval_every,
-        save_every=options.save_every,
-        save_at=options.save_at or [],
-        teacher=teacher,
-        train_blocks=inputs.train_blocks,
-        dev_blocks=inputs.dev_blocks,
-        objective=options.weights(),
         scores=scores,
-        initial=options.initial,
-        scope=options.scope,
-        ranking=options.ranking,
-        threshold_every=options.threshold_every,
-        pooler=inputs.pooler,
-        dense_embedding=options.dense_embedding,
-        compile=options.compile,
         cuda_graphs=cuda_graphs,
-        activation_checkpointing=options.activation_checkpointing,
     )

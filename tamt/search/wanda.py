@@ -20,15 +20,15 @@ def wanda(search: Search) -> list[dict]:
     Raises:
         UserError: the scope is unknown; see also `tamt.search.calibration.input_norms`.
     """
-    scope = search.scope or "matrix"
+    scope = search.options.scope or "matrix"
     check_choice("scope", scope, get_args(Scope))
     modules = prunable_modules(search.student.model) if scope == "row" else {}
     by_row = {f"{name}.weight" for name, module in modules.items() if isinstance(module, nn.Linear)}
-    return oneshot(search, lambda _: masks_by_row(activation_importance(search), search.sparsity, by_row))
+    return oneshot(search, lambda _: masks_by_row(activation_importance(search), search.options.sparsity, by_row))
 
 
 def masks_by_row(importance: Mapping[str, Tensor], sparsity: float, by_row: set[str]) -> Masks:
-    """The masks that keep the most important entries of each row of the matrices `by_row`, of the others as a whole.
+    """The masks that keep the most important entries, per row in the matrices `by_row` and per matrix in the others.
 
     Each mask has exactly `keep_of` ones.
     """
@@ -42,7 +42,7 @@ def masks_by_row(importance: Mapping[str, Tensor], sparsity: float, by_row: set[
 def row_mask(importance: Tensor, keep: int) -> Tensor:
     """The mask that keeps the ⌊keep / rows⌋ most important entries of each row, ties broken by lower column.
 
-    What is left of `keep`, less than one entry per row, goes to the rows whose next entry is the most important, ties
+    The rest of `keep`, less than one entry per row, goes to the rows whose next entry is the most important, ties
     broken by lower row.
 
     Args:
@@ -52,11 +52,11 @@ def row_mask(importance: Tensor, keep: int) -> Tensor:
     Returns:
         bool [rows, columns] with exactly `keep` ones.
     """
-    each, left = divmod(keep, len(importance))
+    per_row, left = divmod(keep, len(importance))
     order = importance.argsort(dim=1, descending=True, stable=True)
-    mask = torch.zeros_like(importance, dtype=torch.bool).scatter_(1, order[:, :each], True)
+    mask = torch.zeros_like(importance, dtype=torch.bool).scatter_(1, order[:, :per_row], True)
     if left:
-        following = order[:, each]
+        following = order[:, per_row]
         rows = importance.gather(1, following[:, None]).squeeze(1).argsort(descending=True, stable=True)[:left]
         mask[rows, following[rows]] = True
     return mask

@@ -1,4 +1,4 @@
-"""One checkpoint: what `torch.save` writes, behind a digest of it."""
+"""Checkpoint files: what `torch.save` writes, after its digest."""
 
 import hashlib
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ class DamagedCheckpointError(UserError):
 
 
 class _Digesting:
-    """A file that takes the digest of what is written, and remembers why it could not be.
+    """A file that computes the digest of what is written, and remembers the error of a failed write.
 
-    On a full disk torch raises a RuntimeError about positions in its archive in place of the OSError.
+    On a full disk torch raises a RuntimeError about positions in its archive instead of the OSError.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -45,9 +45,9 @@ class _Digesting:
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write `state`, of what `torch.load(weights_only=True)` reads back, to `path`: whole or not at all.
+    """Write `state`, which `torch.load(weights_only=True)` must read back, to `path`: completely or not at all.
 
-    The file is the line `tamt checkpoint 1`, the 32 bytes of the SHA-256 of all that follows, and a file of torch.
+    The file holds the line `tamt checkpoint 1`, the 32 bytes of the SHA-256 of the rest, and torch's file.
 
     Raises:
         CannotWriteError: see `write_atomically`.
@@ -67,7 +67,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint, on the CPU. Nothing of it is looked at before its digest is right.
+    """The state in a checkpoint, on the CPU. It is parsed only if its digest is right.
 
     Raises:
         DamagedCheckpointError: it cannot be read, or its digest is wrong.

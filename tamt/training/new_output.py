@@ -11,7 +11,7 @@ from pathlib import Path
 from tamt.runtime import processes
 from tamt.runtime.console import say
 from tamt.runtime.files import telling
-from tamt.training.loop import RunOptions
+from tamt.training.precision import RunOptions
 
 RUNS = Path("runs")
 

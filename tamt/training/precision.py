@@ -1,36 +1,50 @@
 """The arithmetic of a model: float32, or a half-precision type where the device computes faster in one."""
 
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+from tamt.options.finetune import FinetuneOptions
+from tamt.options.train import TrainOptions
 from tamt.runtime import processes
 from tamt.runtime.choices import Precision
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError, check_choice
-from tamt.training.run_folder import AUTO, started_with
+from tamt.training.run_folder import AUTO, processes_of_run, started_with
+
+RunOptions = TypeVar("RunOptions", TrainOptions, FinetuneOptions)
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 VARIABLE = "TAMT_PRECISION"
-"""Environment variable with the precision that "auto" means, for runs on unlike machines that are to be compared."""
+"""Environment variable with the meaning of "auto", for comparable runs on different machines."""
 CPU_FEATURES = ("avx512_bf16", "amx_bf16")
 """Names of the bf16 instructions of x86 CPUs; no other CPU was measured."""
 
 
+def as_begun(options: RunOptions) -> RunOptions:
+    """The options of a run with its precision and its processes per step; on --resume those that it began with."""
+    asked = partial(processes_of_run, options.output, options.processes_of_step, options.resume)
+    precision = choose_precision(options.precision, options.output, options.resume)
+    return replace(options, processes_of_step=processes.by_first(asked), precision=precision)
+
+
 def choose_precision(asked: Precision, output: Path | None = None, resume: bool = False) -> Precision:
-    """The precision of a run: what is asked for, or for "auto" what the device computes fastest in.
+    """The precision of a run: the one asked for, or for "auto" the fastest of the device.
 
     That is bf16 where the device has instructions for it, else fp16 on a GPU and fp32 on a CPU. If the environment
     variable TAMT_PRECISION is set, it decides. Process 0 decides for all processes. A model that does not run in half
-    precision runs in fp32 then, see `tamt.training.loop.choose_fp32`.
+    precision then runs in fp32, see `tamt.training.half_precision.or_in_fp32`.
 
     Args:
         asked: "auto", "fp32", "bf16" or "fp16".
         output: folder of the run.
-        resume: whether "auto" means the precision that a run in `output` began with.
+        resume: take the precision that the run in `output` began with for "auto".
 
     Raises:
         UserError: there is no such precision, or TAMT_PRECISION names none.

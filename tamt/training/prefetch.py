@@ -13,9 +13,9 @@ Batch = dict[str, Tensor]
 
 
 def prefetch(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
-    """The same batches in the same order on `device`; up to four are made ahead, in one thread of their own.
+    """Yield the same batches in the same order on `device`; a thread makes up to four of them ahead of time.
 
-    On a GPU they come from pinned memory, and nothing waits for the copy. An error of `batches` is raised where its
+    On a GPU they come from pinned memory, and nothing waits for the copy. An error in `batches` is raised when its
     batch is due. The thread ends with the iterator.
     """
 

@@ -25,26 +25,26 @@ RESULTS = "results.json"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 LOCK = ".run.lock"
-"""Locked on Windows while a run is at work. Elsewhere `metrics.jsonl` is, which could not be read meanwhile there."""
+"""Locked on Windows while a run is active, as a locked `metrics.jsonl` could not be read there; elsewhere that is."""
 RESUMED = "resumed"
-"""Key of the line in `metrics.jsonl` that tells of a resume."""
+"""Key of the line in `metrics.jsonl` that marks a resume."""
 WRITTEN_BY = "# written by tamt "
 """First line of `config.yaml`, before the version: a comment, so that the file is still one of options."""
 HARMLESS = {"save_every", "log_every", "keep", "track", "no_cuda_graphs", "activation_checkpointing"}
-"""Settings that the results of a run do not depend on, so that it may be gone on with under others."""
+"""Settings that do not change the results of a run, so that it may be continued with other values."""
 AUTO = "auto"
-"""Value of a setting that the run decided for itself; it agrees with whatever the run decided."""
+"""Value of a setting that the run chose itself; it agrees with any choice."""
 
 
 class RunFolder:
     """A folder that holds one run: `config.yaml`, `metrics.jsonl`, checkpoints, `results.json`.
 
-    Use `RunFolder.start`. As a context manager it closes its files. Of several processes that share the run the first
-    one writes, and all read the checkpoint.
+    Use `RunFolder.start`. As a context manager it closes its files. If several processes share the run, the first one
+    writes, and all read the checkpoint.
 
     Attributes:
         path: the folder.
-        resumed: the step of the checkpoint that the run goes on from, 0 for a run from its start.
+        resumed: the step of the checkpoint that the run continues from; 0 for a run from its start.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], keep: int, resume: bool, track: Tracker) -> None:
@@ -67,7 +67,7 @@ class RunFolder:
         remove_temporary(path)
         metrics = path / METRICS
         with telling(metrics):
-            if resume:  # what came after the checkpoint will come again
+            if resume:  # everything after the checkpoint will be logged again
                 before = metrics.read_bytes()[: self._checkpoint["metrics_bytes"] if self._checkpoint else 0]
                 os.truncate(metrics, before.rfind(b"\n") + 1)
                 self._metrics.seek(0, os.SEEK_END)
@@ -77,7 +77,7 @@ class RunFolder:
         """Lock the folder against a second run, and open `metrics.jsonl`, which this one writes to its end."""
         metrics = self.path / METRICS
         with telling(metrics):
-            # Unbuffered: a line that cannot be written is told at once, and not tried again when the file is closed.
+            # Unbuffered: a line that cannot be written fails at once, and is not tried again when the file is closed.
             self._metrics = metrics.open("ab", buffering=0)
             self._lock = (self.path / LOCK).open("wb") if os.name == "nt" else self._metrics
         lock(self._lock, "run", self.path)
@@ -93,26 +93,25 @@ class RunFolder:
     ) -> "RunFolder":
         """Make the folder of a new run, or open that of an interrupted one.
 
-        What an interrupted run logged after its newest good checkpoint is dropped, as it will be logged again.
+        Lines that an interrupted run logged after its newest good checkpoint are dropped, as they will be logged again.
 
         Args:
             path: must not exist or be empty, unless `resume`.
-            settings: what the run was asked for, written to `config.yaml`; values that YAML holds, or paths.
-            resume: go on with the run in `path`, which must have been started with the same settings, but for
-                `HARMLESS` ones.
+            settings: written to `config.yaml`; values that YAML holds, or paths.
+            resume: continue the run in `path`, which must have been started with the same settings, except those in
+                `HARMLESS`.
             keep: how many checkpoints to keep.
             track: the tracker that shows the metrics too.
 
         Raises:
-            UserError: the folder holds something already, or on `resume` another run, a finished one, or one that is
-                at work.
+            UserError: the folder is not empty, or on `resume` holds another run, a finished one, or an active one.
             DamagedCheckpointError: there are checkpoints, and none of them can be read.
         """
         return cls(path, settings, keep, processes.by_first(lambda: _prepare(path, settings, resume)), track)
 
     @property
     def seconds(self) -> float:
-        """How long the run has taken since its folder was made, without what an interruption lost."""
+        """The time of the run in seconds, without the steps that an interruption lost."""
         return self._seconds_before + time.monotonic() - self._opened
 
     def __enter__(self) -> "RunFolder":
@@ -130,7 +129,7 @@ class RunFolder:
         """Add one line to `metrics.jsonl` and the values to the tracker, for optimizer step `step`.
 
         Raises:
-            CannotWriteError: the disk is full, say.
+            CannotWriteError: for example on a full disk.
         """
         if not processes.first():
             return
@@ -147,11 +146,11 @@ class RunFolder:
         """Save a checkpoint, atomically, and drop the oldest ones; nothing is done if the newest is of this step.
 
         Args:
-            step: the optimizer step after which the run is to go on.
-            state: what `torch.load(weights_only=True)` reads back.
+            step: the last optimizer step that was taken.
+            state: what `torch.load(weights_only=True)` must read back.
 
         Raises:
-            CannotWriteError: the disk is full, say; the checkpoints before are as they were.
+            CannotWriteError: for example on a full disk; earlier checkpoints are still there.
         """
         if step == self._saved:
             return
@@ -162,26 +161,26 @@ class RunFolder:
 
     def _save_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
         with telling(self.path / METRICS):
-            os.fsync(self._metrics.fileno())  # the checkpoint counts on the lines before it
+            os.fsync(self._metrics.fileno())  # the checkpoint relies on the lines before it
         own = {"step": step, "seconds": self.seconds, "metrics_bytes": self._metrics.tell()}
         write_checkpoint(self.path / CHECKPOINTS / f"step-{step}.checkpoint", {**own, **state})
-        # One of a later step is damaged, as the run went on from an earlier one.
+        # Those of later steps are damaged: the run continued from an earlier one.
         kept = [path for path in self._checkpoints() if _step_of(path) <= step][: self._keep]
         for path in self._checkpoints():
             if path not in kept:
                 path.unlink(missing_ok=True)
 
     def resume(self, restore: Callable[[Mapping[str, Any]], None]) -> int:
-        """Hand the newest good checkpoint, if there is one, to `restore`.
+        """Call `restore` with the newest good checkpoint, if there is one.
 
-        `metrics.jsonl` says so, in a line with `RESUMED`: the clock stood still before, and what follows may be done by
-        another machine.
+        A line with `RESUMED` in `metrics.jsonl` marks the place: the clock stood still, and another machine may
+        continue.
 
         Returns:
-            The step after which the run goes on, 0 at its start.
+            The last step that was taken; 0 at the start of a run.
 
         Raises:
-            DamagedCheckpointError: what is in it does not fit the run.
+            DamagedCheckpointError: its content does not fit the run.
         """
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
@@ -200,7 +199,7 @@ class RunFolder:
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write `results.json`, which says that the run is finished, and drop the checkpoints."""
-        processes.wait()  # as others may still read
+        processes.wait()  # others may still read
         if not processes.first():
             return
         write_atomically(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
@@ -212,7 +211,7 @@ class RunFolder:
         return sorted((path for path in found if _step_of(path) > 0), key=_step_of, reverse=True)
 
     def _newest_checkpoint(self) -> dict[str, Any] | None:
-        """The newest checkpoint that is whole; those that are not are named. None if there is no checkpoint."""
+        """The newest undamaged checkpoint; damaged ones are logged. None if there is no checkpoint."""
         paths, damaged = self._checkpoints(), []
         for path in paths:
             try:
@@ -222,7 +221,7 @@ class RunFolder:
                 damaged.append(error)
                 continue
             for complaint in damaged:
-                say(f"{complaint}, so the run goes on from the one of step {checkpoint['step']}")
+                say(f"{complaint}, so the run continues from the one of step {checkpoint['step']}")
             return checkpoint
         if damaged:
             raise DamagedCheckpointError(
@@ -232,10 +231,10 @@ class RunFolder:
 
 
 def check_output(path: Path, resume: bool) -> bool:
-    """Whether a run that goes into `path` resumes one there; asked before anything is loaded too.
+    """Whether a run in `path` resumes one; also called before anything is loaded.
 
     Raises:
-        UserError: the folder holds something else than an interrupted run that is to be resumed.
+        UserError: the folder holds anything but an interrupted run that is to be resumed.
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"the output {path} is a file; give a new folder")
@@ -246,7 +245,7 @@ def check_output(path: Path, resume: bool) -> bool:
     if path.exists() and not all(left.match(f".{CONFIG}.*.tmp") for left in path.iterdir()):
         raise UserError(
             f"the output folder {path} is not empty and nothing in it is overwritten; "
-            "give a new --output, or --resume to go on with an interrupted run"
+            "give a new --output, or --resume to continue an interrupted run"
         )
     return False
 
@@ -261,12 +260,12 @@ def _prepare(path: Path, settings: Mapping[str, Any], resume: bool) -> bool:
 
 
 def processes_of_run(path: Path, asked: int | None, resume: bool) -> int | None:
-    """Of how many processes a step of the run in `path` takes the batches; None for one.
+    """The number of processes whose batches make a step of the run in `path`; None for one.
 
     Args:
         path: folder of the run.
-        asked: what the command asks for.
-        resume: whether to keep to what an earlier run there began with.
+        asked: the number that the command asks for.
+        resume: use the number that an earlier run there began with.
     """
     if asked is None and resume and (path / CONFIG).is_file():
         started = started_with(path, "processes_of_step")
@@ -286,7 +285,7 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def _check_own(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Check what a run folder itself puts into a checkpoint."""
+    """Check the entries of a checkpoint that the run folder itself writes."""
     kinds = {"step": int, "seconds": float, "metrics_bytes": int}
     if checkpoint.get("step") != _step_of(path) or any(
         not isinstance(checkpoint.get(name), kind) or not checkpoint[name] >= 0 for name, kind in kinds.items()
@@ -295,7 +294,7 @@ def _check_own(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def write_config(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write `config.yaml` into the run folder `path`, which is made if it is not there."""
+    """Write `config.yaml` into the run folder `path`, creating the folder if necessary."""
     plain = {key: _plain(value) for key, value in settings.items()}
     content = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     write_atomically(path / CONFIG, f"{WRITTEN_BY}{__version__}\n{content}")
@@ -312,8 +311,8 @@ def finished_results(path: Path, settings: Mapping[str, Any]) -> list[dict] | No
     """The results of the finished run in `path`, None if there is none yet.
 
     Raises:
-        UserError: the run there was started with other values of `settings`, which may be some of all, or its files
-            are damaged.
+        UserError: the run there was started with other values of `settings`, which need not be complete, or its
+            files are damaged.
     """
     if not (path / RESULTS).is_file():
         return None
@@ -331,7 +330,7 @@ def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
         if key not in HARMLESS and value != AUTO and started.get(key) != _plain(value):
             raise UserError(
                 f"the run in {path} was started with {key} = {started.get(key)!r}, not {_plain(value)!r}; "
-                "go on with its own settings or give a new --output"
+                "continue it with its own settings or give a new --output"
             )
 
 

@@ -1,11 +1,11 @@
-"""A training step as one CUDA graph, which starts its kernels at once, in place of Python, which starts one by one.
+"""Training steps as CUDA graphs, which launch all kernels of a step at once instead of one by one from Python.
 
-On an H100 Python takes 45 ms for the kernels of a step of BERT-base, and the device 20 to run those of a search at
-16 × 512 tokens, 8 those of a fine-tuning at 32 × 32.
+On an H100 Python takes 45 ms to launch the kernels of a step of BERT-base; the device runs them in 20 ms in a search at
+16 × 512 tokens, and in 8 ms in a fine-tuning at 32 × 32.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -15,26 +15,26 @@ from torch.optim import Optimizer
 from tamt.runtime import processes
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
+from tamt.training.prefetch import Batch
 
-Batch = Mapping[str, Tensor]
 Outcome = tuple[dict[str, Tensor], Tensor]
 """The parts of a step's loss, and the norm of its gradient; 0-dim."""
 Take = Callable[[Iterable[Batch]], Outcome]
 """Takes a step with its batches."""
 
 WARM_UP = 3
-"""Steps taken before one is recorded: these compile kernels, and make what the optimizer keeps."""
+"""Steps taken before one is recorded: they compile kernels and create the state of the optimizer."""
 MOST = 8
-"""Graphs, one for each shape of a step's batches; a step of another shape is taken without one."""
+"""Graphs at most, one for each shape of a step's batches; steps of further shapes run without a graph."""
 
 
 def starts_from_graphs(refused: bool, activation_checkpointing: bool = False) -> bool:
-    """Whether steps start from CUDA graphs, which is told: on a GPU, unless refused by `--no-cuda-graphs`.
+    """Whether steps start from CUDA graphs, which is logged: on a GPU, in one process, without `--no-cuda-graphs`.
 
-    In one process, as others are not waited for inside of a graph.
+    Several processes would have to wait for each other inside a graph.
 
     Raises:
-        UserError: they would, but activations are computed again, with generators that are set back.
+        UserError: they would, but activations are computed again, which sets generators back.
     """
     from_graphs = not refused and _gpu_is_there() and processes.count() == 1
     if from_graphs and activation_checkpointing:
@@ -58,11 +58,11 @@ class Recorded(NamedTuple):
 
 
 class StepGraph:
-    """Takes steps, from a CUDA graph where batches of the same shapes came a few times before.
+    """Takes steps, from a CUDA graph once batches of the same shapes came a few times.
 
-    What a step reads and changes must stay where it is in memory, and a step must wait for nothing. The learning rates
-    are those that the optimizer's groups have as numbers when a step is taken. An optimizer of torch's must be able to
-    count its steps on the device, as a fused one does.
+    Everything that a step reads and changes must stay at its place in memory, and a step must wait for nothing. The
+    learning rates are those in the optimizer's groups when a step is taken. An optimizer of torch must count its steps
+    on the device, as a fused one does.
 
     Args:
         take: takes a step, and forgets its gradients.
@@ -81,7 +81,7 @@ class StepGraph:
         """Take a step.
 
         Raises:
-            UserError: a graph cannot hold it. It is not taken; torch's generators and memory cannot be used any more.
+            UserError: a graph cannot hold the step, which is not taken; torch's generators and memory become unusable.
         """
         batches = list(batches)
         shape = tuple(tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.items()) for batch in batches)
@@ -101,14 +101,16 @@ class StepGraph:
     def _record(self, batches: list[Batch]) -> Recorded:
         inputs = [{name: tensor.clone() for name, tensor in batch.items()} for batch in batches]
         groups = self._optimizer.param_groups
-        as_they_are = [dict(group) for group in groups]
+        saved = [dict(group) for group in groups]
         try:
             for group, rate in zip(groups, self._rates, strict=True):
-                group["lr"] = rate  # a graph would hold on to the number
-                group["capturable"] = True  # else torch's optimizers refuse; set before, they would warn of other steps
+                group["lr"] = rate  # a graph would keep the number
+                group["capturable"] = (
+                    True  # otherwise torch's optimizers refuse; set earlier, they would warn in other steps
+                )
             return Recorded(inputs, self._recorder.record(lambda: self._take(inputs)))
         finally:
-            for group, before in zip(groups, as_they_are, strict=True):
+            for group, before in zip(groups, saved, strict=True):
                 group.clear()
                 group.update(before)
 
@@ -119,15 +121,15 @@ class StepGraph:
         for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
         parts, norm = recorded.replay()
-        # The next replay writes over them.
+        # The next replay overwrites them.
         return {name: value.clone() for name, value in parts.items()}, norm.clone()
 
 
 class Recorder:
-    """Records what a function does on a GPU. Graphs of one recorder share their memory, so none may run beside another.
+    """Records what a function does on a GPU. Graphs of one recorder share memory, so they must not run concurrently.
 
-    The function is warmed up and recorded on the same stream, a side one: autograd remembers the stream on which it
-    first met a tensor, and the default one cannot be recorded.
+    The function is warmed up and recorded on the same side stream: autograd remembers the stream on which it first met
+    a tensor, and the default stream cannot be recorded.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -135,7 +137,7 @@ class Recorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, run: Callable[[], Outcome]) -> Outcome:
-        """Run a function on the side stream, in its turn."""
+        """Run a function on the side stream, ordered with the main stream."""
         main = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(main)
         with torch.cuda.stream(self._stream):
@@ -147,13 +149,13 @@ class Recorder:
         return outcome
 
     def record(self, run: Callable[[], Outcome]) -> Callable[[], Outcome]:
-        """A function that does on the GPU what `run` would, in the same memory, its outcome too; nothing is run yet.
+        """A function that does on the GPU what `run` would, with all results in the same memory; nothing runs yet.
 
         Raises:
-            RuntimeError: `run` waits for the GPU, or does what a graph cannot hold.
+            RuntimeError: `run` waits for the GPU, or does something that a graph cannot hold.
         """
         graph = torch.cuda.CUDAGraph()
-        # Another thread makes batches meanwhile, and may do what this one may not.
+        # Another thread makes batches meanwhile, and may call what a capture forbids.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             outcome = run()
 

@@ -53,7 +53,7 @@ class Tracking:
             return
         former = None if resumed is None else _former_id(self._name, path)
         arguments = _arguments(self._name, path.resolve(), resumed, former)
-        PartialState()  # which accelerate's log needs; a run has it already
+        PartialState()  # accelerate's log needs it
         try:
             with self._quiet():
                 tracker = LOGGER_TYPE_TO_CLASS[self._name](**arguments)

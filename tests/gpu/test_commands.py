@@ -12,7 +12,7 @@ from tamt.data.corpora import Blocks
 from tamt.finetuning.finetune import finetune
 from tamt.masks.file import load_masks
 from tamt.search.train import train
-from tamt.training.loop import NonFiniteError
+from tamt.training.loss_scale import NonFiniteError
 from tamt.training.run_folder import RunFolder
 
 STEPS = 24

@@ -8,8 +8,9 @@ from tamt.masks.masking import magnitude_masks, prunable_weights
 from tamt.objectives import Losses
 from tamt.search.mask_training import start
 from tamt.terms import needs_head, needs_teacher
-from tamt.training.loop import make_optimizer, training_steps
+from tamt.training.optimizer import make_optimizer
 from tamt.training.step_graph import WARM_UP
+from tamt.training.steps import Stepper
 
 STEPS = WARM_UP + 9
 HALFWAY = WARM_UP + 4
@@ -19,21 +20,19 @@ def take_steps(objective, graphs, dropout=0.0, accumulation=1, compiled=False, w
     """The losses of some steps with a falling learning rate, and the masked modules after them."""
     setting = Setting(torch.device("cuda"), "tiny", 4, 64, accumulation)
     weights = dict.fromkeys(objective.split("+"), 1.0)
-    search = setting.search(teacher=needs_teacher(weights))
-    search.cuda_graphs, search.compile, search.lr, search.schedule_steps = graphs, compiled, 5e-3, STEPS
-    search.train_blocks.tokens = search.train_blocks.tokens[:-10]  # the last block is padded, a batch of another shape
+    search = setting.search(needs_teacher(weights), graphs, compiled, lr=5e-3, steps=STEPS)
+    search.text.train.tokens = search.text.train.tokens[:-10]  # the last block is padded, a batch of another shape
     set_dropout(search.student.model, dropout)
-    first = magnitude_masks(prunable_weights(search.student.encoder), search.sparsity)
+    first = magnitude_masks(prunable_weights(search.student.encoder), search.options.sparsity)
     head = search.student.head_parameters() if needs_head(weights) else {}
     masked, optimizer, schedule = start(search, first, head)
-    batches = search.batches(1, search.masking if needs_head(weights) else None)
+    batches = search.text.batches(1, masked=needs_head(weights))
+    stepper = Stepper(search.compute, search.student.model, optimizer, schedule, accumulation, STEPS + 1, graphs)
     losses = Losses(weights, search.student, search.teacher)
     parts = []
     try:
-        for step, figures in training_steps(
-            search.accelerator, search.student.model, optimizer, schedule, batches, losses, 1, STEPS, STEPS + 1, graphs
-        ):
-            parts.append(figures)
+        for step, parts_of_loss in stepper.take(batches, losses, 1, STEPS):
+            parts.append(parts_of_loss)
             if step == waits_before:
                 torch.cuda.set_sync_debug_mode("error")
     finally:
@@ -90,19 +89,18 @@ def test_a_compiled_model_is_recorded_too():
 
 def train_all_weights(graphs):
     """The losses of steps as IMP takes them: halfway all goes back to where it began."""
-    search = Setting(torch.device("cuda"), "tiny", 4, 64, 1).search(teacher=False)
-    search.cuda_graphs, model = graphs, search.student.model
+    search = Setting(torch.device("cuda"), "tiny", 4, 64, 1).search(teacher=False, cuda_graphs=graphs)
+    model = search.student.model
     set_dropout(model, 0.0)
     model.requires_grad_(True).get_output_embeddings().weight.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
     initial = [p.detach().clone() for p in trained]
     optimizer, schedule = make_optimizer(trained, 1e-3, STEPS)
-    batches, losses = search.batches(1, search.masking), Losses({"mlm": 1.0}, search.student)
+    batches, losses = search.text.batches(1, masked=True), Losses({"mlm": 1.0}, search.student)
+    stepper = Stepper(search.compute, model, optimizer, schedule, 1, STEPS + 1, graphs)
     found = []
-    for step, figures in training_steps(
-        search.accelerator, model, optimizer, schedule, batches, losses, 1, STEPS, STEPS + 1, graphs
-    ):
-        found.append(figures["loss"])
+    for step, parts in stepper.take(batches, losses, 1, STEPS):
+        found.append(parts["loss"])
         if step == HALFWAY:
             with torch.no_grad():
                 torch._foreach_copy_(trained, initial)

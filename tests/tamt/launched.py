@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-import tamt.training.loop as training
+import tamt.training.steps as training
 from tamt.cli import main
 from tamt.runtime import processes, termination
 from tamt.runtime.files import write_atomically

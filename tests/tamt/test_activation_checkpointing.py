@@ -8,10 +8,11 @@ import torch
 
 from tamt.finetuning.finetune import finetune
 from tamt.masks.file import load_masks
-from tamt.models.loading import checkpoint_activations, load_classifier
+from tamt.models.speed import checkpoint_activations
+from tamt.models.task_models import load_classifier
 from tamt.runtime.errors import UserError
 from tamt.search.train import train
-from tamt.training.loop import step_graph
+from tamt.training import step_graph
 from tests.tamt.families import save_family
 
 SHORT = {"max_length": 16, "batch_size": 4, "log_every": 1, "lr": 1e-3, "sparsity": 0.5}

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from tamt.cli import main
-from tamt.models.loading import load_classifier, load_encoder, load_masked_language_model, load_question_answerer
+from tamt.models.language_model import load_masked_language_model
+from tamt.models.loading import load_encoder
+from tamt.models.task_models import load_classifier, load_question_answerer
 from tamt.runtime.errors import UserError
 from tests.tamt.families import save_family
 

@@ -11,7 +11,7 @@ from tamt.cli import main
 from tamt.masks.file import MaskInfo, load_packed, pack_masks, save_masks
 from tamt.masks.masking import magnitude_masks, prunable_weights, random_masks
 from tamt.masks.similarity import similarity
-from tamt.models.loading import load_masked_language_model
+from tamt.models.language_model import load_masked_language_model
 
 INFO = MaskInfo(model="any", method="tamt-kd", sparsity=0.5, seed=0, step=0)
 

@@ -9,7 +9,7 @@ import torch
 
 from tamt.data.corpora import dev_batches, load_corpus, load_dev_corpus, load_held_out, train_batches
 from tamt.data.token_masking import TokenMasking
-from tamt.models.loading import load_tokenizer
+from tamt.models.tokenizer import load_tokenizer
 from tamt.runtime.errors import UserError
 
 REAL_TEXT = Path(__file__).parents[2].parent / "shared" / "data"

@@ -17,9 +17,9 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from tamt.models import decoder_loss as module
 from tamt.models.decoder_loss import decoder_loss
-from tamt.models.loading import MaskedLanguageModel
-from tamt.models.loading import decoder_loss as module
+from tamt.models.language_model import MaskedLanguageModel
 
 IGNORED = -100
 

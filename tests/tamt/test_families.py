@@ -20,7 +20,7 @@ from tamt.commands.export import export
 from tamt.finetuning.finetune import finetune
 from tamt.masks.file import MaskInfo, load_masks, save_masks
 from tamt.masks.masking import Masks, apply_masks, keep_of, magnitude_masks, prunable_modules, prunable_weights
-from tamt.models.loading import load_question_answerer
+from tamt.models.task_models import load_question_answerer
 from tamt.runtime.errors import UserError
 from tamt.search.imp import STAGES
 from tamt.search.train import train

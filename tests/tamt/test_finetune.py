@@ -12,17 +12,19 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from tamt.data import assets as demo
 from tamt.data.rows import Rows
-from tamt.finetuning import loop
 from tamt.finetuning.batches import bucketed
 from tamt.finetuning.classification import Classification, encode
 from tamt.finetuning.finetune import finetune
 from tamt.masks.file import MaskInfo, load_masks, save_masks
 from tamt.masks.masking import apply_masks, magnitude_masks, packed_masks, prunable_weights
-from tamt.models.loading import load_classifier, load_tokenizer
+from tamt.models.task_models import load_classifier
+from tamt.models.tokenizer import load_tokenizer
 from tamt.runtime.errors import UserError
 from tamt.training.checkpoint import read_checkpoint
-from tamt.training.loop import NonFiniteError, make_optimizer
+from tamt.training.loss_scale import NonFiniteError
+from tamt.training.optimizer import make_optimizer
 from tamt.training.run_folder import RunFolder
+from tamt.training.steps import Stepper
 
 SENTENCES = ["the {} dog sees a house", "a {} cat finds the river by the road", "{} fish", "the bird hears a {} tree"]
 SETTINGS = {"epochs": 2, "batch_size": 8, "lr": 1e-3, "eval_every": 3}
@@ -76,16 +78,17 @@ def test_pruned_weights_are_zero_in_every_step_the_checkpoint_and_the_saved_mode
 ) -> None:
     masks, _ = load_masks(mask)
     counted = []
-    training_steps = loop.training_steps
+    take = Stepper.take
 
-    def watched(accelerator, model, optimizer, *rest) -> Iterator:  # type: ignore[no-untyped-def]
-        for step in training_steps(accelerator, model, optimizer, *rest):
+    def watched(stepper, *rest) -> Iterator:  # type: ignore[no-untyped-def]
+        model, optimizer = stepper.model, stepper.optimizer
+        for step in take(stepper, *rest):
             counted.append(bits_of_pruned(model, masks))
             moments = optimizer.state[prunable_weights(model)["encoder.layer.0.output.dense.weight"]]
             assert moments["exp_avg"].count_nonzero() > 0, "momentum is on"
             yield step
 
-    monkeypatch.setattr(loop, "training_steps", watched)
+    monkeypatch.setattr(Stepper, "take", watched)
     checkpoints = []
     monkeypatch.setattr(RunFolder, "save_checkpoint", lambda self, step, state: checkpoints.append(state["model"]))
     result = run(tiny_bert, tmp_path / "run", mask=mask, weight_decay=0.1, save_every=2, **files)

@@ -12,7 +12,7 @@ from tamt.finetuning.loop import Outcome
 from tamt.finetuning.rates import best_over_seeds, best_rate, default_rate, rates_in_words
 from tamt.masks.file import MaskInfo, save_masks
 from tamt.masks.masking import magnitude_masks, prunable_weights
-from tamt.models.loading import load_classifier
+from tamt.models.task_models import load_classifier
 from tamt.runtime.errors import UserError
 
 SCORES = {(1e-3, 0): 0.6, (1e-3, 1): 0.7, (3e-3, 0): 0.9, (3e-3, 1): 0.5, (1e-2, 0): 0.5, (1e-2, 1): 0.5}

@@ -28,7 +28,7 @@ from tamt.masks.masking import (
     sparsity_of,
     wrap,
 )
-from tamt.models.loading import load_masked_language_model
+from tamt.models.language_model import load_masked_language_model
 from tamt.runtime.errors import UserError
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}

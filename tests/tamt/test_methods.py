@@ -33,7 +33,7 @@ from tamt.runtime.errors import UserError
 from tamt.search.train import train
 from tamt.sweep.plan import make_plan
 from tamt.sweep.study import load_study
-from tamt.training.loop import make_accelerator
+from tamt.training.compute import set_up
 
 
 def test_the_registry_is_read_without_torch() -> None:
@@ -80,7 +80,7 @@ from tamt.search.oneshot import oneshot
 
 def first_weights(search):
     def first(weight):
-        return torch.arange(weight.numel()).view(weight.shape) < keep_of(weight.numel(), search.sparsity)
+        return torch.arange(weight.numel()).view(weight.shape) < keep_of(weight.numel(), search.options.sparsity)
 
     return oneshot(search, lambda weights: {name: first(weight) for name, weight in weights.items()})
 """
@@ -132,7 +132,7 @@ def test_the_functions_below_train_check_too(tmp_path: Path, cats_and_dogs, tiny
     with pytest.raises(UserError, match="--scores Magnitude is not "):
         scores_of_start("Magnitude", None)
     with pytest.raises(UserError, match="--precision half is not one of fp32, bf16, fp16"):
-        make_accelerator("half", 1, 0)  # type: ignore[arg-type]
+        set_up("half", 0)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--precision half is not one of"):
         finetune(
             task="classification",

@@ -20,7 +20,8 @@ from transformers import (
     RemBertConfig,
 )
 
-from tamt.models.loading import load_masked_language_model, load_tokenizer
+from tamt.models.language_model import load_masked_language_model
+from tamt.models.tokenizer import load_tokenizer
 from tamt.runtime.errors import UserError
 
 SIZES = {"vocab_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}

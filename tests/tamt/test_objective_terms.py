@@ -14,10 +14,11 @@ from tamt import objectives
 from tamt.data.token_masking import IGNORED, TokenMasking, prepare
 from tamt.masks.file import load_masks
 from tamt.masks.masking import keep_of, magnitude_masks, prunable_weights, wrap
+from tamt.models import decoder_divergence as divergence_module
 from tamt.models.decoder_divergence import decoder_divergence
-from tamt.models.loading import decoder_divergence as divergence_module
-from tamt.models.loading import dense_twin, load_masked_language_model
+from tamt.models.language_model import load_masked_language_model
 from tamt.models.relations import projections_of, relation_heads, relation_loss
+from tamt.models.speed import dense_twin
 from tamt.objectives import Losses, contrastive_loss
 from tamt.runtime.errors import UserError
 from tamt.search.imp import Losses as LossesOfImp
@@ -121,7 +122,7 @@ def test_an_attention_that_hides_its_queries_is_refused() -> None:
     attention = encoder.encoder.layer[-1].attention.self
     attention.fused = nn.Linear(32, 96)
     del attention.query
-    with pytest.raises(UserError, match=r"the attention of BertModel has no layers of their own.*--objective$"):
+    with pytest.raises(UserError, match=r"the attention of BertModel has no separate layers.*--objective$"):
         projections_of(encoder)
 
 

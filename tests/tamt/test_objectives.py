@@ -7,7 +7,8 @@ import torch.nn.functional as F
 import tamt_kernels as tk
 from tamt.data.token_masking import IGNORED, TokenMasking, prepare
 from tamt.masks.masking import apply_masks, magnitude_masks, prunable_weights, wrap
-from tamt.models.loading import dense_twin, load_masked_language_model
+from tamt.models.language_model import load_masked_language_model
+from tamt.models.speed import dense_twin
 from tamt.objectives import Losses, kd_loss, mlm_loss
 
 

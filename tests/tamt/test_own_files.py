@@ -16,7 +16,8 @@ from tamt.data.tasks import Task, find_task
 from tamt.finetuning.finetune import finetune
 from tamt.masks.file import MaskInfo, load_masks, save_masks
 from tamt.masks.masking import POOLER, Masks, magnitude_masks, prunable_weights
-from tamt.models.loading import load_tokenizer, read_head
+from tamt.models.language_model import read_head
+from tamt.models.tokenizer import load_tokenizer
 from tamt.runtime.errors import UserError
 
 WORDS = "embeddings.word_embeddings.weight"

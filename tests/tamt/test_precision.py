@@ -7,7 +7,7 @@ import yaml
 from tamt.finetuning.finetune import finetune
 from tamt.runtime.errors import UserError
 from tamt.search.train import train
-from tamt.training.loop import precision
+from tamt.training import precision
 from tamt.training.precision import choose_precision, cpu_has_bf16, report_precision
 from tamt_kernels.backend import onednn, product_library
 

@@ -15,7 +15,8 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 from tamt.cli import main
 from tamt.masks.file import MaskInfo, load_masks, save_masks
 from tamt.masks.masking import Masks, prunable_modules, prunable_weights, random_masks
-from tamt.models.loading import load_encoder, load_masked_language_model
+from tamt.models.language_model import load_masked_language_model
+from tamt.models.loading import load_encoder
 from tamt.runtime.errors import UserError
 from tests.tamt.families import save_family
 

@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 
 from tamt.runtime.errors import UserError
 from tamt.training.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
-from tamt.training.loop import generator_states, restore_generators
+from tamt.training.generators import generator_states, restore_generators
 from tamt.training.run_folder import RunFolder, version_of
 from tamt.version import __version__
 
@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_falls_back_on_the_one_before_and_says_so(run: Path
     assert torch.equal(state["weight"], torch.full((3,), 3.0))
     said = capsys.readouterr().err
     assert f"{newest} cannot be read" in said
-    assert "goes on from the one of step 3" in said
+    assert "continues from the one of step 3" in said
     assert [line["step"] for line in logged(run) if "resumed" not in line] == [1, 2, 3]
     # The damaged one does not count as one of those that are kept.
     with RunFolder.start(run, {}, resume=True) as folder:

@@ -12,7 +12,8 @@ from tamt.data.corpora import Blocks, load_corpus, train_batches
 from tamt.masks.file import load_masks, save_masks
 from tamt.masks.masking import keep_of, magnitude_masks, prunable_modules, prunable_weights, random_masks, top_masks
 from tamt.methods import METHODS
-from tamt.models.loading import load_masked_language_model, load_tokenizer
+from tamt.models.language_model import load_masked_language_model
+from tamt.models.tokenizer import load_tokenizer
 from tamt.runtime.choices import DEFAULT_SCORES, scores_of_start
 from tamt.runtime.errors import UserError
 from tamt.search import mask_training

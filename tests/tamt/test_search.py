@@ -16,14 +16,15 @@ from tamt.masks import masking
 from tamt.masks.file import load_masks
 from tamt.masks.masking import keep_of, magnitude_masks, prunable_weights, random_masks, sparsity_of
 from tamt.methods import METHODS, steps_to
-from tamt.models.loading import load_masked_language_model
+from tamt.models.language_model import load_masked_language_model
 from tamt.objectives import Losses
 from tamt.runtime.errors import UserError
 from tamt.search import mask_training
 from tamt.search.imp import prune_and_reset
 from tamt.search.train import train
+from tamt.training import step_graph
 from tamt.training.checkpoint import read_checkpoint
-from tamt.training.loop import step_graph
+from tamt.training.steps import Stepper
 
 
 @pytest.fixture
@@ -219,14 +220,15 @@ def test_imp_weights_equal_theta_0_bit_for_bit_after_every_pruning(run, monkeypa
 def test_imp_trains_only_what_is_left_from_empty_moments(run, monkeypatch) -> None:
     now: dict[str, dict] = {}
     emptied: list[bool] = []
-    prune, steps = imp.prune_and_reset, imp.training_steps
+    prune, take = imp.prune_and_reset, Stepper.take
 
     def pruned(weights, *rest):
         now.update(weights=weights, masks=prune(weights, *rest), moments={"empty"})
         return now["masks"]
 
-    def checked(accelerator, model, optimizer, *rest):
-        for taken in steps(accelerator, model, optimizer, *rest):
+    def checked(stepper, *rest):
+        optimizer = stepper.optimizer
+        for taken in take(stepper, *rest):
             now["moments"] = set()
             yield taken  # to the search, which cuts the weights after each step, and prunes after some
             assert all(weight[~now["masks"][name]].count_nonzero() == 0 for name, weight in now["weights"].items())
@@ -241,7 +243,7 @@ def test_imp_trains_only_what_is_left_from_empty_moments(run, monkeypatch) -> No
         return total_norm(grads)
 
     monkeypatch.setattr(imp, "prune_and_reset", pruned)
-    monkeypatch.setattr(imp, "training_steps", checked)
+    monkeypatch.setattr(Stepper, "take", checked)
     monkeypatch.setattr(torch.nn.utils, "get_total_norm", norm)
     run("imp", sparsity=0.5, steps=40, lr=1e-3)
     assert sum(emptied) == 4

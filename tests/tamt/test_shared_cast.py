@@ -20,8 +20,8 @@ from transformers import (
 
 import tamt_kernels as tk
 from tamt.masks.masking import magnitude_masks, prunable_weights
-from tamt.models.loading import dense_twin
 from tamt.models.shared_cast import share_casts
+from tamt.models.speed import dense_twin
 from tamt.search.mask_training import wrap
 
 SIZES = {"vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}

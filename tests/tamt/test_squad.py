@@ -8,7 +8,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from tamt.data.squad import Question, load_questions
@@ -17,8 +16,10 @@ from tamt.finetuning.finetune import finetune
 from tamt.finetuning.question_answering import QuestionAnswering, Window, best_answer, make_windows
 from tamt.masks.file import MaskInfo, load_masks, save_masks
 from tamt.masks.masking import magnitude_masks, prunable_weights
-from tamt.models.loading import load_question_answerer, load_tokenizer
+from tamt.models.task_models import load_question_answerer
+from tamt.models.tokenizer import load_tokenizer
 from tamt.runtime.errors import UserError
+from tamt.training.compute import Compute
 
 REAL_DATA = Path(__file__).parents[3] / "shared" / "data" / "squad"
 ANIMALS, COLOURS, PLACES = ("cat", "dog", "bird", "fish"), ("red", "blue", "old", "new"), ("tree", "house", "river")
@@ -130,9 +131,9 @@ def test_the_loss_of_a_window_does_not_depend_on_the_others_of_its_batch(tiny_be
     windows = [make_windows([question], tokenizer, model, max_length=32, stride=8)[0] for question in questions]
 
     def loss(windows: list[Window]) -> float:
-        accelerator = Accelerator(cpu=True)
+        compute = Compute(torch.device("cpu"), "fp32")
         job = QuestionAnswering(
-            find_task("squad"), model, tokenizer, accelerator, windows, windows, questions, len(windows), len(windows),
+            find_task("squad"), model, tokenizer, compute, windows, windows, questions, len(windows), len(windows),
             seed=0, n_best=20, max_answer_length=30,
         )  # fmt: skip
         return float(job.loss(next(job.batches(1)))["loss"].detach())

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from tamt.commands.evaluate import evaluate
@@ -16,8 +15,10 @@ from tamt.data.tasks import find_task
 from tamt.finetuning.finetune import finetune
 from tamt.finetuning.metrics import answer_exact_match, answer_f1, best_threshold
 from tamt.finetuning.question_answering import QuestionAnswering, Window, best_answer, make_windows
-from tamt.models.loading import load_question_answerer, load_tokenizer
+from tamt.models.task_models import load_question_answerer
+from tamt.models.tokenizer import load_tokenizer
 from tamt.runtime.errors import UserError
+from tamt.training.compute import Compute
 
 TASK = find_task("squad2")
 
@@ -120,10 +121,8 @@ def test_a_question_is_left_unanswered_where_none_scores_more_than_the_best_answ
     ]
     windows = make_windows(questions, tokenizer, model, max_length=20, stride=5)
     assert [window.answer for window in windows] == [(4, 4), (4, 5), (0, 0), (0, 0)]
-    accelerator = Accelerator(cpu=True)
-    job = Told(
-        TASK, model, tokenizer, accelerator, [], windows, questions, 4, 4, seed=0, n_best=20, max_answer_length=1
-    )
+    compute = Compute(torch.device("cpu"), "fp32")
+    job = Told(TASK, model, tokenizer, compute, [], windows, questions, 4, 4, seed=0, n_best=20, max_answer_length=1)
     logits = torch.zeros(4, 8)
     for i, (token, best, none) in enumerate([(4, 4, 1), (4, 2, 3), (5, 2, 4), (6, 4, 5.5)]):
         logits[i, token], logits[i, 0] = best / 2, none / 2  # the same for start and end

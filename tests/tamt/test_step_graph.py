@@ -14,11 +14,12 @@ from tamt.data.token_masking import IGNORED, TokenMasking, prepare
 from tamt.finetuning.batches import pad
 from tamt.finetuning.finetune import finetune
 from tamt.masks.file import load_masks
-from tamt.models.loading import load_masked_language_model, load_tokenizer
+from tamt.models.language_model import load_masked_language_model
+from tamt.models.tokenizer import load_tokenizer
 from tamt.objectives import Losses
 from tamt.runtime.errors import UserError
 from tamt.search.train import train
-from tamt.training.loop import step_graph
+from tamt.training import step_graph
 from tamt.training.step_graph import MOST, WARM_UP, StepGraph
 
 CPU = torch.device("cpu")

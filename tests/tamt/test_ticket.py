@@ -23,7 +23,7 @@ from transformers import (
 import tamt
 from tamt.masks.masking import apply_masks, packed_masks, prunable_weights
 from tamt.runtime.errors import UserError
-from tamt.training.loop import make_optimizer
+from tamt.training.optimizer import make_optimizer
 
 SPARSITY = 0.7
 STEPS = 50

@@ -5,18 +5,11 @@ import threading
 import pytest
 import torch
 
-from tamt.training.loop import (
-    FIRST_LOSS_SCALE,
-    GROWTH_INTERVAL,
-    LARGEST_LOSS,
-    MAX_GRADIENT_NORM,
-    LossScale,
-    NonFiniteError,
-    make_accelerator,
-    make_optimizer,
-    training_steps,
-)
+from tamt.training.compute import Compute
+from tamt.training.loss_scale import FIRST_LOSS_SCALE, GROWTH_INTERVAL, LARGEST_LOSS, LossScale, NonFiniteError
+from tamt.training.optimizer import MAX_GRADIENT_NORM, make_optimizer
 from tamt.training.prefetch import prefetch
+from tamt.training.steps import Stepper
 
 CPU = torch.device("cpu")
 ONE, NAN = torch.ones(()), torch.tensor(torch.nan)
@@ -24,15 +17,14 @@ ONE, NAN = torch.ones(()), torch.tensor(torch.nan)
 
 def train(losses: list[float], dynamic: bool = False):
     """Minimise w · each of `losses` in turn; return w, the steps and the loss scale."""
-    accelerator = make_accelerator("fp32", 1, 0)
-    scale = accelerator.scaler = LossScale(CPU, dynamic)
+    compute = Compute(CPU, "fp32")
+    scale = compute.loss_scale = LossScale(CPU, dynamic)
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(model.weight)
     optimizer, schedule = make_optimizer(model.parameters(), 0.1, 1000)
     batches = ({"x": torch.tensor([[loss]])} for loss in losses)
-    steps = training_steps(
-        accelerator, model, optimizer, schedule, batches, lambda b: {"loss": model(b["x"]).sum()}, 1, len(losses)
-    )
+    stepper = Stepper(compute, model, optimizer, schedule)
+    steps = stepper.take(batches, lambda b: {"loss": model(b["x"]).sum()}, 1, len(losses))
     return model.weight, steps, scale
 
 
@@ -77,8 +69,8 @@ def test_fp16_leaves_a_bad_step_out_and_goes_on() -> None:
 
 
 def test_a_gradient_that_overflows_fp16_is_left_out_until_the_scale_fits() -> None:
-    accelerator = make_accelerator("fp32", 1, 0)  # fp16 by itself: autocast has none on a CPU
-    accelerator.scaler = LossScale(CPU, dynamic=True)
+    compute = Compute(CPU, "fp32")  # fp16 by itself: autocast has none on a CPU
+    compute.loss_scale = LossScale(CPU, dynamic=True)
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(model.weight)
     optimizer, schedule = make_optimizer(model.parameters(), 0.1, 1000)
@@ -87,9 +79,10 @@ def test_a_gradient_that_overflows_fp16_is_left_out_until_the_scale_fits() -> No
         return {"loss": (model.weight.half() * batch["x"].half()).float().sum()}
 
     batches = ({"x": torch.full((1, 1), 3.0)} for _ in range(4))
-    seen = [model.weight.item() for _ in training_steps(accelerator, model, optimizer, schedule, batches, loss, 1, 4)]
-    accelerator.scaler.check()
-    assert accelerator.scaler.scale == FIRST_LOSS_SCALE / 4
+    steps = Stepper(compute, model, optimizer, schedule).take(batches, loss, 1, 4)
+    seen = [model.weight.item() for _ in steps]
+    compute.loss_scale.check()
+    assert compute.loss_scale.scale == FIRST_LOSS_SCALE / 4
     assert seen[0] == seen[1] == 1 > seen[2] > seen[3]
 
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tamt.models.loading import load_classifier, load_masked_language_model, load_tokenizer
+from tamt.models.language_model import load_masked_language_model
+from tamt.models.task_models import load_classifier
+from tamt.models.tokenizer import load_tokenizer
 from tamt.runtime.errors import UserError
 
 

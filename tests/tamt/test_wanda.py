@@ -9,7 +9,8 @@ from torch import Tensor
 from tamt.data.corpora import load_corpus
 from tamt.masks.file import load_masks
 from tamt.masks.masking import keep_of, magnitude_masks, prunable_weights, top_masks
-from tamt.models.loading import load_masked_language_model, load_tokenizer
+from tamt.models.language_model import load_masked_language_model
+from tamt.models.tokenizer import load_tokenizer
 from tamt.runtime.errors import UserError
 from tamt.search.calibration import input_norms
 from tamt.search.train import train

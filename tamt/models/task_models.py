@@ -1,0 +1,94 @@
+"""Models for fine-tuning: an encoder under a fresh head, and fine-tuned models with their own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+
+from tamt.masks.masking import prunable_modules
+from tamt.models.loading import encoder_keys, load_config, load_model
+from tamt.models.speed import speed_up
+from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
+
+FINETUNED = {
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForQuestionAnswering": AutoModelForQuestionAnswering,
+}
+"""The loader of a fine-tuned model by a part of its class name."""
+
+
+def load_classifier(name: str, labels: Sequence[str] | None) -> PreTrainedModel:
+    """The model `name`, fp32, under a fresh classification head with an output per label; without labels a regression.
+
+    The head is drawn from torch's global generator (seed it first), even where the checkpoint holds one.
+
+    Raises:
+        UserError: the model cannot be loaded, or has no prunable matrix.
+    """
+    if labels is None:
+        return _load_fresh(AutoModelForSequenceClassification, name, num_labels=1, problem_type="regression")
+    return _load_fresh(
+        AutoModelForSequenceClassification,
+        name,
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        problem_type="single_label_classification",
+    )
+
+
+def load_question_answerer(name: str) -> PreTrainedModel:
+    """The model `name`, fp32, under a fresh head that scores every token as start and end of an answer.
+
+    Raises:
+        UserError: see `load_classifier`.
+    """
+    return _load_fresh(AutoModelForQuestionAnswering, name, num_labels=2)
+
+
+def load_finetuned(name: str) -> PreTrainedModel:
+    """The fine-tuned model `name`, fp32, with its own head, which classifies rows or answers questions.
+
+    Raises:
+        UserError: the model cannot be loaded, or its checkpoint has no such head.
+    """
+    (kind, *_) = load_config(name).architectures or ["nameless model"]
+    factory = next((factory for part, factory in FINETUNED.items() if part in kind), None)
+    if factory is None:
+        raise UserError(
+            f"the model {name!r} is a {kind}, which has no head of a fine-tuned task; give a run folder of tamt "
+            "finetune, or a folder with a fine-tuned model"
+        )
+    model, missing = load_model(factory, name)
+    if missing:
+        raise UserError(
+            f"the checkpoint {name!r} lacks {min(missing)}, which fine-tuning would have trained; give a model that "
+            "was fine-tuned and saved whole"
+        )
+    speed_up(model)
+    return model
+
+
+def _load_fresh(factory: Any, name: str, **options: Any) -> PreTrainedModel:
+    """A model under a fresh head, even if the checkpoint holds one."""
+    model, missing = load_model(factory, name, fresh_head=True, **options)
+    if any("pooler" in key for key in missing & encoder_keys(model)):
+        say(f"{name} has no trained pooler: a fresh one is drawn, as the head is")
+    prunable_modules(model)
+    speed_up(model)
+    inside = set(model.base_model.modules())
+    for module in model.modules():
+        if module in inside:
+            continue
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=getattr(model.config, "initializer_range", 0.02))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+    return model

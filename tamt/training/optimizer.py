@@ -1,0 +1,92 @@
+"""AdamW as every training of weights uses it, and what optimizers have in common."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_linear_schedule_with_warmup
+
+import tamt_kernels as tk
+
+MAX_GRADIENT_NORM = 1.0
+
+
+class ClippedAdamW(AdamW):
+    """torch's fused AdamW with the step of `tk.MaskAdamW`: it clips, skips steps that are not finite, and never waits.
+
+    Weights that a mask has set to zero stay exactly zero: their gradient is cleared, so that AdamW's moments stay 0,
+    and 0 decayed or updated by 0 is 0. Zeroing the weights after each step instead would count their gradients in the
+    norm that is clipped.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], pruned: Iterable[tuple[Tensor, Tensor]] = (), **how: Any) -> None:
+        """`pruned`: weights among the parameters, each with its mask as `tk.pack_mask` packs it; `how`: for AdamW."""
+        super().__init__(list(parameters), fused=True, **how)
+        self._pruned = list(pruned)
+
+    @torch.no_grad()
+    def step(self, closure: None = None, *, scale: Tensor) -> Tensor:  # type: ignore[override]
+        """Take a step with gradients that are `scale` times too large, 0-dim; return their norm, divided by `scale`."""
+        pruned = [(weight.grad, packed) for weight, packed in self._pruned if weight.grad is not None]
+        tk.prune_([grad for grad, _ in pruned], [packed for _, packed in pruned])
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads) / scale
+        # The fused kernel divides by `grad_scale`, and does nothing if `found_inf` is 1. A separate pass to scale
+        # BERT-base's gradients took 10 of 95 ms on 2 cores.
+        self.grad_scale = scale / (MAX_GRADIENT_NORM / (norm + 1e-6)).clamp(max=1.0)
+        self.found_inf = (~norm.isfinite()).float()
+        rates = [group["lr"] for group in self.param_groups]
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate.float() if isinstance(rate, Tensor) else rate  # the only tensor that it takes on a GPU
+        super().step()
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
+        return norm
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Set moments and step counts to 0, in place."""
+        for state in self.state.values():
+            for tensor in state.values():
+                tensor.zero_()
+
+
+def make_optimizer(
+    parameters: Iterable[Tensor],
+    lr: float,
+    steps: int,
+    weight_decay: float = 0.0,
+    pruned: Iterable[tuple[Tensor, Tensor]] = (),
+) -> tuple[ClippedAdamW, LRScheduler]:
+    """AdamW (β 0.9/0.999, ε 1e-8) with a learning rate that falls linearly from `lr` to 0 over `steps`.
+
+    `pruned` are weights among the parameters with their packed masks, where they are zero and stay so.
+    """
+    optimizer = ClippedAdamW(parameters, pruned, lr=lr, weight_decay=weight_decay)
+    return optimizer, get_linear_schedule_with_warmup(optimizer, 0, steps)
+
+
+def trained_by(optimizer: Optimizer) -> list[Tensor]:
+    """All tensors that an optimizer trains, and the thresholds that follow from scores; 32 bits per entry."""
+    tensors = [p for group in optimizer.param_groups for p in group["params"]]
+    if isinstance(optimizer, tk.MaskAdamW):
+        tensors += [threshold for module in optimizer.modules for threshold in (module.value, module.cut)]
+    return tensors
+
+
+def gradients_of(optimizer: Optimizer) -> list[Tensor]:
+    """The gradients that a backward pass left for an optimizer: of the masked weights, not the scores.
+
+    They are added up in place over the processes, each of which looks up other rows of an embedding, so sparse ones are
+    made dense.
+    """
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    if isinstance(optimizer, tk.MaskAdamW):
+        trained = [module.made for module in optimizer.modules if module.made is not None] + trained
+    for tensor in trained:
+        if tensor.grad is not None and tensor.grad.is_sparse:
+            tensor.grad = tensor.grad.to_dense()
+    return [tensor.grad for tensor in trained if tensor.grad is not None]
