@@ -195,18 +195,18 @@ def gradient_norm(grads: list[Tensor], weights: list[Tensor]) -> Tensor:
 NO_GRADIENT, NO_MOMENTS = -1, -2
 
 
-def whole_gradient(grad: Tensor, weight: Tensor, places: Tensor) -> Tensor:
+def whole_gradient(grad: Tensor, weight: Tensor, grad_rows: Tensor) -> Tensor:
     """The gradient of a matrix, of which ``grad`` holds some rows.
 
-    ``places``, int32 with an entry for each row of the matrix, says which row of ``grad`` is its: ``NO_GRADIENT`` for
-    none, whose gradient is zero; ``NO_MOMENTS`` if it never had one, and its moments are zero as well, so that AdamW
-    without weight decay leaves its scores where they are. Without entries ``grad`` is whole.
+    ``grad_rows``, int32 with an entry for each row of the matrix, says which row of ``grad`` is its: ``NO_GRADIENT``
+    for none, whose gradient is zero; ``NO_MOMENTS`` if it never had one, and its moments are zero as well, so that
+    AdamW without weight decay leaves its scores where they are. Without entries ``grad`` is whole.
     """
-    if places.numel() == 0:
+    if grad_rows.numel() == 0:
         return grad
     if grad.shape[0] == 0:
         return grad.new_zeros(weight.shape)
-    return torch.where(places[:, None] >= 0, grad[places.clamp(min=0)], 0)
+    return torch.where(grad_rows[:, None] >= 0, grad[grad_rows.clamp(min=0)], 0)
 
 
 def mask_adamw(
@@ -225,7 +225,7 @@ def mask_adamw(
     eps: float,
     renew: bool = True,
     absolute: bool = False,
-    places: list[Tensor] | None = None,
+    grad_rows: list[Tensor] | None = None,
     *,
     topk_threshold_unchecked: Callable[..., tuple[Tensor, Tensor, Tensor]] = topk_threshold_unchecked,
     mask_weight: Callable[..., Tensor] = mask_weight,
@@ -240,12 +240,12 @@ def mask_adamw(
     A gradient may lie where its masked weight was, in the same memory, as ``MaskAdamW(overwrite=True)`` has it. Then
     that masked weight is made anew in any case; ``renew`` must be true.
 
-    A gradient may hold some rows of its matrix only, see ``whole_gradient``, with an entry of ``places`` for each
+    A gradient may hold some rows of its matrix only, see ``whole_gradient``, with an entry of ``grad_rows`` for each
     matrix; not one in the place of its masked weight. Where ``masked`` has an empty tensor no masked weight is written.
     """
     factor, step_size, root, left = rates.tolist()
-    if places is not None:
-        grads = [whole_gradient(*each) for each in zip(grads, weights, places, strict=True)]
+    if grad_rows is not None:
+        grads = [whole_gradient(*each) for each in zip(grads, weights, grad_rows, strict=True)]
     if not math.isfinite(factor):
         for i, (grad, weight, score, each) in enumerate(zip(grads, weights, scores, masked, strict=True)):
             if each.numel() > 0 and grad.data_ptr() == each.data_ptr():

@@ -80,9 +80,9 @@ def train_masks(search: Search) -> list[dict]:
         restore_training(checkpoint, search.accelerator, optimizer, schedule)
         masks = {name: mask.to(search.accelerator.device) for name, mask in checkpoint["masks"].items()}
         for name, mask in masks.items():  # where thresholds are not renewed at each step, the scores have moved on
-            module = masked[name]
-            assert module.made is not None
-            module.made.detach().copy_(module.weight).masked_fill_(~mask, 0)
+            masked_weight = masked[name].masked
+            assert masked_weight is not None
+            masked_weight.tensor.detach().copy_(masked_weight.weight).masked_fill_(~mask, 0)
 
     done = search.folder.resume(restore)
     batches = search.batches(done + 1, search.masking if trains_head else None)

@@ -16,7 +16,7 @@ operator = define(
     "binarize(Tensor score, Tensor value, Tensor cut, bool absolute=False) -> Tensor",
     eager=reference.binarize,
     fake=_fake,
-    triton="mask_weights",
+    triton="binarize",
 )
 
 

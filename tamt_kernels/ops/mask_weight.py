@@ -39,7 +39,7 @@ operator = define(
     "bool absolute=False) -> Tensor",
     eager=reference.mask_weight,
     fake=_fake,
-    triton="mask_weights",
+    triton="mask_weight",
 )
 differentiate("mask_weight", _backward, _save)
 

@@ -19,12 +19,12 @@ def _fake_unpack(packed: Tensor, shape: list[int]) -> Tensor:
     return torch.empty(shape, dtype=torch.bool, device=packed.device)
 
 
-operator = define("pack_mask(Tensor mask) -> Tensor", eager=reference.pack_mask, fake=_fake_pack, triton="mask_weights")
+operator = define("pack_mask(Tensor mask) -> Tensor", eager=reference.pack_mask, fake=_fake_pack, triton="pack")
 _unpack = define(
     "unpack_mask(Tensor packed, SymInt[] shape) -> Tensor",
     eager=reference.unpack_mask,
     fake=_fake_unpack,
-    triton="mask_weights",
+    triton="pack",
 )
 
 

@@ -14,7 +14,7 @@ def _fake(tensors: list[Tensor], packed: list[Tensor]) -> None:
 
 
 _prune = define(
-    "prune_(Tensor(a!)[] tensors, Tensor[] packed) -> ()", eager=reference.prune_, fake=_fake, triton="mask_weights"
+    "prune_(Tensor(a!)[] tensors, Tensor[] packed) -> ()", eager=reference.prune_, fake=_fake, triton="prune"
 )
 
 
