@@ -275,8 +275,8 @@ class Step {
       end = std::min({(row + 1) * columns, piece.end, begin + kChunk});
       const int32_t grad_row = matrix.grad_rows[row];
       if (grad_row == kNoMoments && coefficients_.keeps_scores_without_moments()) continue;
-      const int64_t first = grad_row * columns + begin - row * columns;
-      runs.push_back({begin, end, grad_row < 0 ? nullptr : grad + first * grad_size});
+      runs.push_back(
+          {begin, end, grad_row < 0 ? nullptr : grad + (grad_row * columns + begin - row * columns) * grad_size});
     }
   }
 

@@ -235,14 +235,8 @@ def mask_adamw(
     base, width = (written[0].data_ptr(), written[0].element_size()) if written else (0, 1)
     offsets = [(target.data_ptr() - base) // width if target.numel() > 0 else NOT_WRITTEN.value for target in masked]
 
-    def make() -> Table:
-        operands = zip(weights, means, squares, offsets, strict=True)
-        rows = [(*(tensor.data_ptr() for tensor in tensors), offset) for *tensors, offset in operands]
-        return Table(rows, [0] * len(weights), values.device)
-
+    operands, first_written = _operands(weights, means, squares, offsets), written[0] if written else None
     moments = (*means, *squares)
-    key = ("mask_adamw", values.device, *(tensor.data_ptr() for tensor in (*weights, *moments)), *offsets)
-    operands, first_written = table(key, make).rows, written[0] if written else None
     options = {
         "W_TYPE": TYPES[weights[0].dtype],
         "ABSOLUTE": absolute,
@@ -263,3 +257,16 @@ def mask_adamw(
             search.window_ties, operands, values, cuts, first_written, rates,
             OVERWRITTEN=overwritten, **options, num_warps=WARPS,
         )  # fmt: skip
+
+
+def _operands(weights: list[Tensor], means: list[Tensor], squares: list[Tensor], offsets: list[int]) -> Tensor:
+    """The table of the operands besides scores and gradients, with the columns above."""
+    device = weights[0].device
+
+    def make() -> Table:
+        operands = zip(weights, means, squares, offsets, strict=True)
+        rows = [(*(tensor.data_ptr() for tensor in tensors), offset) for *tensors, offset in operands]
+        return Table(rows, [0] * len(weights), device)
+
+    key = ("mask_adamw", device, *(tensor.data_ptr() for tensor in (*weights, *means, *squares)), *offsets)
+    return table(key, make).rows
