@@ -49,7 +49,12 @@ CASES = {
         ValueError,
         r"trained has shape \(4,\) but must have \(3, 4\), the shape of constant",
     ),
-    "cosine: dimensions": (tk.cosine, (W[0, 0], W[0, 0]), ValueError, r"constant has shape \(\) but must have at least 1 dim"),
+    "cosine: dimensions": (
+        tk.cosine,
+        (W[0, 0], W[0, 0]),
+        ValueError,
+        r"constant has shape \(\) but must have at least 1 dim",
+    ),
     "cosine: device": (
         tk.cosine,
         (torch.zeros(3, 4), torch.zeros(3, 4, device="meta")),
