@@ -213,7 +213,8 @@ class MaskAdamW(Optimizer):
         norm: Tensor = gradient_norm(grads, weights)
         if others:
             # In float32, as float16 cannot hold the squares.
-            norms = torch._foreach_norm([parameter.grad for parameter in others], 2, torch.float32)
+            present = [parameter.grad for parameter in others if parameter.grad is not None]
+            norms = torch._foreach_norm(present, 2, torch.float32)
             norm = torch.linalg.vector_norm(torch.stack([norm, *norms]))
         return norm
 
