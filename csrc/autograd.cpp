@@ -1,5 +1,6 @@
-// The gradients of mask_weight and masked_embedding, which Python defines (differentiate): of a call that autograd
-// records, Python took 18 of 21 µs, and 0.16 ms where its code is not in the cache. Here it is 2.
+// The gradients of mask_weight and masked_embedding, which take precedence over those that Python defines
+// (differentiate). For a call that autograd records, Python takes 18 of 21 µs, and 0.16 ms if its code is not in the
+// cache. This takes 2 µs.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -13,7 +14,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-// An operator of the library, whichever kernel runs it.
+// The operator of this name, whichever kernel runs it.
 template <typename Kernel>
 auto operator_like(Kernel*, const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Kernel>();

@@ -17,8 +17,8 @@
 namespace tamt {
 namespace {
 
-// Puts the kernels of a device in place, which are defined, with their plain-torch kernels, in Python: all in the library
-// tamt_kernels_cpp, and in tamt_kernels those of operators that need not choose among several.
+// Registers the kernels of a device for operators that Python defines: all kernels in the library tamt_kernels_cpp, and
+// in tamt_kernels those of operators that do not choose among several kernels.
 auto adder(torch::Library& all, torch::Library& library, const std::set<std::string>& choosing) {
   return [&](const char* name, auto kernel) {
     all.impl(name, kernel);
@@ -59,7 +59,7 @@ void register_cuda_kernels([[maybe_unused]] const std::set<std::string>& choosin
 #endif
 }
 
-// Of every device: they call the operators, whichever kernel runs them.
+// For every device, as they call operators, whichever kernel runs these.
 void register_gradients() {
   static torch::Library cpu = MAKE_TORCH_LIBRARY_IMPL(tamt_kernels, AutogradCPU);
   static torch::Library cuda = MAKE_TORCH_LIBRARY_IMPL(tamt_kernels, AutogradCUDA);
@@ -69,8 +69,8 @@ void register_gradients() {
   }
 }
 
-// Called once by tamt_kernels, after it has checked that this was built for the torch that runs, with the operators that
-// choose among several kernels.
+// tamt_kernels calls this once, after it has checked that the extension was built for the running torch. `operators`
+// are those that choose among several kernels.
 void register_kernels(const pybind11::args& operators) {
   std::set<std::string> choosing;
   for (const auto& name : operators) choosing.insert(name.cast<std::string>());
@@ -91,12 +91,12 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
-// For tests of the loops that this machine would not choose.
+// For tests of instruction sets that this machine would not choose.
 void use_instruction_set(const std::string& name) {
   const auto names = instruction_sets();
-  const auto found = std::find(names.begin(), names.end(), name);
-  if (found == names.end()) throw std::invalid_argument("this machine has no instruction set " + name);
-  instruction_set = static_cast<InstructionSet>(found - names.begin());
+  const auto position = std::find(names.begin(), names.end(), name);
+  if (position == names.end()) throw std::invalid_argument("this machine has no instruction set " + name);
+  instruction_set = static_cast<InstructionSet>(position - names.begin());
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The launchers: they take checked tensors from torch's dispatcher, make outputs, and start kernels.
+// The launchers. They take checked tensors from torch's dispatcher, allocate outputs and start kernels.
 #pragma once
 
 #include <ATen/core/List.h>
@@ -13,13 +13,13 @@
 
 namespace tamt {
 
-// Entries that make a thread worth its while, as in torch's elementwise operations.
+// The smallest number of entries that is worth a thread, as in torch's elementwise operations.
 constexpr int64_t kGrain = 32768;
 
-// The same in rows.
+// The same as a number of rows.
 inline int64_t grain_of_rows(int64_t columns) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns)); }
 
-// Where the next of several matrices in one tensor begins, as group_offsets in tamt_kernels/reference.py has it.
+// A matrix's share of a tensor that holds several matrices, as in group_offsets of tamt_kernels/reference.py.
 inline int64_t padded(int64_t size) { return (size + 15) / 16 * 16; }
 
 inline Type type_of(const at::Tensor& tensor) {
@@ -45,7 +45,7 @@ void mask_adamw_cpu(
     const std::vector<at::Tensor>& scores, const std::vector<at::Tensor>& means,
     const std::vector<at::Tensor>& squares, const std::vector<at::Tensor>& masked, const at::Tensor& values,
     const at::Tensor& cuts, at::IntArrayRef keep, const at::Tensor& rates, double beta1, double beta2, double eps,
-    bool renew, bool absolute, const std::optional<c10::List<at::Tensor>>& places);
+    bool renew, bool absolute, const std::optional<c10::List<at::Tensor>>& grad_rows);
 at::Tensor binarize_cpu(const at::Tensor& score, const at::Tensor& value, const at::Tensor& cut, bool absolute);
 at::Tensor pack_mask_cpu(const at::Tensor& mask);
 at::Tensor unpack_mask_cpu(const at::Tensor& packed, at::IntArrayRef shape);

@@ -1,4 +1,4 @@
-// The element types of weights, scores and gradients. Free of torch.
+// The element types of weights, scores and gradients. Does not use torch.
 #pragma once
 
 #include <cstdint>

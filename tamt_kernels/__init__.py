@@ -1,7 +1,7 @@
 """Masked-weight operations on tensors: exact top-k masks, masked layers and their straight-through gradients.
 
 Every operation has one definition, in plain torch (``tamt_kernels.reference``). A mask, a threshold or a masked weight
-has the same bits wherever it is made.
+has the same bits on every device and with every backend.
 """
 
 from tamt_kernels.backend.dispatch import backends, load_extension

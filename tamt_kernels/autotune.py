@@ -1,7 +1,7 @@
-"""Measure which backend runs each operation fastest on this machine's devices, and keep the answer.
+"""Measure which backend runs each operation fastest on this machine's devices, and store the answer.
 
-``python -m tamt_kernels.autotune`` prints what it measured and writes the table that
-``tamt_kernels.backend.choices`` reads; ``--quick`` measures small matrices for a moment, to see that everything runs.
+``python -m tamt_kernels.autotune`` prints its measurements and writes the table that ``tamt_kernels.backend.choices``
+reads. ``--quick`` measures small matrices briefly, to check that everything runs.
 """
 
 import argparse
@@ -21,27 +21,28 @@ from tamt_kernels.backend import choices, dispatch, product_library
 from tamt_kernels.ops.threshold import topk_threshold
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# What stands for each of ``choices.SIZES`` and for more: BERT-base's attention, its FFN and its word embedding.
+# Shapes of W, one for each size class: BERT-base's attention, FFN and word embedding.
 SHAPES = ((768, 768), (3072, 768), (30522, 768))
 ROWS = (1, 4, 16, 32, 64, 128, 256)
 SPARSITY = 0.7
 
-# A backend goes before the one built in where it takes this much of its time at the most: what is less may be noise,
-# and to choose takes time of its own on a CPU (``dispatch``).
+# A backend replaces the built-in one if it takes at most this share of its time: a smaller gain may be noise, and on a
+# CPU the choice itself takes time (``dispatch``).
 GAIN = 0.9
 
-# On a GPU their definitions wait for the device, or an id out of range stops it, which the kernels promise never to do.
+# The kernels never wait for a GPU, and an id out of range does not stop it. The definitions of these do not promise
+# that.
 NO_CHOICE_ON_A_GPU = {"topk_threshold_unchecked", "masked_embedding", "masked_embedding_backward"}
 
 
 class Clock:
-    """Times calls, as many as fit into ``seconds``."""
+    """Times as many calls as fit into ``seconds``."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
     def milliseconds(self, run: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
-        """The median time of a call; on a GPU until it is done there."""
+        """The median time of a call; on a GPU, until the GPU has finished it."""
         timer = Timer(
             "run(*arguments)", globals={"run": run, "arguments": arguments}, num_threads=torch.get_num_threads()
         )
@@ -56,14 +57,14 @@ def mask(shape: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor, 
 
 
 def cases(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Arguments of each operation that one matrix has in a training step of this type."""
+    """The operations of one matrix in a training step of this dtype, and their arguments."""
     score, value, cut = mask(shape, device)
     weight, grad = torch.randn(2, *shape, device=device).to(dtype)
     kept = reference.binarize(score, value, cut)
     keep = [int(kept.sum())]
     ids = torch.randint(shape[0], (256,), device=device)
     rows = torch.randn(256, shape[1], device=device).to(dtype)
-    if dtype == torch.float32:  # masks have no other type, nor have scores in training
+    if dtype == torch.float32:  # masks are bool, and scores are float32 in training
         yield "topk_threshold", ([score], keep)
         yield "topk_threshold_unchecked", ([score], keep, value[None])
         yield "binarize", (score, value, cut)
@@ -80,7 +81,7 @@ def cases(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> I
 
 
 def fastest(times: dict[str, float]) -> str:
-    """The backend with the shortest time, if it gains enough on the one built in, which is the first."""
+    """The backend with the shortest time if it gains enough on the built-in one, which comes first."""
     built_in, best = next(iter(times)), min(times, key=times.__getitem__)
     return best if times[best] <= GAIN * times[built_in] else built_in
 
@@ -88,32 +89,33 @@ def fastest(times: dict[str, float]) -> str:
 def backends(
     device: torch.device, clock: Clock, shapes: tuple[tuple[int, int], ...]
 ) -> dict[str, dict[str, tuple[str, ...]]]:
-    """The fastest backend of each operation for each type and shape."""
-    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    """The fastest backend of each operation for each dtype and shape."""
+    table: dict[str, dict[str, tuple[str, ...]]] = {}
     for dtype in DTYPES:
         for shape in shapes:
             for operation, arguments in cases(shape, dtype, device):
-                there = dispatch.available(operation, device)
-                if len(there) == 1 or (device.type == "cuda" and operation in NO_CHOICE_ON_A_GPU):
+                available = dispatch.available(operation, device)
+                if len(available) == 1 or (device.type == "cuda" and operation in NO_CHOICE_ON_A_GPU):
                     continue
-                times = {each: clock.milliseconds(dispatch.kernel(operation, each), arguments) for each in there}
+                kernels = {backend: dispatch.kernel(operation, backend) for backend in available}
+                times = {backend: clock.milliseconds(kernel, arguments) for backend, kernel in kernels.items()}
                 show(operation, shape, dtype, times)
-                rows = found.setdefault(operation, {})
+                rows = table.setdefault(operation, {})
                 rows[choices.type_name(dtype)] = (*rows.get(choices.type_name(dtype), ()), fastest(times))
-    return {operation: alike(rows) for operation, rows in found.items()}
+    return {operation: merge_equal(rows) for operation, rows in table.items()}
 
 
-def alike(rows: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """One row for any type where those of all are the same."""
+def merge_equal(rows: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """One row for any dtype if the rows of all dtypes are the same."""
     return {choices.ANY: next(iter(rows.values()))} if len(set(rows.values())) == 1 else rows
 
 
 def few_rows(device: torch.device, clock: Clock, shapes: tuple[tuple[int, int], ...]) -> dict[str, tuple[int, ...]]:
-    """For each type and shape the most rows up to which masking W as it is read beats W ⊙ m and a product."""
+    """For each dtype and shape, the number of rows up to which masking W as it is read beats W ⊙ m and a product."""
     masked_matmul = dispatch.kernel("masked_matmul", "triton")
     mask_weight = torch.ops.tamt_kernels.mask_weight
 
-    def apart(x: Tensor, *masked: Tensor) -> Tensor:
+    def separately(x: Tensor, *masked: Tensor) -> Tensor:
         return F.linear(x, mask_weight(*masked))
 
     def most(dtype: torch.dtype, shape: tuple[int, int]) -> int:
@@ -121,7 +123,7 @@ def few_rows(device: torch.device, clock: Clock, shapes: tuple[tuple[int, int], 
         most = 0
         for rows in ROWS:
             arguments = (torch.randn(rows, shape[1], device=device).to(dtype), weight, *masked)
-            ways = {"mask_weight, product": apart, "masked_matmul": masked_matmul}
+            ways = {"mask_weight, product": separately, "masked_matmul": masked_matmul}
             times = {name: clock.milliseconds(way, arguments) for name, way in ways.items()}
             show(f"{rows} rows", shape, dtype, times)
             if times["masked_matmul"] >= times["mask_weight, product"]:
@@ -137,16 +139,16 @@ def show(operation: str, shape: tuple[int, int], dtype: torch.dtype, times: dict
     print(f"{case:54} " + "   ".join(f"{name} {time:.4g} ms" for name, time in times.items()), flush=True)
 
 
-def show_table(found: choices.Choices, shapes: tuple[tuple[int, int], ...]) -> None:
-    """What runs from now on, by types and shapes."""
+def show_table(measured: choices.Choices, shapes: tuple[tuple[int, int], ...]) -> None:
+    """Print what runs from now on, by dtype and shape."""
     first, second, third = (f"{rows} × {columns}" for rows, columns in shapes)
     print(f"{'':42} {first:12} {second:12} {third}")
     rows = {
         f"{operation}, {'any type' if kind == choices.ANY else kind}": row
-        for operation, kinds in found.backends.items()
+        for operation, kinds in measured.backends.items()
         for kind, row in kinds.items()
     }
-    for kind, counts in found.few_rows.items():
+    for kind, counts in measured.few_rows.items():
         rows[f"W masked as it is read, {kind}"] = tuple(f"{count} rows" for count in counts)
     for name, row in rows.items():
         print(f"{name:42} {row[0]:12} {row[1]:12} {row[2]}")
@@ -155,9 +157,11 @@ def show_table(found: choices.Choices, shapes: tuple[tuple[int, int], ...]) -> N
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tamt_kernels.autotune",
-        description="Measure which backend runs each operation fastest here, and keep the answer.",
+        description="Measure which backend runs each operation fastest on this machine, and store the answer.",
     )
-    parser.add_argument("--quick", action="store_true", help="small matrices, for a moment: a check, no figures")
+    parser.add_argument(
+        "--quick", action="store_true", help="measure small matrices briefly, to check that everything runs"
+    )
     quick = parser.parse_args(arguments).quick
     if forced := os.environ.get("TAMT_KERNELS"):
         print(f"autotune: error: TAMT_KERNELS={forced} leaves no choice to measure; unset it", file=sys.stderr)
@@ -167,13 +171,13 @@ def main(arguments: list[str] | None = None) -> int:
     for device in devices:
         print(choices.name(device))
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            found = choices.Choices(backends(device, clock, shapes), {})
+            measured = choices.Choices(backends(device, clock, shapes), {})
             if device.type == "cpu":
-                found.backends.update(product_library.as_choices(product_library.measure(shapes)))
+                measured.backends.update(product_library.as_choices(product_library.measure(shapes)))
             if dispatch.serves_product(device):
-                found = found._replace(few_rows=few_rows(device, clock, shapes))
-        choices.keep(device, found)
-        show_table(found, shapes)
+                measured = measured._replace(few_rows=few_rows(device, clock, shapes))
+        choices.keep(device, measured)
+        show_table(measured, shapes)
     print(f"kept in {choices.path()}")
     return 0
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tamt_kernels.backend import checks
+from tamt_kernels.masked_weight import MaskedWeight
 from tamt_kernels.ops.binarize import binarize
 from tamt_kernels.ops.linear import linear
 from tamt_kernels.ops.mask_weight import mask_weight
@@ -18,8 +19,8 @@ from tamt_kernels.ops.overwriting_linear import overwriting_linear
 from tamt_kernels.ops.threshold import topk_threshold
 from tamt_kernels.reference import Thresholds
 
-# φ₀ and α of eq. 5 (section 4.1.3): a kept entry starts at α φ₀ and a pruned one at 0. Either must travel 0.01 for
-# the mask to change, which takes 200 steps at the paper's learning rate of 5e-5.
+# φ₀ and α of eq. 5 (section 4.1.3): a kept entry starts at α φ₀ = 0.02 and a pruned one at 0. A score must move by 0.01
+# to change the mask, which takes 200 steps at the paper's learning rate of 5e-5.
 INITIAL_THRESHOLD = 0.01
 INITIAL_SCALE = 2.0
 
@@ -30,22 +31,15 @@ def _parameter(name: str, argument: str, value: object) -> None:
     checks.matrix(name, argument, value)
 
 
-class _MaskedWeight(nn.Module):
+class _MaskedLayer(nn.Module):
     """A frozen weight W and a trained score S, of which the ``keep`` largest entries make the mask."""
 
     weight: Tensor
     score: nn.Parameter
     value: Tensor
     cut: Tensor
-    # W ⊙ m as ``MaskAdamW`` writes it once a step: a leaf, which collects d(W ⊙ m) over the step's backward passes.
-    # Without that optimizer there is none, and each forward masks the weight.
-    made: Tensor | None = None
-    # Whether an embedding's gradient holds only the rows that were looked up, see ``MaskAdamW``.
-    sparse: bool = False
-    # Whether memory is to be spared, see ``MaskAdamW``: a linear layer's backward writes d(W ⊙ m) over W ⊙ m, and how
-    # many wait for it; an embedding whose gradient is sparse keeps no W ⊙ m.
-    overwrite: bool = False
-    uses: int = 0
+    # Set and owned by ``MaskAdamW``. Without that optimizer there is none, and each forward masks the weight.
+    masked: MaskedWeight | None = None
 
     def __init__(
         self, weight: Tensor, keep: int, mask: Tensor | None = None, ranking: checks.Ranking = "signed"
@@ -90,34 +84,20 @@ class _MaskedWeight(nn.Module):
         """W ⊙ m, differentiable in the score."""
         return mask_weight(self.weight, self.score, self.value, self.cut, dtype, ranking=self.ranking)
 
-    @property
-    def made_at_lookup(self) -> bool:
-        """Whether each forward makes the rows of W ⊙ m that it looks up, and ``made`` only takes their gradients."""
-        return self.sparse and self.overwrite
-
-    @property
-    def overwritten(self) -> bool:
-        """Whether d(W ⊙ m) lies where W ⊙ m was, until the optimizer's next step."""
-        if self.made is None or self.made.grad is None or self.made.grad.is_sparse:
-            return False
-        return self.made.grad.data_ptr() == self.made.data_ptr()
-
     def __getstate__(self) -> dict[str, Any]:
-        # A copy is in no optimizer that would keep its masked weight up to date.
-        return {
-            name: value for name, value in self.__dict__.items() if name not in ("made", "sparse", "overwrite", "uses")
-        }
+        # A copy belongs to no optimizer that would keep its masked weight up to date.
+        return {name: value for name, value in self.__dict__.items() if name != "masked"}
 
     def get_extra_state(self) -> Tensor:
         """``keep``, which belongs to the score: int64, 0-dim."""
         return torch.tensor(self.keep)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Check that a state is of a mask with as many ones. Raises ValueError if not."""
+        """Check that a state's mask has as many ones as this one. Raises ValueError if not."""
         if int(state) != self.keep:
             raise ValueError(
-                f"{type(self).__name__}: the state's keep is {int(state)} but must be {self.keep}, which is this "
-                "layer's; make the layer with the state's"
+                f"{type(self).__name__}: the state's keep is {int(state)} but must be {self.keep}, the layer's; "
+                "make the layer with the state's keep"
             )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -125,36 +105,44 @@ class _MaskedWeight(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        self.made = None
-        # .half() and its like must not round the score and its threshold: scores that were apart would tie,
-        # and the mask would change. They move to other devices, but stay float32.
+        before = self._memory() if self.masked is not None else []
+        # .half() and the like must not round the score and its threshold: different scores would tie, and the mask
+        # would change. They move to other devices but stay float32.
         score, grad, value = self.score.data, self.score.grad, self.value
-        grad = None if grad is None else grad.detach()  # the very tensor is converted in its place
+        grad = None if grad is None else grad.detach()  # because the gradient itself is converted in place
         super()._apply(fn, recurse)
         if self.score.dtype != torch.float32:
             self.score.data = score.to(self.score.device)
             self.score.grad = None if grad is None else grad.to(self.score.device)
             self.value = value.to(self.score.device)
+        # Trainer and Accelerate call a .to() that moves nothing, after which the masked weight still holds. After one
+        # that moves, the forward masks the weight again, and the optimizer's step raises an error.
+        if self.masked is not None and self._memory() != before:
+            self.masked = None
         return self
+
+    def _memory(self) -> list[tuple[Any, ...]]:
+        """Where and as what the weight and the score lie."""
+        return [(tensor.device, tensor.dtype, tensor.data_ptr()) for tensor in (self.weight, self.score)]
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, keep={self.keep}, sparsity={self.sparsity:.4f}, {self.ranking}"
 
 
-class MaskedLinear(_MaskedWeight):
+class MaskedLinear(_MaskedLayer):
     """``nn.Linear`` over W ⊙ m.
 
     ``score`` [out, in] is a float32 parameter, the only one that trains. ``value`` (float32) and ``cut`` (int64) are
-    the threshold, buffers that ``update_masks`` renews.
+    buffers that hold the threshold; ``update_masks`` renews them.
 
     Args:
-        weight: W [out, in], a parameter, which is frozen; float32, float16 or bfloat16.
-        bias: a parameter [out], which is frozen, or None.
+        weight: W [out, in], a parameter, which gets frozen; float32, float16 or bfloat16.
+        bias: a parameter [out], which gets frozen, or None.
         keep, mask, ranking: as in ``from_linear``.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or number of ones, or is out of
-            range; or the weight is NaN somewhere and no mask is given.
+            range; or no mask is given and the weight has NaN entries.
     """
 
     bias: Tensor | None
@@ -180,37 +168,37 @@ class MaskedLinear(_MaskedWeight):
     def from_linear(
         cls, linear: nn.Linear, keep: int, mask: Tensor | None = None, ranking: checks.Ranking = "signed"
     ) -> "MaskedLinear":
-        """Wrap a layer, whose very parameters are taken, not copied, and frozen.
+        """Wrap a layer. Its parameters are shared, not copied, and frozen.
 
         Args:
             linear: the layer.
-            keep: the ones of the mask, 0 to the entries of the weight.
-            mask: the first mask, bool, of the weight's shape, with ``keep`` ones. By default the ``keep``
-                entries of largest |W|, one-shot magnitude pruning. The score starts at 0.02 where it is true
-                and 0 elsewhere (eq. 5).
-            ranking: whether entries rank by the score ("signed") or its absolute value ("abs").
+            keep: number of ones in the mask, from 0 to the number of entries of the weight.
+            mask: the first mask, bool, of the weight's shape, with ``keep`` ones. The default keeps the ``keep``
+                entries of largest |W| (one-shot magnitude pruning). The score starts at 0.02 where the mask is true
+                and at 0 elsewhere (eq. 5).
+            ranking: whether entries rank by the score ("signed") or by its absolute value ("abs").
 
         Raises:
-            TypeError, ValueError: the layer is no ``nn.Linear``; else as the class does.
+            TypeError, ValueError: the layer is not an ``nn.Linear``, or the class refuses an argument.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"MaskedLinear: linear is a {type(linear).__name__} but must be an nn.Linear")
         return cls(linear.weight, linear.bias, keep, mask, ranking)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.made is not None:
-            # A compiled backward has no such effect: it gives a gradient of its own, which the optimizer takes as well.
-            if self.overwrite and not torch.compiler.is_compiling():
-                return overwriting_linear(x, self)
-            return linear(x, self.made, self.bias)
+        if self.masked is not None:
+            # A compiled backward cannot overwrite. It returns an ordinary gradient, which the optimizer takes as well.
+            if self.masked.overwrite and not torch.compiler.is_compiling():
+                return overwriting_linear(x, self.masked, self.bias)
+            return linear(x, self.masked.tensor, self.bias)
         return masked_linear(x, self.weight, self.score, self.value, self.cut, self.bias, ranking=self.ranking)
 
 
-class MaskedEmbedding(_MaskedWeight):
-    """``nn.Embedding`` over W ⊙ m. Parameters and buffers are those of ``MaskedLinear``, without a bias.
+class MaskedEmbedding(_MaskedLayer):
+    """``nn.Embedding`` over W ⊙ m. It has the parameters and buffers of ``MaskedLinear`` but no bias.
 
     Args:
-        weight: W [rows, columns], a parameter, which is frozen; float32, float16 or bfloat16.
+        weight: W [rows, columns], a parameter, which gets frozen; float32, float16 or bfloat16.
         padding_idx: a row whose score gets no gradient, as in ``masked_embedding``.
         keep, mask, ranking: as in ``MaskedLinear.from_linear``.
 
@@ -243,22 +231,21 @@ class MaskedEmbedding(_MaskedWeight):
         """Wrap a layer, as ``MaskedLinear.from_linear`` does.
 
         Raises:
-            TypeError, ValueError: as there; or the embedding uses ``max_norm``, ``scale_grad_by_freq`` or
-                ``sparse``.
+            TypeError, ValueError: as there, or the embedding uses ``max_norm``, ``scale_grad_by_freq`` or ``sparse``.
         """
         if not isinstance(embedding, nn.Embedding):
             raise TypeError(f"MaskedEmbedding: embedding is a {type(embedding).__name__} but must be an nn.Embedding")
         for option in ("max_norm", "scale_grad_by_freq", "sparse"):
             if getattr(embedding, option):
-                raise ValueError(f"MaskedEmbedding: embedding has {option} set but must not, it is not supported")
+                raise ValueError(f"MaskedEmbedding: embedding has {option} set, which is not supported")
         return cls(embedding.weight, keep, mask, embedding.padding_idx, ranking)
 
     def forward(self, ids: Tensor) -> Tensor:
-        if self.made is not None:
-            # torch.compile knows no sparse gradients.
-            sparse = self.sparse and not torch.compiler.is_compiling()
-            rows = F.embedding(ids, self.made, self.padding_idx, sparse=sparse)
-            return rows + self._rows(ids, self.score.detach()).to(rows.dtype) if self.made_at_lookup else rows
+        if self.masked is not None:
+            # torch.compile does not support sparse gradients.
+            sparse = self.masked.sparse and not torch.compiler.is_compiling()
+            rows = F.embedding(ids, self.masked.tensor, self.padding_idx, sparse=sparse)
+            return rows + self._rows(ids, self.score.detach()).to(rows.dtype) if self.masked.at_lookup else rows
         return self._rows(ids, self.score)
 
     def _rows(self, ids: Tensor, score: Tensor) -> Tensor:
@@ -266,44 +253,44 @@ class MaskedEmbedding(_MaskedWeight):
 
 
 def masked_modules(modules: nn.Module | Iterable[nn.Module]) -> list["MaskedLinear | MaskedEmbedding"]:
-    """Those with a mask, of a model or of several modules."""
+    """The masked layers of a model, or among several modules."""
     modules = modules.modules() if isinstance(modules, nn.Module) else modules
     return [module for module in modules if isinstance(module, MaskedLinear | MaskedEmbedding)]
 
 
 @torch.no_grad()
 def update_masks(modules: nn.Module | Iterable[nn.Module]) -> None:
-    """Renew every mask: after it each has exactly ``keep`` ones (section 3.4.2).
+    """Renew every mask, so that each has exactly ``keep`` ones (section 3.4.2).
 
-    To be called after every step of an optimizer other than ``MaskAdamW``, and after scores were changed or
-    loaded. One ``topk_threshold`` over all scores (one per device, ranking and type of masked weights, where they
-    differ); the thresholds, and the masked weights of ``MaskAdamW``, are renewed in place. Waits for no GPU: there
-    a matrix with a NaN score gets a mask of zeros.
+    Call it after every step of an optimizer other than ``MaskAdamW``, and after scores were changed or loaded. It runs
+    one ``topk_threshold`` over all scores (one per device, ranking and dtype of masked weights, if these differ) and
+    writes the thresholds, and the masked weights of ``MaskAdamW``, in place. It does not wait for a GPU: there, a
+    matrix with a NaN score gets a mask of zeros.
 
     Args:
-        modules: a model, or modules of which those with a mask are taken.
+        modules: a model, or modules; those without a mask are skipped.
 
     Raises:
         ValueError: a score on a CPU has NaN entries.
         RuntimeError: a gradient of ``MaskAdamW(overwrite=True)`` waits for its step.
     """
-    masked = masked_modules(modules)
-    if any(module.overwritten for module in masked):
+    layers = masked_modules(modules)
+    if any(layer.masked is not None and layer.masked.holds_gradient for layer in layers):
         raise RuntimeError(
             "update_masks: a masked weight holds its gradient; take the optimizer's step, or call its zero_grad, first"
         )
     groups: dict[tuple[Any, ...], list[MaskedLinear | MaskedEmbedding]] = {}
-    for module in masked:
-        made_dtype = None if module.made is None or module.made_at_lookup else module.made.dtype
-        groups.setdefault((module.score.device, module.ranking, made_dtype), []).append(module)
-    for (_device, ranking, made_dtype), group in groups.items():
-        scores, values, cuts = zip(*((module.score, module.value, module.cut) for module in group), strict=True)
+    for layer in layers:
+        dtype = None if layer.masked is None or layer.masked.at_lookup else layer.masked.tensor.dtype
+        groups.setdefault((layer.score.device, layer.ranking, dtype), []).append(layer)
+    for (_device, ranking, dtype), group in groups.items():
+        scores, values, cuts = zip(*((layer.score, layer.value, layer.cut) for layer in group), strict=True)
         last = Thresholds(torch.stack(values), torch.stack(cuts))
-        keep = [module.keep for module in group]
-        found = topk_threshold(scores, keep, ranking=ranking, last=last, check_nan=False)
-        torch._foreach_copy_(values, list(found.values.unbind()))
-        torch._foreach_copy_(cuts, list(found.cuts.unbind()))
-        if made_dtype is not None:
-            weights = [module.weight for module in group]
-            masked_weights, _ = mask_weights(weights, scores, found, made_dtype, ranking=ranking)
-            torch._foreach_copy_([module.made for module in group if module.made is not None], masked_weights)
+        keep = [layer.keep for layer in group]
+        thresholds = topk_threshold(scores, keep, ranking=ranking, last=last, check_nan=False)
+        torch._foreach_copy_(values, list(thresholds.values.unbind()))
+        torch._foreach_copy_(cuts, list(thresholds.cuts.unbind()))
+        if dtype is not None:
+            weights = [layer.weight for layer in group]
+            masked_weights, _ = mask_weights(weights, scores, thresholds, dtype, ranking=ranking)
+            torch._foreach_copy_([layer.masked.tensor for layer in group if layer.masked is not None], masked_weights)

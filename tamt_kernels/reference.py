@@ -1,12 +1,11 @@
-"""Every operation in plain torch: the definition, the oracle of the tests, and the kernel where no faster one is.
+"""Every operation in plain torch: the definition, the oracle of the tests, and the kernel if there is no faster one.
 
-A mask is never stored while it is trained. It is determined by the score S and two numbers, the threshold
-``value`` φ and the tie ``cut``: an entry is kept where S > φ, or where S = φ and its flat (row-major) index
-is below the cut. The cut is what makes every mask have exactly ``keep`` ones, although millions of scores may
-tie.
+While a mask is trained it is never stored. It follows from the score S and two numbers, the threshold ``value`` φ and
+the tie ``cut``: an entry is kept if S > φ, or if S = φ and its flat (row-major) index is below the cut. Millions of
+scores may tie, and the cut gives every mask exactly ``keep`` ones all the same.
 
-With ``absolute`` the ranking is on |S| in place of S. Half-precision scores are compared exactly, as float32.
-Nothing here checks its arguments: the public functions of the package do, before they come here.
+With ``absolute`` entries rank by |S| instead of S. Half-precision scores are compared exactly, as float32. Nothing here
+checks its arguments; the public functions do.
 """
 
 import math
@@ -19,10 +18,9 @@ from torch import Tensor
 
 
 class Thresholds(NamedTuple):
-    """What separates the kept entries of M matrices from the pruned ones.
+    """The thresholds of M matrices, which separate kept entries from pruned ones.
 
-    ``values`` (float32, [M]) holds φ of each matrix, ``cuts`` (int64, [M]) its tie cut; both are on the
-    scores' device.
+    ``values`` (float32, [M]) has φ of each matrix, ``cuts`` (int64, [M]) its tie cut. Both are on the scores' device.
     """
 
     values: Tensor
@@ -30,13 +28,13 @@ class Thresholds(NamedTuple):
 
 
 def ranks(score: Tensor, absolute: bool = False) -> Tensor:
-    """What the entries are ranked by, as float32, in which both half types are exact."""
+    """The numbers by which entries rank, as float32, in which both half types are exact."""
     score = score.to(torch.float32)
     return score.abs() if absolute else score
 
 
 def topk_threshold(scores: list[Tensor], keep: list[int], absolute: bool = False) -> Thresholds:
-    """φ is the keep-th largest score; the cut lies just behind the last tie that is kept (eq. 3)."""
+    """φ is the keep-th largest score; the cut is the index after the last tie that is kept (eq. 3)."""
     device = scores[0].device if scores else None
     values = torch.full((len(scores),), torch.inf, dtype=torch.float32, device=device)
     cuts = torch.zeros(len(scores), dtype=torch.int64, device=device)
@@ -63,9 +61,10 @@ def topk_threshold_unchecked(
     *,
     topk_threshold: Callable[..., tuple[Tensor, Tensor]] = topk_threshold,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``topk_threshold`` with NaN as a result in place of an error: value NaN and cut 0 of a matrix that has
-    NaN entries, which the third tensor (bool, [M]) tells. ``last`` (float32, [M]), thresholds that may be near,
-    changes no result.
+    """``topk_threshold`` without an error for NaN: a matrix with NaN entries gets value NaN and cut 0.
+
+    The third tensor (bool, [M]) says which matrices have NaN entries. ``last`` (float32, [M]), thresholds that may be
+    near, does not change the result.
     """
     device = scores[0].device if scores else None
     has_nan = torch.tensor([bool(score.isnan().any()) for score in scores], dtype=torch.bool, device=device)
@@ -82,9 +81,7 @@ def binarize(score: Tensor, value: Tensor, cut: Tensor, absolute: bool = False) 
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """One bit an entry: entry i is bit i % 8, least significant first, of byte i // 8; the padding bits are
-    0.
-    """
+    """One bit per entry: entry i is bit i % 8 of byte i // 8, from the least significant on. Padding bits are 0."""
     bits = F.pad(mask.reshape(-1).to(torch.uint8), (0, -mask.numel() % 8)).reshape(-1, 8)
     powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
     return (bits * powers).sum(dim=1, dtype=torch.uint8)
@@ -98,7 +95,7 @@ def unpack_mask(packed: Tensor, shape: list[int]) -> Tensor:
 
 
 def prune_(tensors: list[Tensor], packed: list[Tensor]) -> None:
-    """Zero the entries of each tensor that its mask, as ``pack_mask`` packed it, prunes."""
+    """Zero the entries of each tensor that its packed mask prunes."""
     for tensor, bits in zip(tensors, packed, strict=True):
         tensor.masked_fill_(~unpack_mask(bits, list(tensor.shape)), 0)
 
@@ -111,15 +108,13 @@ def mask_weight(
     dtype: torch.dtype | None = None,
     absolute: bool = False,
 ) -> Tensor:
-    """W ⊙ m, cast. A pruned entry is exactly +0, where a product would leave -0, or NaN of an infinite
-    weight.
-    """
+    """W ⊙ m, cast. A pruned entry is exactly +0; a product would give -0, or NaN for an infinite weight."""
     mask = binarize(score, value, cut, absolute)
     return torch.where(mask, weight, 0.0).to(dtype or weight.dtype).contiguous()
 
 
 def group_offsets(sizes: list[int]) -> tuple[list[int], int]:
-    """Where each of several matrices begins in one flat tensor, at a multiple of 16 entries, and its length."""
+    """The offsets of several matrices in one flat tensor, multiples of 16 entries, and the length of that tensor."""
     offsets, end = [], 0
     for size in sizes:
         offsets.append(end)
@@ -128,10 +123,10 @@ def group_offsets(sizes: list[int]) -> tuple[list[int], int]:
 
 
 def ungrouped(flat: Tensor, matrices: list[Tensor]) -> list[Tensor]:
-    """What of a flat tensor lies at the ``group_offsets`` of matrices, each part in its matrix's shape."""
-    offsets, _total = group_offsets([each.numel() for each in matrices])
-    lie = zip(matrices, offsets, strict=True)
-    return [flat[offset : offset + each.numel()].reshape(each.shape) for each, offset in lie]
+    """The parts of a flat tensor at the ``group_offsets`` of matrices, each in its matrix's shape."""
+    offsets, _total = group_offsets([matrix.numel() for matrix in matrices])
+    parts = zip(matrices, offsets, strict=True)
+    return [flat[offset : offset + matrix.numel()].reshape(matrix.shape) for matrix, offset in parts]
 
 
 def mask_weights(
@@ -147,8 +142,9 @@ def mask_weights(
     binarize: Callable[..., Tensor] = binarize,
     pack_mask: Callable[..., Tensor] = pack_mask,
 ) -> tuple[Tensor, Tensor]:
-    """W ⊙ m of every matrix in one flat tensor, at ``group_offsets``, and with ``pack`` the masks' bits at an
-    eighth of these; zeros between.
+    """W ⊙ m of every matrix in one flat tensor at ``group_offsets``, with zeros between them.
+
+    With ``pack`` also the bits of the masks, at an eighth of these offsets.
     """
     offsets, total = group_offsets([weight.numel() for weight in weights])
     masked = torch.zeros(total, dtype=dtype, device=values.device)
@@ -175,7 +171,7 @@ def ste_backward_all(
     *,
     ste_backward: Callable[..., Tensor] = ste_backward,
 ) -> Tensor:
-    """``ste_backward`` of every matrix in one flat tensor, at ``group_offsets``; zeros between."""
+    """``ste_backward`` of every matrix in one flat tensor at ``group_offsets``, with zeros between them."""
     _offsets, total = group_offsets([weight.numel() for weight in weights])
     products = torch.zeros(total, dtype=dtype, device=weights[0].device)
     for grad, weight, product in zip(grads, weights, ungrouped(products, weights), strict=True):
@@ -195,18 +191,19 @@ def gradient_norm(grads: list[Tensor], weights: list[Tensor]) -> Tensor:
 NO_GRADIENT, NO_MOMENTS = -1, -2
 
 
-def whole_gradient(grad: Tensor, weight: Tensor, places: Tensor) -> Tensor:
-    """The gradient of a matrix, of which ``grad`` holds some rows.
+def whole_gradient(grad: Tensor, weight: Tensor, grad_rows: Tensor) -> Tensor:
+    """The gradient of a matrix, of which ``grad`` may hold only some rows.
 
-    ``places``, int32 with an entry for each row of the matrix, says which row of ``grad`` is its: ``NO_GRADIENT`` for
-    none, whose gradient is zero; ``NO_MOMENTS`` if it never had one, and its moments are zero as well, so that AdamW
-    without weight decay leaves its scores where they are. Without entries ``grad`` is whole.
+    ``grad_rows`` (int32, one entry per row of the matrix) gives the number of its row in ``grad``. It is
+    ``NO_GRADIENT`` for a row whose gradient is zero, and ``NO_MOMENTS`` for a row that never had a gradient: its
+    moments are zero as well, so AdamW without weight decay does not change its scores. If ``grad_rows`` is empty,
+    ``grad`` is whole.
     """
-    if places.numel() == 0:
+    if grad_rows.numel() == 0:
         return grad
     if grad.shape[0] == 0:
         return grad.new_zeros(weight.shape)
-    return torch.where(places[:, None] >= 0, grad[places.clamp(min=0)], 0)
+    return torch.where(grad_rows[:, None] >= 0, grad[grad_rows.clamp(min=0)], 0)
 
 
 def mask_adamw(
@@ -225,54 +222,56 @@ def mask_adamw(
     eps: float,
     renew: bool = True,
     absolute: bool = False,
-    places: list[Tensor] | None = None,
+    grad_rows: list[Tensor] | None = None,
     *,
     topk_threshold_unchecked: Callable[..., tuple[Tensor, Tensor, Tensor]] = topk_threshold_unchecked,
     mask_weight: Callable[..., Tensor] = mask_weight,
 ) -> None:
-    """A step of AdamW for all scores, then with ``renew`` their thresholds and masked weights, all in place.
+    """A step of AdamW for all scores; then, with ``renew``, their thresholds and masked weights. All in place.
 
-    The gradient of a score is d(W ⊙ m) ⊙ W (eq. 4) times the first of ``rates`` (float32 [4]), which clips it; the
-    others are the step size lr / (1 − β₁ᵗ), the root √(1 − β₂ᵗ) and the share 1 − lr · decay that weight decay leaves
-    of a score. The update is that of torch's AdamW on a CPU to the bit, with its two fused multiply-adds, because
-    scores that move alike tie but for their last bits. If the first of ``rates`` is not finite nothing at all changes.
+    The gradient of a score is d(W ⊙ m) ⊙ W (eq. 4) times the first of ``rates`` (float32 [4]), which clips it. The
+    others are the step size lr / (1 − β₁ᵗ), the root √(1 − β₂ᵗ), and the factor 1 − lr · decay by which weight decay
+    shrinks a score. The update has the bits of torch's AdamW on a CPU, with its two fused multiply-adds, because scores
+    with equal updates would otherwise differ in their last bits and no longer tie. If the first of ``rates`` is not
+    finite, nothing changes.
 
-    A gradient may lie where its masked weight was, in the same memory, as ``MaskAdamW(overwrite=True)`` has it. Then
-    that masked weight is made anew in any case; ``renew`` must be true.
+    With ``MaskAdamW(overwrite=True)`` a gradient lies where its masked weight was, in the same memory. That masked
+    weight is then written in any case, and ``renew`` must be true.
 
-    A gradient may hold some rows of its matrix only, see ``whole_gradient``, with an entry of ``places`` for each
-    matrix; not one in the place of its masked weight. Where ``masked`` has an empty tensor no masked weight is written.
+    A gradient may hold only some rows of its matrix, see ``whole_gradient``; ``grad_rows`` then has a tensor for each
+    matrix. Such a gradient must not lie in the memory of its masked weight. If a tensor of ``masked`` is empty, no
+    masked weight is written for that matrix.
     """
-    factor, step_size, root, left = rates.tolist()
-    if places is not None:
-        grads = [whole_gradient(*each) for each in zip(grads, weights, places, strict=True)]
+    factor, step_size, root, decay = rates.tolist()
+    if grad_rows is not None:
+        grads = [whole_gradient(*parts) for parts in zip(grads, weights, grad_rows, strict=True)]
     if not math.isfinite(factor):
-        for i, (grad, weight, score, each) in enumerate(zip(grads, weights, scores, masked, strict=True)):
-            if each.numel() > 0 and grad.data_ptr() == each.data_ptr():
-                each.copy_(mask_weight(weight, score, values[i], cuts[i], each.dtype, absolute))
+        for i, (grad, weight, score, target) in enumerate(zip(grads, weights, scores, masked, strict=True)):
+            if target.numel() > 0 and grad.data_ptr() == target.data_ptr():
+                target.copy_(mask_weight(weight, score, values[i], cuts[i], target.dtype, absolute))
         return
     for grad, weight, score, mean, square in zip(grads, weights, scores, means, squares, strict=True):
         gradient = grad.to(torch.float32) * weight.to(torch.float32) * factor
         mean.lerp_(gradient, 1 - beta1)  # fma(1 − β₁, gradient − mean, mean)
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)  # fma((1 − β₂) gradient, gradient, β₂ square)
-        score.mul_(left).addcdiv_(mean, (square.sqrt() / root).add_(eps), value=-step_size)
+        score.mul_(decay).addcdiv_(mean, (square.sqrt() / root).add_(eps), value=-step_size)
     if not renew:
         return
-    found_values, found_cuts, _ = topk_threshold_unchecked(scores, keep, values.clone(), absolute)
-    values.copy_(found_values)
-    cuts.copy_(found_cuts)
-    for i, (weight, score, each) in enumerate(zip(weights, scores, masked, strict=True)):
-        if each.numel() > 0:
-            each.copy_(mask_weight(weight, score, values[i], cuts[i], each.dtype, absolute))
+    new_values, new_cuts, _ = topk_threshold_unchecked(scores, keep, values.clone(), absolute)
+    values.copy_(new_values)
+    cuts.copy_(new_cuts)
+    for i, (weight, score, target) in enumerate(zip(weights, scores, masked, strict=True)):
+        if target.numel() > 0:
+            target.copy_(mask_weight(weight, score, values[i], cuts[i], target.dtype, absolute))
 
 
 def ste_backward_into(
     grad_score: Tensor, grad_masked_weight: Tensor, weight: Tensor, add: bool = True, square: bool = False
 ) -> Tensor:
-    """``ste_backward`` into an existing dS, or with ``add`` to it: multiplied and added in float32, rounded once.
+    """``ste_backward`` written to an existing dS or, with ``add``, added to it: computed in float32 and rounded once.
 
-    With ``square`` the sum of the squares of what dS then holds, summed in float64 and rounded to float32 once;
-    else a tensor of no entries.
+    With ``square`` it returns the sum of the squares of dS after that, summed in float64 and rounded once to float32;
+    otherwise an empty tensor.
     """
     product = grad_masked_weight.to(torch.float32) * weight.to(torch.float32)
     grad_score.copy_(grad_score.to(torch.float32) + product if add else product)
@@ -292,7 +291,7 @@ def linear_backward_x(grad_output: Tensor, weight: Tensor) -> Tensor:
 
 
 def linear_backward_weight(grad_output: Tensor, x: Tensor) -> Tensor:
-    """dW = dYᵀ X, over all rows."""
+    """dW = dYᵀ X, summed over all rows."""
     return grad_output.flatten(0, -2).t() @ x.flatten(0, -2)
 
 
@@ -320,7 +319,7 @@ def masked_matmul(
     *,
     mask_weight: Callable[..., Tensor] = mask_weight,
 ) -> Tensor:
-    """``masked_linear`` in the type of x, to which W ⊙ m is cast."""
+    """``masked_linear`` in the dtype of x, to which W ⊙ m is cast."""
     return F.linear(x, mask_weight(weight, score, value, cut, x.dtype, absolute), bias)
 
 
@@ -362,7 +361,7 @@ def masked_embedding(
     padding_idx: int | None = None,
     absolute: bool = False,
 ) -> Tensor:
-    """The rows ``ids`` of W ⊙ m, touching no other row. ``padding_idx`` matters to the gradient only."""
+    """The rows ``ids`` of W ⊙ m, without touching other rows. ``padding_idx`` matters only for the gradient."""
     rank = ranks(F.embedding(ids, score), absolute)
     columns = torch.arange(weight.shape[1], device=ids.device)
     index = ids.to(torch.int64)[..., None] * weight.shape[1] + columns
@@ -373,9 +372,7 @@ def masked_embedding(
 def masked_embedding_backward(
     grad_output: Tensor, ids: Tensor, weight: Tensor, padding_idx: int | None, dtype: torch.dtype
 ) -> Tensor:
-    """dS of ``masked_embedding``, dense: the rows looked up hold (Σ grad_output) ⊙ W, all others and
-    padding's 0.
-    """
+    """dS of ``masked_embedding``, dense: (Σ grad_output) ⊙ W in the rows looked up; 0 in other rows and padding's."""
     ids = ids.reshape(-1).to(torch.int64)
     grad_output = grad_output.reshape(ids.numel(), weight.shape[1]).to(torch.float32)
     if padding_idx is not None:
@@ -388,22 +385,23 @@ def masked_embedding_backward(
     return grad_score
 
 
-SMALLEST_NORM = 1e-8  # of either row, for a cosine to divide by, as in torch.nn.functional.cosine_similarity
+SMALLEST_NORM = 1e-8  # smaller norms are replaced by this one, as in torch.nn.functional.cosine_similarity
 
 
 def cosine(constant: Tensor, trained: Tensor) -> Tensor:
     """The cosine over the last dimension, in float32."""
     constant, trained = constant.float(), trained.float()
-    norms = [torch.linalg.vector_norm(each, dim=-1).clamp(min=SMALLEST_NORM) for each in (constant, trained)]
+    norms = [torch.linalg.vector_norm(rows, dim=-1).clamp(min=SMALLEST_NORM) for rows in (constant, trained)]
     return torch.linalg.vecdot(constant, trained) / (norms[0] * norms[1])
 
 
 def cosine_backward(grad_cosine: Tensor, constant: Tensor, trained: Tensor) -> Tensor:
-    """g (c / (‖c‖ ‖t‖) − cos t / ‖t‖²), the gradient of what is trained; where ‖t‖ is as small as may be, it is a
-    constant, and the first term is all of the gradient.
+    """The gradient of the trained tensor, g (c / (‖c‖ ‖t‖) − cos t / ‖t‖²).
+
+    If ‖t‖ is replaced by ``SMALLEST_NORM`` it is a constant, and the gradient is the first term only.
     """
     constant, wide = constant.float(), trained.float()
-    norms = [torch.linalg.vector_norm(each, dim=-1).clamp(min=SMALLEST_NORM) for each in (constant, wide)]
+    norms = [torch.linalg.vector_norm(rows, dim=-1).clamp(min=SMALLEST_NORM) for rows in (constant, wide)]
     towards = grad_cosine / (norms[0] * norms[1])
     along = towards * torch.linalg.vecdot(constant, wide) / norms[1].square()
     along = along.masked_fill(norms[1] <= SMALLEST_NORM, 0)

@@ -35,6 +35,7 @@ ROOMS = (
     "tamt_kernels.optim",
     "tamt_kernels.nn",
     "tamt_kernels.ops",
+    "tamt_kernels.masked_weight",
     "tamt_kernels.triton_kernels",
     "tamt_kernels.backend",
     "tamt_kernels.reference",

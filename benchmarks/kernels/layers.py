@@ -109,8 +109,8 @@ def _linear(
     }
     module = tk.MaskedLinear(nn.Parameter(weight), nn.Parameter(bias), scores.keep(setting.up_projection))
     tk.MaskAdamW([module])
-    assert module.made is not None
-    layers[IN_TRAINING] = Layer(lambda: module(x), [x, module.made])
+    assert module.masked is not None
+    layers[IN_TRAINING] = Layer(lambda: module(x), [x, module.masked.tensor])
     if compiled:
         layers[COMPILED] = Layer(lambda: compiled(x, weight, *mask, bias), [x, score])
     rows = x.element_size() * x.shape[0]

@@ -12,7 +12,8 @@ from benchmarks.kernels.setting import COPY, EAGER, OURS, Setting
 from benchmarks.kernels.threshold import by_kthvalue
 from benchmarks.measure import Comparison, Contenders
 from tamt_kernels import reference
-from tamt_kernels.ops.mask_adamw import gradient_norm, mask_adamw
+from tamt_kernels.ops.gradient_norm import gradient_norm
+from tamt_kernels.ops.mask_adamw import mask_adamw
 
 SEPARATE, ORDINARY, NORM = "fused AdamW, then each operation", "AdamW loop, kthvalue loop, float masks", "norm alone"
 BETAS, EPS, COUNT = (0.9, 0.999), 1e-8, 1000  # of a step late enough for the moments to be what they mostly are

@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kLanes = 16;
 constexpr float kSmallestNorm = 1e-8f;  // SMALLEST_NORM of the definition
 
-// In a fixed number of sums, so that the order is the same for every instruction set.
+// With a fixed number of partial sums, so that the order is the same for every instruction set.
 template <typename A, typename B>
 TAMT_INLINE inline float dot(const A* a, const B* b, int64_t size) {
   float sums[kLanes] = {};
@@ -25,7 +25,7 @@ TAMT_INLINE inline float dot(const A* a, const B* b, int64_t size) {
   return total;
 }
 
-// What the cosine of two rows and its gradient are made of. The second and third time a row is in the L1 cache.
+// The sums that the cosine of two rows and its gradient need. Rows are read three times, twice from the L1 cache.
 struct Row {
   float product, norm, trained_norm, trained_squares;
 };
@@ -37,7 +37,7 @@ TAMT_INLINE inline Row row_of(const Constant* constant, const Trained* trained, 
   return {dot(constant, trained, columns), norm(squares), norm(trained_squares), trained_squares};
 }
 
-// Calls `visit` with pointers of the types that are named.
+// Calls `visit` with pointers of the C++ types.
 template <typename Visit>
 void with_types(const void* constant, Type constant_type, const void* trained, Type trained_type, const Visit& visit) {
   with_type(constant_type, [&](auto constant_element) {

@@ -9,8 +9,8 @@
 namespace tamt {
 namespace {
 
-// Entries that are summed by themselves, before the sums are added up in order: the result does not depend on which
-// thread took which.
+// Entries per block. Each block has a sum, and the sums are added in order, so that the result does not depend on the
+// threads.
 constexpr int64_t kBlock = 32768;
 constexpr int64_t kLanes = 16;
 

@@ -1,12 +1,13 @@
-// One plain loop, compiled for the instruction sets worth having and chosen at run time. Free of torch.
+// Compiles a plain loop for several instruction sets and chooses one at run time. Does not use torch.
 #pragma once
 
-// A loop that is to be compiled for several instruction sets must be inlined into a function of each.
+// To be compiled for several instruction sets, a loop must be inlined into a function for each of them.
 #define TAMT_INLINE __attribute__((always_inline))
 
 #if defined(__x86_64__)
 #define TAMT_HAS_AVX2 1
-// A product and a sum are rounded apart, as the definitions do, though AVX-512 has fma: the build contracts none.
+// A product and a sum are rounded separately, as in the definitions. AVX-512 has fma, but -ffp-contract=off prevents
+// it.
 #define TAMT_AVX2 __attribute__((target("avx2,bmi,bmi2,popcnt")))
 #define TAMT_AVX512 \
   __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,bmi,bmi2,popcnt,prefer-vector-width=512")))
@@ -29,7 +30,7 @@ inline InstructionSet best_instruction_set() {
 #endif
 }
 
-// What runs: the best that the machine has, or a lesser one while a test looks at that.
+// The instruction set in use: the best that the machine has, or another one in a test.
 inline InstructionSet instruction_set = best_instruction_set();
 
 inline bool has_avx2() { return instruction_set != InstructionSet::kGeneric; }
@@ -46,7 +47,7 @@ TAMT_AVX512 void run_avx512(const Loop& loop) {
 }
 #endif
 
-// Runs `loop`, a lambda marked TAMT_INLINE, as the compiler vectorises it for this machine.
+// Runs `loop`, a lambda marked TAMT_INLINE, vectorised for this machine.
 template <typename Loop>
 void vectorised(const Loop& loop) {
 #if TAMT_HAS_AVX2

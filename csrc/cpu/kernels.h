@@ -1,5 +1,5 @@
-// The CPU kernels: plain functions on memory, free of torch. Each is defined in <operation>_kernel.cpp and called by the
-// launcher in <operation>.cpp. What they compute is defined in tamt_kernels/reference.py.
+// The CPU kernels: plain functions on memory that do not use torch. Each is defined in <operation>_kernel.cpp and
+// called by the launcher in <operation>.cpp. tamt_kernels/reference.py defines their results.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace tamt {
 
-// Entries from `begin` to `end`. An entry is kept where score > value, or score = value and index < cut.
+// For the entries from `begin` to `end`. An entry is kept if score > value, or score = value and index < cut.
 void mask_weight_kernel(
     const void* weight, Type weight_type, const float* score, float value, int64_t cut, bool absolute, void* out,
     Type out_type, int64_t begin, int64_t end);
@@ -18,8 +18,8 @@ void binarize_kernel(
     const float* score, float value, int64_t cut, bool absolute, bool* mask, int64_t begin, int64_t end);
 
 struct SteOptions {
-  bool add = false;     // the product to what `out` holds
-  bool square = false;  // and sum, in place of returning 0
+  bool add = false;     // whether to add the product to `out`
+  bool square = false;  // whether to return the sum of squares; otherwise the kernel returns 0
 };
 
 // Returns the sum of the squares of the entries of `out`.
@@ -27,30 +27,30 @@ double ste_backward_kernel(
     const void* grad_masked_weight, Type grad_type, const void* weight, Type weight_type, void* out, Type out_type,
     int64_t begin, int64_t end, SteOptions options);
 
-// The bits of the entries from `begin`, a multiple of 8, to `end`, the first into the byte packed[begin / 8].
+// Packs the mask of the entries from `begin`, a multiple of 8, to `end`; the first byte is packed[begin / 8].
 void pack_kept_kernel(
     const float* score, float value, int64_t cut, bool absolute, uint8_t* packed, int64_t begin, int64_t end);
 
-// Bytes from `begin` to `end` of the packed mask of `size` entries.
+// For the bytes from `begin` to `end` of the packed mask of `size` entries.
 void pack_mask_kernel(const bool* mask, int64_t size, uint8_t* packed, int64_t begin, int64_t end);
 void unpack_mask_kernel(const uint8_t* packed, bool* mask, int64_t size, int64_t begin, int64_t end);
 
-// Sets to zero those of `size` entries whose bit is 0, of the bytes from `begin` to `end` of their packed mask.
+// Zeroes entries whose bit is 0, for the bytes from `begin` to `end` of the packed mask of `size` entries.
 void prune_kernel(void* entries, Type type, const uint8_t* packed, int64_t size, int64_t begin, int64_t end);
 
-// Rows of W ⊙ m, of `columns` entries, for the look-ups from `begin` to `end`: row ids[i], whose scores are row
-// score_rows[i] of `score`.
+// Rows of W ⊙ m, with `columns` entries, for the look-ups from `begin` to `end`. Look-up i is row ids[i] of the weight,
+// with the scores in row score_rows[i] of `score`.
 void masked_embedding_kernel(
     const int64_t* ids, const int64_t* score_rows, const void* weight, Type type, const float* score, float value,
     int64_t cut, bool absolute, void* out, int64_t columns, int64_t begin, int64_t end);
 
-// One row of the gradient: the sum of `count` rows of `grad_output`, those named by `lookups`, times the weight's row.
+// One row of the gradient: the sum of the `count` rows `lookups` of `grad_output`, times the weight's row.
 void masked_embedding_backward_kernel(
     const void* grad_output, Type grad_type, const int64_t* lookups, int64_t count, const void* weight_row,
     Type weight_type, void* out_row, Type out_type, int64_t columns);
 
-// Rows from `begin` to `end`: the cosine of two rows of `columns` entries, and the gradient of the trained one, which has
-// its type.
+// For the rows from `begin` to `end`, with `columns` entries: the cosine of two rows, and the gradient of the trained
+// one, which has the trained one's type.
 void cosine_kernel(
     const void* constant, Type constant_type, const void* trained, Type trained_type, float* cosine, int64_t columns,
     int64_t begin, int64_t end);
@@ -62,11 +62,11 @@ struct ScoreMatrix {
   const float* score;
   int64_t size;
   int64_t keep;
-  float last;  // a threshold that may be near, or NaN
+  float last;  // a threshold that may be near, or NaN for none
 };
 
 struct Threshold {
-  float value = 0;  // NaN of a matrix with NaN entries
+  float value = 0;  // NaN if the matrix has NaN entries
   int64_t cut = 0;
   bool has_nan = false;
 };
@@ -86,34 +86,35 @@ struct GradientMatrix {
   int64_t size;
 };
 
-// The norm of grad ⊙ weight over all matrices, the same at any number of threads.
+// The norm of grad ⊙ weight over all matrices. It does not depend on the number of threads.
 float gradient_norm_kernel(const GradientMatrix* matrices, int64_t count, const Parallel& parallel);
 
 struct AdamWMatrix {
   GradientMatrix gradient;
   float *score, *mean, *square;
-  void* masked;  // null if no masked weight is to be written
+  void* masked;  // null to write no masked weight
   Type masked_type;
   int64_t keep;
-  // Of a gradient that holds some rows of `columns` entries: which of them is each row's; negative for none, kNoMoments
-  // if there are no moments either.
-  const int32_t* places = nullptr;
+  // If the gradient holds only some rows, of `columns` entries: for each row of the matrix the number of its row in the
+  // gradient; negative if its gradient is zero, kNoMoments if its moments are zero as well. Null if the gradient is
+  // whole.
+  const int32_t* grad_rows = nullptr;
   int64_t columns = 0;
 };
 
 constexpr int32_t kNoMoments = -2;
 
 struct AdamWRates {
-  float factor, step_size, root, left;
+  float factor, step_size, root, decay;
   double beta1, beta2, eps;
 };
 
-// Replaces numbers by their square roots, as torch takes them: with MKL, whose AVX-512 code rounds one root in 150
-// otherwise than the processor's instruction does.
+// Replaces numbers by torch's square roots. torch calls MKL, whose AVX-512 code rounds one root in 150 differently from
+// the processor's instruction.
 using TakeRoots = std::function<void(float* numbers, int64_t size)>;
 
-// A step for all scores; with `renew`, `thresholds` are replaced by the new ones, and the masked weights with them. If
-// the factor is not finite nothing changes, but masked weights in whose memory the gradient lies are made anew.
+// A step for all scores. With `renew` it also writes the new `thresholds` and masked weights. If the factor is not
+// finite nothing changes, except that masked weights that were overwritten by their gradients are written again.
 void mask_adamw_kernel(
     const AdamWMatrix* matrices, int64_t count, const AdamWRates& rates, bool renew, bool absolute,
     Threshold* thresholds, const TakeRoots& take_roots, const Parallel& parallel);

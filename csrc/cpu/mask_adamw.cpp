@@ -12,12 +12,12 @@
 namespace tamt {
 namespace {
 
-// Tensors as the kernel takes them: what is strided is copied, and copied back if it is written.
+// Contiguous tensors for the kernel: strided tensors are copied, and copied back if they are written.
 class Contiguous {
  public:
-  const at::Tensor& read(const at::Tensor& tensor) { return taken_.emplace_back(tensor.contiguous(), at::Tensor()).first; }
+  const at::Tensor& read(const at::Tensor& tensor) { return pairs_.emplace_back(tensor.contiguous(), at::Tensor()).first; }
 
-  const at::Tensor& write(const at::Tensor& tensor) { return taken_.emplace_back(tensor.contiguous(), tensor).first; }
+  const at::Tensor& write(const at::Tensor& tensor) { return pairs_.emplace_back(tensor.contiguous(), tensor).first; }
 
   float* write_floats(const at::Tensor& tensor, const char* name) {
     TORCH_CHECK_TYPE(
@@ -27,13 +27,13 @@ class Contiguous {
   }
 
   void copy_back() const {
-    for (const auto& [copy, tensor] : taken_) {
+    for (const auto& [copy, tensor] : pairs_) {
       if (tensor.defined() && !copy.is_same(tensor)) tensor.copy_(copy);
     }
   }
 
  private:
-  std::deque<std::pair<at::Tensor, at::Tensor>> taken_;
+  std::deque<std::pair<at::Tensor, at::Tensor>> pairs_;  // the copy, and the tensor to copy back to
 };
 
 void take_roots(float* numbers, int64_t size) {
@@ -48,7 +48,7 @@ void mask_adamw_cpu(
     const std::vector<at::Tensor>& scores, const std::vector<at::Tensor>& means,
     const std::vector<at::Tensor>& squares, const std::vector<at::Tensor>& masked, const at::Tensor& values,
     const at::Tensor& cuts, at::IntArrayRef keep, const at::Tensor& rates, double beta1, double beta2, double eps,
-    bool renew, bool absolute, const std::optional<c10::List<at::Tensor>>& places) {
+    bool renew, bool absolute, const std::optional<c10::List<at::Tensor>>& grad_rows) {
   Contiguous contiguous;
   const float* rate = contiguous.read(rates).const_data_ptr<float>();
   float* value = contiguous.write_floats(values, "values");
@@ -57,20 +57,19 @@ void mask_adamw_cpu(
   std::vector<Threshold> thresholds;
   for (size_t m = 0; m < scores.size(); ++m) {
     const at::Tensor &grad = contiguous.read(grads[m]), &weight = contiguous.read(weights[m]);
-    const at::Tensor& made = contiguous.write(masked[m]);
+    const at::Tensor& target = contiguous.write(masked[m]);
     matrices.push_back({
         {grad.const_data_ptr(), type_of(grad), weight.const_data_ptr(), type_of(weight), weight.numel()},
         contiguous.write_floats(scores[m], "scores"),
         contiguous.write_floats(means[m], "means"),
         contiguous.write_floats(squares[m], "squares"),
-        made.mutable_data_ptr(),
-        type_of(made),
+        target.mutable_data_ptr(),
+        type_of(target),
         keep[m],
     });
-    if (places && places->get(m).numel() > 0) {
-      const at::Tensor& place = contiguous.read(places->get(m));
+    if (grad_rows && grad_rows->get(m).numel() > 0) {
       matrices.back().columns = weight.size(1);
-      matrices.back().places = place.const_data_ptr<int32_t>();
+      matrices.back().grad_rows = contiguous.read(grad_rows->get(m)).const_data_ptr<int32_t>();
     }
     thresholds.push_back({value[m], cut[m], false});
   }

@@ -1,8 +1,8 @@
 // AdamW, the count of the threshold's window and the masked weights in one pass over memory.
 //
-// A block of the scores is ranked, and its weights masked by the last threshold, while it is in the cache. The new threshold
-// is then selected from what the window collected, and the masked weights between the two thresholds are put right by
-// their positions, a few in ten thousand.
+// While a block of scores is in the cache, it is counted and its weights are masked by the last threshold. Then the new
+// threshold is selected from the entries inside the window, and the masked weights between the two thresholds, a few in
+// ten thousand, are corrected by their positions.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -18,7 +18,7 @@ namespace tamt {
 namespace {
 
 struct Coefficients {
-  float factor, mean_rate, beta2, square_rate, left, step, root, root_inverse, eps;
+  float factor, mean_rate, beta2, square_rate, decay, step, root, root_inverse, eps;
   bool lerp_from_mean;
 
   Coefficients(const AdamWRates& rates)
@@ -26,7 +26,7 @@ struct Coefficients {
         mean_rate(static_cast<float>(1 - rates.beta1)),
         beta2(static_cast<float>(rates.beta2)),
         square_rate(static_cast<float>(1 - rates.beta2)),
-        left(rates.left),
+        decay(rates.decay),
         step(-rates.step_size),
         root(rates.root),
         root_inverse(1 / rates.root),
@@ -35,10 +35,10 @@ struct Coefficients {
     if (!lerp_from_mean) mean_rate -= 1;  // torch interpolates from the nearer end
   }
 
-  bool leaves_alone_what_has_no_moments() const { return left == 1 && eps > 0; }
+  bool keeps_scores_without_moments() const { return decay == 1 && eps > 0; }
 };
 
-// As torch's AdamW rounds on a CPU: its fused multiply-adds are fused here, and the build contracts no others.
+// Rounds as torch's AdamW on a CPU: fused multiply-adds where torch has them, and -ffp-contract=off prevents others.
 template <typename Grad, typename Weight>
 TAMT_INLINE inline void update_moments(
     const Grad* __restrict__ grad, const Weight* __restrict__ weight, float* __restrict__ mean,
@@ -51,7 +51,7 @@ TAMT_INLINE inline void update_moments(
   }
 }
 
-// The same where the gradient is zero.
+// The same for a gradient of zero.
 TAMT_INLINE inline void decay_moments(
     float* __restrict__ mean, float* __restrict__ square, float* __restrict__ root, int64_t size,
     const Coefficients c) {
@@ -69,7 +69,7 @@ __attribute__((target("avx2,fma,bmi,bmi2,popcnt"))) void run_fma(const Loop& loo
 }
 #endif
 
-// As `vectorised`, for a loop with fused multiply-adds, which all machines with AVX-512 have, and most with AVX2.
+// As `vectorised`, for a loop with fused multiply-adds. All machines with AVX-512 have them, and most with AVX2.
 template <typename Loop>
 void vectorised_fused(const Loop& loop) {
 #if TAMT_HAS_AVX2
@@ -79,10 +79,10 @@ void vectorised_fused(const Loop& loop) {
   loop();
 }
 
-// root / c.root, rounded as a division is, by a product and two fused multiply-adds (Markstein, "Computation of elementary
-// functions on the IBM RISC System/6000 processor", 1990): nothing underflows, as a root is 0, or 3e-23 and more. Tried
-// with all roots from 1 to 2 and 4,000 divisors. A second division for each entry is a tenth of the step on some CPUs.
-TAMT_INLINE inline float corrected(float root, const Coefficients& c) {
+// root / c.root, rounded like a division, by a product and two fused multiply-adds (Markstein, "Computation of
+// elementary functions on the IBM RISC System/6000 processor", 1990). Nothing underflows, as a root is 0 or at least
+// 3e-23. Verified for all roots from 1 to 2 and 4,000 divisors. A division would take a tenth of the step on some CPUs.
+TAMT_INLINE inline float divided(float root, const Coefficients& c) {
   const float near = root * c.root_inverse;
   const float quotient = __builtin_fmaf(__builtin_fmaf(-near, c.root, root), c.root_inverse, near);
   return root < INFINITY ? quotient : root;
@@ -94,21 +94,22 @@ void update_scores(
   vectorised_fused([=, c = coefficients]() TAMT_INLINE {
 #pragma GCC ivdep
     for (int64_t i = 0; i < size; ++i) {
-      score[i] = score[i] * c.left + c.step * mean[i] / (corrected(root[i], c) + c.eps);
+      score[i] = score[i] * c.decay + c.step * mean[i] / (divided(root[i], c) + c.eps);
     }
   });
 }
 
 int64_t size_of(Type type) { return type == Type::kFloat ? 4 : 2; }
 
-// What is stored of a line that did not change must be read and written all the same: few lines change in a step.
+// Bytes of a cache line. Few lines of a masked weight change in a step, and only these are stored: a store would cause
+// a line to be read and written.
 constexpr int64_t kLine = 64;
 
 #if TAMT_HAS_AVX2
-TAMT_AVX2 int64_t store_changed_avx2(const char* made, char* masked, int64_t bytes) {
+TAMT_AVX2 int64_t store_changed_avx2(const char* source, char* masked, int64_t bytes) {
   int64_t i = 0;
   for (; i + kLine <= bytes; i += kLine) {
-    const auto *from = reinterpret_cast<const __m256i*>(made + i);
+    const auto *from = reinterpret_cast<const __m256i*>(source + i);
     auto* to = reinterpret_cast<__m256i*>(masked + i);
     const __m256i first = _mm256_loadu_si256(from), second = _mm256_loadu_si256(from + 1);
     const __m256i changed = _mm256_or_si256(
@@ -121,27 +122,27 @@ TAMT_AVX2 int64_t store_changed_avx2(const char* made, char* masked, int64_t byt
 }
 #endif
 
-void store_changed(const char* made, char* masked, int64_t bytes) {
+void store_changed(const char* source, char* masked, int64_t bytes) {
   int64_t i = 0;
 #if TAMT_HAS_AVX2
-  if (has_avx2()) i = store_changed_avx2(made, masked, bytes);
+  if (has_avx2()) i = store_changed_avx2(source, masked, bytes);
 #endif
   for (; i < bytes; i += kLine) {
     const int64_t length = std::min(kLine, bytes - i);
-    if (std::memcmp(made + i, masked + i, length) != 0) std::memcpy(masked + i, made + i, length);
+    if (std::memcmp(source + i, masked + i, length) != 0) std::memcpy(masked + i, source + i, length);
   }
 }
 
-// Entries whose roots are taken at once, in the L2 cache with all that belongs to them, and those whose scores are moved,
-// ranked and masked at once, in the L1 cache.
+// Entries whose roots are computed at once, which fit into the L2 cache with their operands, and entries whose scores
+// are updated, counted and masked at once, which fit into the L1 cache.
 constexpr int64_t kChunk = 16384, kBlock = 1024;
 
-// Entries of a piece that are masked anew one by one; more, and the whole piece takes less time. In the first steps of a
-// search scores move as far as they lie apart: 3,000 entries of a piece were between two thresholds, in later ones 10.
+// Up to this many entries of a piece are masked again one by one. For more it is faster to mask the whole piece. In the
+// first steps of a search 3,000 entries of a piece lie between two thresholds, in later steps about 10.
 constexpr int64_t kFew = 256;
 
-// Entries of a piece inside of a window, usually 1 %, above which the window is of no use. In the first step of a search,
-// when the ties of the initial scores part, it held half of what is kept: 0.2 GB for BERT-base.
+// With more entries inside than this, a window is useless. Usually 1 % of a piece is inside. In the first step of a
+// search, when the ties of the initial scores break up, half of the kept entries were: 0.2 GB for BERT-base.
 constexpr int64_t kCrowd = kPieceSize / 16;
 
 template <Source source>
@@ -176,11 +177,11 @@ class Step {
   }
 
  private:
-  // By which `step` masks. Nothing is kept by NaN, in place of what is no threshold.
+  // The thresholds by which `step` masks. NaN, instead of a number that cannot be a threshold, keeps nothing.
   static std::vector<Threshold> last_of(const AdamWMatrix* matrices, int64_t count, const Threshold* thresholds) {
     std::vector<Threshold> last(thresholds, thresholds + count);
     for (int64_t m = 0; m < count; ++m) {
-      // A keep that has become 0: all that the last threshold kept is masked again.
+      // `keep` has become 0: everything that the last threshold kept is masked again.
       if (matrices[m].keep == 0 && (last[m].value != INFINITY || last[m].cut != 0)) last[m].value = NAN;
       if (source == Source::kAbsolute && last[m].value < 0) last[m].value = NAN;
     }
@@ -196,7 +197,7 @@ class Step {
     return scores;
   }
 
-  // Entries that move together, and where their gradients are: nowhere if these are zero.
+  // Consecutive entries, and their gradients; null if these are zero.
   struct Run {
     int64_t begin, end;
     const char* grad;
@@ -212,7 +213,7 @@ class Step {
     thread_local Scratch scratch;
     const AdamWMatrix& matrix = matrices_[piece.matrix];
     piece.counts = {};
-    if (matrix.places != nullptr) {
+    if (matrix.grad_rows != nullptr) {
       step_rows(matrix, piece, scratch);
     } else {
       step_all(matrix, piece, scratch);
@@ -241,12 +242,12 @@ class Step {
     }
   }
 
-  // Of a matrix of which few rows have a gradient, and some never had one: these are counted only.
+  // For a matrix of which few rows have a gradient. Rows that never had one are only counted.
   void step_rows(const AdamWMatrix& matrix, Piece& piece, Scratch& scratch) const {
     scratch.runs.clear();
     add_runs(matrix, piece, scratch.runs);
     for (auto first = scratch.runs.begin(); first != scratch.runs.end();) {
-      // As many as the roots of which fit.
+      // As many runs as have room for their roots.
       int64_t size = 0;
       auto last = first;
       for (; last != scratch.runs.end() && size + (last->end - last->begin) <= kChunk; ++last) {
@@ -272,17 +273,18 @@ class Step {
     for (int64_t begin = piece.begin, end; begin < piece.end; begin = end) {
       const int64_t row = begin / columns;
       end = std::min({(row + 1) * columns, piece.end, begin + kChunk});
-      const int32_t place = matrix.places[row];
-      if (place == kNoMoments && coefficients_.leaves_alone_what_has_no_moments()) continue;
-      runs.push_back({begin, end, place < 0 ? nullptr : grad + (place * columns + begin - row * columns) * grad_size});
+      const int32_t grad_row = matrix.grad_rows[row];
+      if (grad_row == kNoMoments && coefficients_.keeps_scores_without_moments()) continue;
+      runs.push_back(
+          {begin, end, grad_row < 0 ? nullptr : grad + (grad_row * columns + begin - row * columns) * grad_size});
     }
   }
 
   void collect(const AdamWMatrix& matrix, Piece& piece, int64_t begin, int64_t end, Scratch& scratch) const {
-    const int64_t found = piece.counts.inside;
+    const int64_t collected = piece.counts.inside;
     piece.counts.add(scan<source, true>(
         reinterpret_cast<const int32_t*>(matrix.score + begin), end - begin, selection_.window(piece.matrix),
-        scratch.inside.data() + found, scratch.positions.data() + found, static_cast<int32_t>(begin - piece.begin)));
+        scratch.inside.data() + collected, scratch.positions.data() + collected, static_cast<int32_t>(begin - piece.begin)));
   }
 
   void update_moments(const AdamWMatrix& matrix, const Run& run, float* root) const {
@@ -302,7 +304,7 @@ class Step {
     });
   }
 
-  // Whether the gradient lies where the masked weight was.
+  // Whether the gradient lies in the memory of the masked weight.
   static bool overwritten(const AdamWMatrix& matrix) {
     return matrix.masked != nullptr && matrix.gradient.grad == matrix.masked;
   }
@@ -315,18 +317,18 @@ class Step {
           matrix.gradient.weight, matrix.gradient.weight_type, matrix.score, threshold.value, threshold.cut, absolute,
           matrix.masked, matrix.masked_type, begin, end);
     }
-    alignas(kLine) char made[kBlock * sizeof(float)];
+    alignas(kLine) char block[kBlock * sizeof(float)];
     const int64_t weight_size = size_of(matrix.gradient.weight_type), masked_size = size_of(matrix.masked_type);
     for (; begin < end; begin += kBlock) {
       const int64_t size = std::min(kBlock, end - begin);
       mask_weight_kernel(
           static_cast<const char*>(matrix.gradient.weight) + begin * weight_size, matrix.gradient.weight_type,
-          matrix.score + begin, threshold.value, threshold.cut - begin, absolute, made, matrix.masked_type, 0, size);
-      store_changed(made, static_cast<char*>(matrix.masked) + begin * masked_size, size * masked_size);
+          matrix.score + begin, threshold.value, threshold.cut - begin, absolute, block, matrix.masked_type, 0, size);
+      store_changed(block, static_cast<char*>(matrix.masked) + begin * masked_size, size * masked_size);
     }
   }
 
-  // Masks by the new threshold what `step` masked by the last.
+  // Masks by the new threshold what `step` masked by the last one.
   void correct(const Piece& piece) const {
     const AdamWMatrix& matrix = matrices_[piece.matrix];
     if (matrix.masked == nullptr) return;
@@ -334,19 +336,19 @@ class Step {
     if (selection_.missed(piece.matrix) || threshold.has_nan || last.value != last.value) {
       return mask(matrix, threshold, piece.begin, piece.end);
     }
-    // Only entries from one threshold to the other can be wrong, both included for their ties.
+    // Only entries between the two thresholds can be wrong, or equal to one of them because of the cuts.
     const int32_t key = key_of<source>(static_cast<int32_t>(bits_of(threshold.value)));
     const int32_t last_key = key_of<source>(static_cast<int32_t>(bits_of(last.value)));
     if (key == last_key && threshold.cut == last.cut) return;
     const int32_t low = std::min(key, last_key), high = std::max(key, last_key);
     const Window window = selection_.window(piece.matrix);
-    // The ties at an end of the window were counted, not collected.
+    // Ties with an end of the window were counted, not collected.
     const bool low_matters = low <= window.low && window.low <= high, high_matters = low <= window.high && window.high <= high;
     if ((low_matters && piece.counts.at_low > 0) || (high_matters && piece.counts.at_high > 0)) {
       return mask(matrix, threshold, piece.begin, piece.end);
     }
     if (piece.crowded()) return mask(matrix, threshold, piece.begin, piece.end);
-    const auto between = [low, high](int32_t each) { return low <= each && each <= high; };
+    const auto between = [low, high](int32_t key) { return low <= key && key <= high; };
     if (std::count_if(piece.inside.begin(), piece.inside.end(), between) > kFew) {
       return mask(matrix, threshold, piece.begin, piece.end);
     }

@@ -12,10 +12,9 @@ template <typename Weight, typename Out, bool absolute>
 void mask_weight(
     const Weight* __restrict__ weight, const float* __restrict__ score, float value, int64_t cut,
     Out* __restrict__ out, int64_t begin, int64_t end) {
-  // Ties are kept before the cut and pruned behind it: two loops with one comparison each. The weight is read whether kept
-  // or not: a branch around it is mispredicted at every third entry, which made this 4 times slower than a copy. Stores
-  // past the cache, in tiles of 4 KB, did not pay: 768 x 768 entries and their product with one row of x, which reads them
-  // at once, took 1.26 ms in place of 1.12.
+  // Ties are kept before the cut and pruned after it: two loops with one comparison each. All weights are read, kept or
+  // not, because a branch would be mispredicted for every third entry and take 4 times as long. Stores go through the
+  // cache, because the product that follows reads the result.
   const int64_t middle = std::clamp(cut, begin, end);
   vectorised([=]() TAMT_INLINE {
     for (int64_t i = begin; i < middle; ++i) {

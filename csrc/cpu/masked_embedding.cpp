@@ -20,7 +20,7 @@ const char* row_of(const at::Tensor& matrix, int64_t row) {
 
 at::Tensor masked_embedding_cpu(
     const at::Tensor& ids, const at::Tensor& weight, const at::Tensor& score, const at::Tensor& value,
-    const at::Tensor& cut, std::optional<int64_t> /* padding_idx: of the gradient only */, bool absolute) {
+    const at::Tensor& cut, std::optional<int64_t> /* padding_idx matters only for the gradient */, bool absolute) {
   const at::Tensor rows = ids.to(at::kLong).contiguous(), w = weight.contiguous();
   const int64_t count = rows.numel(), row_count = w.size(0), columns = w.size(1);
   const int64_t* row = rows.const_data_ptr<int64_t>();
@@ -29,7 +29,7 @@ at::Tensor masked_embedding_cpu(
         0 <= row[i] && row[i] < row_count, "masked_embedding: ids has ", row[i], " but must have ids from 0 to ",
         row_count - 1, ", the rows of weight");
   }
-  // A half-precision score is widened in the rows looked up alone.
+  // Of a half-precision score only the rows that are looked up are converted.
   const bool gathered = score.scalar_type() != at::kFloat;
   const at::Tensor s = gathered ? score.index_select(0, rows.view(-1)).to(at::kFloat) : score.contiguous();
   const at::Tensor score_rows = gathered ? at::arange(count, rows.options()) : rows;
@@ -54,7 +54,7 @@ at::Tensor masked_embedding_backward_cpu(
   const int64_t* row = rows.const_data_ptr<int64_t>();
   at::Tensor grad_score = weight.new_zeros(weight.sizes(), dtype);
 
-  // Look-ups sorted by row, so that one thread sums all those of a row, in their order: the same bits at any number of
+  // Look-ups are sorted by row, so that one thread sums all look-ups of a row in order: the same bits for any number of
   // threads.
   std::vector<int64_t> lookups(rows.numel());
   std::iota(lookups.begin(), lookups.end(), 0);

@@ -9,11 +9,12 @@
 namespace tamt {
 namespace {
 
-// Entries whose scores are a line of the cache.
+// Entries whose scores fill a cache line.
 constexpr int64_t kLine = 16;
 
-// Each line is fetched from the next row while its like of this row is masked: rows lie apart, and the processor does not
-// know of the next one. To the second cache: 2,048 rows of BERT take 0.61 ms, by way of the first 0.67, unfetched 0.77.
+// While a line of this row is masked, the same line of the next row is prefetched, as the processor cannot predict
+// which row is next. Into the L2 cache: 2,048 rows of BERT take 0.61 ms, 0.67 with the L1 cache, and 0.77 without
+// prefetching.
 template <bool absolute, bool ties_kept, typename Weight>
 TAMT_INLINE inline void mask_row(
     const Weight* __restrict__ weight, const float* __restrict__ score, float value, Weight* __restrict__ out,
@@ -24,7 +25,7 @@ TAMT_INLINE inline void mask_row(
   };
   int64_t i = begin;
   for (; i + kLine <= end; i += kLine) {
-    __builtin_prefetch(next_weight + i, /* rw: read */ 0, /* locality: second cache */ 2);
+    __builtin_prefetch(next_weight + i, /* rw: read */ 0, /* locality: L2 cache */ 2);
     __builtin_prefetch(next_score + i, 0, 2);
     for (int64_t j = i; j < i + kLine; ++j) mask(j);
   }

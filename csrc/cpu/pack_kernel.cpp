@@ -12,7 +12,7 @@
 namespace tamt {
 namespace {
 
-// Row b holds the eight bits of b as bytes, the lowest first.
+// Row b has the eight bits of b as bytes, the lowest bit first.
 constexpr auto kBools = [] {
   std::array<std::array<uint8_t, 8>, 256> table{};
   for (int byte = 0; byte < 256; ++byte) {
@@ -34,7 +34,7 @@ void pack_mask_kernel(const bool* mask, int64_t size, uint8_t* packed, int64_t b
   }
 #endif
   for (; i < whole; ++i) {
-    // Eight bools read as one number hold a bit every eight; the multiplication gathers them in its top byte.
+    // Eight bools read as one number have a bit in every byte. The multiplication gathers them in its top byte.
     uint64_t entries;
     std::memcpy(&entries, mask + 8 * i, 8);
     packed[i] = static_cast<uint8_t>(entries * 0x0102040810204080u >> 56);

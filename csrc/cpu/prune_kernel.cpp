@@ -6,7 +6,7 @@
 namespace tamt {
 namespace {
 
-// Numbers of any type are zero where all their bits are.
+// In every type, a number is zero if all its bits are.
 template <typename Word>
 TAMT_INLINE inline void prune(
     Word* __restrict__ words, const uint8_t* __restrict__ packed, int64_t size, int64_t begin, int64_t end) {

@@ -1,5 +1,5 @@
-// Selection from a window: the scan that counts and collects, the sample that gives a window, and where in it a rank lies.
-// Used by the threshold of scores that lie in memory, and of those that a step of AdamW has just written. Free of torch.
+// Selection from a window: the sample that gives a window, the scan that counts and collects, and the position of a
+// rank. Used for scores in memory (threshold) and for scores that a step of AdamW has just written. Does not use torch.
 #pragma once
 
 #include <algorithm>
@@ -20,13 +20,13 @@
 
 namespace tamt {
 
-// Scores are ranked by integer keys of the same order, in which -0 and +0 are equal, and no denormal is lost where
-// floating-point comparisons would flush it.
+// Scores are ranked by integer keys of the same order. -0 and +0 have the same key, and denormals keep their order even
+// where floating-point comparisons would flush them.
 enum class Source { kSigned, kAbsolute, kKeys };
 
-constexpr int32_t kLowest = INT_MIN, kHighest = INT_MAX;  // no key of a number reaches them
+constexpr int32_t kLowest = INT_MIN, kHighest = INT_MAX;  // no number has these keys
 
-// Scores are floats, which may have been written as such right before.
+// By memcpy, because the scores were written as floats.
 TAMT_INLINE inline int32_t load(const int32_t* bits) {
   int32_t loaded;
   std::memcpy(&loaded, bits, sizeof loaded);
@@ -48,7 +48,7 @@ struct Window {
 
 struct Counts {
   int64_t above = 0, at_high = 0, inside = 0, at_low = 0;
-  uint32_t largest_magnitude = 0;  // above that of infinity there is a NaN
+  uint32_t largest_magnitude = 0;  // larger than infinity's if there is a NaN
 
   void add(const Counts& other) {
     above += other.above;
@@ -60,11 +60,11 @@ struct Counts {
 };
 
 #if TAMT_HAS_AVX2
-// How far ahead of the scan entries are fetched: a window of out-of-order execution holds few turns of its loop, and so
-// few loads.
+// Entries between the scan and its prefetches. Out-of-order execution alone covers only a few iterations, and so few
+// loads.
 constexpr int64_t kAhead = 512;
 
-// Row m of the table holds the positions of the bits that are set in m: the lanes to move to the front.
+// Row m has the positions of the bits that are set in m: the lanes to move to the front.
 constexpr auto kCompaction = [] {
   std::array<std::array<int32_t, 8>, 256> table{};
   for (int m = 0; m < 256; ++m) {
@@ -76,10 +76,10 @@ constexpr auto kCompaction = [] {
 }();
 
 TAMT_AVX2 inline int64_t sum(__m256i lanes) {
-  alignas(32) int32_t each[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(each), lanes);
+  alignas(32) int32_t numbers[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(numbers), lanes);
   int64_t total = 0;
-  for (const int32_t lane : each) total += lane;
+  for (const int32_t number : numbers) total += number;
   return total;
 }
 
@@ -90,7 +90,7 @@ TAMT_AVX2 int64_t scan_avx2(
   const __m256i low = _mm256_set1_epi32(window.low), high = _mm256_set1_epi32(window.high);
   const __m256i magnitude_bits = _mm256_set1_epi32(INT_MAX);
   __m256i above = _mm256_setzero_si256(), at_high = above, at_low = above, largest = above;
-  int64_t found = 0;
+  int64_t collected = 0;
   __m256i position = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
   int64_t i = 0;
   for (; i + 8 <= size; i += 8) {
@@ -107,13 +107,13 @@ TAMT_AVX2 int64_t scan_avx2(
     const __m256i within = _mm256_and_si256(_mm256_cmpgt_epi32(key, low), _mm256_cmpgt_epi32(high, key));
     const int lanes = _mm256_movemask_ps(_mm256_castsi256_ps(within));
     const __m256i order = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kCompaction[lanes].data()));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(inside + found), _mm256_permutevar8x32_epi32(key, order));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(inside + collected), _mm256_permutevar8x32_epi32(key, order));
     if (located) {
       const __m256i moved = _mm256_permutevar8x32_epi32(position, order);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(positions + found), moved);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(positions + collected), moved);
       position = _mm256_add_epi32(position, _mm256_set1_epi32(8));
     }
-    found += __builtin_popcount(lanes);
+    collected += __builtin_popcount(lanes);
   }
   alignas(32) int32_t magnitudes[8];
   _mm256_store_si256(reinterpret_cast<__m256i*>(magnitudes), largest);
@@ -123,11 +123,11 @@ TAMT_AVX2 int64_t scan_avx2(
   counts.above += sum(above);
   counts.at_high += sum(at_high);
   counts.at_low += sum(at_low);
-  counts.inside += found;
+  counts.inside += collected;
   return i;
 }
 
-// GCC 12 takes the undefined operands in its own header of these instructions for a mistake.
+// GCC 12 warns about undefined operands in its own header for these instructions.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -139,8 +139,8 @@ TAMT_AVX512 int64_t scan_avx512(
   const __m512i magnitude_bits = _mm512_set1_epi32(INT_MAX), zero = _mm512_setzero_si512();
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   __m512i largest = zero, position = _mm512_add_epi32(lanes, _mm512_set1_epi32(first));
-  // Not in `counts`, to which the compiler would store at each turn.
-  int64_t i = 0, above = 0, at_high = 0, at_low = 0, found = 0;
+  // Local counters: the compiler would store to `counts` in every iteration.
+  int64_t i = 0, above = 0, at_high = 0, at_low = 0, collected = 0;
   for (; i + 16 <= size; i += 16) {
     _mm_prefetch(reinterpret_cast<const char*>(data + i + kAhead), _MM_HINT_T0);
     const __m512i bits = _mm512_loadu_si512(data + i);
@@ -155,20 +155,20 @@ TAMT_AVX512 int64_t scan_avx512(
     at_high += _mm_popcnt_u32(_mm512_cmpeq_epi32_mask(key, high));
     at_low += _mm_popcnt_u32(_mm512_cmpeq_epi32_mask(key, low));
     const __mmask16 within = _mm512_mask_cmpgt_epi32_mask(_mm512_cmpgt_epi32_mask(key, low), high, key);
-    // To memory straight away, it takes some processors many times as long.
-    _mm512_storeu_si512(inside + found, _mm512_maskz_compress_epi32(within, key));
+    // Compressed in a register: on some processors compression to memory takes many times as long.
+    _mm512_storeu_si512(inside + collected, _mm512_maskz_compress_epi32(within, key));
     if (located) {
-      _mm512_storeu_si512(positions + found, _mm512_maskz_compress_epi32(within, position));
+      _mm512_storeu_si512(positions + collected, _mm512_maskz_compress_epi32(within, position));
       position = _mm512_add_epi32(position, _mm512_set1_epi32(16));
     }
-    found += _mm_popcnt_u32(within);
+    collected += _mm_popcnt_u32(within);
   }
   counts.largest_magnitude =
       std::max(counts.largest_magnitude, static_cast<uint32_t>(_mm512_reduce_max_epi32(largest)));
   counts.above += above;
   counts.at_high += at_high;
   counts.at_low += at_low;
-  counts.inside += found;
+  counts.inside += collected;
   return i;
 }
 #pragma GCC diagnostic pop
@@ -176,8 +176,9 @@ TAMT_AVX512 int64_t scan_avx512(
 
 constexpr int64_t kSlack = 16;  // a vector
 
-// Counts and collects one piece of at most 2^31 entries. `inside` has room for all of them and kSlack more; so has
-// `positions` where it is wanted, of the first entry `first`.
+// Counts one piece of at most 2^31 entries, and collects the keys inside the window. `inside` must have room for all
+// entries and kSlack more. With `located` so must `positions`, which gets their positions; that of the first entry is
+// `first`.
 template <Source source, bool located = false>
 Counts scan(
     const int32_t* data, int64_t size, Window window, int32_t* inside, int32_t* positions = nullptr,
@@ -205,10 +206,10 @@ Counts scan(
   return counts;
 }
 
-constexpr int64_t kWorthSampling = 4096;  // entries; fewer are collected whole
+constexpr int64_t kWorthSampling = 4096;  // with fewer entries than this, all are collected
 
-// Positions are drawn at random, one from each of equal strata, so that no arrangement of scores can mislead the sample
-// for good. The seed is fixed: it may change how fast the result comes, never the result.
+// One random position from each of equal strata, so that no arrangement of scores always misleads the sample. The seed
+// is fixed. It affects the speed, never the result.
 template <Source source>
 std::vector<int32_t> sample(const int32_t* data, int64_t size, int64_t samples) {
   std::vector<int32_t> keys(samples);
@@ -221,16 +222,16 @@ std::vector<int32_t> sample(const int32_t* data, int64_t size, int64_t samples) 
   return keys;
 }
 
-// Four standard deviations of the place in a sample of the entry of a rank: a window misses about once in ten thousand.
+// Four standard deviations of the rank of an entry in a sample: a window misses about once in ten thousand times.
 inline int64_t reach(int64_t samples, double share) {
   return static_cast<int64_t>(4 * std::sqrt(static_cast<double>(samples) * share * (1 - share))) + 4;
 }
 
-// A window for the rank-th largest of which nothing is known.
+// A window for the rank-th largest entry, without a previous threshold.
 template <Source source>
 Window sample_window(const int32_t* data, int64_t size, int64_t rank) {
   if (size < kWorthSampling) return {};
-  // Balances reading the sample, a cache miss each, against selecting from what the window collects.
+  // Balances the sample, at a cache miss per entry, against the selection from the entries inside the window.
   const auto samples = static_cast<int64_t>(0.5 * std::pow(static_cast<double>(size), 2.0 / 3.0));
   std::vector<int32_t> keys = sample<source>(data, size, samples);
   const double share = static_cast<double>(rank) / static_cast<double>(size);
@@ -251,8 +252,9 @@ Window sample_window(const int32_t* data, int64_t size, int64_t rank) {
 
 constexpr int64_t kSamplesAroundLast = 1024, kReachAroundLast = 6;
 
-// A window for the rank-th largest, that of the last step being `last`: the scores have moved a little since. It takes
-// in about 0.6 % of the entries on either side, unless so many tie with `last` that the rank most likely stays there.
+// A window for the rank-th largest entry, which was `last` in the last step; the scores have moved a little since. It
+// takes in about 0.6 % of the entries on either side, unless so many tie with `last` that the rank most likely stays
+// there.
 template <Source source>
 Window window_around(const int32_t* data, int64_t size, int64_t rank, int32_t last) {
   if (size < kWorthSampling) return {};
@@ -281,20 +283,21 @@ Window window_around(const int32_t* data, int64_t size, int64_t rank, int32_t la
   return window;
 }
 
-// Where the entry of a rank lies: at which end of the window, or inside, or outside of it; `rank` becomes that within.
-enum class Place { kHigh, kInside, kLow, kMissed };
+// Whether the entry of a rank is at an end of the window, inside or outside. `rank` becomes the rank among the entries
+// there.
+enum class Position { kHigh, kInside, kLow, kMissed };
 
-inline Place find(const Counts& counts, int64_t& rank) {
-  if (rank <= counts.above) return Place::kMissed;
+inline Position find(const Counts& counts, int64_t& rank) {
+  if (rank <= counts.above) return Position::kMissed;
   rank -= counts.above;
-  if (rank <= counts.at_high) return Place::kHigh;
+  if (rank <= counts.at_high) return Position::kHigh;
   rank -= counts.at_high;
-  if (rank <= counts.inside) return Place::kInside;
+  if (rank <= counts.inside) return Position::kInside;
   rank -= counts.inside;
-  return rank <= counts.at_low ? Place::kLow : Place::kMissed;
+  return rank <= counts.at_low ? Position::kLow : Position::kMissed;
 }
 
-// The rank-th largest of the keys, from 1 on; reorders them.
+// The rank-th largest key, counted from 1. Reorders the keys.
 inline int32_t select(std::vector<int32_t>& keys, int64_t rank) {
   std::vector<int32_t> inside;
   while (static_cast<int64_t>(keys.size()) >= kWorthSampling) {
@@ -303,10 +306,10 @@ inline int32_t select(std::vector<int32_t>& keys, int64_t rank) {
     inside.resize(size + kSlack);
     const Counts counts = scan<Source::kKeys>(keys.data(), size, window, inside.data());
     int64_t rank_inside = rank;
-    const Place place = find(counts, rank_inside);
-    if (place == Place::kHigh) return window.high;
-    if (place == Place::kLow) return window.low;
-    if (place == Place::kMissed || counts.inside == size) break;
+    const Position position = find(counts, rank_inside);
+    if (position == Position::kHigh) return window.high;
+    if (position == Position::kLow) return window.low;
+    if (position == Position::kMissed || counts.inside == size) break;
     inside.resize(counts.inside);
     keys.swap(inside);
     rank = rank_inside;
@@ -315,20 +318,20 @@ inline int32_t select(std::vector<int32_t>& keys, int64_t rank) {
   return keys[rank - 1];
 }
 
-// A piece of a matrix that one thread scans, and what it found there. The piece and its scratch stay in the L2 cache.
+// A piece of a matrix that one thread scans, and the results. A piece and its scratch memory fit into the L2 cache.
 constexpr int64_t kPieceSize = 32768;
 
 struct Piece {
   int64_t matrix, begin, end;
   Counts counts;
   std::vector<int32_t> inside;     // keys
-  std::vector<uint16_t> positions;  // of these from `begin` on, where they are wanted: less than kPieceSize
+  std::vector<uint16_t> positions;  // of these keys, relative to `begin`, if they are wanted
 
-  // Whether more were inside of the window than are worth keeping: they were counted only.
+  // Whether too many entries were inside the window, so that they were only counted.
   bool crowded() const { return counts.inside > static_cast<int64_t>(inside.size()); }
 };
 
-// The search for the thresholds of several matrices, of all pieces at once.
+// The search for the thresholds of several matrices, over all pieces in parallel.
 template <Source source>
 class Selection {
  public:
@@ -345,7 +348,7 @@ class Selection {
 
   std::vector<Piece>& pieces() { return pieces_; }
   Window window(int64_t m) const { return searches_[m].window; }
-  // Whether the window of a matrix lies around its last threshold.
+  // Whether the window of a matrix was opened around its last threshold.
   bool warm(int64_t m) const { return searches_[m].warm; }
   // Whether the first window of a matrix did not hold its threshold.
   bool missed(int64_t m) const { return searches_[m].missed; }
@@ -354,7 +357,7 @@ class Selection {
     parallel(static_cast<int64_t>(searches_.size()), [&](int64_t m) {
       const ScoreMatrix& matrix = matrices_[m];
       if (matrix.keep == 0) {
-        searches_[m].window = {kHighest, kHighest};  // the scan looks for NaN only, above every score
+        searches_[m].window = {kHighest, kHighest};  // above every score: the scan only looks for NaN
       } else if (matrix.last == matrix.last) {
         searches_[m].window = window_around<source>(
             data(m), matrix.size, matrix.keep, key_of<source>(static_cast<int32_t>(bits_of(matrix.last))));
@@ -377,7 +380,7 @@ class Selection {
     });
   }
 
-  // Finds the thresholds in what the scan of all pieces left; matrices whose window missed are scanned again.
+  // Finds the thresholds from the results of the scan. Matrices whose window missed are scanned again.
   void finish(const Parallel& parallel) {
     const auto unfinished = [](const Search& search) { return !search.done; };
     while (true) {
@@ -411,21 +414,21 @@ class Selection {
     }
     int64_t rank = matrices_[m].keep;
     int32_t key = 0;
-    Place place = find(counts, rank);
-    if (place == Place::kInside && crowded(search)) place = Place::kMissed;
-    switch (place) {
-      case Place::kMissed:
+    Position position = find(counts, rank);
+    if (position == Position::kInside && crowded(search)) position = Position::kMissed;
+    switch (position) {
+      case Position::kMissed:
         search.window = search.warm ? sample_window<source>(data(m), matrices_[m].size, matrices_[m].keep) : Window{};
         search.warm = search.done = false;
         search.missed = true;
         return;
-      case Place::kHigh:
+      case Position::kHigh:
         key = search.window.high;
         break;
-      case Place::kLow:
+      case Position::kLow:
         key = search.window.low;
         break;
-      case Place::kInside: {
+      case Position::kInside: {
         std::vector<int32_t> inside;
         inside.reserve(counts.inside);
         for (int64_t p = search.first_piece; p < search.last_piece; ++p) {
@@ -434,7 +437,7 @@ class Selection {
         key = select(inside, rank);
         for (int64_t p = search.first_piece; p < search.last_piece; ++p) {
           const std::vector<int32_t>& keys = pieces_[p].inside;
-          rank -= std::count_if(keys.begin(), keys.end(), [key](int32_t each) { return each > key; });
+          rank -= std::count_if(keys.begin(), keys.end(), [key](int32_t other) { return other > key; });
         }
       }
     }
@@ -463,7 +466,7 @@ class Selection {
         if (key_of<source>(load(data(m) + i)) == key && --rank == 0) return i;
       }
     }
-    return -1;  // not reached: the counts say that the tie is there
+    return -1;  // not reached, as the counts include the tie
   }
 
   const ScoreMatrix* matrices_;

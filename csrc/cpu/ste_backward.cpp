@@ -10,14 +10,14 @@
 namespace tamt {
 namespace {
 
-// Squares are summed by blocks of one size, and the blocks in order: the same bits at any number of threads.
+// Squares are summed in blocks of a fixed size, and the blocks in order: the same bits for any number of threads.
 constexpr int64_t kBlock = kGrain;
 
 double multiply(const at::Tensor& grad, const at::Tensor& weight, at::Tensor& out, SteOptions options) {
   const at::Tensor g = grad.contiguous(), w = weight.contiguous();
   const int64_t size = w.numel(), blocks = (size + kBlock - 1) / kBlock;
   std::vector<double> squares(blocks);
-  void* const data = out.mutable_data_ptr();  // before the loop: torch copies what is to be copied on a write
+  void* const data = out.mutable_data_ptr();  // before the loop, because a copy-on-write tensor is copied here
   at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       squares[i] = ste_backward_kernel(
@@ -59,7 +59,7 @@ at::Tensor ste_backward_into_cpu(
   const double squares = multiply(grad_masked_weight, weight, out, {add, square});
   if (!out.is_same(grad_score)) grad_score.copy_(out);
   at::Tensor sum = weight.new_empty(square ? at::IntArrayRef{} : at::IntArrayRef{0}, at::kFloat);
-  if (square) sum.fill_(static_cast<float>(squares));  // which may be infinite, as the definition's
+  if (square) sum.fill_(static_cast<float>(squares));  // may be infinite, as in the definition
   return sum;
 }
 

@@ -19,7 +19,7 @@ void multiply(
   });
 }
 
-// In a fixed number of sums, so that the order is the same for every instruction set.
+// With a fixed number of partial sums, so that the order is the same for every instruction set.
 template <typename Out>
 double sum_of_squares(const Out* out, int64_t size) {
   constexpr int64_t kSums = 16;
@@ -56,7 +56,7 @@ double ste_backward_kernel(
         const auto* g = static_cast<const decltype(grad_element)*>(grad_masked_weight);
         const auto* w = static_cast<const decltype(weight_element)*>(weight);
         auto* result = static_cast<decltype(out_element)*>(out);
-        // Squared in pieces that are still in the L1 cache.
+        // Squares are summed in pieces that are still in the L1 cache.
         const int64_t piece = options.square ? 1024 : end - begin;
         for (int64_t first = begin; first < end; first += piece) {
           const int64_t last = std::min(first + piece, end);

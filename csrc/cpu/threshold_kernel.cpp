@@ -1,9 +1,10 @@
 // Exact selection with one read of the scores.
 //
-// A sample of a matrix gives a window that almost surely holds the threshold. One pass counts what lies above the window
-// and at each of its ends, and collects what lies strictly inside, a few percent, of which the threshold is then selected.
-// Ties are never collected in numbers: scores take few values at first and have humps of ties later, so a value that
-// dominates is met by the sample and becomes an end of the window. A window that misses is replaced by one that cannot.
+// A sample of a matrix gives a window that almost always holds the threshold. One pass counts the entries above the
+// window and at each of its ends, and collects those strictly inside, a few percent, from which the threshold is
+// selected. Scores may have millions of ties: few values at first, humps later. A value that dominates is in the sample
+// and becomes an end of the window, where ties are only counted. A window that misses is replaced by one that cannot
+// miss.
 #include "kernels.h"
 #include "selection.h"
 

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kBlocksPerMultiprocessor = 8;
 
-// Into `out`, which is contiguous. Returns the sum of its squares where that is asked for, else no entries.
+// Writes to `out`, which must be contiguous. Returns the sum of its squares if `square`, else an empty tensor.
 at::Tensor multiply(const at::Tensor& grad, const at::Tensor& weight, at::Tensor& out, bool add, bool square) {
   const at::Tensor g = grad.contiguous(), w = weight.contiguous();
   int multiprocessors = 0;

@@ -1,4 +1,5 @@
-// The straight-through gradient, dS = d(W ⊙ m) ⊙ W. Device code alone, which NVRTC compiles too: of no header but CUDA's.
+// The straight-through gradient, dS = d(W ⊙ m) ⊙ W. Only device code, with only CUDA's headers, so that NVRTC compiles
+// it too.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -27,21 +28,21 @@ __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
   return __float2bfloat16_rn(value);
 }
 
-// Eight entries a thread: one 16-byte access for a half type, two for float.
+// Eight entries per thread: one 16-byte access for a half type, two for float.
 constexpr int kEntries = 8;
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
 template <typename T>
 struct alignas(16) Entries {
-  T each[kEntries];
+  T entry[kEntries];
 };
 
-// The product, added to what is there or in its place; not fused, as the definition rounds both.
+// The product, or with `add` the old value plus the product. Not fused, because the definition rounds both.
 template <typename Grad, typename Weight, typename Out>
-__device__ Out multiply(Grad grad, Weight weight, Out there, bool add) {
+__device__ Out multiply(Grad grad, Weight weight, Out old, bool add) {
   const float product = __fmul_rn(to_float(grad), to_float(weight));
-  return from_float<Out>(add ? __fadd_rn(to_float(there), product) : product);
+  return from_float<Out>(add ? __fadd_rn(to_float(old), product) : product);
 }
 
 template <typename Out>
@@ -50,7 +51,7 @@ __device__ double square(Out value) {
   return entry * entry;
 }
 
-// The sum over a block, in its first thread.
+// The sum over a block, returned in its first thread.
 __device__ inline double block_sum(double value) {
   __shared__ double warps[kWarps];
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(0xffffffffu, value, offset);
@@ -63,7 +64,7 @@ __device__ inline double block_sum(double value) {
   return sum;
 }
 
-// `squares`, unless null, gets for each block the sum of the squares of its results.
+// `squares`, unless it is null, gets the sum of the squares of each block's results.
 template <typename Grad, typename Weight, typename Out>
 __global__ void __launch_bounds__(kThreads) ste_backward(
     const Grad* __restrict__ grad, const Weight* __restrict__ weight, Out* __restrict__ out, Index size, Index vectors,
@@ -78,8 +79,8 @@ __global__ void __launch_bounds__(kThreads) ste_backward(
     if (add) result = reinterpret_cast<const Entries<Out>*>(out)[i];
 #pragma unroll
     for (int j = 0; j < kEntries; ++j) {
-      result.each[j] = multiply(g.each[j], w.each[j], result.each[j], add);
-      if (squares) sum += square(result.each[j]);
+      result.entry[j] = multiply(g.entry[j], w.entry[j], result.entry[j], add);
+      if (squares) sum += square(result.entry[j]);
     }
     reinterpret_cast<Entries<Out>*>(out)[i] = result;
   }
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) ste_backward(
   if (threadIdx.x == 0) squares[blockIdx.x] = sum;
 }
 
-// The sum of `count` numbers, in a fixed order, by one block.
+// The sum of `count` numbers in a fixed order, for one block.
 static __global__ void __launch_bounds__(kThreads) sum_up(const double* __restrict__ numbers, int count, float* total) {
   double sum = 0;
   for (int i = threadIdx.x; i < count; i += kThreads) sum += numbers[i];

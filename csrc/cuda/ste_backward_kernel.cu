@@ -1,4 +1,4 @@
-// Starts the kernels of ste_backward_device.cuh. Free of torch.
+// Starts the kernels of ste_backward_device.cuh. Does not use torch.
 #include "ste_backward_kernel.h"
 
 #include <algorithm>
@@ -26,13 +26,13 @@ bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) 
 
 int ste_backward_kernel_cuda(
     const void* grad_masked_weight, Type grad_type, const void* weight, Type weight_type, void* out, Type out_type,
-    int64_t size, bool add, double* squares, float* sum_of_squares, int most_blocks, CUstream_st* stream) {
+    int64_t size, bool add, double* squares, float* sum_of_squares, int max_blocks, CUstream_st* stream) {
   if (size == 0) return cudaSuccess;
-  // A view into the middle of a storage need not be aligned; it is then taken entry by entry.
+  // A view into the middle of a storage may not be aligned. It is then read entry by entry.
   const bool vectorised = aligned(grad_masked_weight) && aligned(weight) && aligned(out);
   const int64_t vectors = vectorised ? size / kEntries : 0;
   const int64_t items = vectorised ? vectors + size % kEntries : size;
-  const auto blocks = static_cast<int>(std::min<int64_t>((items + kThreads - 1) / kThreads, most_blocks));
+  const auto blocks = static_cast<int>(std::min<int64_t>((items + kThreads - 1) / kThreads, max_blocks));
   with_type(grad_type, [=](auto grad_entry) {
     with_type(weight_type, [=](auto weight_entry) {
       with_type(out_type, [=](auto out_entry) {

@@ -96,9 +96,9 @@ class MaskTraining(Training):
         tk.update_masks(self._masked.values())
         self._masks = {name: mask.to(self._search.compute.device) for name, mask in checkpoint["masks"].items()}
         for name, mask in self._masks.items():  # the scores have changed since these masks were renewed
-            module = self._masked[name]
-            assert module.made is not None
-            module.made.detach().copy_(module.weight).masked_fill_(~mask, 0)
+            masked_weight = self._masked[name].masked
+            assert masked_weight is not None
+            masked_weight.tensor.detach().copy_(masked_weight.weight).masked_fill_(~mask, 0)
 
     def after_step(self, step: int, losses: LazyLosses) -> None:
         """Renew the masks if they are not renewed in each step, log, save a mask, and measure the dev losses."""

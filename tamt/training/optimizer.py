@@ -85,7 +85,7 @@ def gradients_of(optimizer: Optimizer) -> list[Tensor]:
     """
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     if isinstance(optimizer, tk.MaskAdamW):
-        trained = [module.made for module in optimizer.modules if module.made is not None] + trained
+        trained = [masked.tensor for masked in optimizer.masked_weights] + trained
     for tensor in trained:
         if tensor.grad is not None and tensor.grad.is_sparse:
             tensor.grad = tensor.grad.to_dense()

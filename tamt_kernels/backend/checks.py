@@ -1,6 +1,6 @@
-"""Checks of arguments, made before any kernel starts.
+"""Checks of arguments, before any kernel starts.
 
-A message names the operation, the argument, what it was and what it must be.
+A message names the operation, the argument, what it is and what it must be.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 Ranking = Literal["signed", "abs"]
 
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_ENTRIES = 2**31  # kernels hold a flat index in 32 bits
+MAX_ENTRIES = 2**31  # kernels use flat indices of 32 bits
 
 
 def tensor(operation: str, name: str, value: object) -> None:
@@ -23,7 +23,7 @@ def tensor(operation: str, name: str, value: object) -> None:
 
 def dtype(operation: str, name: str, value: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
     if value.dtype not in allowed:
-        names = " or ".join(str(each).removeprefix("torch.") for each in allowed)
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
         raise TypeError(
             f"{operation}: {name} has dtype {str(value.dtype).removeprefix('torch.')} but must have {names}"
         )
@@ -47,7 +47,7 @@ def device(operation: str, name: str, value: Tensor, expected: torch.device, oth
 
 
 def matrix(operation: str, name: str, value: object) -> None:
-    """A floating-point tensor small enough for the kernels."""
+    """Must be a floating-point tensor that is small enough for the kernels."""
     tensor(operation, name, value)
     assert isinstance(value, Tensor)
     dtype(operation, name, value, FLOAT_TYPES)
@@ -62,12 +62,12 @@ def size(operation: str, name: str, value: Tensor) -> None:
 
 
 def packed(operation: str, name: str, value: object, shape_: tuple[int, ...]) -> None:
-    """What ``pack_mask`` makes of a mask of this shape."""
+    """Must be what ``pack_mask`` returns for a mask of this shape."""
     tensor(operation, name, value)
     assert isinstance(value, Tensor)
     dtype(operation, name, value, (torch.uint8,))
     entries = math.prod(shape_)
-    shape(operation, name, value, ((entries + 7) // 8,), f"a bit an entry of {shape_}")
+    shape(operation, name, value, ((entries + 7) // 8,), f"one bit per entry of {shape_}")
 
 
 def integers(operation: str, name: str, values: Iterable[object]) -> None:
@@ -77,7 +77,7 @@ def integers(operation: str, name: str, values: Iterable[object]) -> None:
 
 
 def keep(operation: str, name: str, count: int, score_name: str, score: Tensor) -> None:
-    """How many entries of a score, or of what ranks in its place, are kept."""
+    """Must be a number of entries of a score, or of another tensor that is ranked, such as a weight."""
     integers(operation, name, [count])
     if not 0 <= count <= score.numel():
         raise ValueError(
@@ -87,7 +87,7 @@ def keep(operation: str, name: str, count: int, score_name: str, score: Tensor) 
 
 
 def row(operation: str, name: str, index: int, weight: Tensor) -> None:
-    """A row of a weight, from its first or, if negative, from its end."""
+    """Must be the index of a row of a weight; negative indices count from the end."""
     integers(operation, name, [index])
     rows = weight.shape[0]
     if not -rows <= index < rows:
@@ -98,19 +98,19 @@ def row(operation: str, name: str, index: int, weight: Tensor) -> None:
 
 
 def thresholds(operation: str, name: str, pair: tuple[Tensor, ...], scores: list[Tensor], scores_name: str) -> None:
-    """``Thresholds`` of the matrices of a list."""
+    """Must be the ``Thresholds`` of a list of matrices."""
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise TypeError(f"{operation}: {name} is {pair!r:.60} but must be Thresholds, a pair of values and cuts")
-    for part, each, kind in zip(("values", "cuts"), pair, (torch.float32, torch.int64), strict=True):
-        tensor(operation, f"{name}.{part}", each)
-        dtype(operation, f"{name}.{part}", each, (kind,))
-        shape(operation, f"{name}.{part}", each, (len(scores),), f"an entry for each of {scores_name}")
+    for part, numbers, kind in zip(("values", "cuts"), pair, (torch.float32, torch.int64), strict=True):
+        tensor(operation, f"{name}.{part}", numbers)
+        dtype(operation, f"{name}.{part}", numbers, (kind,))
+        shape(operation, f"{name}.{part}", numbers, (len(scores),), f"an entry for each of {scores_name}")
         if scores:
-            device(operation, f"{name}.{part}", each, scores[0].device, f"{scores_name}[0]")
+            device(operation, f"{name}.{part}", numbers, scores[0].device, f"{scores_name}[0]")
 
 
 def threshold(operation: str, value: Tensor, cut: Tensor, device_: torch.device) -> None:
-    """``value`` and ``cut`` of one matrix, as ``thresholds.values[i]`` and ``thresholds.cuts[i]`` are."""
+    """Must be the ``value`` and ``cut`` of one matrix: ``thresholds.values[i]`` and ``thresholds.cuts[i]``."""
     for name, scalar, kind in (("value", value, torch.float32), ("cut", cut, torch.int64)):
         tensor(operation, name, scalar)
         dtype(operation, name, scalar, (kind,))
@@ -119,7 +119,7 @@ def threshold(operation: str, value: Tensor, cut: Tensor, device_: torch.device)
 
 
 def weight_and_score(operation: str, weight: Tensor, score: Tensor, index: str = "") -> None:
-    """W and S of one matrix; ``index`` follows their names where they are of many."""
+    """Must be W and S of one matrix; ``index``, such as "s[3]", follows their names if there are many."""
     matrix(operation, f"weight{index}", weight)
     matrix(operation, f"score{index}", score)
     shape(operation, f"score{index}", score, tuple(weight.shape), f"the shape of weight{index}")
@@ -127,7 +127,7 @@ def weight_and_score(operation: str, weight: Tensor, score: Tensor, index: str =
 
 
 def absolute(operation: str, ranking: Ranking) -> bool:
-    """Whether ``ranking`` is on absolute values."""
+    """Whether ``ranking``, which must be "signed" or "abs", is by absolute values."""
     if ranking not in ("signed", "abs"):
         raise ValueError(f"{operation}: ranking is {ranking!r} but must be 'signed' or 'abs'")
     return ranking == "abs"

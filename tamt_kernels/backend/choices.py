@@ -1,8 +1,8 @@
-"""The table of what runs fastest: built in, or as ``python -m tamt_kernels.autotune`` measured it on this machine.
+"""The table of the fastest backends that ``python -m tamt_kernels.autotune`` measured on this machine.
 
-It is kept in ``tamt/kernels.json`` in ``$TAMT_CACHE``, ``$XDG_CACHE_HOME`` or ``~/.cache``: for each device, with the
-versions that it was measured with, the backend of each operation and the rows up to which a product masks W as it is
-read, by the type of W and its size. What it does not say is as built in.
+It is stored in ``tamt/kernels.json`` in ``$TAMT_CACHE``, ``$XDG_CACHE_HOME`` or ``~/.cache``. For each device and the
+versions it was measured with, it has the backend of each operation, and the number of rows up to which a product masks
+W as it is read, by dtype and size of W. Entries that are missing have their built-in values.
 """
 
 import functools
@@ -18,39 +18,39 @@ from typing import Any, NamedTuple
 
 import torch
 
-# Up to this many rows a product waits for W more than for its multiplications, and masking W as it is read should win.
+# Built-in number of rows up to which a product masks W as it is read: it then waits for W, not for its multiplications.
 FEW_ROWS = 64
 
 BACKENDS = ("cpp", "triton", "eager", "onednn", "onednn_copies")
 
-# A choice holds for W of up to so many entries, of up to so many, and of more: BERT-base's attention has 0.6 million,
-# its FFN 2.4, its word embedding 23, all its matrices at once 108.
+# Size classes of W: up to 2^20 entries, up to 2^22, and more. In BERT-base an attention matrix has 0.6 million entries,
+# an FFN matrix 2.4, the word embedding 23, and all matrices together 108.
 SIZES = (2**20, 2**22)
 
-ANY = "any"  # the row of an operation whose types choose alike, or that has only one
+ANY = "any"  # the row of an operation for which all dtypes have the same choices
 
 
 def size_class(entries: int) -> int:
-    """Which of the choices in a row holds."""
+    """The position in a row of the choice for a W with this number of entries."""
     return (entries > SIZES[0]) + (entries > SIZES[1])
 
 
 def type_name(dtype: torch.dtype) -> str:
-    """What a type's row is called."""
+    """The name of a dtype's row."""
     return str(dtype).removeprefix("torch.")
 
 
 class Choices(NamedTuple):
-    """What was measured on a device, by types and, in each row, by sizes.
+    """What was measured on a device. Each row has one entry per size class.
 
-    ``backends``: {operation: {type or "any": backends}}. ``few_rows``: {type: rows}.
+    ``backends``: {operation: {dtype or "any": backends}}. ``few_rows``: {dtype: numbers of rows}.
     """
 
     backends: dict[str, dict[str, tuple[str, ...]]]
     few_rows: dict[str, tuple[int, ...]]
 
     def row(self, operation: str, dtype: torch.dtype) -> tuple[str, ...] | None:
-        """The backends for a W of this type, by its size class, if they were measured."""
+        """The measured backends for a W of this dtype, by size class, or None."""
         rows = self.backends.get(operation, {})
         return rows.get(type_name(dtype)) or rows.get(ANY)
 
@@ -66,13 +66,13 @@ def path() -> Path:
 
 @functools.cache
 def of(device: torch.device) -> Choices:
-    """What was measured on a device with these versions, or nothing."""
+    """What was measured on a device with these versions; ``NONE`` if nothing was."""
     no_gpu = device.type == "cuda" and not torch.cuda.is_available()
     return NONE if no_gpu or not path().is_file() else _read().get(name(device), NONE)
 
 
 def operations_with(backend: str) -> set[str]:
-    """The operations that any device in the file runs by a backend at times. Asks no device for its name."""
+    """The operations for which the file names a backend, on any device. Does not query the devices."""
     return {
         operation
         for choices in _read().values()
@@ -82,31 +82,31 @@ def operations_with(backend: str) -> set[str]:
 
 
 def keep(device: torch.device, choices: Choices) -> None:
-    """Write what was measured on a device to the cache file, beside that of others."""
+    """Write what was measured on a device to the cache file, and keep the entries of other devices."""
     table = {**_read(), name(device): choices}
     file = path()
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as new:
-        json.dump({device_: _written(each) for device_, each in table.items()}, new, indent=1)
-    os.replace(new.name, file)  # whole or not at all: another process may read it
+        json.dump({name: _written(choices) for name, choices in table.items()}, new, indent=1)
+    os.replace(new.name, file)  # at once, because another process may read it
     _read.cache_clear()
     of.cache_clear()
 
 
 @functools.cache
 def name(device: torch.device) -> str:
-    """What a device is called in the file: its model and the versions that a measurement holds for."""
+    """The name of a device in the file: its model, and the versions for which a measurement is valid."""
     model = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
     versions = (f"{package} {_version(package)}" for package in ("torch", "triton", "tamt"))
     return ", ".join((model, *versions))
 
 
 def cpu_model() -> str:
-    """The processor's own name for itself, with its family and model where the system tells them."""
+    """The processor's own name, with its family and model if the system gives them."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             first = dict(_field(line) for line in itertools.takewhile(str.strip, lines))
-        # A virtual machine calls CPUs of several generations "AMD EPYC".
+        # Virtual machines give CPUs of several generations the same name, "AMD EPYC".
         return f"{first['model name']} (family {first['cpu family']} model {first['model']})"
     except (OSError, KeyError):
         return platform.processor() or platform.machine()
@@ -125,7 +125,7 @@ def _version(package: str) -> str:
 
 
 def _written(choices: Choices) -> dict[str, Any]:
-    """A row is one line of the file: "cpp cpp eager"."""
+    """The choices as the file has them, with one line per row: "cpp cpp eager"."""
 
     def lines(rows: dict[str, tuple[Any, ...]]) -> dict[str, str]:
         return {kind: " ".join(map(str, row)) for kind, row in rows.items()}
@@ -134,34 +134,35 @@ def _written(choices: Choices) -> dict[str, Any]:
     return {"backends": backends, "few_rows": lines(choices.few_rows)}
 
 
-def _parsed(each: dict[str, Any]) -> Choices:
+def _parsed(written: dict[str, Any]) -> Choices:
     def words(line: str) -> list[str]:
         if len(row := line.split()) != len(SIZES) + 1:
-            raise ValueError(f"{line!r} is not a choice for each of {len(SIZES) + 1} sizes")
+            raise ValueError(f"{line!r} does not have {len(SIZES) + 1} choices, one for each size")
         return row
 
     def backends(row: str) -> tuple[str, ...]:
         if not all(word in BACKENDS for word in words(row)):
-            raise ValueError("a backend is none of " + ", ".join(BACKENDS))
+            raise ValueError("a backend is not one of " + ", ".join(BACKENDS))
         return tuple(words(row))
 
-    operations = each["backends"].items()
+    operations = written["backends"].items()
     return Choices(
         {operation: {kind: backends(row) for kind, row in rows.items()} for operation, rows in operations},
-        {kind: tuple(map(int, words(row))) for kind, row in each["few_rows"].items()},
+        {kind: tuple(map(int, words(row))) for kind, row in written["few_rows"].items()},
     )
 
 
 @functools.cache
 def _read() -> dict[str, Choices]:
-    """The whole file; nothing of one that is damaged, which a warning says."""
+    """The whole file. A damaged file is ignored with a warning."""
     try:
-        return {device: _parsed(each) for device, each in json.loads(path().read_text(encoding="utf-8")).items()}
+        return {name: _parsed(row) for name, row in json.loads(path().read_text(encoding="utf-8")).items()}
     except FileNotFoundError:
         return {}
     except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         warnings.warn(
-            f"tamt_kernels ignores {path()}, which is damaged ({error}); python -m tamt_kernels.autotune writes it",
+            f"tamt_kernels ignores {path()}, which is damaged ({error}); to write it anew, run "
+            "python -m tamt_kernels.autotune",
             stacklevel=2,
         )
         return {}

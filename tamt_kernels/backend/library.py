@@ -1,7 +1,7 @@
 """The operator library ``torch.ops.tamt_kernels``.
 
-Each operator is defined once, with its plain-torch definition as the kernel of every device. A faster kernel
-registers itself for its device and takes precedence there; callers and fakes stay the same.
+Each operator is defined once, with its plain-torch definition as the kernel of every device. A faster kernel is
+registered for its device and takes precedence there; callers and fake kernels stay the same.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,15 @@ import torch
 LIBRARY = torch.library.Library("tamt_kernels", "DEF")
 OPERATORS: list[str] = []
 
-# The same operators with the extension's kernels alone, for operators that have to choose one of several first.
+# The same operators with only the extension's kernels, for operators that must first choose one of several kernels.
 CPP = torch.library.Library("tamt_kernels_cpp", "DEF")
 
-# The position of the argument whose type and size decide which kernel is the fastest: W's, else the first.
+# The position of the argument whose dtype and size decide which kernel is fastest: the weight, else the first argument.
 MATRIX: dict[str, int] = {}
 
 
 class TritonKernel(NamedTuple):
-    """Where an operator's Triton launcher is."""
+    """The module and the function of an operator's Triton launcher."""
 
     module: str
     launcher: str
@@ -30,10 +30,10 @@ TRITON: dict[str, TritonKernel] = {}
 
 EAGER: dict[str, Callable[..., Any]] = {}  # each operator's plain-torch definition
 
-# The dense products of a linear layer, which another library than torch's BLAS can compute on a CPU: its functions.
+# The functions by which oneDNN computes the dense products of a linear layer on a CPU: {operator: {backend: function}}.
 ONEDNN: dict[str, dict[str, Callable[..., Any]]] = {}
 
-# What runs an operator whose definition calls another, where it has no kernel of its own: that one's.
+# {operator: the operator that its definition calls, and whose kernels therefore run}.
 COMPOSED: dict[str, str] = {}
 
 
@@ -46,11 +46,15 @@ def define(
     composed_of: str | None = None,
     onednn: dict[str, Callable[..., Any]] | None = None,
 ) -> Callable[..., Any]:
-    """Define an operator by its schema, its plain-torch definition and the shape of its result; return it.
+    """Define an operator and return it.
 
-    ``triton`` names the file of ``tamt_kernels.triton_kernels`` that holds its launcher, of the operator's
-    name, where there is one; ``composed_of`` the operator that ``eager`` calls, if it does; ``onednn`` what computes a
-    dense product by oneDNN, by the name of the backend.
+    Args:
+        schema: the operator's name, arguments and results, in torch's language.
+        eager: the plain-torch definition.
+        fake: returns empty tensors of the shape and dtype of the results.
+        triton: the file of ``tamt_kernels.triton_kernels`` with a launcher of the operator's name, if there is one.
+        composed_of: the operator that ``eager`` calls, if it calls one.
+        onednn: functions that compute a dense product by oneDNN, by the name of the backend.
     """
     name = schema[: schema.index("(")]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -66,22 +70,22 @@ def define(
     if onednn:
         ONEDNN[name] = onednn
     operator = getattr(torch.ops.tamt_kernels, name).default
-    weights = (i for i, each in enumerate(operator._schema.arguments) if each.name.startswith("weight"))
-    MATRIX[name] = next(weights, 0)
-    found: Callable[..., Any] = operator
-    return found
+    arguments = operator._schema.arguments
+    MATRIX[name] = next((i for i, argument in enumerate(arguments) if argument.name.startswith("weight")), 0)
+    call: Callable[..., Any] = operator
+    return call
 
 
 def differentiate(name: str, backward: Callable[..., Any], save: Callable[..., None] | None = None) -> None:
     """Register an operator's gradient: ``save(ctx, inputs, output)`` runs in the forward, then ``backward``.
 
-    Of ``mask_weight`` and ``masked_embedding`` the extension has its own, which goes before it (csrc/autograd.cpp).
+    For ``mask_weight`` and ``masked_embedding`` the extension's gradient takes precedence (csrc/autograd.cpp).
     """
     torch.library.register_autograd(f"tamt_kernels::{name}", backward, setup_context=save, lib=LIBRARY)
 
 
 def refuse_double_backward(ctx: object, *grads: torch.Tensor) -> NoReturn:
-    """The gradient of a gradient operator, as the straight-through estimate is no function's derivative."""
+    """Refuse to differentiate a gradient: the straight-through estimate is not the derivative of a function."""
     raise RuntimeError(
         "tamt_kernels: double backward is not supported, because a straight-through gradient has no derivative"
     )

@@ -1,4 +1,4 @@
-"""Memory of tensors on a CPU."""
+"""The memory of tensors on a CPU."""
 
 import math
 
@@ -6,20 +6,19 @@ from tamt_kernels.backend.dispatch import find_extension
 
 
 def reuse_freed_memory(spare: float = 0.0) -> bool:
-    """Keep the memory that tensors on CPUs free for tensors to come, from now on and in the whole process.
+    """Keep memory that tensors on the CPU free for later tensors, from now on and in the whole process.
 
-    For loops whose steps take tensors of the same sizes. A block of 256 KiB or more that is freed waits for one of its
-    size or up to a third less. Those that wait longest go back to the system before more memory is held than tensors
-    ever used at once, and ``spare`` beyond it. glibc gives large blocks back at once, and takes a page fault for each
-    of their pages when they are taken again.
+    This helps loops whose steps allocate tensors of the same sizes. glibc returns large blocks to the system at once,
+    and allocating them again costs a page fault per page. Here a freed block of 256 KiB or more waits for a tensor of
+    its size or up to a third less. The blocks that have waited longest are returned before more memory is held than the
+    peak in use plus ``spare``.
 
     Args:
-        spare: share of the most memory that was in use, from 0. Steps of many sizes need some: with 0.25 instead of 0,
-            fine-tuning steps of BERT-base in bf16 took 22 % less time on two cores of a Zen 5. Those of mask training
-            took the same time.
+        spare: memory to hold beyond the peak in use, as a share of that peak, from 0. Steps of varying sizes need some:
+            with 0.25 instead of 0, fine-tuning steps of BERT-base in bf16 took 22 % less time on two cores of a Zen 5.
 
     Returns:
-        Whether it is so: on Linux, with the C++ extension.
+        Whether memory is kept: only on Linux, and with the C++ extension.
 
     Raises:
         ValueError: ``spare`` is negative or not finite.

@@ -1,8 +1,8 @@
 """float32 matrix products on a CPU by oneDNN, which torch ships and uses for other types.
 
-torch gives float32 products to MKL or another BLAS. On CPUs that MKL does not tune for, oneDNN can be several times
-faster. torch has no public function that asks oneDNN for such a product, so the operator that it has for its own
-compiler is checked before it is used.
+torch computes float32 products by MKL or another BLAS. On CPUs that MKL is not tuned for, oneDNN can be several times
+faster. torch has no public function for a float32 product by oneDNN. So the operator of torch's compiler is used, after
+a check.
 """
 
 import functools
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 1e-5
-"""Largest error of a product of `CHECKED` sizes, over the largest entry; float32 rounding gives 3e-7."""
+"""Largest allowed error of the checked product, relative to its largest entry; float32 rounding gives 3e-7."""
 CHECKED = (37, 130, 65)
-"""Rows, in and out of the product that is checked: no multiple of a vector's width, so that remainders are too."""
+"""Rows, inputs and outputs of the checked product: not multiples of a vector's width, to check remainders too."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -37,7 +37,7 @@ def problem() -> str | None:
             expected = left.double() @ right.double().t() + (0 if offset is None else offset.double())
             try:
                 product = linear(left, right, offset)
-            except Exception as error:  # whatever another torch raises when its private operator has changed
+            except Exception as error:  # another torch may have changed its private operator
                 return f"torch's operator for it fails ({type(error).__name__})"
             if product.shape != expected.shape or product.dtype != torch.float32:
                 return "torch's operator for it gives another shape or type"

@@ -1,9 +1,9 @@
 """Which library computes the float32 products of linear layers on a CPU: torch's BLAS or oneDNN, whichever is faster.
 
-Nothing is assumed of a CPU. The first process on a machine measures the three products of a linear layer (Y, dX and dW)
-for three sizes of W, which takes about a second, and keeps the answer in the file of ``tamt_kernels.backend.choices``.
-The environment variable TAMT_PRODUCTS forces one: ``eager`` (torch's own), ``onednn``, or ``onednn_copies``, which
-copies transposed operands first.
+Nothing is assumed about the CPU. The first process on a machine measures the three products of a linear layer (Y, dX
+and dW) for three sizes of W, which takes about a second, and stores the answer in the file of
+``tamt_kernels.backend.choices``. The environment variable TAMT_PRODUCTS forces one: ``eager`` (torch's own),
+``onednn``, or ``onednn_copies``, which copies transposed operands first.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ FLOAT32 = choices.type_name(torch.float32)
 
 ROWS = 128
 SHAPES = ((768, 768), (3072, 768), (5632, 768))
-"""W of one measurement for each size of ``choices.SIZES`` and above."""
+"""Shapes of W to measure, one for each size class of ``choices.SIZES``."""
 REPEATS = 5
 GAIN = 0.8
-"""oneDNN replaces torch's own product where it takes at most this share of its time; less may be noise."""
+"""oneDNN replaces torch's own product if it takes at most this share of its time; a smaller gain may be noise."""
 
 Table = dict[str, tuple[str, ...]]
-"""{operation: the backend for each size of W}."""
+"""{operation: backends by size class of W}."""
 
 _chosen: Table | None = None
 _only_torch = False
@@ -38,7 +38,7 @@ _only_torch = False
 
 @functools.cache
 def default() -> Table:
-    """The backend of each product, by the size of W (``choices.size_class``). Measures, if nobody has on this machine.
+    """The backend of each product by the size class of W. Measures them if nobody has on this machine.
 
     Raises:
         RuntimeError: TAMT_PRODUCTS is not the name of a backend, or asks for oneDNN where it cannot be used.
@@ -47,7 +47,7 @@ def default() -> Table:
 
 
 def chosen() -> Table:
-    """The backend of each product that this process uses: the default, unless another was chosen. Raises as that."""
+    """The backends that this process uses: those of ``choose``, else of ``default``, whose errors it raises."""
     return _use(default()) if _chosen is None else _chosen
 
 
@@ -58,28 +58,27 @@ def _use(table: Table) -> Table:
 
 
 def is_only_torch() -> bool:
-    """Whether torch's own functions compute all these products, so that a call has nothing to choose."""
+    """Whether torch's own functions compute all products, so that there is nothing to choose."""
     if _chosen is None:
         chosen()
     return _only_torch
 
 
 def row(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
-    """The backends of a product by the size of W, for any device and type."""
+    """The backends of a product by size class of W, for any device and dtype."""
     return chosen()[name] if device.type == "cpu" and dtype == torch.float32 else ("eager",) * len(SHAPES)
 
 
 def choose(table: Mapping[str, Sequence[str]]) -> list[str]:
-    """Use these backends in this process, as a resumed run does that must compute what it computed before.
+    """Use these backends in this process. A resumed run does so, because it must compute the same bits as before.
 
     Args:
-        table: {operation: the backend for each size of W}; the others use the default.
+        table: {operation: backends by size class of W}; other operations use the default.
 
     Returns:
-        The operations for which the asked backend cannot be used here; they use the default.
+        The operations for which the backends cannot be used here; they use the default.
     """
-    there = backends()
-    usable = {name: tuple(row) for name, row in table.items() if name in ONEDNN and set(row) <= set(there)}
+    usable = {name: tuple(row) for name, row in table.items() if name in ONEDNN and set(row) <= set(backends())}
     _use({**default(), **usable})
     return [name for name in table if name not in usable]
 
@@ -117,7 +116,7 @@ def _measure_and_keep() -> Table:
         return {name: ("eager",) * len(SHAPES) for name in ONEDNN}
     table = measure()
     before = choices.of(CPU)
-    with contextlib.suppress(OSError):  # a home that cannot be written to: the next process measures again
+    with contextlib.suppress(OSError):  # the folder cannot be written to, so the next process measures again
         choices.keep(CPU, before._replace(backends={**before.backends, **as_choices(table)}))
     return table
 
@@ -130,7 +129,7 @@ def as_choices(table: Table) -> dict[str, dict[str, tuple[str, ...]]]:
 def measure(shapes: tuple[tuple[int, int], ...] = SHAPES, rows: int = ROWS) -> Table:
     """The fastest backend of each product, for each shape [out, in] of W.
 
-    One thread computes and its own time counts, so that other programs on the machine hardly change the answer.
+    It measures the CPU time of one thread, which other programs on the machine hardly change.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -156,7 +155,7 @@ def _measure(shapes: tuple[tuple[int, int], ...], rows: int) -> Table:
 
 
 def _times(name: str, operands: tuple[Tensor, ...]) -> dict[str, float]:
-    """The shortest of a few times of each backend, by turns, so that what slows one down slows all."""
+    """The shortest of a few times of each backend. They take turns, so that a disturbance slows all of them."""
     times = dict.fromkeys(backends(), float("inf"))
     for repeat in range(REPEATS + 1):
         for backend in times:

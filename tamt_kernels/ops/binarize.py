@@ -16,7 +16,7 @@ operator = define(
     "binarize(Tensor score, Tensor value, Tensor cut, bool absolute=False) -> Tensor",
     eager=reference.binarize,
     fake=_fake,
-    triton="mask_weights",
+    triton="binarize",
 )
 
 
@@ -25,15 +25,15 @@ def binarize(score: Tensor, value: Tensor, cut: Tensor, *, ranking: checks.Ranki
 
     Args:
         score: any shape, float32, float16 or bfloat16.
-        value: float32, 0-dimensional, on the score's device: ``thresholds.values[i]`` of ``topk_threshold``.
-        cut: int64, 0-dimensional, on the score's device: ``thresholds.cuts[i]``.
-        ranking: that of ``topk_threshold``.
+        value: φ, float32, 0-dim, on the score's device: ``thresholds.values[i]`` of ``topk_threshold``.
+        cut: int64, 0-dim, on the score's device: ``thresholds.cuts[i]``.
+        ranking: as given to ``topk_threshold``.
 
     Returns:
         A contiguous bool tensor of the score's shape.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong dtype, shape or device, or the score more than 2**31
+        TypeError, ValueError: an argument has the wrong dtype, shape or device, or the score has more than 2**31
             entries.
     """
     checks.matrix("binarize", "score", score)

@@ -20,7 +20,7 @@ def _fake_backward(grad_cosine: Tensor, constant: Tensor, trained: Tensor) -> Te
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     constant, trained = inputs
-    # What comes from inference mode cannot be saved, and has no version that would tell of a change.
+    # autograd cannot save tensors from inference mode, as they have no version by which it could detect a change.
     ctx.unsaved = [constant] if constant.is_inference() else []
     ctx.save_for_backward(trained, *([] if ctx.unsaved else [constant]))
 
@@ -45,17 +45,17 @@ differentiate("cosine_backward", refuse_double_backward)
 
 
 def cosine(constant: Tensor, trained: Tensor) -> Tensor:
-    """cos(constant, trained) over their last dimension: what knowledge distillation brings to 1 (eq. 6).
+    """cos(constant, trained) over the last dimension, which knowledge distillation drives to 1 (eq. 6).
 
-    Differentiable in ``trained`` alone. Each of forward and backward reads both tensors once, in their own types.
+    Differentiable in ``trained`` only. The forward and the backward each read both tensors once, in their own dtypes.
 
     Args:
         constant: [..., width]; float32, float16 or bfloat16. It may come from ``torch.inference_mode``, as a
-            teacher's hidden states do; not under ``torch.compile``.
-        trained: of that shape and on that device; float32, float16 or bfloat16.
+            teacher's hidden states do, but not under ``torch.compile``.
+        trained: of the same shape and on the same device; float32, float16 or bfloat16.
 
     Returns:
-        float32 [...]. Either norm is 1e-8 at least, as in ``torch.nn.functional.cosine_similarity``: the cosine with a
+        float32 [...]. Norms are at least 1e-8, as in ``torch.nn.functional.cosine_similarity``, so the cosine with a
         row of zeros is 0.
 
     Raises:
@@ -64,8 +64,10 @@ def cosine(constant: Tensor, trained: Tensor) -> Tensor:
     checks.matrix("cosine", "constant", constant)
     checks.matrix("cosine", "trained", trained)
     if constant.dim() == 0:
-        raise ValueError("cosine: constant has shape () but must have 1 dimension at least, the last one is reduced")
+        raise ValueError(
+            "cosine: constant has shape () but must have at least 1 dimension, the last of which is reduced"
+        )
     checks.shape("cosine", "trained", trained, tuple(constant.shape), "the shape of constant")
     checks.device("cosine", "trained", trained, constant.device, "constant")
-    found: Tensor = _operator(constant, trained)
-    return found
+    cosines: Tensor = _operator(constant, trained)
+    return cosines

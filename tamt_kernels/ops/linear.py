@@ -1,4 +1,4 @@
-"""A dense linear layer by the fastest library for its products."""
+"""A dense linear layer whose products are computed by the fastest library."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ _backward_weight = define(
 
 
 def _backend(name: str, entries: int, *operands: Tensor) -> str:
-    """The backend for a product of these operands and a W of so many entries: torch's own but for float32."""
+    """The backend for a product of these operands with a W of ``entries``: torch's own unless they are float32."""
     if any(operand.dtype != torch.float32 or operand.numel() == 0 for operand in operands):
         return "eager"
     return product_library.chosen()[name][size_class(entries)]
@@ -131,7 +131,7 @@ differentiate("linear_backward_weight", _backward_of_backward_weight, _save_oper
 
 
 def _only_torch(*operands: Tensor) -> bool:
-    """Whether torch's own function is all there is: other devices and types, autocast, and compiled code."""
+    """Whether only torch's own function is available: other devices and dtypes, autocast, and compiled code."""
     if torch.compiler.is_compiling() or any(
         operand.device.type != "cpu" or operand.dtype != torch.float32 for operand in operands
     ):
@@ -142,14 +142,13 @@ def _only_torch(*operands: Tensor) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Y = X Wᵀ + b, as ``torch.nn.functional.linear``, by the library that is fastest on this CPU.
 
-    Only float32 products on a CPU have a choice (``tamt_kernels.backend.product_library``). Others, those
-    under autocast and those in code that torch.compile compiles, are torch's own. Results differ between
-    libraries by rounding only.
+    There is a choice only for float32 products on a CPU (``tamt_kernels.backend.product_library``). Under autocast, and
+    in code that torch.compile compiles, torch's own product runs. Results of two libraries differ only by rounding.
     Differentiable any number of times.
 
     Args:
         x: [..., in].
-        weight: W [out, in], of the type of x.
+        weight: W [out, in], of x's dtype.
         bias: [out] or None.
 
     Returns:
@@ -157,7 +156,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if _only_torch(x, weight) or x.dim() < 2 or x.numel() == 0:
         return F.linear(x, weight, bias)
-    # Rows: the operator would return a view of them otherwise, and what it returns could not be changed in place.
+    # Rows, because otherwise the operator would return a view, which could not be changed in place.
     rows: Tensor = _linear(x.reshape(-1, x.shape[-1]), weight, bias)
     return rows if x.dim() == 2 else rows.view(*x.shape[:-1], weight.shape[0])
 
@@ -167,7 +166,7 @@ def linear_backward_x(grad_output: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         grad_output: dY [..., out].
-        weight: W [out, in], of the type of dY.
+        weight: W [out, in], of dY's dtype.
 
     Returns:
         [..., in].
@@ -183,7 +182,7 @@ def linear_backward_weight(grad_output: Tensor, x: Tensor) -> Tensor:
 
     Args:
         grad_output: dY [..., out].
-        x: X [..., in], of the type of dY.
+        x: X [..., in], of dY's dtype.
 
     Returns:
         [out, in].
@@ -195,12 +194,12 @@ def linear_backward_weight(grad_output: Tensor, x: Tensor) -> Tensor:
 
 
 def overwrite_linear_backward_weight(out: Tensor, grad_output: Tensor, x: Tensor) -> None:
-    """Let ``out`` hold dW = dYᵀ X. oneDNN allocates its results, so ``out`` then takes over the memory of one.
+    """Write dW = dYᵀ X to ``out``. oneDNN allocates its results, so ``out`` takes over the memory of the result.
 
     Args:
-        out: [out, in], contiguous; must not be a view of a memory that others share.
+        out: [out, in], contiguous; must not share its memory with other tensors.
         grad_output: dY [..., out].
-        x: X [..., in], of the type of dY.
+        x: X [..., in], of dY's dtype.
     """
     if _only_torch(grad_output, x):
         torch.mm(grad_output.flatten(0, -2).t(), x.flatten(0, -2), out=out.detach())
@@ -209,15 +208,15 @@ def overwrite_linear_backward_weight(out: Tensor, grad_output: Tensor, x: Tensor
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` by ``linear``."""
+    """``nn.Linear`` that computes by ``linear``."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Y [..., out] of an input [..., in]."""
+        """Y [..., out] for an input [..., in]."""
         return linear(input, self.weight, self.bias)
 
 
 def use_fast_products(model: nn.Module) -> None:
-    """Let every ``nn.Linear`` of a model compute by ``linear``, in place; subclasses of it are left as they are."""
+    """Let every ``nn.Linear`` of a model, but not its subclasses, compute by ``linear``, in place."""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear

@@ -39,7 +39,7 @@ operator = define(
     "bool absolute=False) -> Tensor",
     eager=reference.mask_weight,
     fake=_fake,
-    triton="mask_weights",
+    triton="mask_weight",
 )
 differentiate("mask_weight", _backward, _save)
 
@@ -55,20 +55,19 @@ def mask_weight(
 ) -> Tensor:
     """W ⊙ m with the mask of ``binarize``, cast to ``dtype``, in one pass (section 3.4.1).
 
-    Differentiable in ``score`` alone, straight through: dS = d(W ⊙ m) ⊙ W (eq. 4), in the score's dtype. W is
-    frozen in mask training: it gets no gradient from here, even if it asks for one.
+    Differentiable only in ``score``, straight through: dS = d(W ⊙ m) ⊙ W (eq. 4), in the score's dtype. W is frozen in
+    mask training, so it gets no gradient, even if it requires one.
 
     Args:
         weight: W, any shape; float32, float16 or bfloat16.
         score: S, of the same shape and on the same device; float32, float16 or bfloat16.
-        value: float32, 0-dimensional: ``thresholds.values[i]`` of ``topk_threshold``.
-        cut: int64, 0-dimensional: ``thresholds.cuts[i]``.
-        dtype: of the result; by default the weight's.
-        ranking: that of ``topk_threshold``.
+        value: φ, float32, 0-dim: ``thresholds.values[i]`` of ``topk_threshold``.
+        cut: int64, 0-dim: ``thresholds.cuts[i]``.
+        dtype: dtype of the result; by default the weight's.
+        ranking: as given to ``topk_threshold``.
 
     Returns:
-        A contiguous tensor of the weight's shape. Pruned entries are exactly +0, whatever the weight is
-        there.
+        A contiguous tensor of the weight's shape. Pruned entries are exactly +0, whatever the weight is there.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape or device, or more than 2**31 entries.

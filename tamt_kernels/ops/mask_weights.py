@@ -16,8 +16,8 @@ from tamt_kernels.ops.ste_backward import products_of
 from tamt_kernels.reference import Thresholds, group_offsets, ungrouped
 
 
-def _looped(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """The definition, over the operators of one matrix and so their fastest kernels."""
+def _composed(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The definition with the operators for one matrix, and so with their fastest kernels."""
     return reference.mask_weights(*arguments, mask_weight=_mask_weight, binarize=_binarize, pack_mask=_pack)
 
 
@@ -46,17 +46,17 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad_masked: Tensor, _grad_bits: Tensor) -> tuple[Any, ...]:
     weights = list(ctx.saved_tensors)
-    dtype = ctx.score_dtypes[0] if len(set(ctx.score_dtypes)) == 1 else torch.float32  # to be rounded once
+    dtype = ctx.score_dtypes[0] if len(set(ctx.score_dtypes)) == 1 else torch.float32  # so that they are rounded once
     products = products_of(ungrouped(grad_masked, weights), weights, dtype)
     grad_scores = [product.to(dtype) for product, dtype in zip(products, ctx.score_dtypes, strict=True)]
-    # Torch 2.11 passes no argument that has its default value, and takes no gradient for it; 2.14 takes either.
+    # torch 2.11 leaves out arguments that have their default value, and accepts no gradient for them.
     return ([None] * len(weights), grad_scores, None, None, None, None, None)[: len(ctx.needs_input_grad)]
 
 
 _operator = define(
     "mask_weights(Tensor[] weights, Tensor[] scores, Tensor values, Tensor cuts, ScalarType dtype, bool pack=False, "
     "bool absolute=False) -> (Tensor masked, Tensor bits)",
-    eager=_looped,
+    eager=_composed,
     fake=_fake,
     triton="mask_weights",
     composed_of="mask_weight",
@@ -73,22 +73,22 @@ def mask_weights(
     pack: bool = False,
     ranking: checks.Ranking = "signed",
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """``mask_weight`` of every matrix, on a GPU in one launch, and the packed masks if asked for.
+    """``mask_weight`` for every matrix, on a GPU in one launch; with ``pack`` also the packed masks.
 
-    Differentiable in the scores alone, as ``mask_weight`` is.
+    Differentiable only in the scores, as ``mask_weight`` is.
 
     Args:
         weights: M tensors W of any shape on one device; float32, float16 or bfloat16.
-        scores: M tensors S, each of the shape of its weight.
-        thresholds: float32 [M] and int64 [M], as ``topk_threshold`` gives for these scores.
-        dtype: of the results; by default that of the first weight.
-        pack: whether to return the masks too, as ``pack_mask`` packs them.
-        ranking: that of ``topk_threshold``.
+        scores: M tensors S, each of its weight's shape.
+        thresholds: float32 [M] and int64 [M], from ``topk_threshold`` for these scores.
+        dtype: dtype of the results; by default that of the first weight.
+        pack: whether to return the masks too, packed as by ``pack_mask``.
+        ranking: as given to ``topk_threshold``.
 
     Returns:
-        The masked weights, each of its weight's shape, and the packed masks (uint8 [⌈n / 8⌉]), none without
-        ``pack``. Each of the two lists lies in one flat tensor, and so do the scores' gradients: to keep one matrix is
-        to keep all in memory.
+        The masked weights, each of its weight's shape, and the packed masks (uint8 [⌈n / 8⌉]; an empty list without
+        ``pack``). The tensors of each list are views of one flat tensor, and so are the scores' gradients: a reference
+        to one matrix keeps all of them in memory.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, device or length, or more than 2**31
@@ -107,6 +107,8 @@ def mask_weights(
         return [], []
     masked, bits = _operator(weights, scores, *thresholds, dtype or weights[0].dtype, pack, absolute)
     offsets, _total = group_offsets([weight.numel() for weight in weights])
-    lie = zip(weights, offsets, strict=True)
-    packed = [bits[offset // 8 : offset // 8 + (weight.numel() + 7) // 8] for weight, offset in lie] if pack else []
+    if not pack:
+        return ungrouped(masked, weights), []
+    sizes = [(weight.numel() + 7) // 8 for weight in weights]
+    packed = [bits[offset // 8 : offset // 8 + size] for offset, size in zip(offsets, sizes, strict=True)]
     return ungrouped(masked, weights), packed

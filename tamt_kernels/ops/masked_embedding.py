@@ -1,4 +1,4 @@
-"""An embedding over a masked weight, which touches only the rows that are looked up."""
+"""An embedding over a masked weight that touches only the rows that are looked up."""
 
 from typing import Any
 
@@ -71,24 +71,24 @@ def masked_embedding(
 ) -> Tensor:
     """The rows ``ids`` of W ⊙ m (section 3.4.1).
 
-    Differentiable in ``score`` alone: the gradient is dense, (Σ over a row's look-ups) ⊙ W (eq. 4) in the
-    rows looked up and zero in all others.
+    Differentiable only in ``score``. The gradient is dense: (Σ over a row's look-ups) ⊙ W (eq. 4) in the rows that are
+    looked up and zero in all others.
 
     Args:
-        ids: int64 or int32, any shape, each from 0 to rows - 1.
+        ids: int64 or int32, any shape, from 0 to rows - 1.
         weight: W [rows, columns], frozen; float32, float16 or bfloat16.
         score: S [rows, columns]; float32, float16 or bfloat16.
         value, cut: the threshold, as in ``mask_weight``.
-        padding_idx: a row whose score gets no gradient; the row itself is returned like any other. Negative
-            values count from the last row.
-        ranking: that of ``topk_threshold``.
+        padding_idx: a row whose score gets no gradient; the row itself is returned like any other. Negative values
+            count from the end.
+        ranking: as given to ``topk_threshold``.
 
     Returns:
         [*ids.shape, columns], in the weight's dtype.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape or device, or more than 2**31 entries.
-        IndexError: an id is out of range. On a GPU, whose ids would have to be waited for, its row is NaN
+        IndexError: an id is out of range. On a GPU, where this check would have to wait for the ids, the row is NaN
             instead.
     """
     checks.tensor("masked_embedding", "ids", ids)

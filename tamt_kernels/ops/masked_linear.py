@@ -63,7 +63,7 @@ def _save_backward_x(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_of_backward_x(ctx: Any, grad_grad_x: Tensor) -> tuple[Tensor | None, ...]:
-    """As dX is a product like Y, torch differentiates it where ``mask_weight`` comes first: so here."""
+    """dX is a product like Y, so it can be differentiated again."""
     grad_output, weight, score, value, cut = ctx.saved_tensors
     grad_grad_output = grad_score = None
     if ctx.needs_input_grad[0]:
@@ -117,8 +117,8 @@ def _few_rows(device: str, dtype: str) -> tuple[int, ...]:
     return dispatch.few_rows(torch.device(device), getattr(torch, dtype.removeprefix("torch.")))
 
 
-# torch.compile may take the answer as constant: a machine's GPU and its kernels stay what they are. This is all that
-# torch.compiler.assume_constant_result does, which would import the compiler, and Triton with it.
+# torch.compile may treat the answer as a constant, as a machine's GPU and kernels do not change. This line is all that
+# torch.compiler.assume_constant_result does, but without the import of the compiler and of Triton.
 _few_rows._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -134,24 +134,23 @@ def masked_linear(
 ) -> Tensor:
     """Y = X (W ⊙ m)ᵀ + b (section 3.4.1).
 
-    The gradients are dX = dY (W ⊙ m) and, straight through, dS = (dYᵀ X) ⊙ W (eq. 4). dX may be differentiated
-    again; dS may not, which raises a RuntimeError.
+    The gradients are dX = dY (W ⊙ m) and, straight through, dS = (dYᵀ X) ⊙ W (eq. 4). dX can be differentiated again;
+    to differentiate dS raises a RuntimeError.
 
-    ``mask_weight`` and torch's matrix product: at 1-4 thousand tokens or more, a product that masks W as it
-    goes is slower than one over a W ⊙ m written once. Up to 64 rows, or what ``autotune`` measured, such a product
-    is what runs on a GPU, from sm_80 on.
-    Under autocast W ⊙ m is written in autocast's type, without a second pass.
+    It runs ``mask_weight`` and torch's matrix product. For up to 64 rows, or as many as ``autotune`` measured, a GPU
+    from sm_80 on runs a product that masks W as it is read. For more rows that would be slower. Under autocast W ⊙ m is
+    written in autocast's dtype, without a second pass.
 
     Args:
-        x: [..., in]; float32, float16 or bfloat16, that of the weight unless autocast is on.
+        x: [..., in]; of the weight's dtype unless autocast is on.
         weight: W [out, in], frozen; float32, float16 or bfloat16.
         score: S [out, in]; float32, float16 or bfloat16.
         value, cut: the threshold, as in ``mask_weight``.
         bias: [out] or None; of the weight's dtype unless autocast is on.
-        ranking: that of ``topk_threshold``.
+        ranking: as given to ``topk_threshold``.
 
     Returns:
-        [..., out], of the weight's dtype, under autocast of autocast's.
+        [..., out], of the weight's dtype; under autocast, of autocast's.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape or device, or more than 2**31 entries.
@@ -172,7 +171,7 @@ def masked_linear(
     checks.threshold("masked_linear", value, cut, score.device)
     absolute = checks.absolute("masked_linear", ranking)
     dtype = weight.dtype
-    if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # which meta has not
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # meta tensors have no autocast
         dtype = torch.get_autocast_dtype(x.device.type)
     else:
         checks.dtype("masked_linear", "x", x, (dtype,))

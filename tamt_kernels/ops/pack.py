@@ -1,4 +1,4 @@
-"""Masks at one bit an entry, as they are stored."""
+"""Masks at one bit per entry, as they are stored."""
 
 import math
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ def _fake_unpack(packed: Tensor, shape: list[int]) -> Tensor:
     return torch.empty(shape, dtype=torch.bool, device=packed.device)
 
 
-operator = define("pack_mask(Tensor mask) -> Tensor", eager=reference.pack_mask, fake=_fake_pack, triton="mask_weights")
+operator = define("pack_mask(Tensor mask) -> Tensor", eager=reference.pack_mask, fake=_fake_pack, triton="pack")
 _unpack = define(
     "unpack_mask(Tensor packed, SymInt[] shape) -> Tensor",
     eager=reference.unpack_mask,
     fake=_fake_unpack,
-    triton="mask_weights",
+    triton="pack",
 )
 
 
 def pack_mask(mask: Tensor) -> Tensor:
     """Pack a mask of n entries into ⌈n / 8⌉ bytes.
 
-    Entry i of the flattened mask is bit i % 8, the least significant first, of byte i // 8; the padding bits
-    are 0.
+    Entry i of the flattened mask is bit i % 8 of byte i // 8, counted from the least significant bit. Padding bits are
+    0.
 
     Args:
         mask: bool, any shape.
@@ -52,7 +52,7 @@ def pack_mask(mask: Tensor) -> Tensor:
 
 
 def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """Unpack what ``pack_mask`` packed.
+    """Unpack a mask that ``pack_mask`` packed.
 
     Args:
         packed: uint8 [⌈n / 8⌉], where n is the product of ``shape``.
@@ -62,8 +62,8 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
         A bool tensor of that shape, on the packed tensor's device.
 
     Raises:
-        TypeError: ``packed`` is not a uint8 tensor, or ``shape`` no sequence of ints.
-        ValueError: its length is not that of a packed mask of this shape, or the shape has more than 2**31
+        TypeError: ``packed`` is not a uint8 tensor, or ``shape`` is not a sequence of ints.
+        ValueError: ``packed`` does not have the length of a packed mask of this shape, or the shape has more than 2**31
             entries.
     """
     if not isinstance(shape, Sequence):

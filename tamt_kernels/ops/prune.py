@@ -1,4 +1,4 @@
-"""Zeros where masks prune, in place, of many tensors at once."""
+"""Zero the pruned entries of many tensors in place."""
 
 from collections.abc import Sequence
 
@@ -14,24 +14,25 @@ def _fake(tensors: list[Tensor], packed: list[Tensor]) -> None:
 
 
 _prune = define(
-    "prune_(Tensor(a!)[] tensors, Tensor[] packed) -> ()", eager=reference.prune_, fake=_fake, triton="mask_weights"
+    "prune_(Tensor(a!)[] tensors, Tensor[] packed) -> ()", eager=reference.prune_, fake=_fake, triton="prune"
 )
 
 
 def prune_(tensors: Sequence[Tensor], packed: Sequence[Tensor]) -> None:
-    """Set the pruned entries of tensors to exactly zero, in place, whatever they were: NaN and infinities too.
+    """Set the pruned entries of tensors to exactly zero in place, even if they are NaN or infinite.
 
-    What a fine-tuning needs of its gradients, so that pruned weights stay zero, and IMP of its weights: one pass over
-    the tensors, on a GPU in one launch for each dtype and one for their addresses, and a bit an entry of the masks.
+    Fine-tuning does so with gradients, so that pruned weights stay zero, and IMP with weights. It takes one pass over
+    the tensors, and reads one bit per entry of the masks. On a GPU it takes one launch per dtype and one for addresses.
 
     Args:
         tensors: float32, float16 or bfloat16, of any shape, on one device; no gradient is tracked.
-        packed: uint8, for each tensor the mask of its shape as ``pack_mask`` packs it.
+        packed: uint8, for each tensor a mask of its shape, packed by ``pack_mask``.
 
     Raises:
         TypeError: a tensor has another dtype, or a mask is not uint8.
-        ValueError: ``packed`` has not a mask for each tensor, or one is not of the length of a mask of its tensor's
-            shape; a tensor or a mask is on another device than the first tensor, or has more than 2**31 entries.
+        ValueError: ``packed`` and ``tensors`` differ in length; a mask does not have the length of a packed mask of its
+            tensor's shape; a tensor or a mask is on another device than the first tensor or has more than 2**31
+            entries.
     """
     tensors, packed = list(tensors), list(packed)
     if len(packed) != len(tensors):

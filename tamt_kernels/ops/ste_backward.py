@@ -37,7 +37,7 @@ _into = define(
 )
 
 
-def _by_ste_backward(*arguments: Any) -> Tensor:
+def _composed(*arguments: Any) -> Tensor:
     return reference.ste_backward_all(*arguments, ste_backward=operator)
 
 
@@ -48,7 +48,7 @@ def _fake_all(grads: list[Tensor], weights: list[Tensor], dtype: torch.dtype) ->
 
 _all = define(
     "ste_backward_all(Tensor[] grads, Tensor[] weights, ScalarType dtype) -> Tensor",
-    eager=_by_ste_backward,
+    eager=_composed,
     fake=_fake_all,
     triton="ste_backward",
     composed_of="ste_backward",
@@ -86,23 +86,24 @@ def ste_backward(
     add_to: Tensor | None = None,
     squared_norm: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """dS = d(W ⊙ m) ⊙ W: the gradient of the score, the binarization passed straight through (eq. 4).
+    """dS = d(W ⊙ m) ⊙ W: the gradient of the score, straight through the binarization (eq. 4).
 
-    As W is frozen, the gradients of several backward passes may be summed first and multiplied by W once.
+    As W is frozen, gradients of several backward passes can be summed first and then multiplied by W once.
 
     Args:
         grad_masked_weight: the gradient of the masked weight; float32, float16 or bfloat16.
         weight: W, of the same shape and on the same device; float32, float16 or bfloat16.
-        dtype: of the result; by default that of ``add_to``, or the type to which torch promotes the two.
-        add_to: a gradient of the same shape to which the product is added in place, as ``score.grad``.
-        squared_norm: whether to return Σ dS² too, found in the same pass: the square root of its sum over all
-            matrices is the norm that ``torch.nn.utils.clip_grad_norm_`` clips at.
+        dtype: dtype of the result; by default that of ``add_to``, or the dtype to which torch promotes the two.
+        add_to: a gradient of the same shape, such as ``score.grad``, to which the product is added in place.
+        squared_norm: whether to return Σ dS² too, from the same pass. The square root of its sum over all matrices is
+            the norm that ``torch.nn.utils.clip_grad_norm_`` clips.
 
     Returns:
-        The product, contiguous, taken in float32 and rounded once to ``dtype``, or ``add_to``, added to in float32
-        and rounded once. It cannot be differentiated again. With ``squared_norm`` a pair of it and a float32 number,
-        0-dimensional, the sum of the squares of its entries as they are rounded, in float64 and in an order that
-        does not depend on the threads.
+        The product, contiguous, computed in float32 and rounded once to ``dtype``; or ``add_to``, with the product
+        added in float32 and rounded once. It cannot be differentiated again. With ``squared_norm`` a pair of this and
+        the sum of the squares of its rounded entries: float32, 0-dim, summed in float64 in an order that does not
+            depend on the
+        number of threads.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape or device, or more than 2**31 entries.
@@ -131,16 +132,16 @@ def ste_backward(
 def ste_backward_all(
     grads: Sequence[Tensor], weights: Sequence[Tensor], dtype: torch.dtype | None = None
 ) -> list[Tensor]:
-    """``ste_backward`` of every matrix, on a GPU in one launch and one for addresses: dS = d(W ⊙ m) ⊙ W (eq. 4).
+    """``ste_backward`` for every matrix, dS = d(W ⊙ m) ⊙ W (eq. 4). On a GPU it takes two launches, one for addresses.
 
     Args:
         grads: M gradients of masked weights, of any shape on one device; float32, float16 or bfloat16.
-        weights: M tensors W, each of the shape of its gradient; float32, float16 or bfloat16.
-        dtype: of the results; by default the type to which torch promotes the first gradient and its weight.
+        weights: M tensors W, each of its gradient's shape; float32, float16 or bfloat16.
+        dtype: dtype of the results; by default that to which torch promotes the first gradient and its weight.
 
     Returns:
         The products, each of its weight's shape and rounded once to ``dtype``. They cannot be differentiated again.
-        They lie in one flat tensor: to keep one is to keep all in memory.
+        They are views of one flat tensor: a reference to one keeps all of them in memory.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, device or length, or more than 2**31 entries.
@@ -164,5 +165,5 @@ def ste_backward_all(
 
 
 def products_of(grads: list[Tensor], weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """``ste_backward_all`` of tensors that are known to fit."""
+    """``ste_backward_all`` without checks."""
     return ungrouped(_all(grads, weights, dtype), weights)

@@ -34,17 +34,17 @@ _operator = define(
 )
 
 
-def _checked_before(
+def _composed(
     scores: list[Tensor], keep: list[int], last: Tensor | None = None, absolute: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition, over ``topk_threshold`` and so its fastest kernel."""
+    """The definition with the operator ``topk_threshold``, and so with its fastest kernel."""
     return reference.topk_threshold_unchecked(scores, keep, last, absolute, topk_threshold=_operator)
 
 
 unchecked = define(
     "topk_threshold_unchecked(Tensor[] scores, int[] keep, Tensor? last=None, bool absolute=False) -> "
     "(Tensor values, Tensor cuts, Tensor has_nan)",
-    eager=_checked_before,
+    eager=_composed,
     fake=_fake_unchecked,
     triton="threshold",
     composed_of="topk_threshold",
@@ -61,29 +61,29 @@ def topk_threshold(
 ) -> Thresholds:
     """The thresholds that keep exactly ``keep[i]`` entries of each ``scores[i]`` (section 3.4.1, eq. 3).
 
-    Per matrix, φ is the keep-th largest score. Entries above φ are kept, and of those equal to φ the first by
-    flat (row-major) index, as many as are still missing: those whose index is below the cut.
+    φ is the ``keep``-th largest score of a matrix. Entries above φ are kept. Of those equal to φ, the first ones by
+    flat (row-major) index are kept, up to ``keep`` in all: those whose index is below the cut.
 
     Args:
         scores: M tensors of any shape, float32, float16 or bfloat16, on one device. Infinities rank as such;
             -0 and +0 are equal.
-        keep: M numbers, each from 0 to the entries of its score.
-        ranking: "signed" ranks by the score itself, as eq. 3 and the authors' code do; "abs" by its absolute
-            value, as the paper's text says.
-        last: thresholds of the same matrices that may be near, as those of one optimizer step before. They
-            never change the result; they make it come sooner, where they are near.
-        check_nan: whether to wait for a GPU to say that no score is NaN, all that is ever waited for. Without,
-            a score with NaN entries gets value NaN and cut 0, a mask of zeros; a CPU raises all the same, and with
-            ``last`` breaks the graph of ``torch.compile`` to do so.
+        keep: M ints, each from 0 to the number of entries of its score.
+        ranking: "signed" ranks by the score itself, as eq. 3 and the authors' code do; "abs" by its absolute value, as
+            the paper's text says.
+        last: thresholds of the same matrices that may be near, such as those of the previous optimizer step. They never
+            change the result, but make the search faster if they are near.
+        check_nan: whether to wait for a GPU to know that no score is NaN; nothing else is waited for. Without it, a
+            score with NaN entries gets value NaN and cut 0, a mask of zeros. On a CPU NaN is an error in any case; with
+            ``last`` this check breaks the graph of ``torch.compile``.
 
     Returns:
-        ``Thresholds(values, cuts)``, float32 [M] and int64 [M], on the scores' device. A keep of 0 gives
-        value +inf and cut 0; a value of zero is always +0.
+        ``Thresholds(values, cuts)``, float32 [M] and int64 [M], on the scores' device. A ``keep`` of 0 gives value +inf
+        and cut 0. A value of zero is always +0.
 
     Raises:
-        ValueError: a score has NaN entries or more than 2**31, the devices differ, the lists differ in
-            length, or a keep is out of range.
-        TypeError: a score is not a floating-point tensor, or a keep is not an int.
+        ValueError: a score has NaN entries or more than 2**31 entries, the devices differ, the lists differ in length,
+            or a ``keep`` is out of range.
+        TypeError: a score is not a floating-point tensor, or a ``keep`` is not an int.
     """
     scores, keep = list(scores), list(keep)
     if len(keep) != len(scores):
@@ -104,7 +104,7 @@ def topk_threshold(
         return Thresholds(values, cuts)
     values, cuts, has_nan = unchecked(detached, keep, last.values if last is not None else None, absolute)
     if check_nan and not has_nan.is_meta:
-        for i, each in enumerate(has_nan.tolist()):
-            if each:
+        for i, is_nan in enumerate(has_nan.tolist()):
+            if is_nan:
                 raise ValueError(f"topk_threshold: scores[{i}] has NaN entries; a score must be a number or infinite")
     return Thresholds(values, cuts)

@@ -1,6 +1,6 @@
-"""The Triton kernels of the operations: a file for each group of operations, each kernel beside its launcher.
+"""The Triton kernels, each beside its launcher, in files with the names of ``tamt_kernels.ops``.
 
-Imported when an operator first runs on a device that Triton serves, so that ``import tamt_kernels`` neither
-needs Triton nor waits for it. Launchers have the signatures of the definitions in ``tamt_kernels.reference``
-and, like those, check nothing.
+They are imported when an operator first runs on a device that Triton serves, so that ``import tamt_kernels`` neither
+needs Triton nor waits for it. A launcher has the signature of its definition in ``tamt_kernels.reference`` and, like
+that, checks nothing.
 """

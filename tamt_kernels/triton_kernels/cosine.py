@@ -1,6 +1,6 @@
-"""The cosine between the rows of two tensors, and its gradient: each one pass over both, in their own types."""
+"""The cosine between the rows of two tensors, and its gradient, each in one pass over both in their own dtypes."""
 # mypy: allow-untyped-defs, allow-incomplete-defs
-# A kernel's arguments are of Triton's own language, which no annotation tells.
+# A kernel's arguments have types of Triton's own language, which annotations cannot express.
 
 import torch
 import triton
@@ -10,14 +10,14 @@ from torch import Tensor
 from tamt_kernels.reference import SMALLEST_NORM
 from tamt_kernels.triton_kernels.common import launch, rounded, widen
 
-# Columns at once: a row of BERT-base's 768 is read by one program, whose gradient finds it in the cache again.
+# Columns per block: one program reads a row of BERT-base's 768, and its gradient finds the row in the cache.
 LARGEST_BLOCK = 1024
 WARPS = 4
 
 
 @triton.jit
 def _sums(constant, trained, columns, BLOCK: tl.constexpr):
-    """Of two rows: the sums of their product, and of the squares of each."""
+    """The sum of the products of two rows, and the sums of the squares of each."""
     lane = tl.arange(0, BLOCK)
     product = tl.zeros((BLOCK,), tl.float32)
     squares, trained_squares = product, product
@@ -34,7 +34,7 @@ def _sums(constant, trained, columns, BLOCK: tl.constexpr):
 @triton.jit
 def _norm(squares, SMALLEST: tl.constexpr):
     norm = tl.sqrt_rn(squares)
-    return tl.where(norm < SMALLEST, SMALLEST, norm)  # NaN stays, which a maximum would drop
+    return tl.where(norm < SMALLEST, SMALLEST, norm)  # unlike a maximum, this keeps NaN
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def cosine_kernel(constant, trained, cosine, columns, SMALLEST: tl.constexpr, BL
 def cosine_gradient_kernel(
     grad_cosine, constant, trained, grad, columns, SMALLEST: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """g (c / (|c| |t|) - cos t / |t|²), without the second term where |t| is as small as may be."""
+    """g (c / (|c| |t|) - cos t / |t|²), without the second term if |t| is replaced by SMALLEST."""
     row = tl.program_id(0).to(tl.int64)
     constant, trained, grad = constant + row * columns, trained + row * columns, grad + row * columns
     product, squares, trained_squares = _sums(constant, trained, columns, BLOCK)
@@ -63,18 +63,24 @@ def cosine_gradient_kernel(
         tl.store(grad + start + lane, rounded(towards * c - along * t, grad.dtype.element_ty), mask=inside)
 
 
-def _how(columns: int) -> dict[str, float]:
+def _options(columns: int) -> dict[str, float]:
     block = min(LARGEST_BLOCK, triton.next_power_of_2(max(columns, 1)))
     return {"SMALLEST": SMALLEST_NORM, "BLOCK": block, "num_warps": WARPS}
 
 
 def cosine(constant: Tensor, trained: Tensor) -> Tensor:
-    found = torch.empty(trained.shape[:-1], dtype=torch.float32, device=trained.device)
+    cosines = torch.empty(trained.shape[:-1], dtype=torch.float32, device=trained.device)
     columns = trained.shape[-1]
     launch(
-        cosine_kernel, (found.numel(),), constant.contiguous(), trained.contiguous(), found, columns, **_how(columns)
+        cosine_kernel,
+        (cosines.numel(),),
+        constant.contiguous(),
+        trained.contiguous(),
+        cosines,
+        columns,
+        **_options(columns),
     )
-    return found
+    return cosines
 
 
 def cosine_backward(grad_cosine: Tensor, constant: Tensor, trained: Tensor) -> Tensor:
@@ -82,6 +88,6 @@ def cosine_backward(grad_cosine: Tensor, constant: Tensor, trained: Tensor) -> T
     columns = trained.shape[-1]
     launch(
         cosine_gradient_kernel, (grad_cosine.numel(),), grad_cosine.contiguous(), constant.contiguous(),
-        trained.contiguous(), grad, columns, **_how(columns),
+        trained.contiguous(), grad, columns, **_options(columns),
     )  # fmt: skip
     return grad

@@ -1,18 +1,16 @@
 """The step of ``MaskAdamW``: one launch updates every score and counts it for the thresholds while it is in registers.
 
-A step of many matrices is as many launches as one of few. Per entry the update reads d(W ⊙ m), W, S and both
-moments and writes the last three, 32 bytes in float32. Whether a step is taken at all is asked on the device.
+The number of launches does not depend on the number of matrices. Per entry the update reads d(W ⊙ m), W, S and both
+moments and writes the last three: 32 bytes in float32. The device decides whether the step is taken.
 
-W ⊙ m is written in the same pass, 2 bytes more to 16 bits, by the last threshold: those entries on whose side of it the
-new one may lie are the candidates of the search, and masked again once it is known. To read W and S for all of them
-would be 8 bytes more.
+The same pass writes W ⊙ m by the last threshold, 2 more bytes in 16 bits. Entries that may lie on the other side of the
+new threshold are the candidates of the search, and are masked again when it is known. To read W and S again for all
+entries would take 8 more bytes.
 
-A step of BERT-base's 73 matrices takes 1.18 ms on an H200, a copy of the bytes that it must move 0.97 (commit 2ea63e7):
-0.17 for the norm, 0.91 for the update, bound by memory at 32 warps of 64 registers on a processor, 0.04 to find the
-thresholds and 0.05 to mask the weights again whose side they may have changed.
+On an H200 a step of BERT-base's 73 matrices takes 1.18 ms, and a copy of the bytes that it must move 0.97 ms.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
-# A kernel's arguments are of Triton's own language, which no annotation tells.
+# A kernel's arguments have types of Triton's own language, which annotations cannot express.
 
 import triton
 import triton.language as tl
@@ -24,17 +22,19 @@ from tamt_kernels.triton_kernels.common import (
     Table,
     addresses,
     aligned,
-    alike,
-    goes,
+    is_finite,
     keeps,
     launch,
     pointer_at,
     read,
     rounded,
+    same_type,
     table,
     widen,
 )
-from tamt_kernels.triton_kernels.threshold import (
+from tamt_kernels.triton_kernels.threshold import ThresholdSearch
+from tamt_kernels.triton_kernels.threshold_digits import search_range
+from tamt_kernels.triton_kernels.threshold_keys import (
     ADDRESS,
     AT_FIRST,
     COLUMNS,
@@ -44,27 +44,21 @@ from tamt_kernels.triton_kernels.threshold import (
     FIRST_TILE,
     IS_NAN,
     KEEP,
-    LANES,
     SHARES,
     SIZE,
     STATE,
-    Search,
-    begin_count,
-    collect,
-    end_count,
     key_score,
-    outside,
-    searched,
 )
+from tamt_kernels.triton_kernels.threshold_window import LANES, begin_count, collect, end_count, split_part
 
 WARPS = 8
-# Entries of a warp at once, four a thread of each of five tensors: 64 registers, so that an H100 runs 32 warps on a
-# processor. Of eight it would run 16.
+# Entries that a warp handles at once: four per thread of each of five tensors take 64 registers, so that a processor of
+# an H100 runs 32 warps. With eight it would run 16.
 PART = 128
 
-# Columns of the table of the other operands; an offset from the first masked weight, or none.
+# Columns of the table of the other operands. The offset is that from the first masked weight, or NOT_WRITTEN.
 WEIGHT, MEAN, SQUARE, OFFSET, OPERANDS = (tl.constexpr(i) for i in range(5))
-NOT_MADE = tl.constexpr(-(1 << 62))
+NOT_WRITTEN = tl.constexpr(-(1 << 62))
 
 
 @triton.jit
@@ -77,14 +71,14 @@ def _write(pointer, value, inside, WHOLE: tl.constexpr):
 
 @triton.jit
 def _update(
-    grad, weight, score, mean, square, inside, factor, step_size, root, left, new_mean, old_square, new_square, eps,
+    grad, weight, score, mean, square, inside, factor, step_size, root, decay, new_mean, old_square, new_square, eps,
     WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """AdamW in the order, and with the roundings, of the definition; returns the weight and the new score.
+    """AdamW in the order, and with the roundings, of the definition. Returns the weight and the new score.
 
-    The square root is rounded right, which torch's on a CPU, MKL's, is not for seven entries in a thousand.
+    The square root is correctly rounded; MKL's, which torch uses on a CPU, is wrong for seven entries in a thousand.
     """
-    # All is read before anything is written: a compiler does not see that no address is another's.
+    # Everything is read before anything is written, because the compiler does not know that the tensors do not overlap.
     g, w, s = read(grad, inside, WHOLE), read(weight, inside, WHOLE), read(score, inside, WHOLE)
     m, v = read(mean, inside, WHOLE), read(square, inside, WHOLE)
     gradient = g * w * factor
@@ -94,7 +88,7 @@ def _update(
     v = tl.fma(new_square * gradient, gradient, old_square * v)
     _write(mean, m, inside, WHOLE)
     _write(square, v, inside, WHOLE)
-    s = s * left + tl.div_rn(-step_size * m, tl.div_rn(tl.sqrt_rn(v), root) + eps)
+    s = s * decay + tl.div_rn(-step_size * m, tl.div_rn(tl.sqrt_rn(v), root) + eps)
     _write(score, s, inside, WHOLE)
     return w, s
 
@@ -106,17 +100,17 @@ def adamw_kernel(
     G_TYPE: tl.constexpr, W_TYPE: tl.constexpr, RENEW: tl.constexpr,
     ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """Update the scores of a tile and, to renew the masks, take its share in the count of the window.
+    """Update the scores of a tile; to renew the masks, also count them for the window.
 
-    Weights are masked by the last threshold, with all ties kept, for ``remask_kernel`` to mend.
+    Weights are masked by the last threshold with all ties kept. ``remask_kernel`` corrects those that are wrong.
     """
     tile = tl.program_id(0)
     matrix = tl.load(tile_matrix + tile)
     row, search = rows + matrix * COLUMNS, state + matrix * STATE
-    size = tl.where(goes(rates), tl.load(row + SIZE), 0)
+    size = tl.where(is_finite(rates), tl.load(row + SIZE), 0)
     begin = (tile - tl.load(row + FIRST_TILE)) * TILE
     end = tl.minimum(begin + TILE, size)
-    factor, step_size, root, left = tl.load(rates), tl.load(rates + 1), tl.load(rates + 2), tl.load(rates + 3)
+    factor, step_size, root, decay = tl.load(rates), tl.load(rates + 1), tl.load(rates + 2), tl.load(rates + 3)
     grad = pointer_at(gradients + matrix, G_TYPE, ALIGNED)
     operand = operands + matrix * OPERANDS
     weight = pointer_at(operand + WEIGHT, W_TYPE, ALIGNED)
@@ -134,27 +128,29 @@ def adamw_kernel(
         if start + PART <= end:
             w, new = _update(
                 grad + entry, weight + entry, score + entry, mean + entry, square + entry, inside,
-                factor, step_size, root, left, new_mean, old_square, new_square, eps, True,
+                factor, step_size, root, decay, new_mean, old_square, new_square, eps, True,
             )  # fmt: skip
         else:
             w, new = _update(
                 grad + entry, weight + entry, score + entry, mean + entry, square + entry, inside,
-                factor, step_size, root, left, new_mean, old_square, new_square, eps, False,
+                factor, step_size, root, decay, new_mean, old_square, new_square, eps, False,
             )  # fmt: skip
         if RENEW:
-            # Some scores are read again, and masked weights may lie where gradients do.
+            # Some scores are read again below, and masked weights may lie where gradients do.
             tl.debug_barrier()
-            if masked is not None and offset != NOT_MADE:
+            if masked is not None and offset != NOT_WRITTEN:
                 kept = (tl.abs(new) if ABSOLUTE else new) >= first
                 result = rounded(tl.where(kept, w, 0.0), masked.dtype.element_ty)
                 if start + PART <= end:
                     tl.store(masked + offset + entry, result)
                 else:
                     tl.store(masked + offset + entry, result, mask=inside)
-            part_above, found = outside(new, start, end, low, high, ABSOLUTE, PART, False)
+            part_above, inside_window = split_part(new, start, end, low, high, ABSOLUTE, PART, False)
             above += part_above
-            if tl.max(found) > 0:
-                part_nan, part_ties = collect(found, start, score, search, first, second, keys, indices, room, ABSOLUTE)
+            if tl.max(inside_window) > 0:
+                part_nan, part_ties = collect(
+                    inside_window, start, score, search, first, second, keys, indices, room, ABSOLUTE
+                )  # fmt: skip
                 is_nan += part_nan
                 ties += part_ties
     if RENEW:
@@ -172,11 +168,11 @@ def remask_kernel(
     share_matrix, rows, state, keys, indices, window_ties, operands, values, cuts, masked, rates,
     W_TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, ALIGNED: tl.constexpr, OVERWRITTEN: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Mask those weights again of which the step could not know whether the new threshold keeps them.
+    """Mask again the weights for which the step could not know whether the new threshold keeps them.
 
-    These are the candidates of the search, and the tiles with ties of the last threshold unless all are kept; or all
-    weights of a matrix whose window did not serve, or of which nothing is kept. Where gradients lay in place of masked
-    weights, they are made anew even if no step is taken: then no window serves, as nothing was counted.
+    These are the candidates of the search, and tiles with ties of the last threshold unless all ties are kept. If a
+    window did not serve, or nothing is kept, they are all weights of the matrix. Masked weights that gradients have
+    overwritten are written even if no step is taken; then no window serves, as nothing was counted.
     """
     matrix = tl.load(share_matrix + tl.program_id(0))
     row, search, operand = rows + matrix * COLUMNS, state + matrix * STATE, operands + matrix * OPERANDS
@@ -184,8 +180,8 @@ def remask_kernel(
     offset, value, cut = tl.load(operand + OFFSET), tl.load(values + matrix), tl.load(cuts + matrix)
     weight, score = pointer_at(operand + WEIGHT, W_TYPE, ALIGNED), pointer_at(row + ADDRESS, tl.float32, ALIGNED)
     masked += offset
-    served, count = searched(row, search)
-    size = tl.where((offset != NOT_MADE) & (goes(rates) | OVERWRITTEN), tl.load(row + SIZE), 0)
+    served, count = search_range(row, search)
+    size = tl.where((offset != NOT_WRITTEN) & (is_finite(rates) | OVERWRITTEN), tl.load(row + SIZE), 0)
     all_again = (served == 0) | (tl.load(search + IS_NAN) != 0) | (tl.load(row + KEEP) == 0)
     tied = (tl.load(search + AT_FIRST) > 0) & (value >= key_score(tl.load(search + FIRST).to(tl.int32)))
     lane = tl.arange(0, TILE)
@@ -220,50 +216,57 @@ def mask_adamw(
     eps: float,
     renew: bool = True,
     absolute: bool = False,
-    places: list[Tensor] | None = None,
+    grad_rows: list[Tensor] | None = None,
 ) -> None:
-    for name, some in (("scores", scores), ("means", means), ("squares", squares), ("masked", masked)):
-        for i, each in enumerate(some):
-            if not each.is_contiguous():
-                raise ValueError(f"mask_adamw: {name}[{i}] has strides {each.stride()} but must be contiguous")
-    if places is not None:
-        grads = [whole_gradient(*each) for each in zip(grads, weights, places, strict=True)]
+    for name, tensors in (("scores", scores), ("means", means), ("squares", squares), ("masked", masked)):
+        for i, tensor in enumerate(tensors):
+            if not tensor.is_contiguous():
+                raise ValueError(f"mask_adamw: {name}[{i}] has strides {tensor.stride()} but must be contiguous")
+    if grad_rows is not None:
+        grads = [whole_gradient(*parts) for parts in zip(grads, weights, grad_rows, strict=True)]
     pairs = zip(grads, masked, strict=True)
-    overwritten = any(grad.numel() > 0 and grad.data_ptr() == each.data_ptr() for grad, each in pairs)
-    grads, weights = alike(grads), alike(weights)
-    search = Search(scores, keep, absolute)
+    overwritten = any(grad.numel() > 0 and grad.data_ptr() == target.data_ptr() for grad, target in pairs)
+    grads, weights = same_type(grads), same_type(weights)
+    search = ThresholdSearch(scores, keep, absolute)
     if renew:
         search.open(values)
 
-    made = [each for each in masked if renew and each.numel() > 0]
-    base, width = (made[0].data_ptr(), made[0].element_size()) if made else (0, 1)
-    offsets = [(each.data_ptr() - base) // width if each.numel() > 0 else NOT_MADE.value for each in masked]
+    written = [target for target in masked if renew and target.numel() > 0]
+    base, width = (written[0].data_ptr(), written[0].element_size()) if written else (0, 1)
+    offsets = [(target.data_ptr() - base) // width if target.numel() > 0 else NOT_WRITTEN.value for target in masked]
 
-    def make() -> Table:
-        lists = zip(weights, means, squares, strict=True)
-        rows = [(*(each.data_ptr() for each in three), at) for three, at in zip(lists, offsets, strict=True)]
-        return Table(rows, [0] * len(weights), values.device)
-
-    written = (*means, *squares)
-    key = ("mask_adamw", values.device, *(each.data_ptr() for each in (*weights, *written)), *offsets)
-    operands, first_made = table(key, make).rows, made[0] if made else None
-    how = {
+    operands, first_written = _operands(weights, means, squares, offsets), written[0] if written else None
+    moments = (*means, *squares)
+    options = {
         "W_TYPE": TYPES[weights[0].dtype],
         "ABSOLUTE": absolute,
-        "ALIGNED": aligned((*grads, *weights, *scores, *written)) and all(offset % 16 == 0 for offset in offsets),
-        "TILE": search.how["TILE"],
+        "ALIGNED": aligned((*grads, *weights, *scores, *moments)) and all(offset % 16 == 0 for offset in offsets),
+        "TILE": search.options["TILE"],
     }
     launch(
-        adamw_kernel, search.tiles, *search.counted, operands, addresses(grads), first_made, rates,
+        adamw_kernel, search.tiles, *search.count_arguments, operands, addresses(grads), first_written, rates,
         1 - beta1, beta2, 1 - beta2, eps,
-        G_TYPE=TYPES[grads[0].dtype], RENEW=renew, **how, PART=PART, num_warps=1,
+        G_TYPE=TYPES[grads[0].dtype], RENEW=renew, **options, PART=PART, num_warps=1,
     )  # fmt: skip
     if not renew:
         return
     search.finish(values, cuts, None, rates)
-    if made:
+    if written:
         launch(
             remask_kernel, search.shares, search.share_matrix, search.rows, search.state, search.keys, search.indices,
-            search.window_ties, operands, values, cuts, first_made, rates,
-            OVERWRITTEN=overwritten, **how, num_warps=WARPS,
+            search.window_ties, operands, values, cuts, first_written, rates,
+            OVERWRITTEN=overwritten, **options, num_warps=WARPS,
         )  # fmt: skip
+
+
+def _operands(weights: list[Tensor], means: list[Tensor], squares: list[Tensor], offsets: list[int]) -> Tensor:
+    """The table of the operands besides scores and gradients, with the columns above."""
+    device = weights[0].device
+
+    def make() -> Table:
+        operands = zip(weights, means, squares, offsets, strict=True)
+        rows = [(*(tensor.data_ptr() for tensor in tensors), offset) for *tensors, offset in operands]
+        return Table(rows, [0] * len(weights), device)
+
+    key = ("mask_adamw", device, *(tensor.data_ptr() for tensor in (*weights, *means, *squares)), *offsets)
+    return table(key, make).rows

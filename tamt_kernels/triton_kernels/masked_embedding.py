@@ -1,6 +1,6 @@
-"""An embedding over a masked weight: the rows looked up are masked on the way, no other is touched."""
+"""An embedding over a masked weight: rows are masked as they are looked up, and no other row is touched."""
 # mypy: allow-untyped-defs, allow-incomplete-defs
-# A kernel's arguments are of Triton's own language, which no annotation tells.
+# A kernel's arguments have types of Triton's own language, which annotations cannot express.
 
 import torch
 import triton
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tamt_kernels.triton_kernels.common import keeps, launch, rounded, tiles_of, widen
 
-# Look-ups and columns that a program handles: a warp reads 256 columns of a row, 16 bytes a load, and BERT-base's 768
-# are three such blocks with no lane idle. All 1,536 programs of 2,048 look-ups run at once on 132 processors.
+# Look-ups and columns per program: a warp reads 256 columns of a row by loads of 16 bytes, and BERT-base's 768 columns
+# are three such blocks with no idle lane. The 1,536 programs of 2,048 look-ups all run at once on an H100's 132
+# processors.
 LOOKUPS, LARGEST_BLOCK = 4, 256
 LARGEST_GRADIENT_BLOCK = 1024
 
@@ -20,7 +21,7 @@ def lookup_kernel(
     ids, weight, score, value_pointer, cut_pointer, output, lookups, rows, columns,
     ABSOLUTE: tl.constexpr, LOOKUPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A block of columns of some look-ups. An id out of range reads nothing and gives NaN."""
+    """A block of columns of a few look-ups. For an id out of range nothing is read, and the row is NaN."""
     lookup = tl.program_id(0).to(tl.int64) * LOOKUPS + tl.arange(0, LOOKUPS)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_lookup, is_column = (lookup < lookups)[:, None], (column < columns)[None, :]
@@ -28,7 +29,7 @@ def lookup_kernel(
     known = ((row >= 0) & (row < rows))[:, None]
     first = row * columns
     entry = first[:, None] + column[None, :]
-    # W is not asked for only where it is kept: that would wait for S, and save no sector of 16 entries.
+    # All entries of W are read, not only those that are kept: that would wait for S, and save no sector of 16 entries.
     s = tl.load(score + entry, mask=known & is_column, other=0.0)
     w = tl.load(weight + entry, mask=known & is_column, other=0.0)
     row_cut = tl.minimum(tl.maximum(tl.load(cut_pointer) - first, 0), columns).to(tl.int32)
@@ -42,10 +43,10 @@ def lookup_kernel(
 def gradient_kernel(
     sorted_ids, order, ends, grad_output, weight, grad_score, rows, columns, padding, BLOCK: tl.constexpr
 ):
-    """A block of columns of one row looked up: the sum over its look-ups, times W.
+    """A block of columns of one row: the sum over its look-ups, times W.
 
-    The look-ups are sorted by row; the program of the first one of a row sums them in their order, so the
-    result is the same each time, and the programs of the others have nothing to do.
+    The look-ups are sorted by row. The program of a row's first look-up sums all of them in order, so the result is the
+    same each time; the programs of the others do nothing.
     """
     position = tl.program_id(0)
     row = tl.load(sorted_ids + position).to(tl.int64)

@@ -1,11 +1,12 @@
-"""The product with a masked weight that is masked on the way, for a few rows: no W ⊙ m is ever written.
+"""The product of a few rows with a weight that is masked as it is read: no W ⊙ m is written.
 
-With few rows a product waits for W, not for its multiplications: reading W and S once beats writing W ⊙ m and reading
-it again, on an H200 for 768 → 3,072 and a row by 10.5 µs to 14.9, and for 64 rows by 12.1 to 15.3. Beyond, cuBLAS over
-a W ⊙ m written once per step is faster.
+With few rows a product waits for W, not for its multiplications, so reading W and S once beats writing W ⊙ m and
+reading it again: on an H200, for 768 → 3,072, one row takes 10.5 µs instead of 14.9, and 64 rows 12.1 µs instead of
+    15.3. For more
+rows cuBLAS with a W ⊙ m that is written once per step is faster.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
-# A kernel's arguments are of Triton's own language, which no annotation tells.
+# A kernel's arguments have types of Triton's own language, which annotations cannot express.
 
 import math
 
@@ -17,8 +18,8 @@ from torch import Tensor
 from tamt_kernels.backend.dispatch import interpreted
 from tamt_kernels.triton_kernels.common import TYPES, keeps, launch, rounded, tiles_of, widen
 
-# Tiles of the output that are programs enough to keep a large GPU's memory busy: each has some 36 KB of S and W in
-# flight, and an H100 needs 2 MB in all. With fewer the sum is split, into this many programs.
+# With this many tiles of the output, one program each keeps the memory of a large GPU busy: a program has about 36 KB
+# of S and W in flight, and an H100 needs 2 MB in all. With fewer tiles the sum is split into PROGRAMS programs.
 ENOUGH_TILES, PROGRAMS = 96, 192
 WARPS, STAGES = 4, 4
 BLOCK_PARTS, PARTS_AT_ONCE = 128, 8
@@ -28,8 +29,8 @@ WARPS_GRADIENT, STAGES_GRADIENT = 8, 2
 
 @triton.jit
 def _product(a, b, total, UPCAST: tl.constexpr):
-    """total + a b, in float32; float32 operands are not rounded to TF32, as torch does not by default."""
-    if UPCAST:  # the interpreter multiplies no bfloat16
+    """total + a b, in float32. As by default in torch, float32 operands are not rounded to TF32."""
+    if UPCAST:  # the interpreter cannot multiply bfloat16
         a, b = widen(a), widen(b)
     return tl.dot(a, b, total, input_precision="ieee")
 
@@ -41,7 +42,7 @@ def product_kernel(
     TYPE: tl.constexpr, ABSOLUTE: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_SUM: tl.constexpr,
 ):  # fmt: skip
-    """output[r, o] = Σₛ x[r, s] (W ⊙ m)[s, o] over one piece of the sum; the strides say which way W and S lie."""
+    """output[r, o] = Σₛ x[r, s] (W ⊙ m)[s, o] over one piece of the sum, for any strides of W and S."""
     row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     first_out = tl.program_id(0) * BLOCK_OUT
     out_lane, term_lane = tl.arange(0, BLOCK_OUT), tl.arange(0, BLOCK_SUM)
@@ -49,12 +50,12 @@ def product_kernel(
     part = tl.program_id(2)
     first = part * piece
     value, cut = tl.load(value_pointer), tl.load(cut_pointer)
-    cut -= first_out.to(tl.int64) * i_out + first.to(tl.int64) * i_sum  # of the tile, as the index below
+    cut -= first_out.to(tl.int64) * i_out + first.to(tl.int64) * i_sum  # relative to the tile, as the index below
     wide_row, wide_out = row.to(tl.int64)[:, None], out.to(tl.int64)[None, :]
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), tl.float32)
     for begin in range(first, tl.minimum(first + piece, length), BLOCK_SUM):
-        # A piece is of whole tiles, so that only the ends need conditions. The compiler sees of ends that are multiples
-        # of 16 that all entries of a 16-byte load meet them alike.
+        # A piece consists of whole tiles, so that only the ends need conditions. If an end is a multiple of 16, the
+        # compiler knows that the entries of a 16-byte load are all inside or all outside.
         term = begin + term_lane
         wide_term = term.to(tl.int64)
         inside = (term[:, None] < length) & (out[None, :] < outputs)
@@ -63,8 +64,8 @@ def product_kernel(
         w = tl.load(weight + entry, mask=inside, other=0.0)
         is_x = (row[:, None] < rows) & (term[None, :] < length)
         a = tl.load(x + wide_row * x_row + wide_term[None, :] * x_column, mask=is_x, other=0.0)
-        # Of the index within the tile, in 32 bits, one term is taken to the other side: an entry takes a comparison
-        # and no sum.
+        # The index within the tile has 32 bits. One of its terms is moved to the other side of the comparison, so that
+        # an entry takes no addition.
         tile_cut = tl.minimum(tl.maximum(cut, 0), 0x7FFFFFFF).to(tl.int32)
         kept = keeps(s, (out_lane * i_out)[None, :], value, (tile_cut - term_lane * i_sum)[:, None], ABSOLUTE)
         if weight.dtype.element_ty != TYPE:
@@ -85,8 +86,8 @@ def sum_kernel(parts, bias, output, size, outputs, count, AT_ONCE: tl.constexpr,
     total = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, count, AT_ONCE):
         part = first + tl.arange(0, AT_ONCE)[:, None]
-        there = (part < count) & (entry < size)[None, :]
-        total += tl.sum(tl.load(parts + part * size + entry[None, :], mask=there, other=0.0), axis=0)
+        inside = (part < count) & (entry < size)[None, :]
+        total += tl.sum(tl.load(parts + part * size + entry[None, :], mask=inside, other=0.0), axis=0)
     if bias is not None:
         total += widen(tl.load(bias + entry % outputs))
     tl.store(output + entry, rounded(total, output.dtype.element_ty), mask=entry < size)
@@ -97,7 +98,7 @@ def gradient_kernel(
     grad, x, weight, grad_score, rows, outputs, length, g_row, g_column, x_row, x_column, w_out, w_sum,
     UPCAST: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dS = (dYᵀ X) ⊙ W, the product with W taken while dYᵀ X is still in registers (eq. 4)."""
+    """dS = (dYᵀ X) ⊙ W (eq. 4), multiplied by W while dYᵀ X is still in registers."""
     out = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     term = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK, BLOCK), tl.float32)
@@ -117,10 +118,11 @@ def gradient_kernel(
 def _blocks(rows: int, dtype: torch.dtype) -> tuple[int, int, int]:
     """Rows, outputs and terms of the sum in a tile.
 
-    On an H200 a row takes 10.5 µs, 10.2 by two warps, and 10.7 to 18.6 by ten other tiles; 64 rows 12.1, 11.8 by twice
-    the terms, and 12.7 to 16.4 by six others. Those two spill where W and S lie different ways.
+    The fastest of those that never spill: on an H200 one row takes 10.5 µs, and 10.7 to 18.6 with ten other tiles; 64
+        rows
+    take 12.1 µs, and 12.7 to 16.4 with six others.
     """
-    if dtype == torch.float32:  # no tensor cores: larger tiles spill
+    if dtype == torch.float32:  # without tensor cores, larger tiles spill
         return (16 if rows <= 16 else 32), 16, 32
     return (16, 16, 128) if rows <= 16 else ((32 if rows <= 32 else 64), 16, 64)
 
@@ -139,11 +141,11 @@ def _masked_product(
     absolute: bool,
     index_strides: tuple[int, int],
 ) -> Tensor:
-    """x [..., s] times W ⊙ m, whose ``weight`` and ``score`` are given as [s, o]."""
+    """x [..., s] times W ⊙ m [s, o]; ``weight`` and ``score`` are [s, o] with any strides."""
     length, outputs = weight.shape
     rows = x.numel() // length if length else x.shape[:-1].numel()
     flat = x.reshape(rows, length)
-    if weight.stride() != score.stride():  # Triton 3.8 compiles no mask of another layout than W's
+    if weight.stride() != score.stride():  # Triton 3.8 needs the same layout for the mask and W
         weight, score = weight.contiguous(), score.contiguous()
     bias = bias.contiguous() if bias is not None else None
     block_rows, block_out, block_sum = _blocks(rows, x.dtype)
@@ -153,7 +155,7 @@ def _masked_product(
     piece = max(tiles_of(tiles_of(length, parts), block_sum), 1) * block_sum
     parts = max(tiles_of(length, piece), 1)
     output = torch.empty((*x.shape[:-1], outputs), dtype=x.dtype, device=x.device)
-    # The parts are written apart and summed in order: atomics would give other bits each time.
+    # The parts are written separately and summed in order. Atomic additions would give other bits each time.
     products = output if parts == 1 else torch.empty((parts, rows, outputs), dtype=torch.float32, device=x.device)
     launch(
         product_kernel, (*grid, parts),

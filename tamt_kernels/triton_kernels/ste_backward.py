@@ -1,6 +1,6 @@
-"""The straight-through products of all matrices in one launch, or their norm; one matrix is CUDA's or torch's."""
+"""The straight-through products of all matrices in one launch. For one matrix, CUDA or plain torch computes them."""
 # mypy: allow-untyped-defs, allow-incomplete-defs
-# A kernel's arguments are of Triton's own language, which no annotation tells.
+# A kernel's arguments have types of Triton's own language, which annotations cannot express.
 
 from typing import Any
 
@@ -16,28 +16,27 @@ from tamt_kernels.triton_kernels.common import (
     Table,
     addresses,
     aligned,
-    alike,
     launch,
     pointer_at,
     read,
     rounded,
+    same_type,
     table,
     tiles_of,
 )
 
 WARPS = 8
 
-
-# Columns of the table of matrices; the offset is that of the product.
+# Columns of the table of matrices. The offset is that of the product.
 WEIGHT, SIZE, FIRST_TILE, OFFSET, COLUMNS = (tl.constexpr(i) for i in range(5))
 
 
 @triton.jit
-def _product(
+def product_of_tile(
     tile_matrix, rows, gradients, G_TYPE: tl.constexpr, W_TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr
 ):
-    """Of this program's tile of any of the matrices d(W ⊙ m) ⊙ W in float32, zeros beyond the matrix; with the matrix's
-    row in the table, and where in the matrix the tile begins.
+    """d(W ⊙ m) ⊙ W of this program's tile, in float32, with zeros past the end of the matrix; the matrix's row in the
+    table; and where in the matrix the tile begins.
     """
     tile = tl.program_id(0)
     matrix = tl.load(tile_matrix + tile)
@@ -59,8 +58,8 @@ def products_kernel(
     tile_matrix, rows, gradients, products,
     G_TYPE: tl.constexpr, W_TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile's products, rounded once."""
-    product, row, start = _product(tile_matrix, rows, gradients, G_TYPE, W_TYPE, ALIGNED, TILE)
+    """The products of a tile, rounded once."""
+    product, row, start = product_of_tile(tile_matrix, rows, gradients, G_TYPE, W_TYPE, ALIGNED, TILE)
     size, offset, lane = tl.load(row + SIZE), tl.load(row + OFFSET), tl.arange(0, TILE)
     if ALIGNED:
         offset = tl.multiple_of(offset, 16)
@@ -71,49 +70,30 @@ def products_kernel(
         tl.store(target, result, mask=lane < size - start)
 
 
-@triton.jit
-def norm_kernel(
-    tile_matrix, rows, gradients, sums,
-    G_TYPE: tl.constexpr, W_TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """The sum of the squares of a tile's products."""
-    product, _row, _start = _product(tile_matrix, rows, gradients, G_TYPE, W_TYPE, ALIGNED, TILE)
-    wide = product.to(tl.float64)
-    tl.store(sums + tl.program_id(0), tl.sum(wide * wide))
-
-
 def ste_backward_all(grads: list[Tensor], weights: list[Tensor], dtype: torch.dtype) -> Tensor:
     sizes = [weight.numel() for weight in weights]
-    # Up to 15 entries lie between the matrices, zero by definition; BERT's matrices leave no gap to fill.
+    # The definition has zeros in the gaps of up to 15 entries between matrices. BERT's matrices leave no gap.
     new = torch.zeros if any(size % 16 for size in sizes) else torch.empty
     products = new(group_offsets(sizes)[1], dtype=dtype, device=weights[0].device)
-    grads, weights = alike(grads), alike(weights)
-    _launch(products_kernel, grads, weights, _matrices(weights), products)
+    grads, weights = same_type(grads), same_type(weights)
+    launch_products(products_kernel, grads, weights, matrices_of(weights), products)
     return products
 
 
-def gradient_norm(grads: list[Tensor], weights: list[Tensor]) -> Tensor:
-    grads, weights = alike(grads), alike(weights)
-    matrices = _matrices(weights)
-    # Summed in one order, by torch: float atomics would give other bits each time.
-    sums = torch.empty(matrices.tile_matrix.numel(), dtype=torch.float64, device=weights[0].device)
-    _launch(norm_kernel, grads, weights, matrices, sums)
-    return sums.sum().sqrt().to(torch.float32)
-
-
-def _matrices(weights: list[Tensor]) -> Table:
+def matrices_of(weights: list[Tensor]) -> Table:
     device, sizes = weights[0].device, [weight.numel() for weight in weights]
 
     def make() -> Table:
         tiles = [tiles_of(size, TILE) for size in sizes]
-        lie = zip(weights, sizes, group_offsets(sizes)[0], strict=True)
-        rows = [(weight.data_ptr(), size, sum(tiles[:i]), offset) for i, (weight, size, offset) in enumerate(lie)]
+        columns = zip(weights, sizes, group_offsets(sizes)[0], strict=True)
+        rows = [(weight.data_ptr(), size, sum(tiles[:i]), offset) for i, (weight, size, offset) in enumerate(columns)]
         return Table(rows, tiles, device)
 
     return table(("ste_backward_all", device, TILE, *(weight.data_ptr() for weight in weights), *sizes), make)
 
 
-def _launch(kernel: Any, grads: list[Tensor], weights: list[Tensor], matrices: Table, result: Tensor) -> None:
+def launch_products(kernel: Any, grads: list[Tensor], weights: list[Tensor], matrices: Table, result: Tensor) -> None:
+    """Start a kernel on the products of all tiles."""
     launch(
         kernel, (matrices.tile_matrix.numel(),), matrices.tile_matrix, matrices.rows, addresses(grads), result,
         G_TYPE=TYPES[grads[0].dtype], W_TYPE=TYPES[weights[0].dtype], ALIGNED=aligned((*grads, *weights)), TILE=TILE,

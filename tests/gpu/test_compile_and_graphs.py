@@ -120,7 +120,7 @@ def test_a_replayed_search_goes_on_following_the_threshold():
             tensor.copy_(found)
 
     search()
-    reach = threshold.Search([score], keep, False).reach
+    reach = threshold.ThresholdSearch([score], keep, False).reach
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):

@@ -103,7 +103,7 @@ def assert_exact(model):
         assert torch.equal(module.mask.cpu(), mask)
         assert int(mask.sum()) == module.keep
         made = torch.where(mask, module.weight.cpu(), 0.0)
-        assert torch.equal(module.made.detach().cpu(), made.to(module.made.dtype))
+        assert torch.equal(module.masked.tensor.detach().cpu(), made.to(module.masked.tensor.dtype))
 
 
 @contextlib.contextmanager
@@ -142,7 +142,7 @@ def test_a_step_whose_gradients_lie_over_masked_weights(half):
     with torch.autocast("cuda", half or torch.float16, enabled=half is not None):
         loss = model(ids).float().square().mean()
     loss.backward()
-    assert model[1].overwritten
+    assert model[1].masked.holds_gradient
     before = [score.clone() for score in optimizer.param_groups[0]["params"]]
     optimizer.step(scale=torch.full((), torch.nan, device=CUDA))
     assert all(torch.equal(a, b) for a, b in zip(before, optimizer.param_groups[0]["params"], strict=True))

@@ -17,14 +17,19 @@ import tamt_kernels as tk
 from tamt_kernels import reference
 from tamt_kernels.backend import dispatch
 from tamt_kernels.triton_kernels import (
+    binarize,
     common,
     cosine,
     mask_adamw,
+    mask_weight,
     mask_weights,
     masked_embedding,
     masked_linear,
+    pack,
+    prune,
     ste_backward,
     threshold,
+    threshold_keys,
 )
 
 from .scores import DISTRIBUTIONS, constant, gaussian, initial, same_bits, trained
@@ -42,10 +47,10 @@ operators = torch.ops.tamt_kernels
 def small_and_poisoned(monkeypatch):
     """Tiles so small that a few thousand entries are many; outputs that hold NaN where nothing is written."""
     assert dispatch.interpreted()
-    monkeypatch.setattr(mask_weights, "TILE", 256)
-    monkeypatch.setattr(ste_backward, "TILE", 256)
+    for module in (binarize, mask_weight, mask_weights, pack, prune, ste_backward):
+        monkeypatch.setattr(module, "TILE", 256)
     monkeypatch.setattr(threshold, "TILE", 512)
-    monkeypatch.setattr(threshold, "LEAST_ROOM", 16)
+    monkeypatch.setattr(threshold, "MIN_ROOM", 16)
     monkeypatch.setattr(threshold, "SHARE", 512)
     monkeypatch.setattr(mask_adamw, "PART", 128)
     torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
@@ -160,7 +165,7 @@ def test_mask_weight(dtype, result):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_every_half_and_many_floats_are_converted_as_torch_does(dtype, monkeypatch):
-    monkeypatch.setattr(mask_weights, "TILE", 16384)
+    monkeypatch.setattr(mask_weight, "TILE", 16384)
     half = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
     patterns = torch.randint(-(2**31), 2**31, (65_536,), generator=torch.Generator().manual_seed(0))
     floats = patterns.to(torch.int32).view(torch.float32)
@@ -239,13 +244,13 @@ def unfavourable(n):
 
 def served(scores, keep, last=None, absolute=False):
     """Of which matrices the window held the threshold, and few enough entries."""
-    search = threshold.Search(scores, keep, absolute)
+    search = threshold.ThresholdSearch(scores, keep, absolute)
     search.open(last)
     search.count()
     state, rows = search.state, search.rows
-    above, candidates = state[:, threshold.ABOVE.value], state[:, threshold.CANDIDATES.value]
-    ties = state[:, threshold.AT_FIRST.value] + state[:, threshold.AT_SECOND.value]
-    kept, room = rows[:, threshold.KEEP.value], rows[:, threshold.ROOM.value]
+    above, candidates = state[:, threshold_keys.ABOVE.value], state[:, threshold_keys.CANDIDATES.value]
+    ties = state[:, threshold_keys.AT_FIRST.value] + state[:, threshold_keys.AT_SECOND.value]
+    kept, room = rows[:, threshold_keys.KEEP.value], rows[:, threshold_keys.ROOM.value]
     return ((above < kept) & (kept <= above + candidates + ties) & (candidates <= room)).tolist()
 
 
@@ -318,15 +323,20 @@ def key_of(value):
 
 def candidates_of(score, keep, last, absolute=False):
     """What a warm search counted and compacted of one matrix: above, ties, the ties of each tile, and keys by index."""
-    search = threshold.Search([score], [keep], absolute)
+    search = threshold.ThresholdSearch([score], [keep], absolute)
     search.open(last)
     search.count()
     counts = search.state[0]
-    number = counts[threshold.CANDIDATES.value].item()
+    number = counts[threshold_keys.CANDIDATES.value].item()
     found = dict(zip(search.indices[:number].tolist(), search.keys[:number].tolist(), strict=True))
     assert len(found) == number
     assert not search.ties.any()
-    at = threshold.ABOVE.value, threshold.AT_FIRST.value, threshold.AT_SECOND.value, threshold.IS_NAN.value
+    at = (
+        threshold_keys.ABOVE.value,
+        threshold_keys.AT_FIRST.value,
+        threshold_keys.AT_SECOND.value,
+        threshold_keys.IS_NAN.value,
+    )
     return counts[list(at)].tolist(), search.window_ties.tolist(), found
 
 
@@ -352,7 +362,7 @@ def test_a_window_counts_every_entry_of_whole_and_other_parts(n, dtype, absolute
 
 
 def reach_of(scores, keep):
-    return threshold.Search(scores, keep, False).reach.tolist()
+    return threshold.ThresholdSearch(scores, keep, False).reach.tolist()
 
 
 @soak
@@ -365,10 +375,10 @@ def test_the_window_reaches_as_far_as_thresholds_move(monkeypatch):
     # Not at all, within the window, out of it, and so far that it takes in too many; each twice.
     for move in (0.0, 0.0, 2e-4, -2e-4, 5e-3, 1e-2, 0.02, 0.02, 1.0, 0.0, 0.0, 0.0):
         scores[0] += move
-        search = threshold.Search(scores, keep, False)
+        search = threshold.ThresholdSearch(scores, keep, False)
         search.open(values)
         search.count()
-        crowded = search.state[0, threshold.CANDIDATES.value] > search.rows[0, threshold.ROOM.value]
+        crowded = search.state[0, threshold_keys.CANDIDATES.value] > search.rows[0, threshold_keys.ROOM.value]
         before, values = values, check_thresholds(scores, keep, values)
         moved = abs(key_of(values[0]) - key_of(before[0]))
         reach = max(reach // 4, moved + moved // 4) if crowded else max(reach - reach // 32, 4 * moved)
@@ -403,10 +413,10 @@ def test_a_crowded_window_narrows_until_it_serves():
     inside = []
     for _ in range(6):
         score += 1e-5
-        search = threshold.Search([score], keep, False)
+        search = threshold.ThresholdSearch([score], keep, False)
         search.open(values)
         search.count()
-        inside.append(search.state[0, threshold.CANDIDATES.value].item())
+        inside.append(search.state[0, threshold_keys.CANDIDATES.value].item())
         values = check_thresholds([score], keep, values)
     assert inside[0] > 4000 // 16
     assert 0 < inside[-1] < 4000 // 16
@@ -717,7 +727,7 @@ def test_gradients_in_the_place_of_masked_weights(factor):
 
 
 @pytest.mark.skipif(not fma_is_exact, reason="this Triton's interpreter rounds a fused multiply-add twice")
-def test_mask_adamw_of_mixed_types_and_places():
+def test_mask_adamw_of_mixed_types_and_rows():
     found = a_step(torch.float32, torch.float32, torch.float16)
     found[0][0], found[1][3] = found[0][0].bfloat16(), found[1][3].half()
     found[0][4], found[1][4] = found[0][4].t().contiguous().t(), found[1][4].t().contiguous().t()
@@ -740,13 +750,13 @@ def test_masked_weights_that_are_not_asked_for(kept):
 def test_mask_adamw_of_gradients_of_some_rows():
     found = a_step(torch.float32, torch.float32, torch.float32)
     matrix = next(i for i, weight in enumerate(found[1]) if weight.dim() == 2 and len(weight) > 4)
-    places = [torch.empty(0, dtype=torch.int32) for _ in found[0]]
-    places[matrix] = torch.full((len(found[1][matrix]),), reference.NO_MOMENTS, dtype=torch.int32)
-    places[matrix][2:4] = torch.tensor([1, 0])
+    grad_rows = [torch.empty(0, dtype=torch.int32) for _ in found[0]]
+    grad_rows[matrix] = torch.full((len(found[1][matrix]),), reference.NO_MOMENTS, dtype=torch.int32)
+    grad_rows[matrix][2:4] = torch.tensor([1, 0])
     found[0][matrix] = found[0][matrix][:2].clone()
     for each in (found[3], found[4]):
         each[matrix].zero_()
-    check_step(found, [1.0, 0.01, 0.3, 1.0], places=places)
+    check_step(found, [1.0, 0.01, 0.3, 1.0], grad_rows=grad_rows)
 
 
 def test_gradient_norm():

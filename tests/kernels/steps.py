@@ -40,19 +40,19 @@ def rates_of(step, lr=0.003):
     return [0.8, lr / (1 - 0.9**step), (1 - 0.999**step) ** 0.5, 0.9]
 
 
-def check_step(step, rates, betas=(0.9, 0.999), eps=1e-8, renew=True, absolute=False, device="cpu", places=None):
+def check_step(step, rates, betas=(0.9, 0.999), eps=1e-8, renew=True, absolute=False, device="cpu", grad_rows=None):
     """Take a step by the operator on a device and, in place, by the definition: both write the same bits."""
     found = copy.deepcopy(step)
-    found_places = places
+    found_grad_rows = grad_rows
     if device != "cpu":
-        found, found_places = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), (found, places))
+        found, found_grad_rows = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), (found, grad_rows))
     rates, options = torch.tensor(rates), (*betas, eps, renew, absolute)
-    torch.ops.tamt_kernels.mask_adamw(*found, rates.to(device), *options, found_places)
+    torch.ops.tamt_kernels.mask_adamw(*found, rates.to(device), *options, found_grad_rows)
     root = torch.Tensor.sqrt
     with pytest.MonkeyPatch.context() as patch:
         # MKL, by which torch takes the definition's roots on a CPU, rounds some of them wrong; no kernel does.
         patch.setattr(torch.Tensor, "sqrt", lambda tensor: root(tensor.double()).to(tensor.dtype))
-        reference.mask_adamw(*step, rates, *options, places)
+        reference.mask_adamw(*step, rates, *options, grad_rows)
     for position in range(SCORES, MASKED + 1):
         for mine, other in zip(found[position], step[position], strict=True):
             assert same_bits(mine.cpu(), other)

@@ -137,8 +137,8 @@ def test_the_gradient_of_a_masked_weight_is_written_over_it(library):
     with torch.no_grad():
         expected = 2 * layer(x).double().t() @ x.double()
     layer(x).pow(2).sum().backward()
-    close(layer.made.grad, expected)
-    assert layer.overwritten
+    close(layer.masked.tensor.grad, expected)
+    assert layer.masked.holds_gradient
     optimizer.step()
 
 

@@ -8,7 +8,8 @@ import torch
 
 import tamt_kernels as tk
 from tamt_kernels import reference
-from tamt_kernels.ops.mask_adamw import gradient_norm, mask_adamw
+from tamt_kernels.ops.gradient_norm import gradient_norm
+from tamt_kernels.ops.mask_adamw import mask_adamw
 
 from .scores import generator, same_bits
 
@@ -52,12 +53,12 @@ class Problem:
         renew=True,
         decay=0.0,
         eps=1e-8,
-        places=None,
+        grad_rows=None,
     ):
         rates = [factor, lr / (1 - betas[0] ** count), math.sqrt(1 - betas[1] ** count), 1 - lr * decay]
         kernel(
             grads, self.weights, self.scores, self.means, self.squares, self.masked, self.values, self.cuts, self.keep,
-            torch.tensor(rates), *betas, eps, renew, self.absolute, places,
+            torch.tensor(rates), *betas, eps, renew, self.absolute, grad_rows,
         )  # fmt: skip
 
 
@@ -116,7 +117,7 @@ class LookedUp:
 
     def __init__(self, shape):
         self.shape = shape
-        self.places = torch.full(shape[:1], reference.NO_MOMENTS, dtype=torch.int32)
+        self.grad_rows = torch.full(shape[:1], reference.NO_MOMENTS, dtype=torch.int32)
 
     def step(self, count, dtype):
         drawn = generator(count)
@@ -124,10 +125,10 @@ class LookedUp:
         grad = torch.randn((len(rows), self.shape[1]), generator=drawn).to(dtype)
         whole = torch.zeros(self.shape, dtype=dtype)
         whole[rows] = grad
-        places = self.places.clone()
-        places[rows] = torch.arange(len(rows), dtype=torch.int32)
-        self.places[rows] = reference.NO_GRADIENT
-        return whole, grad, places
+        grad_rows = self.grad_rows.clone()
+        grad_rows[rows] = torch.arange(len(rows), dtype=torch.int32)
+        self.grad_rows[rows] = reference.NO_GRADIENT
+        return whole, grad, grad_rows
 
 
 @pytest.mark.parametrize(
@@ -147,12 +148,12 @@ def test_gradients_of_some_rows(shape, dtype, options):
     ours, theirs, defined = (Problem(spread=1e-3, masked=dtype, shapes=[shape, *SHAPES[1:]]) for _ in range(3))
     looked_up, none = LookedUp(shape), torch.empty(0, dtype=torch.int32)
     for count in range(1, 9):
-        whole, grad, places = looked_up.step(count, dtype)
+        whole, grad, grad_rows = looked_up.step(count, dtype)
         others = gradients(count, dtype)[1:]
-        some = {"places": [places, none, none, none, none], "renew": count % 3 > 0, **options}
+        some = {"grad_rows": [grad_rows, none, none, none, none], "renew": count % 3 > 0, **options}
         ours.step(mask_adamw, [grad, *others], count, **some)
         defined.step(reference.mask_adamw, [grad, *others], count, **some)
-        theirs.step(reference.mask_adamw, [whole, *others], count, **{**some, "places": None})
+        theirs.step(reference.mask_adamw, [whole, *others], count, **{**some, "grad_rows": None})
         assert_same(ours, theirs)
         assert_same(defined, theirs)
 
@@ -165,10 +166,10 @@ def test_masked_weights_that_are_not_asked_for(kernel):
     for left_out in (0, 3):
         ours.masked[left_out] = torch.empty(0)
     for count in range(1, 9):
-        whole, grad, places = looked_up.step(count, torch.float32)
+        whole, grad, grad_rows = looked_up.step(count, torch.float32)
         others = gradients(count)[1:]
         options = {"lr": 1e-2 if count % 2 else 1e-5, "factor": math.nan if count == 5 else 1.0}
-        ours.step(kernel, [grad, *others], count, places=[places, none, none, none, none], **options)
+        ours.step(kernel, [grad, *others], count, grad_rows=[grad_rows, none, none, none, none], **options)
         theirs.step(reference.mask_adamw, [whole, *others], count, **options)
         for left_out in (0, 3):
             assert ours.masked[left_out].numel() == 0
@@ -179,13 +180,13 @@ def test_masked_weights_that_are_not_asked_for(kernel):
 def test_rows_without_moments_are_masked_where_the_threshold_moves_past_them():
     ours, theirs = Problem(spread=1e-3), Problem(spread=1e-3)
     grad = -torch.ones(40, 80) * ours.weights[0][:40].sign()
-    places = torch.full((600,), reference.NO_MOMENTS, dtype=torch.int32)
-    places[:40] = torch.arange(40)
+    grad_rows = torch.full((600,), reference.NO_MOMENTS, dtype=torch.int32)
+    grad_rows[:40] = torch.arange(40)
     whole = torch.zeros(600, 80)
     whole[:40] = grad
     none = torch.empty(0, dtype=torch.int32)
     before = ours.masked[0][40:].clone()
-    ours.step(mask_adamw, [grad, *gradients(1)[1:]], 1, lr=0.1, places=[places, none, none, none, none])
+    ours.step(mask_adamw, [grad, *gradients(1)[1:]], 1, lr=0.1, grad_rows=[grad_rows, none, none, none, none])
     theirs.step(reference.mask_adamw, [whole, *gradients(1)[1:]], 1, lr=0.1)
     assert_same(ours, theirs)
     assert not torch.equal(ours.masked[0][40:], before)

@@ -1,6 +1,7 @@
 """MaskAdamW: torch's AdamW and the separate operations in one step."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ class Separate:
 
     def step(self, source, norm):
         for module, other in zip(masked(self.model), masked(source), strict=True):
-            module.score.grad = tk.ste_backward(other.made.grad.to_dense(), module.weight)
+            module.score.grad = tk.ste_backward(other.masked.tensor.grad.to_dense(), module.weight)
         theirs = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
         torch.testing.assert_close(norm, theirs, rtol=1e-5, atol=1e-7)
         if self.max_norm:  # by our norm, since Adam makes much of the last bit of a factor
@@ -110,24 +111,24 @@ def test_the_forward_uses_what_the_step_wrote():
         backward(model, ids)
         optimizer.step()
         for module in masked(model):
-            assert torch.equal(module.made, module.masked_weight())
+            assert torch.equal(module.masked.tensor, module.masked_weight())
             assert module.score.grad is None
 
 
 def test_masks_may_be_renewed_later():
     model = make()
     optimizer = tk.MaskAdamW(model, lr=LR)
-    first = [(module.mask, module.made.detach().clone()) for module in masked(model)]
+    first = [(module.mask, module.masked.tensor.detach().clone()) for module in masked(model)]
     values = [(module.value.clone(), module.cut.clone()) for module in masked(model)]
     for ids in IDS[:3]:
         optimizer.zero_grad()
         backward(model, ids)
         optimizer.step(renew=False)
     assert [(module.value, module.cut) for module in masked(model)] == values
-    assert all(torch.equal(module.made, made) for module, (_, made) in zip(masked(model), first, strict=True))
+    assert all(torch.equal(module.masked.tensor, made) for module, (_, made) in zip(masked(model), first, strict=True))
     tk.update_masks(model)
     assert any(not torch.equal(module.mask, mask) for module, (mask, _) in zip(masked(model), first, strict=True))
-    assert all(torch.equal(module.made, module.masked_weight()) for module in masked(model))
+    assert all(torch.equal(module.masked.tensor, module.masked_weight()) for module in masked(model))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -248,11 +249,11 @@ def test_an_embedding_holds_the_gradients_of_the_rows_looked_up():
             backward(ours, ids[1:])
         else:
             backward(ours, torch.zeros_like(ids))  # padding, which has no gradient
-        assert ours[0].made.grad.is_sparse
+        assert ours[0].masked.tensor.grad.is_sparse
         separate.step(ours, optimizer.step())
         assert_same(ours, theirs)
     assert torch.equal(ours[0].score[40:], untouched)
-    assert torch.equal(ours[0].made, ours[0].masked_weight())
+    assert torch.equal(ours[0].masked.tensor, ours[0].masked_weight())
 
 
 def test_rows_go_on_by_their_moments_in_an_optimizer_that_loads_them():
@@ -277,7 +278,7 @@ def test_a_sparse_and_a_whole_gradient_are_one():
     optimizer, separate = tk.MaskAdamW(ours, lr=LR), Separate(theirs)
     for ids in IDS[:4]:
         backward(ours, ids)
-        ours[0].made.grad = ours[0].made.grad.to_dense()  # as several processes add it up
+        ours[0].masked.tensor.grad = ours[0].masked.tensor.grad.to_dense()  # as several processes add it up
         separate.step(ours, optimizer.step())
         optimizer.zero_grad()
         backward(ours, ids)
@@ -301,7 +302,7 @@ def test_a_layer_without_gradient_goes_on_by_its_moments():
     model = make()
     optimizer = tk.MaskAdamW(model, lr=LR)
     backward(model, IDS[0])
-    model[0].made.grad = None
+    model[0].masked.tensor.grad = None
     optimizer.step()
     assert torch.equal(model[0].score, make()[0].score)
 
@@ -316,21 +317,72 @@ def test_masked_weights_of_half_precision():
         loss.backward()
         optimizer.step()
     for module in masked(model):
-        assert torch.equal(module.made, module.masked_weight(torch.bfloat16))
+        assert torch.equal(module.masked.tensor, module.masked_weight(torch.bfloat16))
         assert module.score.dtype == torch.float32
 
 
-def test_a_copy_or_a_moved_module_masks_its_weight_itself():
+@pytest.mark.parametrize("transport", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_masks_its_weight_itself(transport):
     model = make()
     optimizer = tk.MaskAdamW(model, lr=LR)
-    other = copy.deepcopy(model)
     backward(model, IDS[0])
-    optimizer.step()
+    other = transport(model)
+    assert all(module.masked is None for module in masked(other))
     backward(other, IDS[0])
     assert all(module.score.grad is not None for module in masked(other))
-    model.to(torch.float32)
-    with pytest.raises(RuntimeError, match="masked module 0 was moved after the optimizer was made"):
+    assert all(module.score.grad is None for module in masked(model))
+    assert optimizer.step() > 0
+    assert torch.equal(other[1].score, make()[1].score)
+
+
+@pytest.mark.parametrize(
+    "move", [lambda m: m.to("cpu"), lambda m: m.to(torch.float32), nn.Module.float, nn.Module.cpu, nn.Module.train]
+)
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_move_to_the_same_place_keeps_the_masked_weights(move, overwrite):
+    """As Hugging Face's Trainer and Accelerate call before the training; here it comes at any moment of a step."""
+    ours, theirs = make(), make()
+    optimizer = tk.MaskAdamW(ours, lr=LR, overwrite=overwrite)
+    other = tk.MaskAdamW(theirs, lr=LR, overwrite=overwrite)
+    for ids in IDS[:3]:
+        for model, each in ((ours, optimizer), (theirs, other)):
+            for act in (lambda: backward(model, ids), each.step, each.zero_grad):  # noqa: B023
+                act()
+                if model is ours:
+                    move(model)
+    assert all(module.masked is weight for module, weight in zip(masked(ours), optimizer.masked_weights, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("move", [nn.Module.bfloat16, lambda m: m.to("meta"), nn.Module.share_memory])
+def test_after_a_move_the_step_says_what_to_do(move):
+    model = make()
+    optimizer = tk.MaskAdamW(model, lr=LR)
+    move(model)
+    backward(model, IDS[0].to(model[0].weight.device))
+    assert model[0].masked is None
+    with pytest.raises(RuntimeError, match=r"masked module 0 was moved, .* call \.to\(\) first"):
         optimizer.step()
+
+
+def test_the_optimizer_of_before_says_that_another_has_the_modules():
+    model = make()
+    before, after = tk.MaskAdamW(model, lr=LR), tk.MaskAdamW(model, lr=LR)
+    backward(model, IDS[0])
+    with pytest.raises(RuntimeError, match="masked module 0 was moved, converted or given to another MaskAdamW"):
+        before.step()
+    assert after.step() > 0
+
+
+def test_the_layers_compile_with_masked_weights():
+    model = make()
+    optimizer = tk.MaskAdamW(model, lr=LR)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for _ in range(2):  # the second time with the weights that the step has written
+        torch.testing.assert_close(compiled(IDS[0]), model(IDS[0]))
+        compiled(IDS[0]).pow(3).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def test_mistakes_are_named():
@@ -366,7 +418,7 @@ def test_gradients_of_half_precision_beyond_its_range_are_clipped():
 
 def used(module):
     """The masked weight that a forward would use."""
-    return module(torch.arange(module.num_embeddings)) if module.made_at_lookup else module.made
+    return module(torch.arange(module.num_embeddings)) if module.masked.at_lookup else module.masked.tensor
 
 
 def linear_layers(model):
@@ -380,16 +432,17 @@ def test_gradients_written_over_masked_weights_train_alike():
         backward(ours, ids)
         backward(theirs, ids)
         for mine, their in zip(linear_layers(ours), linear_layers(theirs), strict=True):
-            assert mine.overwritten
-            assert mine.made.grad.data_ptr() == mine.made.data_ptr()
-            torch.testing.assert_close(mine.made.grad, their.made.grad)
-            mine.made.grad.copy_(their.made.grad)  # which may differ in the last bit, and Adam makes much of it
+            assert mine.masked.holds_gradient
+            assert mine.masked.tensor.grad.data_ptr() == mine.masked.tensor.data_ptr()
+            torch.testing.assert_close(mine.masked.tensor.grad, their.masked.tensor.grad)
+            # They may differ in the last bit, which Adam makes a large difference of.
+            mine.masked.tensor.grad.copy_(their.masked.tensor.grad)
         torch.testing.assert_close(optimizer.step(), other.step())
         optimizer.zero_grad()
         other.zero_grad()
         assert_same(ours, theirs)
         for module in masked(ours):
-            assert not module.overwritten
+            assert not module.masked.holds_gradient
             assert torch.equal(used(module), module.masked_weight())
 
 
@@ -397,7 +450,7 @@ def test_an_embedding_masks_what_it_looks_up_and_keeps_nothing():
     model = make()
     model[0].weight.data[7] = -0.0
     optimizer = tk.MaskAdamW(model, lr=LR, overwrite=True)
-    assert model[0].made.untyped_storage().nbytes() == 4
+    assert model[0].masked.tensor.untyped_storage().nbytes() == 4
     for ids in IDS[:5]:
         backward(model, ids)
         optimizer.step()
@@ -419,7 +472,7 @@ def test_what_a_mask_keeps_may_change(keep):
         optimizer.zero_grad()
         model[0].keep = keep
     assert int(model[0].mask.sum()) == keep
-    assert torch.equal(model[0].made, model[0].masked_weight())
+    assert torch.equal(model[0].masked.tensor, model[0].masked_weight())
 
 
 def test_what_was_overwritten_is_made_anew_after_a_step_that_is_left_out():
@@ -428,10 +481,10 @@ def test_what_was_overwritten_is_made_anew_after_a_step_that_is_left_out():
     backward(model, IDS[0])
     optimizer.step()
     optimizer.zero_grad()
-    before = [module.made.detach().clone() for module in masked(model)]
+    before = [module.masked.tensor.detach().clone() for module in masked(model)]
     backward(model, IDS[1], torch.nan)
     assert not optimizer.step().isfinite()
-    assert all(torch.equal(module.made, made) for module, made in zip(masked(model), before, strict=True))
+    assert all(torch.equal(module.masked.tensor, made) for module, made in zip(masked(model), before, strict=True))
     optimizer.zero_grad()
     backward(model, IDS[1])
     assert optimizer.step().isfinite()
@@ -440,11 +493,11 @@ def test_what_was_overwritten_is_made_anew_after_a_step_that_is_left_out():
 def test_what_was_overwritten_is_made_anew_without_a_step():
     model = make()
     optimizer = tk.MaskAdamW(model, lr=LR, overwrite=True)
-    before = [module.made.detach().clone() for module in masked(model)]
+    before = [module.masked.tensor.detach().clone() for module in masked(model)]
     backward(model, IDS[0])
-    assert not all(torch.equal(module.made, made) for module, made in zip(masked(model), before, strict=True))
+    assert not all(torch.equal(module.masked.tensor, made) for module, made in zip(masked(model), before, strict=True))
     optimizer.zero_grad()
-    assert all(torch.equal(module.made, made) for module, made in zip(masked(model), before, strict=True))
+    assert all(torch.equal(module.masked.tensor, made) for module, made in zip(masked(model), before, strict=True))
 
 
 def test_an_overwritten_masked_weight_is_not_used():
@@ -461,7 +514,7 @@ def test_an_overwritten_masked_weight_is_not_used():
     with torch.no_grad():  # of which no backward pass can come
         assert model(IDS[1]).isfinite().all()
     backward(model, IDS[1])
-    assert all(module.overwritten for module in linear_layers(model))
+    assert all(module.masked.holds_gradient for module in linear_layers(model))
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
@@ -478,7 +531,7 @@ def test_what_gelu_made_is_not_kept_but_made_again(approximate):
     loss.backward()
     other(x).square().sum().backward()
     for mine, their in zip(masked(model), masked(other), strict=True):
-        torch.testing.assert_close(mine.made.grad, their.made.grad)
+        torch.testing.assert_close(mine.masked.tensor.grad, their.masked.tensor.grad)
     torch.testing.assert_close(optimizer.step(), plain.step())
 
 
@@ -489,13 +542,13 @@ def test_a_layer_that_is_called_twice_keeps_its_masked_weight():
     optimizer, plain = tk.MaskAdamW(layer, overwrite=True), tk.MaskAdamW(other)
     for module in (layer, other):
         module(module(x)).square().sum().backward()
-    assert not layer.overwritten
-    torch.testing.assert_close(layer.made.grad, other.made.grad)
+    assert not layer.masked.holds_gradient
+    torch.testing.assert_close(layer.masked.tensor.grad, other.masked.tensor.grad)
     optimizer.step()
     plain.step()
     optimizer.zero_grad()
     layer(x).sum().backward()
-    assert layer.overwritten
+    assert layer.masked.holds_gradient
 
 
 def test_a_bias_that_trains_gets_its_gradient():
@@ -516,7 +569,9 @@ def test_overwriting_under_autocast():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = model(ids).pow(3).sum()
         loss.backward()
-        assert all(module.made.grad.dtype == torch.bfloat16 and module.overwritten for module in linear_layers(model))
+        for module in linear_layers(model):
+            assert module.masked.tensor.grad.dtype == torch.bfloat16
+            assert module.masked.holds_gradient
         optimizer.step()
         optimizer.zero_grad()
     for module in masked(model):

@@ -20,17 +20,36 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from tamt_kernels.backend import dispatch  # noqa: E402
 from tamt_kernels.triton_kernels import (  # noqa: E402
+    binarize,
     common,
     cosine,
+    gradient_norm,
     mask_adamw,
+    mask_weight,
     mask_weights,
     masked_embedding,
     masked_linear,
+    pack,
+    prune,
     ste_backward,
     threshold,
 )
 
-MODULES = (common, cosine, mask_adamw, mask_weights, masked_embedding, masked_linear, ste_backward, threshold)
+MODULES = (
+    binarize,
+    common,
+    cosine,
+    mask_adamw,
+    mask_weight,
+    mask_weights,
+    masked_embedding,
+    masked_linear,
+    pack,
+    prune,
+    ste_backward,
+    threshold,
+)
+"""Those that start kernels."""
 GPUS = (70, 75, 80, 90, 100)
 TRIED = GPUS if "TAMT_SOAK" in os.environ else (80, 90)
 """GPUs that the test compiles for; 20 seconds each."""
@@ -81,7 +100,7 @@ def launches(gpu=GPUS[-1]):
             label = f"to {str(dtype).removeprefix('torch.')}"
             mask_weights.mask_weights([score] * 2, [score] * 2, values, cuts, dtype, pack=True)
         label = "to float16"
-        mask_weights.mask_weight(score, score, values[0], cuts[0], torch.float16)
+        mask_weight.mask_weight(score, score, values[0], cuts[0], torch.float16)
         ids = torch.zeros(40, dtype=torch.int64)
         masked_embedding.masked_embedding(ids, half.view(48, 256), score.view(48, 256), values[0], cuts[0])
         masked_embedding.masked_embedding_backward(half[:40], ids, half, None, torch.float32)
@@ -89,10 +108,10 @@ def launches(gpu=GPUS[-1]):
         # Hidden states under autocast: a layer norm's are float32, those of a teacher in a half type are not.
         cosine.cosine(half.view(16, 768), score.view(16, 768))
         cosine.cosine_backward(values, half.view(16, 768), score.view(16, 768))
-        mask_weights.binarize(score, values[0], cuts[0])
-        packed = mask_weights.pack_mask(half > 0)
-        mask_weights.unpack_mask(packed, [96, 128])
-        mask_weights.prune_([score.clone()], [packed])
+        binarize.binarize(score, values[0], cuts[0])
+        packed = pack.pack_mask(half > 0)
+        pack.unpack_mask(packed, [96, 128])
+        prune.prune_([score.clone()], [packed])
         ste_backward.ste_backward_all([half] * 2, [score] * 2, torch.float32)
         threshold.topk_threshold_unchecked([score] * 2, [5, 6])
         # A step with gradients in float32, in a half type, and without new masks. The search's own kernels are above;
@@ -106,7 +125,7 @@ def launches(gpu=GPUS[-1]):
         ):
             label = f"in a step, {str(grad.dtype).removeprefix('torch.')}{'' if renew else ', masks kept'}"
             before = len(recorded)
-            ste_backward.gradient_norm([grad] * 2, [score] * 2)
+            gradient_norm.gradient_norm([grad] * 2, [score] * 2)
             lists = [[tensor] * 2 for tensor in (grad, score, score, score, score)]
             mask_adamw.mask_adamw(*lists, masked, values, cuts, [5, 6], rates, 0.9, 0.999, 1e-8, renew)
             some = {each.name: each for each in recorded[before:] if each.kernel.__name__ in kernels}
