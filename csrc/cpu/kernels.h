@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "../types.h"
+#include "sparse_matrix.h"
 
 namespace tamt {
 
@@ -58,6 +59,20 @@ void cosine_backward_kernel(
     const float* grad_cosine, const void* constant, Type constant_type, const void* trained, Type trained_type,
     void* grad, int64_t columns, int64_t begin, int64_t end);
 
+// Runs task(0) … task(count - 1) on several threads, in any order.
+using Parallel = std::function<void(int64_t count, const std::function<void(int64_t)>& task)>;
+
+// y [tokens][rows] = x [tokens][columns] Wᵀ + bias. x has the type of the weight's values, y that or float.
+struct SparseProduct {
+  SparseMatrix weight;
+  const void* x;
+  int64_t tokens;
+  const float* bias;  // or null
+  void* y;
+  Type y_type;
+};
+void sparse_linear_kernel(const SparseProduct& product, const Parallel& parallel);
+
 struct ScoreMatrix {
   const float* score;
   int64_t size;
@@ -70,9 +85,6 @@ struct Threshold {
   int64_t cut = 0;
   bool has_nan = false;
 };
-
-// Runs task(0) … task(count - 1) on several threads, in any order.
-using Parallel = std::function<void(int64_t count, const std::function<void(int64_t)>& task)>;
 
 void topk_threshold_kernel(
     const ScoreMatrix* matrices, int64_t count, bool absolute, Threshold* thresholds, const Parallel& parallel);
