@@ -62,16 +62,25 @@ void cosine_backward_kernel(
 // Runs task(0) … task(count - 1) on several threads, in any order.
 using Parallel = std::function<void(int64_t count, const std::function<void(int64_t)>& task)>;
 
-// y [tokens][rows] = x [tokens][columns] Wᵀ + bias. x has the type of the weight's values, y that or float.
-struct SparseProduct {
-  SparseMatrix weight;
-  const void* x;
-  int64_t tokens;
-  const float* bias;  // or null
-  void* y;
-  Type y_type;
+// Rows of so many columns, one after another.
+struct Matrix {
+  const void* data;
+  Type type;
+  int64_t rows, columns;
 };
-void sparse_linear_kernel(const SparseProduct& product, const Parallel& parallel);
+
+// y [tokens][rows of the weight] = x [tokens][its columns] Wᵀ + bias, which may be null. x has the type of the weight's
+// values; y that or float.
+void sparse_linear_kernel(
+    const Matrix& x, const SparseMatrix& weight, const float* bias, void* y, Type y_type, const Parallel& parallel);
+
+// dW at the kept entries, the sums over tokens of dY [tokens][rows] and X [tokens][columns], both float.
+void sparse_linear_backward_values_kernel(
+    const Matrix& grad_output, const Matrix& x, const SparseMatrix& pattern, float* grad_values,
+    const Parallel& parallel);
+
+// Rows of W for the look-ups from `begin` to `end`.
+void sparse_embedding_kernel(const int64_t* ids, const SparseMatrix& weight, void* out, int64_t begin, int64_t end);
 
 struct ScoreMatrix {
   const float* score;

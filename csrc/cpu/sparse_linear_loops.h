@@ -55,46 +55,49 @@ TAMT_INLINE inline void transpose(Vector rows[kLanes]) {
   }
 }
 
-// kLanes columns of kLanes tokens of x [tokens][columns], by columns. What lies outside is zeros.
+// kLanes columns of kLanes tokens, by columns. What lies outside is zeros.
 template <typename Element>
-TAMT_INLINE inline void load_columns(
-    const Element* x, int64_t tokens, int64_t columns, int64_t token, int64_t column, Vector rows[kLanes]) {
-  const int64_t width = std::min(kLanes, columns - column);
+TAMT_INLINE inline void load_columns(const Matrix& x, int64_t token, int64_t column, Vector rows[kLanes]) {
+  const int64_t width = std::min(kLanes, x.columns - column);
   for (int64_t i = 0; i < kLanes; ++i) {
-    const Element* from = x + (token + i) * columns + column;
-    rows[i] = token + i >= tokens ? Vector{} : width == kLanes ? load(from) : load_part(from, width);
+    const Element* from = static_cast<const Element*>(x.data) + (token + i) * x.columns + column;
+    rows[i] = token + i >= x.rows ? Vector{} : width == kLanes ? load(from) : load_part(from, width);
   }
   transpose(rows);
 }
 
-// Columns from `begin` to `end` of the tile of tokens from `token`: packed [columns][tile].
 template <typename Element>
-void pack_as(const SparseProduct& product, int64_t token, int64_t tile, int64_t begin, int64_t end, float* packed) {
-  const auto* x = static_cast<const Element*>(product.x);
+void pack_as(const Matrix& x, int64_t token, int64_t tile, int64_t begin, int64_t end, void* packed) {
   for (int64_t column = begin; column < end; column += kLanes) {
     for (int64_t i = 0; i < tile; i += kLanes) {
       Vector columns[kLanes];
-      load_columns(x, product.tokens, product.weight.columns, token + i, column, columns);
-      for (int64_t c = 0; c < std::min(kLanes, end - column); ++c) store(columns[c], packed + (column + c) * tile + i);
+      load_columns<Element>(x, token + i, column, columns);
+      for (int64_t c = 0; c < std::min(kLanes, end - column); ++c) {
+        store(columns[c], static_cast<float*>(packed) + (column + c) * tile + i);
+      }
     }
   }
 }
 
-// A panel of y, with its bias, from sums [rows][tile].
+inline void pack(const Matrix& x, int64_t token, int64_t tile, int64_t begin, int64_t end, void* packed) {
+  const auto run = x.type == Type::kFloat ? &pack_as<float> : &pack_as<BFloat16>;
+  run(x, token, tile, begin, end, packed);
+}
+
 template <typename Element>
-void unpack_as(const SparseProduct& product, int64_t panel, int64_t token, int64_t tile, const float* sums) {
-  const int64_t columns = product.weight.rows, rows = product.weight.panel_rows(panel), first = panel * kPanel;
-  Element* y = static_cast<Element*>(product.y) + token * columns + first;
-  for (int64_t i = 0; i < std::min(tile, product.tokens - token); i += kLanes) {
-    const int64_t tokens = std::min(kLanes, product.tokens - token - i);
+void unpack_as(const Output& y, int64_t panel, int64_t token, int64_t tile, const float* sums) {
+  const int64_t first = panel * kSparsePanel, rows = std::min(kSparsePanel, y.columns - first);
+  Element* data = static_cast<Element*>(y.data) + token * y.columns + first;
+  for (int64_t i = 0; i < std::min(tile, y.tokens - token); i += kLanes) {
+    const int64_t tokens = std::min(kLanes, y.tokens - token - i);
     for (int64_t row = 0; row < rows; row += kLanes) {
       const int64_t width = std::min(kLanes, rows - row);
       Vector block[kLanes];
       for (int64_t r = 0; r < kLanes; ++r) block[r] = r < width ? load(sums + (row + r) * tile + i) : Vector{};
       transpose(block);
-      const Vector bias = product.bias ? load_part(product.bias + first + row, width) : Vector{};
+      const Vector bias = y.bias ? load_part(y.bias + first + row, width) : Vector{};
       for (int64_t t = 0; t < tokens; ++t) {
-        Element* to = y + (i + t) * columns + row;
+        Element* to = data + (i + t) * y.columns + row;
         if (width == kLanes) {
           store(block[t] + bias, to);
         } else {
@@ -105,15 +108,20 @@ void unpack_as(const SparseProduct& product, int64_t panel, int64_t token, int64
   }
 }
 
+inline void unpack(const Output& y, int64_t panel, int64_t token, int64_t tile, const float* sums) {
+  const auto run = y.type == Type::kFloat ? &unpack_as<float> : &unpack_as<BFloat16>;
+  run(y, panel, token, tile, sums);
+}
+
 // Calls visit(row, block, values, columns, count) for the rows of a panel, block by block. Rows lie apart in memory: this
 // panel's next is fetched into the first cache meanwhile, the next panel into the second. 3072 x 768 from memory take 0.93
 // ms so, and 2.0 ms unfetched (64 tokens, 20 % kept, Zen 4).
 template <typename Value, typename Visit>
 TAMT_INLINE inline void walk_panel(const SparseMatrix& weight, int64_t panel, const Visit& visit) {
   constexpr int64_t kAhead = 3, kLine = 64;
-  const int64_t rows = weight.panel_rows(panel), blocks = weight.blocks(), first = panel * kPanel;
+  const int64_t rows = weight.panel_rows(panel), blocks = weight.blocks(), first = panel * kSparsePanel;
   const auto* values = static_cast<const Value*>(weight.values);
-  int64_t positions[kPanel];
+  int64_t positions[kSparsePanel];
   std::copy(weight.starts + first, weight.starts + first + rows, positions);
   int64_t next_panel = weight.starts[first + rows];
   for (int64_t block = 0; block < blocks; ++block) {
@@ -167,18 +175,8 @@ void multiply_by(const SparseMatrix& weight, int64_t panel, const float* x, floa
   walk_panel<Value>(weight, panel, [=](int64_t row, int64_t block, const Value* value, const uint8_t* column,
                                        int64_t count) TAMT_INLINE {
     add_entries<vectors>(
-        value, column, count, x + block * kBlock * tile, block == 0, reinterpret_cast<Vector*>(sums + row * tile));
+        value, column, count, x + block * kSparseBlock * tile, block == 0, reinterpret_cast<Vector*>(sums + row * tile));
   });
-}
-
-void pack(const SparseProduct& product, int64_t token, int64_t tile, int64_t begin, int64_t end, void* packed) {
-  const auto run = product.weight.type == Type::kFloat ? &pack_as<float> : &pack_as<BFloat16>;
-  run(product, token, tile, begin, end, static_cast<float*>(packed));
-}
-
-void unpack(const SparseProduct& product, int64_t panel, int64_t token, int64_t tile, const float* sums) {
-  const auto run = product.y_type == Type::kFloat ? &unpack_as<float> : &unpack_as<BFloat16>;
-  run(product, panel, token, tile, sums);
 }
 
 template <typename Value>
@@ -188,7 +186,72 @@ void multiply_any(const SparseMatrix& weight, int64_t panel, int64_t tile, const
   by_vectors[tile / kLanes - 1](weight, panel, static_cast<const float*>(x), sums);
 }
 
-void multiply(const SparseMatrix& weight, int64_t panel, int64_t tile, const void* x, float* sums) {
+inline void multiply(const SparseMatrix& weight, int64_t panel, int64_t tile, const void* x, float* sums) {
   const auto run = weight.type == Type::kFloat ? &multiply_any<float> : &multiply_any<BFloat16>;
   run(weight, panel, tile, x, sums);
+}
+
+// The sums of kLanes vectors' lanes.
+TAMT_INLINE inline Vector sums_of(Vector rows[kLanes]) {
+  for (int64_t count = kLanes / 2; count > 0; count /= 2) {
+    for (int64_t i = 0; i < count; ++i) {
+      Lanes even{}, odd{};
+      for (int lane = 0; lane < kLanes; ++lane) {
+        even[lane] = 2 * lane;
+        odd[lane] = 2 * lane + 1;
+      }
+      const Vector a = rows[2 * i], b = rows[2 * i + 1];
+      rows[i] = __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+    }
+  }
+  return rows[0];
+}
+
+// Over the tokens of a tile, what one row's gradient and the columns of its entries in a block give.
+template <int vectors>
+TAMT_INLINE inline void add_gradients(
+    const float* grad, const float* x, const uint8_t* column, int64_t count, bool begin, float* sums) {
+  constexpr int64_t tile = vectors * kLanes;
+  Vector of_row[vectors];
+  for (int v = 0; v < vectors; ++v) of_row[v] = reinterpret_cast<const Vector*>(grad)[v];
+  for (int64_t entry = 0; entry < count; entry += kLanes) {
+    const int64_t width = std::min(kLanes, count - entry);
+    Vector products[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) {
+      const int64_t there = entry + std::min(i, width - 1);
+      const auto* of_column = reinterpret_cast<const Vector*>(x + column[there] * tile);
+      products[i] = of_row[0] * of_column[0];
+      for (int v = 1; v < vectors; ++v) products[i] += of_row[v] * of_column[v];
+    }
+    const Vector sum = sums_of(products);
+    float* to = sums + entry;
+    if (width == kLanes) {
+      store(begin ? sum : load(to) + sum, to);
+    } else {
+      store_part(begin ? sum : load_part(to, width) + sum, to, width);
+    }
+  }
+}
+
+template <int vectors>
+void add_products_by(
+    const SparseMatrix& pattern, int64_t panel, const float* grad, const float* x, bool begin, float* grad_values) {
+  constexpr int64_t tile = vectors * kLanes;
+  SparseMatrix with_sums = pattern;
+  with_sums.values = grad_values;
+  walk_panel<float>(with_sums, panel, [=](int64_t row, int64_t block, const float* sums, const uint8_t* column,
+                                          int64_t count) TAMT_INLINE {
+    add_gradients<vectors>(
+        grad + (panel * kSparsePanel + row) * tile, x + block * kSparseBlock * tile, column, count, begin,
+        grad_values + (sums - grad_values));
+  });
+}
+
+inline void add_products(
+    const SparseMatrix& pattern, int64_t panel, int64_t tile, const void* grad, const void* x, bool begin,
+    float* grad_values) {
+  constexpr decltype(&add_products_by<1>) by_vectors[] = {
+      &add_products_by<1>, &add_products_by<2>, &add_products_by<3>, &add_products_by<4>};
+  by_vectors[tile / kLanes - 1](
+      pattern, panel, static_cast<const float*>(grad), static_cast<const float*>(x), begin, grad_values);
 }

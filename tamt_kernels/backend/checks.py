@@ -88,12 +88,17 @@ def keep(operation: str, name: str, count: int, score_name: str, score: Tensor) 
 
 def row(operation: str, name: str, index: int, weight: Tensor) -> None:
     """A row of a weight, from its first or, if negative, from its end."""
+    row_of(operation, name, index, tuple(weight.shape))
+
+
+def row_of(operation: str, name: str, index: int, shape_: tuple[int, ...]) -> None:
+    """A row of a weight of this shape."""
     integers(operation, name, [index])
-    rows = weight.shape[0]
+    rows = shape_[0]
     if not -rows <= index < rows:
         raise ValueError(
             f"{operation}: {name} is {index} but must be from {-rows} to {rows - 1}, as weight has shape "
-            f"{tuple(weight.shape)}"
+            f"{shape_}"
         )
 
 
