@@ -103,9 +103,7 @@ class SparseLinear(_SparseModule):
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features, dtype=values)) if bias else None)
 
     @classmethod
-    def from_weight(
-        cls, weight: SparseWeight, bias: Tensor | None = None, *, trainable: bool = True
-    ) -> "SparseLinear":
+    def from_weight(cls, weight: SparseWeight, bias: Tensor | None = None, *, trainable: bool = True) -> "SparseLinear":
         """A layer of a weight and a bias, whose tensors are taken, not copied.
 
         Args:
@@ -267,7 +265,9 @@ def sparsify(
         named = True
     for name in masks:
         if name not in weights:
-            raise KeyError(f"sparsify: masks has {name!r}, but the model has no nn.Linear or nn.Embedding of that weight")
+            raise KeyError(
+                f"sparsify: masks has {name!r}, but the model has no nn.Linear or nn.Embedding of that weight"
+            )
     packed = {name: pack_sparse(weights[name], mask, values=values) for name, mask in masks.items()}
     dense: dict[str, float] = {}
     for name, weight in packed.items():

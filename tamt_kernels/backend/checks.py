@@ -97,8 +97,7 @@ def row_of(operation: str, name: str, index: int, shape_: tuple[int, ...]) -> No
     rows = shape_[0]
     if not -rows <= index < rows:
         raise ValueError(
-            f"{operation}: {name} is {index} but must be from {-rows} to {rows - 1}, as weight has shape "
-            f"{shape_}"
+            f"{operation}: {name} is {index} but must be from {-rows} to {rows - 1}, as weight has shape {shape_}"
         )
 
 

@@ -145,5 +145,7 @@ def check_input(operation: str, x: Tensor, width: int, device: torch.device) -> 
     """Raises TypeError or ValueError if x cannot be multiplied by a weight with ``width`` columns."""
     checks.matrix(operation, "x", x)
     if x.dim() == 0 or x.shape[-1] != width:
-        raise ValueError(f"{operation}: x has shape {tuple(x.shape)} but must have {width} entries in a row, as weight has")
+        raise ValueError(
+            f"{operation}: x has shape {tuple(x.shape)} but must have {width} entries in a row, as weight has"
+        )
     checks.device(operation, "x", x, device, "weight")

@@ -239,7 +239,11 @@ def test_what_a_packed_weight_tells():
         (lambda w: tk.pack_sparse(w[:0]), ValueError, "must have rows and columns"),
         (lambda w: tk.SparseWeight.from_kept(w > 9, w[0]), ValueError, r"values has shape \(6,\) but must have \(0,\)"),
         (lambda w: tk.sparse_linear(w, w), TypeError, "weight is a Tensor but must be a SparseWeight"),
-        (lambda w: tk.sparse_linear(w.t(), tk.pack_sparse(w)), ValueError, r"x has shape \(6, 5\) but must have 6 entr"),
+        (
+            lambda w: tk.sparse_linear(w.t(), tk.pack_sparse(w)),
+            ValueError,
+            r"x has shape \(6, 5\) but must have 6 entr",
+        ),
         (lambda w: tk.sparse_linear(w, tk.pack_sparse(w), w[0]), ValueError, "bias has shape"),
         (lambda w: tk.sparse_embedding(w, tk.pack_sparse(w)), TypeError, "ids has dtype float32"),
         (lambda w: tk.sparse_embedding(w.long(), tk.pack_sparse(w), 5), ValueError, "padding_idx is 5 but must be"),
