@@ -84,6 +84,9 @@ at::Tensor sparse_linear_backward_values_cpu(
 at::Tensor sparse_embedding_cpu(
     const at::Tensor& ids, const at::Tensor& values, const at::Tensor& columns, const at::Tensor& counts,
     const at::Tensor& starts, int64_t width, std::optional<int64_t> padding_idx);
+at::Tensor sparse_embedding_backward_cpu(
+    const at::Tensor& grad_output, const at::Tensor& ids, const at::Tensor& columns, const at::Tensor& counts,
+    const at::Tensor& starts, std::optional<int64_t> padding_idx);
 
 at::Tensor mask_weight_autograd(
     const at::Tensor& weight, const at::Tensor& score, const at::Tensor& value, const at::Tensor& cut,

@@ -265,9 +265,7 @@ def sparsify(
         named = True
     for name in masks:
         if name not in weights:
-            raise KeyError(
-                f"sparsify: masks has {name!r}, but the model has no nn.Linear or nn.Embedding of that weight"
-            )
+            raise KeyError(f"sparsify: masks has {name!r}, but no nn.Linear or nn.Embedding of the model has it")
     packed = {name: pack_sparse(weights[name], mask, values=values) for name, mask in masks.items()}
     dense: dict[str, float] = {}
     for name, weight in packed.items():
@@ -300,8 +298,8 @@ def _layers(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[nn.Paramete
                 others.update((parameter, inside) for parameter in module.parameters(recurse=False))
     if shared := users.keys() & others.keys():
         raise ValueError(
-            f"sparsify: {others[shared.pop()]} shares the weight of an nn.Linear or nn.Embedding but is neither itself, so "
-            "that weight must stay dense; untie it first"
+            f"sparsify: {others[shared.pop()]} shares the weight of an nn.Linear or nn.Embedding but is neither; "
+            "untie it first"
         )
     return {name: weight for name, weight in model.named_parameters() if weight in users}, users
 

@@ -82,6 +82,12 @@ void sparse_linear_backward_values_kernel(
 // Rows of W for the look-ups from `begin` to `end`.
 void sparse_embedding_kernel(const int64_t* ids, const SparseMatrix& weight, void* out, int64_t begin, int64_t end);
 
+// Of one row of the pattern, the kept entries' gradient, in place: the sums of those `count` rows of `grad_output` that
+// `lookups` names. It has the type of `grad_output`.
+void sparse_embedding_backward_kernel(
+    const Matrix& grad_output, const int64_t* lookups, int64_t count, const SparseMatrix& pattern, int64_t row,
+    void* grad_values);
+
 struct ScoreMatrix {
   const float* score;
   int64_t size;

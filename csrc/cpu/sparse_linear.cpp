@@ -1,4 +1,3 @@
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
@@ -8,20 +7,10 @@
 #include "../operations.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "sparse_of.h"
 
 namespace tamt {
 namespace {
-
-SparseMatrix sparse_of(
-    int64_t features, const at::Tensor& values, const at::Tensor& columns, const at::Tensor& counts,
-    const at::Tensor& starts, const at::Tensor& order) {
-  for (const at::Tensor* tensor : {&values, &columns, &counts, &starts, &order}) {
-    TORCH_CHECK(tensor->is_contiguous(), "tamt_kernels: the tensors of a sparse weight must be contiguous");
-  }
-  return {
-      counts.size(0), features, values.const_data_ptr(), type_of(values), columns.const_data_ptr<uint8_t>(),
-      counts.const_data_ptr<uint8_t>(), starts.const_data_ptr<int64_t>(), order.const_data_ptr<uint8_t>()};
-}
 
 // [..., features] as rows.
 at::Tensor rows_of(const at::Tensor& x, at::ScalarType dtype) {
@@ -74,27 +63,6 @@ at::Tensor sparse_linear_backward_values_cpu(
         grad_values.mutable_data_ptr<float>(), parallel);
   }
   return grad_values.to(dtype);
-}
-
-at::Tensor sparse_embedding_cpu(
-    const at::Tensor& ids, const at::Tensor& values, const at::Tensor& columns, const at::Tensor& counts,
-    const at::Tensor& starts, int64_t width, std::optional<int64_t> /* padding_idx: of the gradient only */) {
-  const at::Tensor rows = ids.to(at::kLong).contiguous();
-  const int64_t* row = rows.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < rows.numel(); ++i) {
-    TORCH_CHECK_INDEX(
-        0 <= row[i] && row[i] < counts.size(0), "sparse_embedding: ids has ", row[i], " but must have ids from 0 to ",
-        counts.size(0) - 1, ", the rows of weight");
-  }
-  const at::Tensor entries = values.contiguous();
-  const SparseMatrix weight = sparse_of(width, entries, columns, counts, starts, /* order: not read */ counts);
-  std::vector<int64_t> shape = ids.sizes().vec();
-  shape.push_back(width);
-  at::Tensor out = at::empty(shape, values.options());
-  at::parallel_for(0, rows.numel(), grain_of_rows(width), [&](int64_t begin, int64_t end) {
-    sparse_embedding_kernel(row, weight, out.mutable_data_ptr(), begin, end);
-  });
-  return out;
 }
 
 }  // namespace tamt

@@ -111,9 +111,9 @@ differentiate("sparse_linear_backward_values", _backward_of_backward_values, _sa
 def sparse_linear(x: Tensor, weight: SparseWeight, bias: Tensor | None = None) -> Tensor:
     """Y = X Wᵀ + b of a matrix of which only the kept entries are stored.
 
-    x is multiplied in the type of W's values and summed in float32, so float32 values give what the dense layer gives, to
-    rounding. With bfloat16 values a processor may take subnormal numbers for 0. What is pruned is not multiplied: where x
-    is NaN or infinite, outputs whose row does not keep that column stay finite.
+    Products are those of the type of W's values, sums are float32: with float32 values the result is that of the dense
+    layer, to rounding. With bfloat16 values a processor may take subnormal numbers for 0. Pruned entries are not
+    multiplied: where x is NaN or infinite, the outputs of rows that do not keep that column stay finite.
 
     Differentiable any number of times, in x, in the bias and, of the kept entries alone, in ``weight.values``.
 
