@@ -232,8 +232,9 @@ void run_sparse(int64_t tokens, int64_t rows, int64_t columns, Type type) {
   for (int64_t i = 0; i < tokens; ++i) ids.data()[i] = up_to(rows - 1);
   Entries looked_up(tokens * columns, type), grad_rows(matrix.column.size(), type);
   sparse_embedding_kernel(ids.data(), matrix.view(), looked_up.data(), 0, tokens);
+  const int64_t lookups[] = {tokens - 1, 0};
   sparse_embedding_backward_kernel(
-      {looked_up.data(), type, tokens, columns}, ids.data(), tokens > 0, matrix.view(), 0, grad_rows.data());
+      {looked_up.data(), type, tokens, columns}, lookups, 2, matrix.view(), rows - 1, grad_rows.data());
 }
 
 void run_sparse_products() {
