@@ -47,6 +47,11 @@ void register_cpu_kernels(const std::set<std::string>& choosing) {
   add("masked_embedding_backward", &masked_embedding_backward_cpu);
   add("cosine", &cosine_cpu);
   add("cosine_backward", &cosine_backward_cpu);
+  add("sparse_linear", &sparse_linear_cpu);
+  add("sparse_linear_backward_x", &sparse_linear_backward_x_cpu);
+  add("sparse_linear_backward_values", &sparse_linear_backward_values_cpu);
+  add("sparse_embedding", &sparse_embedding_cpu);
+  add("sparse_embedding_backward", &sparse_embedding_backward_cpu);
 }
 
 void register_cuda_kernels([[maybe_unused]] const std::set<std::string>& choosing) {

@@ -15,11 +15,15 @@ from tamt_kernels.ops.mask_weights import mask_weights
 from tamt_kernels.ops.masked_embedding import masked_embedding
 from tamt_kernels.ops.masked_linear import masked_linear
 from tamt_kernels.ops.pack import pack_mask, unpack_mask
+from tamt_kernels.ops.pack_sparse import SparseWeight, pack_sparse
 from tamt_kernels.ops.prune import prune_
+from tamt_kernels.ops.sparse_embedding import sparse_embedding
+from tamt_kernels.ops.sparse_linear import sparse_linear
 from tamt_kernels.ops.ste_backward import ste_backward, ste_backward_all
 from tamt_kernels.ops.threshold import topk_threshold
 from tamt_kernels.optim import MaskAdamW
 from tamt_kernels.reference import Thresholds
+from tamt_kernels.sparse import SparseEmbedding, SparseLinear, sparsify
 
 load_extension()
 
@@ -28,6 +32,9 @@ __all__ = [
     "MaskAdamW",
     "MaskedEmbedding",
     "MaskedLinear",
+    "SparseEmbedding",
+    "SparseLinear",
+    "SparseWeight",
     "Thresholds",
     "backends",
     "binarize",
@@ -40,8 +47,12 @@ __all__ = [
     "masked_embedding",
     "masked_linear",
     "pack_mask",
+    "pack_sparse",
     "prune_",
     "reuse_freed_memory",
+    "sparse_embedding",
+    "sparse_linear",
+    "sparsify",
     "ste_backward",
     "ste_backward_all",
     "topk_threshold",

@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "../types.h"
+#include "sparse_matrix.h"
 
 namespace tamt {
 
@@ -58,6 +59,35 @@ void cosine_backward_kernel(
     const float* grad_cosine, const void* constant, Type constant_type, const void* trained, Type trained_type,
     void* grad, int64_t columns, int64_t begin, int64_t end);
 
+// Runs task(0) … task(count - 1) on several threads, in any order.
+using Parallel = std::function<void(int64_t count, const std::function<void(int64_t)>& task)>;
+
+// Rows of so many columns, one after another.
+struct Matrix {
+  const void* data;
+  Type type;
+  int64_t rows, columns;
+};
+
+// y [tokens][rows of the weight] = x [tokens][its columns] Wᵀ + bias, which may be null. x has the type of the weight's
+// values; y that or float.
+void sparse_linear_kernel(
+    const Matrix& x, const SparseMatrix& weight, const float* bias, void* y, Type y_type, const Parallel& parallel);
+
+// dW at the kept entries, the sums over tokens of dY [tokens][rows] and X [tokens][columns], both float.
+void sparse_linear_backward_values_kernel(
+    const Matrix& grad_output, const Matrix& x, const SparseMatrix& pattern, float* grad_values,
+    const Parallel& parallel);
+
+// Rows of W for the look-ups from `begin` to `end`.
+void sparse_embedding_kernel(const int64_t* ids, const SparseMatrix& weight, void* out, int64_t begin, int64_t end);
+
+// Of one row of the pattern, the kept entries' gradient, in place: the sums of those `count` rows of `grad_output` that
+// `lookups` names. It has the type of `grad_output`.
+void sparse_embedding_backward_kernel(
+    const Matrix& grad_output, const int64_t* lookups, int64_t count, const SparseMatrix& pattern, int64_t row,
+    void* grad_values);
+
 struct ScoreMatrix {
   const float* score;
   int64_t size;
@@ -70,9 +100,6 @@ struct Threshold {
   int64_t cut = 0;
   bool has_nan = false;
 };
-
-// Runs task(0) … task(count - 1) on several threads, in any order.
-using Parallel = std::function<void(int64_t count, const std::function<void(int64_t)>& task)>;
 
 void topk_threshold_kernel(
     const ScoreMatrix* matrices, int64_t count, bool absolute, Threshold* thresholds, const Parallel& parallel);

@@ -88,12 +88,16 @@ def keep(operation: str, name: str, count: int, score_name: str, score: Tensor) 
 
 def row(operation: str, name: str, index: int, weight: Tensor) -> None:
     """Must be the index of a row of a weight; negative indices count from the end."""
+    row_of(operation, name, index, tuple(weight.shape))
+
+
+def row_of(operation: str, name: str, index: int, shape_: tuple[int, ...]) -> None:
+    """Must be the index of a row of a weight of this shape; negative indices count from the end."""
     integers(operation, name, [index])
-    rows = weight.shape[0]
+    rows = shape_[0]
     if not -rows <= index < rows:
         raise ValueError(
-            f"{operation}: {name} is {index} but must be from {-rows} to {rows - 1}, as weight has shape "
-            f"{tuple(weight.shape)}"
+            f"{operation}: {name} is {index} but must be from {-rows} to {rows - 1}, as weight has shape {shape_}"
         )
 
 

@@ -1,6 +1,7 @@
 // Runs every CPU kernel, as compiled for each instruction set of this machine, on memory of exactly its size. Built with
 // the kernels under AddressSanitizer and UBSan by test_sanitizers.py, which fails on their first report. What the kernels
 // compute is tested elsewhere.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -186,6 +187,66 @@ void run_adamw(int64_t size) {
   }
 }
 
+// A random pattern of so many rows and columns, some of whose rows are empty.
+OwnSparseMatrix sparse_matrix(int64_t rows, int64_t columns, int64_t most, Type type) {
+  OwnSparseMatrix matrix{rows, columns, type, {}, {}, {}, {0}, {}};
+  const int64_t blocks = matrix.view().blocks();
+  matrix.counts.resize(rows * blocks);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t chance = up_to(most);
+    for (int64_t column = 0; column < columns; ++column) {
+      if (up_to(9) >= chance) continue;
+      matrix.column.push_back(column % kSparseBlock);
+      ++matrix.counts[row * blocks + column / kSparseBlock];
+    }
+    matrix.starts.push_back(matrix.column.size());
+  }
+  const int64_t bytes = matrix.column.size() * (type == Type::kFloat ? 4 : 2);
+  Entries values(matrix.column.size(), type);
+  const auto* first = static_cast<const uint8_t*>(values.data());
+  matrix.values.assign(first, first + bytes);
+  for (int64_t row = 0; row < rows; row += kSparsePanel) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      for (int64_t i = 0; i < std::min(kSparsePanel, rows - row); ++i) matrix.order.push_back(i);
+    }
+  }
+  matrix.column.shrink_to_fit();
+  matrix.values.shrink_to_fit();
+  return matrix;
+}
+
+void run_sparse(int64_t tokens, int64_t rows, int64_t columns, Type type) {
+  const OwnSparseMatrix matrix = sparse_matrix(rows, columns, up_to(10), type);
+  const OwnSparseMatrix other = transposed(matrix.view(), in_order);
+  Entries x(tokens * columns, type), y(tokens * rows, type), wide(tokens * rows, Type::kFloat);
+  Array<float> bias = numbers(rows), grad = numbers(tokens * rows), input = numbers(tokens * columns);
+  Array<float> grad_values(matrix.column.size());
+  sparse_linear_kernel({x.data(), type, tokens, columns}, matrix.view(), nullptr, y.data(), type, in_order);
+  sparse_linear_kernel(
+      {x.data(), type, tokens, columns}, matrix.view(), bias.data(), wide.data(), Type::kFloat, in_order);
+  sparse_linear_kernel({y.data(), type, tokens, rows}, other.view(), nullptr, x.data(), type, in_order);
+  sparse_linear_backward_values_kernel(
+      {grad.data(), Type::kFloat, tokens, rows}, {input.data(), Type::kFloat, tokens, columns}, matrix.view(),
+      grad_values.data(), in_order);
+  Array<int64_t> ids(tokens);
+  for (int64_t i = 0; i < tokens; ++i) ids.data()[i] = up_to(rows - 1);
+  Entries looked_up(tokens * columns, type), grad_rows(matrix.column.size(), type);
+  sparse_embedding_kernel(ids.data(), matrix.view(), looked_up.data(), 0, tokens);
+  const int64_t lookups[] = {tokens - 1, 0};
+  sparse_embedding_backward_kernel(
+      {looked_up.data(), type, tokens, columns}, lookups, 2, matrix.view(), rows - 1, grad_rows.data());
+}
+
+void run_sparse_products() {
+  for (const Type type : {Type::kFloat, Type::kBFloat16}) {
+    for (const int64_t tokens : {1, 3, 5, 16, 33, 70}) {
+      for (const auto& [rows, columns] : {std::pair{1, 1}, {7, 130}, {129, 9}, {140, 257}}) {
+        run_sparse(tokens, rows, columns, type);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -199,6 +260,7 @@ int main() {
       run_thresholds(size);
       run_adamw(size);
     }
+    run_sparse_products();
     std::printf("every kernel as compiled for %s\n", kNames[set]);
   }
 }

@@ -59,6 +59,17 @@ def samples():
     yield "masked_embedding", (ids.int().t(), weight.half(), trained, value, cut, 2, True)
     yield "masked_embedding_backward", (torch.ones(2, 2, 9), ids, weight, 2, torch.float32)
     yield "masked_embedding_backward", (torch.ones(2, 2, 9).half(), ids, weight, None, torch.bfloat16)
+    sparse = tk.pack_sparse(weight, score > 0)
+    values, bias = sparse.values.clone().requires_grad_(), torch.ones(7, requires_grad=True)
+    yield "sparse_linear", (x, values, *sparse.pattern, bias)
+    yield "sparse_linear", (x.detach().half(), values.detach().bfloat16(), *sparse.pattern)
+    yield "sparse_linear_backward_x", (torch.ones(3, 2, 7, requires_grad=True), values, *sparse.pattern, 9)
+    yield "sparse_linear_backward_values", (torch.ones(2, 7, requires_grad=True), x, *sparse.pattern, torch.float32)
+    yield "sparse_embedding", (ids, values, sparse.columns, sparse.counts, sparse.starts, 9)
+    yield "sparse_embedding", (ids.int().t(), values, sparse.columns, sparse.counts, sparse.starts, 9, 2)
+    grad = torch.ones(2, 2, 9, requires_grad=True)
+    yield "sparse_embedding_backward", (grad, ids, sparse.columns, sparse.counts, sparse.starts, None)
+    yield "sparse_embedding_backward", (grad.detach().bfloat16(), ids, *sparse.pattern[:3], 2)
 
 
 @pytest.mark.parametrize(("name", "arguments"), list(samples()))

@@ -20,6 +20,7 @@ FLAGS = "-std=c++17 -O1 -g1 -fno-trapping-math -ffp-contract=off"
 TESTS = [
     "test_threshold", "test_masks", "test_mask_weights", "test_mask_adamw", "test_masked_layers", "test_modules",
     "test_operators", "test_cosine", "test_optim", "test_instruction_sets", "test_validation",
+    "test_sparse", "test_sparse_layers",
 ]  # fmt: skip
 """Those that run the extension's operators in their own process."""
 

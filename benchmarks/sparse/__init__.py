@@ -1,0 +1,166 @@
+"""``python -m benchmarks sparse``: products with the kept entries of a weight, by turns with the best dense ones.
+
+The six products of a BERT-base layer, and a whole BERT-base. Gains are over the fastest dense contender of the same
+type in the same run. With one thread, times are its CPU time, else wall clock; what a layer does besides, such as
+packing its input, is within them.
+"""
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks import machine, report
+from benchmarks.sparse import model, picture
+from benchmarks.sparse.products import CSR, SPARSE, Layers, Times, break_even, gain, timed
+from benchmarks.sparse.targets import verdicts
+from tamt.runtime.errors import UserError
+
+TOKENS, SPARSITIES, MODEL_TOKENS = (1, 8, 32, 128, 512), (0.5, 0.7, 0.8, 0.9), 128
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("--tokens", type=_integers, default=TOKENS, help="numbers of tokens (default: 1,8,32,128,512)")
+    parser.add_argument("--sparsities", type=_shares, default=SPARSITIES, help="shares of zeros (default: .5,.7,.8,.9)")
+    parser.add_argument("--rounds", type=int, default=7, help="passes of each contender (default: 7)")
+    parser.add_argument("--threads", type=int, default=1, help="threads (default: 1)")
+    parser.add_argument("--quick", action="store_true", help="tiny matrices: a check, no figures")
+    parser.add_argument("--output", type=Path, help="folder (default: benchmarks/results/DEVICE)")
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(","))
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    return tuple(float(word) for word in text.split(","))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, and leave ``sparse.csv``, ``sparse.md`` and ``sparse.png`` in the output folder.
+
+    Raises:
+        UserError: an option is out of range, or the folder cannot be made.
+    """
+    if min(options.tokens) < 1 or options.rounds < 1 or options.threads < 1:
+        raise UserError("--tokens, --rounds and --threads must be at least 1")
+    if len(set(options.sparsities)) < 2 or not all(0 < each < 1 for each in options.sparsities):
+        raise UserError("--sparsities must be two or more shares between 0 and 1, separated by commas")
+    torch.set_num_threads(options.threads)
+    device = torch.device("cpu")
+    folder = options.output or machine.results_folder(device)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        results = report.Csv(folder / "sparse.csv")
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be written to: {error.strerror}") from error
+    described = machine.describe(device)
+    heading = ", ".join(f"{name} {value}" for name, value in described.items())
+    print(heading, flush=True)
+    products, facts = measure_products(options, results, described)
+    forwards, differences = measure_model(options, results, described)
+    results.close()
+    judged = "A quick run: no figures." if options.quick else verdicts(products, forwards, facts, differences)
+    page = [
+        heading,
+        gains("six products of a layer", products),
+        gains("BERT-base", forwards),
+        facts_table(facts),
+        judged,
+    ]
+    (folder / "sparse.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
+    print("\n" + "\n\n".join(page[1:]))
+    title = f"{described['cpu']}, {described['threads']} threads, torch {described['torch']}"
+    if problem := picture.draw(folder / "sparse.png", title, products):
+        print(problem)
+    print(f"\nresults: {folder}")
+
+
+Facts = dict[tuple[str, float], tuple[float, float]]  # how many times smaller, and the largest difference
+
+
+def measure_products(
+    options: argparse.Namespace, results: report.Csv, described: dict[str, str]
+) -> tuple[Times, Facts]:
+    """The times of the six products, and by type and sparsity what else there is to say of them."""
+    times: Times = {}
+    facts: Facts = {}
+    for dtype in DTYPES:
+        layers = Layers(dtype, options.sparsities, options.quick)
+        for sparsity in options.sparsities:
+            facts[layers.name, sparsity] = layers.times_smaller(sparsity), layers.largest_difference(sparsity)
+        for tokens in options.tokens:
+            measured = timed(dict(layers.contenders(tokens)), options.rounds)
+            results.write(rows("six products of a layer", measured, described))
+            print("\n" + listed(measured), flush=True)
+            times.update(measured)
+    return times, facts
+
+
+def measure_model(
+    options: argparse.Namespace, results: report.Csv, described: dict[str, str]
+) -> tuple[Times, dict[float, float]]:
+    """The times of a forward, and the largest difference of float32 hidden states by sparsity.
+
+    The dense contenders' are those of the last sparsity, which change no time.
+    """
+    times: Times = {}
+    differences = {}
+    for sparsity in options.sparsities:
+        measured, differences[sparsity] = model.measured(sparsity, MODEL_TOKENS, options.rounds, options.quick)
+        results.write(rows("BERT-base", measured, described))
+        print("\n" + listed(measured), flush=True)
+        times.update(measured)
+    return times, differences
+
+
+def rows(part: str, times: Times, described: dict[str, str]) -> Iterator[report.Row]:
+    """A row of the CSV for each contender."""
+    for key, each in times.items():
+        yield {"part": part, **key._asdict(), "median_ms": each, **described}
+
+
+def listed(times: Times) -> str:
+    """What was measured, as a table."""
+    heading = ("type", "tokens", "sparsity", "contender", "median ms")
+    lines = [
+        (
+            key.dtype,
+            str(key.tokens),
+            "" if key.sparsity is None else f"{key.sparsity:.0%}",
+            key.contender,
+            f"{each:.4g}",
+        )
+        for key, each in times.items()
+    ]
+    return report.table([heading, *lines])
+
+
+def gains(part: str, times: Times) -> str:
+    """Gains over the best dense contender by tokens and sparsity; a share below 1 is slower, which is said."""
+    sparsities = sorted({key.sparsity for key in times if key.sparsity is not None})
+    contenders = [each for each in (SPARSE, CSR) if any(key.contender == each for key in times)]
+    lines = [(part, "type", "tokens", *(f"{each:.0%}" for each in sparsities), "faster from")]
+    for contender in contenders:
+        cases = dict.fromkeys(key[:2] for key in times if key.contender == contender)
+        for dtype, tokens in cases:
+            shares = [gain(times, dtype, tokens, each, contender) for each in sparsities]
+            told = [f"{each:.2f} ×" + (" slower" if each < 1 else "") for each in shares]
+            lines.append((contender, dtype, str(tokens), *told, _percent(break_even(times, dtype, tokens, contender))))
+    return report.table(lines)
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{share:.0%}"
+
+
+def facts_table(facts: Facts) -> str:
+    """Memory and exactness of the products."""
+    lines = [("type", "sparsity", "weights in memory", "largest difference")]
+    for (dtype, sparsity), (smaller, difference) in facts.items():
+        lines.append((dtype, f"{sparsity:.0%}", f"{smaller:.2f} × smaller", f"{difference:.1e}"))
+    return report.table(lines)

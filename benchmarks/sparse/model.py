@@ -1,0 +1,70 @@
+"""A whole BERT-base: random weights and masks, which take the time of real ones."""
+
+import copy
+import warnings
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+import tamt_kernels as tk
+from benchmarks.sparse.products import LINEAR, PREPACKED, SPARSE, Key, Run, Times, name, onednn, random_mask, timed
+
+
+class OneDnnLinear(nn.Module):
+    """``nn.Linear`` by oneDNN, with a weight in its own layout."""
+
+    def __init__(self, linear: nn.Linear, tokens: int) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), tokens)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return onednn(x, self.weight, self.bias)
+
+
+def build(quick: bool) -> BertModel:
+    torch.manual_seed(0)
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return BertModel(BertConfig(**(small if quick else {}))).eval()
+
+
+def masks_of(model: BertModel, sparsity: float) -> dict[str, Tensor]:
+    """Those of the encoder's matrices."""
+    weights = model.encoder.named_parameters(prefix="encoder")
+    return {key: random_mask(each.detach(), sparsity) for key, each in weights if each.dim() == 2}
+
+
+def by_onednn(model: BertModel, tokens: int) -> BertModel:
+    for parent in list(model.encoder.modules()):
+        for child, module in list(parent.named_children()):
+            if type(module) is nn.Linear:
+                setattr(parent, child, OneDnnLinear(module, tokens))
+    return model
+
+
+@torch.inference_mode()
+def measured(sparsity: float, tokens: int, rounds: int, quick: bool) -> tuple[Times, float]:
+    """Milliseconds of a forward, and how far the float32 hidden states are from those of the dense pruned model."""
+    ids = torch.randint(1000, 2000, (1, tokens))
+    contenders: dict[Key, Run] = {}
+    difference = 0.0
+    for dtype in (torch.float32, torch.bfloat16):
+        model = build(quick)
+        masks = masks_of(model, sparsity)
+        for key, mask in masks.items():
+            model.get_parameter(key).data.masked_fill_(~mask, 0)
+        model.to(dtype)
+        sparse = copy.deepcopy(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            tk.sparsify(sparse, masks, at_least=0)
+        ways = {LINEAR: model, PREPACKED: by_onednn(copy.deepcopy(model), tokens), SPARSE: sparse}
+        if dtype == torch.float32:
+            hidden = [cast("Tensor", each(ids).last_hidden_state) for each in (model, sparse)]
+            difference = float((hidden[0] - hidden[1]).abs().max())
+        for way, each in ways.items():
+            key = Key(name(dtype), tokens, sparsity if way == SPARSE else None, way)
+            contenders[key] = lambda each=each: each(ids)
+    return timed(contenders, rounds), difference

@@ -1,0 +1,139 @@
+"""The products of a layer: its contenders, and their times taken by turns."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tamt_kernels as tk
+from benchmarks import scores
+
+LAYERS = 4  # 113 MB of float32 weights, more than any cache holds
+SPARSE, LINEAR, ONEDNN, PREPACKED, CSR = "tamt_kernels", "F.linear", "oneDNN", "oneDNN, prepacked", "torch.sparse CSR"
+DENSE = (LINEAR, ONEDNN, PREPACKED)
+
+Run = Callable[[], object]
+Times = dict["Key", float]  # milliseconds
+
+
+class Key(NamedTuple):
+    """What was timed. Dense contenders have no sparsity."""
+
+    dtype: str
+    tokens: int
+    sparsity: float | None
+    contender: str
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def random_mask(weight: Tensor, sparsity: float) -> Tensor:
+    """A mask with an exact number of zeros, at random places: real masks of this sparsity take the same time."""
+    order = torch.rand(weight.shape, generator=scores.generator(weight.device))
+    return order > order.flatten().kthvalue(round(weight.numel() * sparsity)).values
+
+
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A dense product by oneDNN, whatever torch would choose."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
+
+
+class Layers:
+    """The weights of LAYERS layers, dense and by sparsity."""
+
+    def __init__(self, dtype: torch.dtype, sparsities: tuple[float, ...], quick: bool) -> None:
+        shapes = (
+            scores.bert_shapes(hidden=32, intermediate=64, vocabulary=300, layers=1)
+            if quick
+            else (scores.bert_shapes())
+        )
+        weights = [scores.weight(shape, torch.device("cpu")) for _ in range(LAYERS) for shape in shapes[1:7]]
+        self.dtype, self.name, self.inputs = dtype, name(dtype), sorted({weight.shape[1] for weight in weights})
+        self.weights = [weight.to(dtype) for weight in weights]
+        self.biases = [torch.randn(weight.shape[0]).to(dtype) for weight in weights]
+        self.masked = {each: [weight * random_mask(weight, each) for weight in self.weights] for each in sparsities}
+        self.sparse = {each: [tk.pack_sparse(weight) for weight in self.masked[each]] for each in sparsities}
+
+    def contenders(self, tokens: int) -> Iterator[tuple[Key, Run]]:
+        """Each goes over all layers once."""
+        x = {width: torch.randn(tokens, width).to(self.dtype) for width in self.inputs}
+        dense = list(zip(self.weights, self.biases, strict=True))
+        prepacked = [torch.ops.mkldnn._reorder_linear_weight(weight, tokens) for weight in self.weights]
+        ready = [(x[weight.shape[1]], other, bias) for (weight, bias), other in zip(dense, prepacked, strict=True)]
+        runs: dict[tuple[float | None, str], Run] = {
+            (None, LINEAR): lambda: [F.linear(x[weight.shape[1]], weight, bias) for weight, bias in dense],
+            (None, ONEDNN): lambda: [onednn(x[weight.shape[1]], weight, bias) for weight, bias in dense],
+            (None, PREPACKED): lambda: [onednn(*each) for each in ready],
+        }
+        for sparsity, packed in self.sparse.items():
+            runs[sparsity, SPARSE] = self._sparse(x, packed)
+            if self.dtype == torch.float32 and tokens <= 128:
+                runs[sparsity, CSR] = self._csr(x, sparsity)
+        yield from ((Key(self.name, tokens, *which), run) for which, run in runs.items())
+
+    def _sparse(self, x: dict[int, Tensor], packed: list[tk.SparseWeight]) -> Run:
+        pairs = list(zip(packed, self.biases, strict=True))
+        return lambda: [tk.sparse_linear(x[weight.shape[1]], weight, bias) for weight, bias in pairs]
+
+    def _csr(self, x: dict[int, Tensor], sparsity: float) -> Run:
+        pairs = [
+            (weight.to_sparse_csr(), bias) for weight, bias in zip(self.masked[sparsity], self.biases, strict=True)
+        ]
+        return lambda: [(weight @ x[weight.shape[1]].t()).t() + bias for weight, bias in pairs]
+
+    def largest_difference(self, sparsity: float) -> float:
+        """From the dense product of float64, over the largest entry of a result."""
+        weight, packed = self.masked[sparsity][0], self.sparse[sparsity][0]
+        x = torch.randn(64, weight.shape[1]).to(self.dtype)
+        expected = x.double() @ weight.double().t()
+        return float((tk.sparse_linear(x, packed).double() - expected).abs().max() / expected.abs().max())
+
+    def times_smaller(self, sparsity: float) -> float:
+        """Bytes of the dense weights over those of the sparse ones."""
+        return sum(each.nbytes for each in self.weights) / sum(each.nbytes for each in self.sparse[sparsity])
+
+
+def timed(contenders: dict[Key, Run], rounds: int) -> Times:
+    """The median milliseconds of each, taken by turns."""
+    clock = time.thread_time_ns if torch.get_num_threads() == 1 else time.perf_counter_ns
+    times: dict[Key, list[float]] = {key: [] for key in contenders}
+    for run in contenders.values():
+        run()
+    for _ in range(rounds):
+        for key, run in contenders.items():
+            begin = clock()
+            run()
+            times[key].append((clock() - begin) / 1e6)
+    return {key: median(each) for key, each in times.items()}
+
+
+def best_dense(times: Times, dtype: str, tokens: int) -> float:
+    """The shortest time of a dense contender."""
+    return min(time_ for key, time_ in times.items() if key[:2] == (dtype, tokens) and key.contender in DENSE)
+
+
+def gain(times: Times, dtype: str, tokens: int, sparsity: float, contender: str = SPARSE) -> float:
+    """How many times faster than the best dense contender; NaN where it was not measured."""
+    return best_dense(times, dtype, tokens) / times.get(Key(dtype, tokens, sparsity, contender), math.nan)
+
+
+def break_even(times: Times, dtype: str, tokens: int, contender: str = SPARSE) -> float:
+    """The sparsity from which a contender is faster than the best dense one: where the line through its times at the
+    lowest and the highest sparsity meets it.
+    """
+    points = sorted(
+        (key.sparsity or 0.0, time_)
+        for key, time_ in times.items()
+        if key[:2] == (dtype, tokens) and key.contender == contender
+    )
+    (low, slow), (high, fast) = points[0], points[-1]
+    fall = (slow - fast) / (high - low)
+    return min(1.0, max(0.0, low + (slow - best_dense(times, dtype, tokens)) / fall)) if fall > 0 else math.nan

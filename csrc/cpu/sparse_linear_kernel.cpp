@@ -1,0 +1,118 @@
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "convert.h"
+#include "instruction_set.h"
+#include "kernels.h"
+#include "sparse_product.h"
+
+// A product is added without being rounded before, as in every matrix product.
+#if defined(__clang__)
+#pragma clang fp contract(fast)
+#else
+#pragma GCC optimize("fp-contract=fast")
+#endif
+
+namespace tamt {
+namespace {
+
+#if TAMT_HAS_AVX2
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi,bmi2,popcnt,prefer-vector-width=512")
+namespace avx512 {
+constexpr int64_t kBytes = 64;
+#include "sparse_linear_loops.h"
+}  // namespace avx512
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,bmi,bmi2,popcnt")
+namespace avx2 {
+constexpr int64_t kBytes = 32;
+#include "sparse_linear_loops.h"
+}  // namespace avx2
+#pragma GCC pop_options
+#endif
+namespace generic {
+constexpr int64_t kBytes = 16;
+#include "sparse_linear_loops.h"
+}  // namespace generic
+
+const ProductLoops& float_loops() {
+#if TAMT_HAS_AVX2
+  static constexpr ProductLoops wide{16, 64, 4, avx512::pack, avx512::multiply, avx512::unpack, avx512::add_products};
+  static constexpr ProductLoops narrow{8, 32, 4, avx2::pack, avx2::multiply, avx2::unpack, avx2::add_products};
+  static const bool has_fma = __builtin_cpu_supports("fma");
+  if (instruction_set == InstructionSet::kAvx512) return wide;
+  if (instruction_set == InstructionSet::kAvx2 && has_fma) return narrow;
+#endif
+  static constexpr ProductLoops plain{4, 16, 4, generic::pack, generic::multiply, generic::unpack, generic::add_products};
+  return plain;
+}
+
+const ProductLoops& loops_for(Type type) {
+  const bool halves = type == Type::kBFloat16 && instruction_set == InstructionSet::kAvx512 && bfloat16_loops();
+  return halves ? *bfloat16_loops() : float_loops();
+}
+
+// A matrix of tokens, tile by tile.
+class Tiles {
+ public:
+  Tiles(const Matrix& matrix, const ProductLoops& loops, const Parallel& parallel) : matrix_(matrix), loops_(loops) {
+    const int64_t blocks = (matrix.columns + kSparseBlock - 1) / kSparseBlock;
+    const int64_t entries = (first(count() - 1) + size(count() - 1)) * matrix.columns;
+    memory_.reset(static_cast<char*>(std::aligned_alloc(64, (entries * loops.bytes + 63) / 64 * 64)));
+    if (!memory_) throw std::bad_alloc();
+    parallel(count() * blocks, [&](int64_t task) {
+      const int64_t tile = task / blocks, begin = task % blocks * kSparseBlock;
+      const int64_t end = std::min(begin + kSparseBlock, matrix.columns);
+      loops.pack(matrix, first(tile), size(tile), begin, end, memory_.get() + offset(tile));
+    });
+  }
+
+  int64_t count() const { return (matrix_.rows + loops_.most_lanes - 1) / loops_.most_lanes; }
+  int64_t first(int64_t tile) const { return tile * loops_.most_lanes; }  // token
+  int64_t size(int64_t tile) const {  // the last may be smaller
+    const int64_t left = matrix_.rows - first(tile);
+    return std::min(loops_.most_lanes, (left + loops_.lanes - 1) / loops_.lanes * loops_.lanes);
+  }
+  const void* operator[](int64_t tile) const { return memory_.get() + offset(tile); }
+
+ private:
+  int64_t offset(int64_t tile) const { return first(tile) * matrix_.columns * loops_.bytes; }
+
+  Matrix matrix_;
+  const ProductLoops& loops_;
+  std::unique_ptr<char[], decltype(&std::free)> memory_{nullptr, &std::free};
+};
+
+}  // namespace
+
+void sparse_linear_kernel(
+    const Matrix& x, const SparseMatrix& weight, const float* bias, void* y, Type y_type, const Parallel& parallel) {
+  const Output output{y, y_type, x.rows, weight.rows, bias};
+  if (sparse_linear_few_kernel(x, weight, output, parallel)) return;
+  const ProductLoops& loops = loops_for(weight.type);
+  const Tiles tiles(x, loops, parallel);
+  parallel(tiles.count() * weight.panels(), [&](int64_t task) {
+    const int64_t panel = task / tiles.count(), tile = task % tiles.count();
+    alignas(64) float sums[kSparsePanel * kMostTokens];
+    loops.multiply(weight, panel, tiles.size(tile), tiles[tile], sums);
+    loops.unpack(output, panel, tiles.first(tile), tiles.size(tile), sums);
+  });
+}
+
+void sparse_linear_backward_values_kernel(
+    const Matrix& grad_output, const Matrix& x, const SparseMatrix& pattern, float* grad_values,
+    const Parallel& parallel) {
+  const ProductLoops& loops = float_loops();
+  const Tiles grads(grad_output, loops, parallel), inputs(x, loops, parallel);
+  parallel(pattern.panels(), [&](int64_t panel) {
+    for (int64_t tile = 0; tile < inputs.count(); ++tile) {
+      loops.add_products(pattern, panel, inputs.size(tile), grads[tile], inputs[tile], tile == 0, grad_values);
+    }
+  });
+}
+
+}  // namespace tamt

@@ -1,0 +1,138 @@
+"""A weight of which only the kept entries are stored."""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from tamt_kernels import reference
+from tamt_kernels.backend import checks
+
+VALUE_TYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class SparseWeight:
+    """A matrix W [out, in] of which only the kept entries are stored; made by ``pack_sparse`` or ``from_kept``.
+
+    A kept entry takes its value and one byte, a row in all 8 bytes and 2 for every 128 columns. Not to be changed: its
+    tensors may be shared.
+
+    Attributes:
+        shape: (out, in).
+        values: the kept entries [nnz] in row-major order, float32 or bfloat16.
+        columns, counts, starts, order: where they are, see ``reference.sparse_pattern``.
+    """
+
+    shape: torch.Size
+    values: Tensor
+    columns: Tensor
+    counts: Tensor
+    starts: Tensor
+    order: Tensor
+
+    @classmethod
+    def from_kept(cls, mask: Tensor, values: Tensor) -> "SparseWeight":
+        """The inverse of ``kept``.
+
+        Args:
+            mask: bool [out, in].
+            values: the entries where it is true, in row-major order, float32 or bfloat16; taken, not copied.
+
+        Raises:
+            TypeError, ValueError: an argument has the wrong dtype, shape or device.
+        """
+        checks.tensor("SparseWeight", "mask", mask)
+        checks.dtype("SparseWeight", "mask", mask, (torch.bool,))
+        checks.dimensions("SparseWeight", "mask", mask, 2)
+        checks.size("SparseWeight", "mask", mask)
+        if 0 in mask.shape:
+            raise ValueError(f"SparseWeight: mask has shape {tuple(mask.shape)} but must have rows and columns")
+        checks.tensor("SparseWeight", "values", values)
+        checks.dtype("SparseWeight", "values", values, VALUE_TYPES)
+        checks.device("SparseWeight", "values", values, mask.device, "mask")
+        checks.shape("SparseWeight", "values", values, (int(mask.sum()),), "a value for each true entry of mask")
+        return cls(mask.shape, values.contiguous(), *reference.sparse_pattern(mask))
+
+    @property
+    def pattern(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Where the entries are: columns, counts, starts and order."""
+        return self.columns, self.counts, self.starts, self.order
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the values."""
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the values are."""
+        return self.values.device
+
+    @property
+    def nnz(self) -> int:
+        """The number of kept entries, those among them that are 0 included."""
+        return self.values.numel()
+
+    @property
+    def sparsity(self) -> float:
+        """The share of entries that are not kept."""
+        return 1 - self.nnz / math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the matrix takes, in bytes."""
+        return self.values.nbytes + sum(part.nbytes for part in self.pattern)
+
+    def mask(self) -> Tensor:
+        """Which entries are kept, bool [out, in]."""
+        mask = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        mask[reference.sparse_positions(self.columns, self.counts)] = True
+        return mask
+
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """The mask, bool [out, in], and the values [nnz] where it is true, in row-major order."""
+        return self.mask(), self.values
+
+    def to_dense(self) -> Tensor:
+        """The matrix [out, in] with its zeros, in the values' dtype."""
+        return reference.sparse_dense(self.values, self.columns, self.counts, self.shape[1])
+
+    def to(self, device: torch.device | str) -> "SparseWeight":
+        """The same on another device."""
+        return SparseWeight(self.shape, self.values.to(device), *(part.to(device) for part in self.pattern))
+
+    def __repr__(self) -> str:
+        name = str(self.dtype).removeprefix("torch.")
+        return f"SparseWeight({tuple(self.shape)}, {name}, sparsity={self.sparsity:.4f}, {self.nbytes / 1e6:.3g} MB)"
+
+
+def pack_sparse(weight: Tensor, mask: Tensor | None = None, *, values: torch.dtype | None = None) -> SparseWeight:
+    """Store a matrix without the entries that are pruned.
+
+    Args:
+        weight: W [out, in]; float32, float16 or bfloat16.
+        mask: which entries to keep, bool [out, in], whatever they are: 0, NaN and infinite entries stay what they are.
+            By default those that are not 0.
+        values: the type of the kept entries, float32 or bfloat16. By default that of W, of a float16 W float32: either
+            is exact.
+
+    Returns:
+        The matrix, on W's device.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong dtype, shape or device.
+    """
+    checks.matrix("pack_sparse", "weight", weight)
+    checks.dimensions("pack_sparse", "weight", weight, 2)
+    if values is not None and values not in VALUE_TYPES:
+        raise TypeError(f"pack_sparse: values is {values} but must be float32 or bfloat16")
+    if mask is None:
+        mask = weight != 0
+    checks.tensor("pack_sparse", "mask", mask)
+    checks.dtype("pack_sparse", "mask", mask, (torch.bool,))
+    checks.shape("pack_sparse", "mask", mask, tuple(weight.shape), "the shape of weight")
+    checks.device("pack_sparse", "mask", mask, weight.device, "weight")
+    dtype = values or (torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32)
+    return SparseWeight.from_kept(mask, weight.detach()[mask].to(dtype))
