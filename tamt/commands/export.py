@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -16,7 +17,6 @@ from tamt.masks.prune_format import split
 from tamt.masks.sparse_file import SPARSE_FILE, save_sparse
 from tamt.models.language_model import load_masked_language_model
 from tamt.models.loading import dense_state, is_sparse, load_config, load_encoder
-from tamt.models.sparse import BREAK_EVEN
 from tamt.models.tokenizer import load_tokenizer
 from tamt.options.base import command
 from tamt.options.export import ExportOptions
@@ -25,6 +25,7 @@ from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
 from tamt.runtime.files import sync_tree, telling
 from tamt.runtime.tensor_files import read_weights
+from tamt_kernels.sparse import BREAK_EVEN
 
 HOW_TO_OPEN = {
     "dense": "transformers' AutoModel or as the --model of a command",
@@ -149,9 +150,9 @@ def _write_sparse(state: dict[str, Tensor], path: Path, values: Values) -> dict[
         f"{sizes.sparse} of {sizes.matrices} matrices are stored sparse: {sizes.file_bytes / 1e6:.1f} MB, and dense in "
         f"float32 {sizes.dense_bytes / 1e6:.1f} MB"
     )
-    if sizes.sparsity < BREAK_EVEN:
+    if sizes.sparsity < (least := BREAK_EVEN[torch.float32]):
         say(
-            f"warning: {sizes.sparsity:.1%} of the entries of all matrices are zeros, and below about {BREAK_EVEN:.0%} "
+            f"warning: {sizes.sparsity:.1%} of the entries of all matrices are zeros, and below about {least:.0%} "
             "sparse products are slower than dense ones"
         )
     return {

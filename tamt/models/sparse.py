@@ -1,7 +1,6 @@
 """Models that run sparse: their matrices hold kept weights alone, and products skip the zeros."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +11,6 @@ from tamt.masks.sparse_file import SPARSE_FILE
 from tamt.models.loading import is_sparse, load_as_saved
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
-
-BREAK_EVEN = 0.3
-"""Share of zeros from which on sparse products are faster than dense ones on a CPU, for 32 tokens or more."""
 
 
 def load_sparse(folder: str | Path, values: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -57,12 +53,8 @@ def run_sparse(model: nn.Module, name: str, dtype: torch.dtype) -> None:
     if device != "cpu":
         say(f"{name} runs dense, as sparse products are for CPUs and it is on {device}")
         return
-    kernels: Any = tk
-    if not hasattr(kernels, "sparsify"):
-        say(f"{name} runs dense, as these kernels have no sparse products")
-        return
     matrices = sum(isinstance(module, nn.Linear | nn.Embedding) for module in model.modules())
     values = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-    kernels.sparsify(model, values=values)
-    sparse = sum(isinstance(module, kernels.SparseLinear | kernels.SparseEmbedding) for module in model.modules())
+    tk.sparsify(model, values=values)
+    sparse = sum(isinstance(module, tk.SparseLinear | tk.SparseEmbedding) for module in model.modules())
     say(f"{name}: {sparse} of {matrices} matrices run sparse in {str(values).removeprefix('torch.')}, the others dense")
