@@ -76,7 +76,8 @@ NO_TRITON = (
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_triton_is_nothing_to_speak_of_without_a_gpu_and_said_at_the_first_use_of_one():
-    result = run(NO_TRITON + SHOW.replace("cpu", "cuda") + "; print(tk.dispatch.has_kernel('binarize', 'CUDA'))")
+    ask = "; print(tk.backend.dispatch.has_kernel('binarize', 'CUDA'))"
+    result = run(NO_TRITON + SHOW.replace("cpu", "cuda") + ask)
     assert "triton" not in result.stdout
     assert "True" in result.stdout  # a kernel that would say it
     assert "Triton" not in result.stderr
