@@ -69,9 +69,7 @@ def test_the_notebook_runs(
     )
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources=resources
-    ).execute()  # raises errors of cells
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()  # raises errors of cells
     assert printed(notebook)[-1] == "0 pruned weights have come back\n"
 
 

@@ -41,7 +41,7 @@ print(json.dumps({name: [before[name], after[name]] for name in before if before
 
 def test_importing_tamt_changes_nothing_outside_it() -> None:
     process = subprocess.run(
-        [sys.executable, "-c", EFFECTS], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", EFFECTS], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout.splitlines()[-1]) == {}
