@@ -38,8 +38,10 @@ class _SparseModule(nn.Module):
         self._take(weight, trainable)
 
     def _take(self, weight: SparseWeight, trainable: bool) -> None:
-        taken = isinstance(weight.values, nn.Parameter)  # that of another layer of the same weight
-        self.values = weight.values if taken else nn.Parameter(weight.values, requires_grad=trainable)
+        values = weight.values
+        if not isinstance(values, nn.Parameter):  # otherwise the parameter of another layer of the same weight
+            values = nn.Parameter(values, requires_grad=trainable)
+        self.values = values
         for name, part in zip(("columns", "counts", "starts", "order"), weight.pattern, strict=True):
             self.register_buffer(name, part, persistent=False)
 
@@ -309,6 +311,7 @@ def _replace(users: Users, weight: SparseWeight) -> None:
     new: dict[nn.Module, SparseLinear | SparseEmbedding] = {}
     for parent, name in users:
         old = parent.get_submodule(name)
+        assert isinstance(old, nn.Linear | nn.Embedding)
         if old not in new:
             trainable = old.weight.requires_grad
             if isinstance(old, nn.Embedding):

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from functools import partial
 from typing import cast
 
 import torch
@@ -53,8 +54,8 @@ def measured(sparsity: float, tokens: int, rounds: int, quick: bool) -> tuple[Ti
     for dtype in (torch.float32, torch.bfloat16):
         model = build(quick)
         masks = masks_of(model, sparsity)
-        for key, mask in masks.items():
-            model.get_parameter(key).data.masked_fill_(~mask, 0)
+        for parameter, mask in masks.items():
+            model.get_parameter(parameter).data.masked_fill_(~mask, 0)
         model.to(dtype)
         sparse = copy.deepcopy(model)
         with warnings.catch_warnings():
@@ -66,5 +67,5 @@ def measured(sparsity: float, tokens: int, rounds: int, quick: bool) -> tuple[Ti
             difference = float((hidden[0] - hidden[1]).abs().max())
         for way, each in ways.items():
             key = Key(name(dtype), tokens, sparsity if way == SPARSE else None, way)
-            contenders[key] = lambda each=each: each(ids)
+            contenders[key] = partial(each, ids)
     return timed(contenders, rounds), difference
