@@ -18,7 +18,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/results/**/*.*")
+OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/results/**/*.*", "examples/*.*")
 """Files that the site has besides those of docs/, under their paths in the repository."""
 
 COMMANDS_HERE = "`make docs` lists the options of every command here."
@@ -58,7 +58,7 @@ def link(target: str, source: File) -> str:
 
 def names_of(module: str) -> str:
     """The public names of a module, for mkdocstrings."""
-    return "\n\n".join(f"::: {module}.{name}" for name in import_module(module).__all__)
+    return "\n\n".join(f"::: {module}.{name}" for name in import_module(module).__all__ if name[0] != "_")
 
 
 def lines_of_commands() -> Iterator[str]:
