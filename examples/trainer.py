@@ -35,13 +35,14 @@ def main() -> None:
     parser.add_argument("--ticket", type=Path, help="run folder of tamt train, or a mask file")
     parser.add_argument("--train-file", required=True, help="CSV file of train rows")
     parser.add_argument("--dev-file", required=True, help="CSV file of dev rows")
+    parser.add_argument("--max-length", type=int, default=128, help="tokens per row; more are cut off")
     parser.add_argument("--epochs", type=float, default=3, help="passes over the train rows")
     parser.add_argument("--output", default="runs/trainer", help="folder for the model")
     options = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     rows = load_dataset("csv", data_files={"train": options.train_file, "dev": options.dev_file})
-    rows = rows.map(lambda row: tokenizer(row["sentence"], truncation=True, max_length=tokenizer.model_max_length))
+    rows = rows.map(lambda row: tokenizer(row["sentence"], truncation=True, max_length=options.max_length))
     labels = max(rows["train"]["label"]) + 1
 
     model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=labels)

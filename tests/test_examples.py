@@ -48,7 +48,7 @@ def test_trainer(tiny_bert: Path, tmp_path: Path) -> None:
             rows = [[f"the {('cat', 'dog')[i % 2]} sees a bird", i % 2] for i in range(32)]
             csv.writer(file).writerows([["sentence", "label"], *rows])
     printed = run("trainer.py", "--model", tiny_bert, *files, "--epochs", "1", cwd=tmp_path)
-    assert "with 70.0% of the weights pruned" in printed
+    assert re.search(r"accuracy [01].\d+ with (69.9|70.0)% of the weights pruned", printed)
     assert "0 pruned weights have come back" in printed
     assert (tmp_path / "runs" / "trainer" / "model.safetensors").is_file()
 
@@ -69,7 +69,9 @@ def test_the_notebook_runs(
     )
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()  # raises errors of cells
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources=resources
+    ).execute()  # raises errors of cells
     assert printed(notebook)[-1] == "0 pruned weights have come back\n"
 
 
