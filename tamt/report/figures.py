@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tamt.methods import OMP, RANDOM
 from tamt.report.figure import Chart, Figure, Missing, Point, Series
 from tamt.report.numbers import percent
-from tamt.report.results import FineTuning, Results, TicketRecord
+from tamt.report.results import FineTuningRecord, Results, TicketRecord
 from tamt.report.scores import (
     AVERAGE,
     LOSSES,
@@ -131,7 +131,7 @@ def by_samples(results: Results, model: str, scores: Scores) -> Figure | Missing
 
 
 def _sample_points(
-    items: Sequence[FineTuning], task: str, numbers: Sequence[int], wanted: set[tuple | None]
+    items: Sequence[FineTuningRecord], task: str, numbers: Sequence[int], wanted: set[tuple | None]
 ) -> tuple[Point, ...]:
     points = []
     for number in numbers:

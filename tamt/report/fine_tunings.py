@@ -7,7 +7,7 @@ from typing import Any
 
 from tamt.finetuning.rates import best_over_seeds, rates_in_words
 from tamt.methods import trains_scores
-from tamt.report.results import FineTuning, Results, TicketRecord
+from tamt.report.results import FineTuningRecord, Results, TicketRecord
 from tamt.report.scan import FinishedRun, number_in, optional_number
 from tamt.report.searches import is_seeded, mask_key, ticket_of
 from tamt.report.variants import UNKNOWN
@@ -40,7 +40,7 @@ def read_fine_tunings(results: Results, runs: list[FinishedRun], searches: set[s
 
 def _fine_tuning(
     results: Results, run: FinishedRun, searches: set[str], without_search: dict[tuple, TicketRecord]
-) -> FineTuning:
+) -> FineTuningRecord:
     """The fine-tuning of a run.
 
     Raises:
@@ -60,7 +60,7 @@ def _fine_tuning(
                 raise UserError(f"its mask of {folder} is missing, left out, replaced or of another model")
             ticket = _ticket_without_search(run, row)
             ticket = without_search.setdefault(ticket.identity, ticket)
-    return FineTuning(
+    return FineTuningRecord(
         model=run.model,
         ticket=ticket,
         task=run.task,
@@ -90,7 +90,7 @@ def _ticket_without_search(run: FinishedRun, row: Mapping[str, Any]) -> TicketRe
     )
 
 
-def _rated_together(item: FineTuning) -> tuple:
+def _rated_together(item: FineTuningRecord) -> tuple:
     """What fine-tunings share between which the best learning rate is chosen: model, task, mask, training samples."""
     return (item.model, item.task, item.mask_identity or (), item.train_samples)
 
@@ -101,7 +101,7 @@ def _choose_rates(results: Results) -> None:
     The list is the one that most masks of a model and task were given. A mask that lacks one of its rates is left out,
     as are runs at rates outside it, and seeds that were not run at every rate.
     """
-    groups: dict[tuple, dict[float | None, dict[int, FineTuning]]] = {}
+    groups: dict[tuple, dict[float | None, dict[int, FineTuningRecord]]] = {}
     for item in results.fine_tunings:
         groups.setdefault(_rated_together(item), {}).setdefault(item.lr, {})[item.seed] = item
     _find_rates(results, groups)
@@ -130,7 +130,7 @@ def _find_rates(results: Results, groups: Mapping[tuple, Mapping[float | None, A
             results.settings.append((*place, None, "lr", rates_in_words(results.rates[place])))
 
 
-def _keep_best_rate(results: Results, by_rate: Mapping[float | None, Mapping[int, FineTuning]]) -> None:
+def _keep_best_rate(results: Results, by_rate: Mapping[float | None, Mapping[int, FineTuningRecord]]) -> None:
     scores = {rate: {seed: item.score for seed, item in by_seed.items()} for rate, by_seed in by_rate.items()}
     best, seeds = best_over_seeds(scores)
     for rate, by_seed in by_rate.items():

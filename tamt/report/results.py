@@ -50,7 +50,7 @@ class TicketRecord:
 
 
 @dataclass(frozen=True)
-class FineTuning:
+class FineTuningRecord:
     """One fine-tuning of a subnetwork, or of the full model, whose ticket is None.
 
     The score lies between −1 and 1. `lr` is the requested learning rate, None for the default.
@@ -96,9 +96,9 @@ class Results:
     folder: Path
     version: str | None = None
     tickets: list[TicketRecord] = field(default_factory=list)
-    fine_tunings: list[FineTuning] = field(default_factory=list)
+    fine_tunings: list[FineTuningRecord] = field(default_factory=list)
     """Fine-tunings at the best learning rate of their mask."""
-    other_rates: list[FineTuning] = field(default_factory=list)
+    other_rates: list[FineTuningRecord] = field(default_factory=list)
     """Fine-tunings at the other learning rates."""
     rates: dict[tuple[str, str], tuple[float | None, ...]] = field(default_factory=dict)
     """By model and task, the learning rates at which every mask and the full model were fine-tuned."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from tamt.methods import METHODS, PUBLISHED
 from tamt.report.figure import Point, Series
 from tamt.report.numbers import percent
-from tamt.report.results import FineTuning, Results, TicketRecord
+from tamt.report.results import FineTuningRecord, Results, TicketRecord
 from tamt.report.statistics import Summary, summarise
 from tamt.report.variants import is_unusual
 from tamt.runtime.names import distinct
@@ -30,7 +30,7 @@ class Scores:
         self.tasks = sorted({item.task for item in self.all})
         self.samples = {task: max(i.train_samples for i in self.all if i.task == task) for task in self.tasks}
         self.metrics = {item.task: item.metric for item in self.all}
-        self._main: dict[tuple | None, list[FineTuning]] = {}
+        self._main: dict[tuple | None, list[FineTuningRecord]] = {}
         for item in self.all:
             if item.train_samples == self.samples[item.task]:
                 self._main.setdefault(item.mask_identity, []).append(item)

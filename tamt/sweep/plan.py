@@ -70,7 +70,7 @@ class Subnetwork:
 
 
 @dataclass
-class Plan:
+class StudyPlan:
     """All runs of a study, each after the run that it needs, and the subnetworks."""
 
     runs: list[Run] = field(default_factory=list)
@@ -98,7 +98,7 @@ class GridPoint:
     sparsity: float
 
 
-def make_plan(study: Study) -> Plan:
+def make_plan(study: Study) -> StudyPlan:
     """The runs of all parts of a study, each once: searches, then evaluations, then fine-tunings.
 
     One search gives all masks that it passes: mask training those of its `save_at`, IMP those of the lower sparsities
@@ -129,7 +129,7 @@ class _Planner:
         self.model_names = model_names([model for part in study.parts for model in part.models])
         self.runs: dict[str, Run] = {}
 
-    def plan(self) -> Plan:
+    def plan(self) -> StudyPlan:
         """The plan of the whole study."""
         subnetworks: dict[str, Subnetwork] = {}
         for part in self.study.parts:
@@ -144,7 +144,7 @@ class _Planner:
                     subnetworks[subnetwork.name] = subnetwork
                     self.finetune(part, model, subnetwork)
         kinds = get_args(Kind)
-        return Plan(sorted(self.runs.values(), key=lambda run: kinds.index(run.kind)), list(subnetworks.values()))
+        return StudyPlan(sorted(self.runs.values(), key=lambda run: kinds.index(run.kind)), list(subnetworks.values()))
 
     def add(self, run: Run) -> Run:
         """Add a run; returns it merged with the same run of another part."""

@@ -16,7 +16,7 @@ from tamt.runtime.files import lock, write_atomically
 from tamt.runtime.termination import SIGTERM, Terminated
 from tamt.sweep.engine import Engine, Here, OnRay
 from tamt.sweep.forecast import Forecast, duration
-from tamt.sweep.plan import Plan, Run, make_plan
+from tamt.sweep.plan import Run, StudyPlan, make_plan
 from tamt.sweep.runs import RunStatus, move_aside, status_of
 from tamt.sweep.study import load_study
 from tamt.sweep.table import TABLE, summary, table, write_table
@@ -63,7 +63,7 @@ def sweep(options: SweepOptions) -> dict:
 
 
 def _run_all(
-    folder: Path, plan: Plan, rows: dict[str, list[dict]], engine: Engine
+    folder: Path, plan: StudyPlan, rows: dict[str, list[dict]], engine: Engine
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Execute the runs that are not in `rows` yet, and add their rows.
 
@@ -110,7 +110,7 @@ def _run_all(
     return failed, not_run
 
 
-def _statuses(folder: Path, plan: Plan) -> dict[str, RunStatus]:
+def _statuses(folder: Path, plan: StudyPlan) -> dict[str, RunStatus]:
     """The status of each run. A finished search without its masks is damaged only if a run that is left needs them."""
     statuses = {run.path: status_of(folder, run) for run in plan.runs}
     needed = {run.needs for run in plan.runs if statuses[run.path].state != "done"}
@@ -120,7 +120,7 @@ def _statuses(folder: Path, plan: Plan) -> dict[str, RunStatus]:
     return statuses
 
 
-def _refuse_others(plan: Plan, statuses: dict[str, RunStatus], redo: bool) -> None:
+def _refuse_others(plan: StudyPlan, statuses: dict[str, RunStatus], redo: bool) -> None:
     others = [run for run in plan.runs if statuses[run.path].state == "other"]
     if others and not redo:
         first = others[0]
@@ -131,7 +131,7 @@ def _refuse_others(plan: Plan, statuses: dict[str, RunStatus], redo: bool) -> No
         )
 
 
-def _rejected(plan: Plan, statuses: dict[str, RunStatus]) -> dict[str, str]:
+def _rejected(plan: StudyPlan, statuses: dict[str, RunStatus]) -> dict[str, str]:
     """The runs that must be moved aside, with the reason.
 
     These are damaged runs, runs with other settings, and runs with a mask whose search is not finished: the search may
@@ -147,13 +147,13 @@ def _rejected(plan: Plan, statuses: dict[str, RunStatus]) -> dict[str, str]:
     return rejected
 
 
-def _finished_rows(plan: Plan, statuses: dict[str, RunStatus], rejected: dict[str, str]) -> dict[str, list[dict]]:
+def _finished_rows(plan: StudyPlan, statuses: dict[str, RunStatus], rejected: dict[str, str]) -> dict[str, list[dict]]:
     """The rows of the runs that are done and kept."""
     done = {run.path: statuses[run.path] for run in plan.runs if run.path not in rejected}
     return {path: status.rows for path, status in done.items() if status.state == "done"}
 
 
-def _show(folder: Path, plan: Plan, redo: bool) -> list[dict]:
+def _show(folder: Path, plan: StudyPlan, redo: bool) -> list[dict]:
     """The runs as rows of a table; their number and the estimated time go to stderr."""
     statuses = _statuses(folder, plan)
     rejected = _rejected(plan, statuses)

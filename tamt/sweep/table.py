@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tamt.finetuning.rates import best_over_seeds, rates_in_words
-from tamt.sweep.plan import Plan, Subnetwork
+from tamt.sweep.plan import StudyPlan, Subnetwork
 from tamt.sweep.study import VARIANTS
 
 TABLE = "results.csv"
@@ -31,7 +31,7 @@ Rows = Mapping[str, list[dict]]
 """The results of the finished runs by the path of the run."""
 
 
-def table(plan: Plan, rows: Rows) -> list[dict[str, Any]]:
+def table(plan: StudyPlan, rows: Rows) -> list[dict[str, Any]]:
     """One row for each subnetwork that is measured, with its losses, and one for each fine-tuning, with its score.
 
     Settings are those of the study: `steps` the schedule of the search, empty for the paper's; `step` where the mask

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tamt.runtime.errors import UserError
-from tamt.sweep.plan import Plan, make_plan, model_names
+from tamt.sweep.plan import StudyPlan, make_plan, model_names
 from tamt.sweep.study import FINETUNE_OPTIONS, KEYS, SEARCH_OPTIONS, WHOLE_STUDY, Study, load_study
 
 BASE = {
@@ -32,7 +32,7 @@ def load(tmp_path: Path):
     return call
 
 
-def names(plan: Plan, kind: str) -> list[str]:
+def names(plan: StudyPlan, kind: str) -> list[str]:
     return [run.name for run in plan.runs if run.kind == kind]
 
 
