@@ -49,8 +49,8 @@ class MaskAdamW(Optimizer):
         max_norm: clip the norm of the gradients of all scores and ``others`` together at this; None for no clipping.
         dtype: dtype of the masked weights, in which the forward computes: autocast's if that is on. The default is that
             of the first module's weight.
-        overwrite: whether the backward of a linear layer writes d(W ⊙ m) over W ⊙ m, which ``step`` writes anew. The
-            gradients then take no memory of their own: 0.34 GB less for BERT-base in float32. Each step then allows one
+        overwrite: whether the backward of a linear layer writes d(W ⊙ m) over W ⊙ m, which ``step`` writes anew.
+            Gradients then take no memory of their own, 0.34 GB less for BERT-base in float32. Each step then allows one
             backward pass and always renews the masks. An embedding on a CPU keeps no W ⊙ m either (0.09 GB less), but
             masks the rows that it looks up. Linear layers then compute in ``dtype``, whatever autocast's is. It has no
             effect on a layer that is called several times in a forward pass, on an embedding on a GPU, or on a linear

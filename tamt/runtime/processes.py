@@ -94,13 +94,13 @@ def _telling() -> Iterator[None]:
     except RuntimeError as error:  # of which torch's DistError is one
         if termination.asked():  # the others were asked too, and may be gone already
             stop = termination.Terminated()
-            stop.args = ("terminated, and another process of this run has ended; --resume goes on from what was saved",)
+            stop.args = ("terminated; another process has ended too; repeat the command with --resume to continue",)
             raise stop from error
         reason = " ".join(str(error).split())[:120]
         raise LostProcessError(
             f"another process of this run ended or does not answer, as process {rank()} of {count()} found ({reason}); "
-            "the last checkpoint is kept: the same command with --resume goes on from it, on as many processes as you "
-            "like"
+            "the last checkpoint is kept; repeat the command with --resume to continue, with any number of "
+            "processes"
         ) from error
 
 

@@ -86,7 +86,7 @@ try:
     torch.empty(1 << 45)
     raise SystemExit("taken")
 except RuntimeError as error:
-    assert "not enough memory on the CPU: 140737488355328 bytes were asked for" in str(error), error
+    assert "not enough memory on the CPU: 140737488355328 bytes were requested" in str(error), error
 assert torch.ones(4 * MB).sum() == 4 * MB
 """,
     "what waits is given back where there is no more": """

@@ -207,7 +207,8 @@ def test_bad_requests_are_refused(options: dict, message: str, tiny_bert: Path, 
 def test_no_picture_without_matplotlib_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
     draw_predictions(find_task("stsb"), tmp_path)
     assert "pip install 'tamt[plots]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

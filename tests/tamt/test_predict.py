@@ -284,7 +284,7 @@ def test_a_file_that_is_there_is_not_overwritten(run: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "--corpus is missing, or --task"),
+        ({}, "--corpus is missing; give it, or --task"),
         ({"corpus": ["x"], "task": "sst2"}, "--corpus is for losses on text; leave it or --task out"),
         ({"corpus": ["x"], "data_dir": Path("x")}, "--data-dir is for the score on a --task; leave it out"),
         ({"task": "classification", "data_dir": Path("x")}, "give --dev-file, and no --data-dir"),

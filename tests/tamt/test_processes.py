@@ -168,7 +168,7 @@ def test_why_a_command_ended_is_told_once(shared) -> None:
         "tamt report: error: tamt report runs in one process, and 2 were started",
         "tamt train: error: --model is missing",
         "tamt train: error: after step 5 process 1 of 2 has another digest of what trains than the others",
-        "tamt train: terminated, and step",
+        "tamt train: terminated; step",
         "tamt train: ",
     ]
     assert [line.startswith(start) for line, start in zip(said, expected, strict=True)] == [True] * 5, said
