@@ -28,9 +28,9 @@ class _SparseModule(nn.Module):
 
     values: nn.Parameter
     columns: Tensor
+    order: Tensor
     counts: Tensor
     starts: Tensor
-    order: Tensor
 
     def __init__(self, weight: SparseWeight, trainable: bool = True) -> None:
         super().__init__()
@@ -40,17 +40,19 @@ class _SparseModule(nn.Module):
     def _take(self, weight: SparseWeight, trainable: bool) -> None:
         taken = isinstance(weight.values, nn.Parameter)  # that of another layer of the same weight
         self.values = weight.values if taken else nn.Parameter(weight.values, requires_grad=trainable)
-        for name, part in zip(("columns", "counts", "starts", "order"), weight.pattern, strict=True):
+        for name, part in zip(("columns", "order", "counts", "starts"), weight.pattern, strict=True):
             self.register_buffer(name, part, persistent=False)
 
     @property
     def weight(self) -> SparseWeight:
         """W, with this layer's very tensors."""
-        return SparseWeight(self._shape, self.values, self.columns, self.counts, self.starts, self.order)
+        return SparseWeight(self._shape, self.values, self.columns, self.order, self.counts, self.starts)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}mask"] = pack_mask(self.weight.mask())
+        mask, values = self.weight.kept()
+        destination[f"{prefix}values"] = values if keep_vars else values.detach()
+        destination[f"{prefix}mask"] = pack_mask(mask)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         state = dict(state_dict)
@@ -61,8 +63,9 @@ class _SparseModule(nn.Module):
         elif values is not None:
             try:
                 mask = unpack_mask(packed, self._shape).to(self.values.device)
-                new = SparseWeight.from_kept(mask, values.detach().to(self.values).clone())
+                new = SparseWeight.from_kept(mask, values.detach().to(self.values))
                 self._take(new, self.values.requires_grad)
+                state[f"{prefix}values"] = new.values
             except (TypeError, ValueError) as error:
                 errors.append(f"{prefix.rstrip('.')}: {error}")
                 return
