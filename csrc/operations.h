@@ -73,20 +73,22 @@ at::Tensor cosine_cpu(const at::Tensor& constant, const at::Tensor& trained);
 at::Tensor cosine_backward_cpu(const at::Tensor& grad_cosine, const at::Tensor& constant, const at::Tensor& trained);
 
 at::Tensor sparse_linear_cpu(
-    const at::Tensor& x, const at::Tensor& values, const at::Tensor& columns, const at::Tensor& counts,
-    const at::Tensor& starts, const at::Tensor& order, const std::optional<at::Tensor>& bias);
+    const at::Tensor& x, const at::Tensor& values, const at::Tensor& columns, const at::Tensor& order,
+    const at::Tensor& counts, const at::Tensor& starts, int64_t rows,
+    const std::optional<at::Tensor>& bias);
 at::Tensor sparse_linear_backward_x_cpu(
-    const at::Tensor& grad_output, const at::Tensor& values, const at::Tensor& columns, const at::Tensor& counts,
-    const at::Tensor& starts, const at::Tensor& order, int64_t width);
+    const at::Tensor& grad_output, const at::Tensor& values, const at::Tensor& columns, const at::Tensor& order,
+    const at::Tensor& counts, const at::Tensor& starts, int64_t width);
 at::Tensor sparse_linear_backward_values_cpu(
-    const at::Tensor& grad_output, const at::Tensor& x, const at::Tensor& columns, const at::Tensor& counts,
-    const at::Tensor& starts, const at::Tensor& order, at::ScalarType dtype);
+    const at::Tensor& grad_output, const at::Tensor& x, const at::Tensor& columns, const at::Tensor& order,
+    const at::Tensor& counts, const at::Tensor& starts, at::ScalarType dtype);
 at::Tensor sparse_embedding_cpu(
-    const at::Tensor& ids, const at::Tensor& values, const at::Tensor& columns, const at::Tensor& counts,
-    const at::Tensor& starts, int64_t width, std::optional<int64_t> padding_idx);
+    const at::Tensor& ids, const at::Tensor& values, const at::Tensor& columns, const at::Tensor& order,
+    const at::Tensor& counts, const at::Tensor& starts, int64_t row_count, int64_t width,
+    std::optional<int64_t> padding_idx);
 at::Tensor sparse_embedding_backward_cpu(
-    const at::Tensor& grad_output, const at::Tensor& ids, const at::Tensor& columns, const at::Tensor& counts,
-    const at::Tensor& starts, std::optional<int64_t> padding_idx);
+    const at::Tensor& grad_output, const at::Tensor& ids, const at::Tensor& columns, const at::Tensor& order,
+    const at::Tensor& counts, const at::Tensor& starts, int64_t row_count, std::optional<int64_t> padding_idx);
 
 at::Tensor mask_weight_autograd(
     const at::Tensor& weight, const at::Tensor& score, const at::Tensor& value, const at::Tensor& cut,

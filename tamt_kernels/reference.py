@@ -409,39 +409,42 @@ def cosine_backward(grad_cosine: Tensor, constant: Tensor, trained: Tensor) -> T
     return grad.addcmul_(wide, along.unsqueeze(-1), value=-1).to(trained.dtype)
 
 
-SPARSE_BLOCK = 128  # columns, numbered by a byte each
-SPARSE_PANEL = 128  # rows that a kernel computes together
+SPARSE_CELL = 128  # rows and columns: a column's number in its cell is a byte
 
 
 def sparse_pattern(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where the kept entries of a mask [rows, columns] are: their columns, counts, starts and order, as kernels read
-    them. The entries are those of the mask in row-major order, n in all.
+    """Where the kept entries of a mask [rows, columns] are, as kernels read them: columns, order, counts and starts.
 
-    Columns (uint8 [n]) count from the first column of a block of 128. Counts (uint8 [rows, blocks]) are the entries of
-    a row in a block, starts (int64 [rows + 1]) where a row's entries begin. For each panel of 128 rows, and in it for
-    each block, the order (uint8 [rows · blocks]) has the panel's rows, those with the most entries in the block first.
+    The matrix is cut into cells of 128 × 128, P × B of them. The order (uint8 [P, B, 128]) has a cell's rows, those
+    with the most entries first, and counts (uint8 [P, B, 128]) their entries; starts (int64 [P · B + 1]) is where a
+    cell's entries begin. Entries are those of cell after cell, in it of row after row in that order, from left to
+    right; their columns (uint8 [n]) count from the cell's first.
     """
     rows, columns = mask.shape
-    blocks = -(-columns // SPARSE_BLOCK)
-    column = (mask.nonzero()[:, 1] % SPARSE_BLOCK).to(torch.uint8)
-    counts = F.pad(mask, (0, blocks * SPARSE_BLOCK - columns)).view(rows, blocks, SPARSE_BLOCK).sum(-1)
-    starts = F.pad(counts.sum(-1).cumsum(0), (1, 0))
-    orders = [panel.argsort(dim=0, descending=True, stable=True).t().flatten() for panel in counts.split(SPARSE_PANEL)]
-    return column, counts.to(torch.uint8), starts, torch.cat(orders).to(torch.uint8)
+    whole = F.pad(mask, (0, -columns % SPARSE_CELL, 0, -rows % SPARSE_CELL))
+    cells = whole.view(-(-rows // SPARSE_CELL), SPARSE_CELL, -1, SPARSE_CELL).transpose(1, 2)
+    counts, order = cells.sum(-1).sort(dim=-1, descending=True, stable=True)
+    kept = cells.gather(2, order.unsqueeze(-1).expand(cells.shape))
+    column = torch.arange(SPARSE_CELL, dtype=torch.uint8, device=mask.device).expand(kept.shape)[kept]
+    starts = F.pad(counts.sum(-1).flatten().cumsum(0), (1, 0))
+    return column, order.to(torch.uint8), counts.to(torch.uint8), starts
 
 
-def sparse_positions(columns: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+def sparse_positions(columns: Tensor, order: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """The rows and the columns of the entries of a pattern, int64 [n]."""
-    rows, blocks = counts.shape
-    segments = torch.arange(rows * blocks, device=counts.device)
-    segment = segments.repeat_interleave(counts.flatten().to(torch.int64), output_size=columns.numel())
-    return segment // blocks, segment % blocks * SPARSE_BLOCK + columns.to(torch.int64)
+    panels, blocks, _ = counts.shape
+    panel, block = (torch.arange(each, device=counts.device) * SPARSE_CELL for each in (panels, blocks))
+    rows, firsts = panel[:, None, None] + order, block[:, None].expand(counts.shape)
+    lengths = counts.flatten().to(torch.int64)
+    spread = (each.flatten().repeat_interleave(lengths, output_size=columns.numel()) for each in (rows, firsts))
+    row, first = spread
+    return row, first + columns
 
 
-def sparse_dense(values: Tensor, columns: Tensor, counts: Tensor, width: int) -> Tensor:
+def sparse_dense(values: Tensor, columns: Tensor, order: Tensor, counts: Tensor, rows: int, width: int) -> Tensor:
     """The matrix [rows, width] of these entries and zeros."""
-    dense = values.new_zeros(counts.shape[0], width)
-    dense[sparse_positions(columns, counts)] = values
+    dense = values.new_zeros(rows, width)
+    dense[sparse_positions(columns, order, counts)] = values
     return dense
 
 
@@ -449,83 +452,75 @@ def sparse_linear(
     x: Tensor,
     values: Tensor,
     columns: Tensor,
+    order: Tensor,
     counts: Tensor,
     starts: Tensor,
-    order: Tensor,
+    rows: int,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Y = X Wᵀ + b of a W of which the kept entries are given: x in the type of the values, sums in float32, Y in the
-    type of x.
+    """Y = X Wᵀ + b of a W [rows, …] of which the kept entries are given: x in the type of the values, sums in float32,
+    Y in the type of x.
     """
-    weight = sparse_dense(values, columns, counts, x.shape[-1])
+    weight = sparse_dense(values, columns, order, counts, rows, x.shape[-1]).to(torch.float32)
     added = None if bias is None else bias.to(torch.float32)
-    return F.linear(x.to(values.dtype).to(torch.float32), weight.to(torch.float32), added).to(x.dtype)
+    return F.linear(x.to(values.dtype).to(torch.float32), weight, added).to(x.dtype)
 
 
 def sparse_linear_backward_x(
-    grad_output: Tensor, values: Tensor, columns: Tensor, counts: Tensor, starts: Tensor, order: Tensor, width: int
+    grad_output: Tensor, values: Tensor, columns: Tensor, order: Tensor, counts: Tensor, starts: Tensor, width: int
 ) -> Tensor:
     """dX = dY W, [..., width], of the types of ``sparse_linear``."""
-    weight = sparse_dense(values, columns, counts, width)
-    grad = grad_output.to(values.dtype).to(torch.float32)
-    return (grad @ weight.to(torch.float32)).to(grad_output.dtype)
+    weight = sparse_dense(values, columns, order, counts, grad_output.shape[-1], width).to(torch.float32)
+    return (grad_output.to(values.dtype).to(torch.float32) @ weight).to(grad_output.dtype)
 
 
 def sparse_linear_backward_values(
     grad_output: Tensor,
     x: Tensor,
     columns: Tensor,
+    order: Tensor,
     counts: Tensor,
     starts: Tensor,
-    order: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
     """dW = dYᵀ X at the kept entries, [n], summed in float32 and rounded once."""
-    grad = grad_output.reshape(-1, grad_output.shape[-1]).to(torch.float32)
-    whole = grad.t() @ x.reshape(-1, x.shape[-1]).to(torch.float32)
-    return whole[sparse_positions(columns, counts)].to(dtype)
-
-
-def entries_of_rows(rows: Tensor, starts: Tensor) -> Tensor:
-    """The numbers of the entries of these rows, row after row."""
-    begins = starts.index_select(0, rows)
-    lengths = starts.index_select(0, rows + 1) - begins
-    offsets = begins - lengths.cumsum(0) + lengths
-    shifts = offsets.repeat_interleave(lengths)
-    return shifts + torch.arange(shifts.numel(), device=rows.device)
+    tokens = math.prod(x.shape[:-1])
+    grad = grad_output.reshape(tokens, grad_output.shape[-1]).to(torch.float32)
+    whole = grad.t() @ x.reshape(tokens, x.shape[-1]).to(torch.float32)
+    return whole[sparse_positions(columns, order, counts)].to(dtype)
 
 
 def sparse_embedding(
     ids: Tensor,
     values: Tensor,
     columns: Tensor,
+    order: Tensor,
     counts: Tensor,
     starts: Tensor,
+    rows: int,
     width: int,
     padding_idx: int | None = None,
 ) -> Tensor:
     """The rows ``ids`` of the matrix [rows, width] of these entries and zeros. ``padding_idx`` matters to the gradient
     only.
     """
-    rows = ids.reshape(-1).to(torch.int64)
-    entries = entries_of_rows(rows, starts)
-    dense = sparse_dense(values[entries], columns[entries], counts.index_select(0, rows), width)
-    return dense.view(*ids.shape, width)
+    return F.embedding(ids, sparse_dense(values, columns, order, counts, rows, width))
 
 
 def sparse_embedding_backward(
-    grad_output: Tensor, ids: Tensor, columns: Tensor, counts: Tensor, starts: Tensor, padding_idx: int | None
+    grad_output: Tensor,
+    ids: Tensor,
+    columns: Tensor,
+    order: Tensor,
+    counts: Tensor,
+    starts: Tensor,
+    rows: int,
+    padding_idx: int | None,
 ) -> Tensor:
-    """dW at the kept entries, [n]: of each row the sum over its look-ups, which is 0 for padding, in float32, rounded
-    once.
-    """
-    rows = ids.reshape(-1).to(torch.int64)
-    grad = grad_output.reshape(rows.numel(), grad_output.shape[-1]).to(torch.float32)
+    """dW at the kept entries, [n]: of each row the sum over its look-ups, 0 for padding, in float32, rounded once."""
+    ids = ids.reshape(-1).to(torch.int64)
+    grad = grad_output.reshape(ids.numel(), grad_output.shape[-1]).to(torch.float32)
     if padding_idx is not None:
-        grad, rows = grad[rows != padding_idx], rows[rows != padding_idx]
-    rows, position = rows.unique(return_inverse=True)
-    sums = torch.zeros(rows.numel(), grad.shape[1], device=grad.device).index_add_(0, position, grad)
-    entries = entries_of_rows(rows, starts)
-    grad_values = grad_output.new_zeros(columns.shape)
-    grad_values[entries] = sums[sparse_positions(columns[entries], counts[rows])].to(grad_output.dtype)
-    return grad_values
+        grad = grad.masked_fill((ids == padding_idx)[:, None], 0)
+    sums = torch.zeros(rows, grad.shape[1], device=grad.device).index_add_(0, ids, grad)
+    return sums[sparse_positions(columns, order, counts)].to(grad_output.dtype)

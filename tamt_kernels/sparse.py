@@ -28,9 +28,9 @@ class _SparseModule(nn.Module):
 
     values: nn.Parameter
     columns: Tensor
+    order: Tensor
     counts: Tensor
     starts: Tensor
-    order: Tensor
 
     def __init__(self, weight: SparseWeight, trainable: bool = True) -> None:
         super().__init__()
@@ -42,17 +42,19 @@ class _SparseModule(nn.Module):
         if not isinstance(values, nn.Parameter):  # otherwise the parameter of another layer of the same weight
             values = nn.Parameter(values, requires_grad=trainable)
         self.values = values
-        for name, part in zip(("columns", "counts", "starts", "order"), weight.pattern, strict=True):
+        for name, part in zip(("columns", "order", "counts", "starts"), weight.pattern, strict=True):
             self.register_buffer(name, part, persistent=False)
 
     @property
     def weight(self) -> SparseWeight:
         """W, with this layer's very tensors."""
-        return SparseWeight(self._shape, self.values, self.columns, self.counts, self.starts, self.order)
+        return SparseWeight(self._shape, self.values, self.columns, self.order, self.counts, self.starts)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}mask"] = pack_mask(self.weight.mask())
+        mask, values = self.weight.kept()
+        destination[f"{prefix}values"] = values if keep_vars else values.detach()
+        destination[f"{prefix}mask"] = pack_mask(mask)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         state = dict(state_dict)
@@ -63,8 +65,9 @@ class _SparseModule(nn.Module):
         elif values is not None:
             try:
                 mask = unpack_mask(packed, self._shape).to(self.values.device)
-                new = SparseWeight.from_kept(mask, values.detach().to(self.values).clone())
+                new = SparseWeight.from_kept(mask, values.detach().to(self.values))
                 self._take(new, self.values.requires_grad)
+                state[f"{prefix}values"] = new.values
             except (TypeError, ValueError) as error:
                 errors.append(f"{prefix.rstrip('.')}: {error}")
                 return

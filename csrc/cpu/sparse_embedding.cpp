@@ -13,17 +13,18 @@
 namespace tamt {
 
 at::Tensor sparse_embedding_cpu(
-    const at::Tensor& ids, const at::Tensor& values, const at::Tensor& columns, const at::Tensor& counts,
-    const at::Tensor& starts, int64_t width, std::optional<int64_t> /* padding_idx: of the gradient only */) {
+    const at::Tensor& ids, const at::Tensor& values, const at::Tensor& columns, const at::Tensor& order,
+    const at::Tensor& counts, const at::Tensor& starts, int64_t row_count, int64_t width,
+    std::optional<int64_t> /* padding_idx: of the gradient only */) {
   const at::Tensor rows = ids.to(at::kLong).contiguous();
   const int64_t* row = rows.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < rows.numel(); ++i) {
     TORCH_CHECK_INDEX(
-        0 <= row[i] && row[i] < counts.size(0), "sparse_embedding: ids has ", row[i], " but must have ids from 0 to ",
-        counts.size(0) - 1, ", the rows of weight");
+        0 <= row[i] && row[i] < row_count, "sparse_embedding: ids has ", row[i], " but must have ids from 0 to ",
+        row_count - 1, ", the rows of weight");
   }
   const at::Tensor entries = values.contiguous();
-  const SparseMatrix weight = sparse_of(width, entries, columns, counts, starts, /* order: not read */ counts);
+  const SparseMatrix weight = sparse_of(row_count, width, entries, columns, order, counts, starts);
   std::vector<int64_t> shape = ids.sizes().vec();
   shape.push_back(width);
   at::Tensor out = at::empty(shape, values.options());
@@ -34,13 +35,13 @@ at::Tensor sparse_embedding_cpu(
 }
 
 at::Tensor sparse_embedding_backward_cpu(
-    const at::Tensor& grad_output, const at::Tensor& ids, const at::Tensor& columns, const at::Tensor& counts,
-    const at::Tensor& starts, std::optional<int64_t> padding_idx) {
+    const at::Tensor& grad_output, const at::Tensor& ids, const at::Tensor& columns, const at::Tensor& order,
+    const at::Tensor& counts, const at::Tensor& starts, int64_t row_count, std::optional<int64_t> padding_idx) {
   const at::Tensor rows = ids.to(at::kLong).contiguous(), grads = grad_output.contiguous();
   const int64_t width = grads.size(-1);
   const int64_t* row = rows.const_data_ptr<int64_t>();
   at::Tensor grad_values = at::zeros(columns.sizes(), grads.options());
-  const SparseMatrix pattern = sparse_of(width, grad_values, columns, counts, starts, /* order: not read */ counts);
+  const SparseMatrix pattern = sparse_of(row_count, width, grad_values, columns, order, counts, starts);
   const Matrix matrix{grads.const_data_ptr(), type_of(grads), rows.numel(), width};
 
   // Sorted by row, as in masked_embedding_backward_cpu: the same bits at any number of threads.

@@ -12,11 +12,10 @@ void expand(const int64_t* ids, const SparseMatrix& weight, Value* out, int64_t 
   for (int64_t i = begin; i < end; ++i) {
     Value* to = out + i * weight.columns;
     std::fill(to, to + weight.columns, Value{});
-    const uint8_t* counts = weight.counts + ids[i] * weight.blocks();
-    int64_t entry = weight.starts[ids[i]];
     for (int64_t block = 0; block < weight.blocks(); ++block) {
-      for (const int64_t last = entry + counts[block]; entry < last; ++entry) {
-        to[block * kSparseBlock + weight.column[entry]] = static_cast<const Value*>(weight.values)[entry];
+      const auto [first, count] = weight.find(ids[i], block);
+      for (int64_t entry = first; entry < first + count; ++entry) {
+        to[block * kCell + weight.column[entry]] = static_cast<const Value*>(weight.values)[entry];
       }
     }
   }
@@ -31,10 +30,10 @@ void sum_kept(
     const auto* grad = static_cast<const Element*>(grad_output.data) + lookups[i] * grad_output.columns;
     for (int64_t column = 0; column < grad_output.columns; ++column) sums[column] += to_float(grad[column]);
   }
-  int64_t entry = pattern.starts[row];
   for (int64_t block = 0; block < pattern.blocks(); ++block) {
-    for (const int64_t last = entry + pattern.counts[row * pattern.blocks() + block]; entry < last; ++entry) {
-      grad_values[entry] = from_float<Element>(sums[block * kSparseBlock + pattern.column[entry]]);
+    const auto [first, kept] = pattern.find(row, block);
+    for (int64_t entry = first; entry < first + kept; ++entry) {
+      grad_values[entry] = from_float<Element>(sums[block * kCell + pattern.column[entry]]);
     }
   }
 }

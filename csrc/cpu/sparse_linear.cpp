@@ -37,29 +37,30 @@ at::Tensor product(
 }  // namespace
 
 at::Tensor sparse_linear_cpu(
-    const at::Tensor& x, const at::Tensor& values, const at::Tensor& columns, const at::Tensor& counts,
-    const at::Tensor& starts, const at::Tensor& order, const std::optional<at::Tensor>& bias) {
+    const at::Tensor& x, const at::Tensor& values, const at::Tensor& columns, const at::Tensor& order,
+    const at::Tensor& counts, const at::Tensor& starts, int64_t rows,
+    const std::optional<at::Tensor>& bias) {
   const at::Tensor entries = values.contiguous();  // a gradient may be expanded
-  return product(x, sparse_of(x.size(-1), entries, columns, counts, starts, order), values.scalar_type(), bias);
+  return product(x, sparse_of(rows, x.size(-1), entries, columns, order, counts, starts), values.scalar_type(), bias);
 }
 
 at::Tensor sparse_linear_backward_x_cpu(
-    const at::Tensor& grad_output, const at::Tensor& values, const at::Tensor& columns, const at::Tensor& counts,
-    const at::Tensor& starts, const at::Tensor& order, int64_t width) {
+    const at::Tensor& grad_output, const at::Tensor& values, const at::Tensor& columns, const at::Tensor& order,
+    const at::Tensor& counts, const at::Tensor& starts, int64_t width) {
   const at::Tensor entries = values.contiguous();
   // Made anew each time: at 2,048 tokens that takes a twentieth of the product, and no memory between steps.
-  const OwnSparseMatrix weight = transposed(sparse_of(width, entries, columns, counts, starts, order), parallel);
+  const OwnSparseMatrix weight = transposed(sparse_of(grad_output.size(-1), width, entries, columns, order, counts, starts), parallel);
   return product(grad_output, weight.view(), values.scalar_type(), std::nullopt);
 }
 
 at::Tensor sparse_linear_backward_values_cpu(
-    const at::Tensor& grad_output, const at::Tensor& x, const at::Tensor& columns, const at::Tensor& counts,
-    const at::Tensor& starts, const at::Tensor& order, at::ScalarType dtype) {
+    const at::Tensor& grad_output, const at::Tensor& x, const at::Tensor& columns, const at::Tensor& order,
+    const at::Tensor& counts, const at::Tensor& starts, at::ScalarType dtype) {
   const at::Tensor grads = rows_of(grad_output, at::kFloat), inputs = rows_of(x, at::kFloat);
   at::Tensor grad_values = at::zeros(columns.sizes(), grads.options());
   if (grads.size(0) > 0) {
     sparse_linear_backward_values_kernel(
-        matrix_of(grads), matrix_of(inputs), sparse_of(x.size(-1), grad_values, columns, counts, starts, order),
+        matrix_of(grads), matrix_of(inputs), sparse_of(grads.size(1), inputs.size(1), grad_values, columns, order, counts, starts),
         grad_values.mutable_data_ptr<float>(), parallel);
   }
   return grad_values.to(dtype);

@@ -45,11 +45,11 @@ void pack_halves(const Matrix& x, int64_t token, int64_t tile, int64_t begin, in
 // As add_entries, by pairs; an entry left over is paired with a column of zeros.
 template <int vectors>
 TAMT_INLINE inline void add_pairs(
-    const BFloat16* value, const uint8_t* column, int64_t count, const uint16_t* x, bool begin, float* sums) {
+    const BFloat16* value, const uint8_t* column, int64_t count, const uint16_t* x, float* sums) {
   constexpr int64_t tile = vectors * kTokens;
   __m512 even[2 * vectors], odd[2 * vectors];
   for (int v = 0; v < 2 * vectors; ++v) {
-    even[v] = begin ? _mm512_setzero_ps() : _mm512_load_ps(sums + kLanes * v);
+    even[v] = _mm512_load_ps(sums + kLanes * v);
     odd[v] = _mm512_setzero_ps();
   }
   const auto multiply = [](__m512i first, __m512i second, __m512bh factors, __m512* to) TAMT_INLINE {
@@ -87,10 +87,10 @@ TAMT_INLINE inline void add_pairs(
 template <int vectors>
 void multiply_halves_by(const SparseMatrix& weight, int64_t panel, const void* x, float* sums) {
   constexpr int64_t tile = vectors * kTokens;
+  std::fill(sums, sums + kCell * tile, 0.0f);
   walk_panel<BFloat16>(weight, panel, [=](int64_t row, int64_t block, const BFloat16* value, const uint8_t* column,
                                           int64_t count) TAMT_INLINE {
-    add_pairs<vectors>(
-        value, column, count, static_cast<const uint16_t*>(x) + block * kSparseBlock * tile, block == 0, sums + row * tile);
+    add_pairs<vectors>(value, column, count, static_cast<const uint16_t*>(x) + block * kCell * tile, sums + row * tile);
   });
 }
 

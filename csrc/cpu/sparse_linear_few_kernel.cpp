@@ -18,6 +18,9 @@
 namespace tamt {
 namespace {
 
+constexpr int64_t kBytes = 64;
+#include "sparse_linear_loops.h"
+
 constexpr int kMostAtOnce = 4;  // tokens of which a row's entries are read once
 
 TAMT_INLINE inline __m512i look_up(__m512i columns, const uint8_t* bytes) {
@@ -30,15 +33,14 @@ struct Lookup;
 template <>
 struct Lookup<float> {
   static constexpr int kBytes = 4;
-  static constexpr int64_t kLanes = 16;
   // So that the unpacks give vector j the entries from 16 j on: a double word at 4 i + j was at 4 j + i.
   static TAMT_INLINE __m512i arranged(__m512i columns) {
     return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), columns);
   }
   // Of the numbers at up to 64 columns, times as many values, the sums in 16 lanes.
   static TAMT_INLINE __m512 add(__m512 sum, const float* value, int64_t count, __m512i columns, const uint8_t* x) {
-    const __m512i byte0 = look_up(columns, x), byte1 = look_up(columns, x + kSparseBlock);
-    const __m512i byte2 = look_up(columns, x + 2 * kSparseBlock), byte3 = look_up(columns, x + 3 * kSparseBlock);
+    const __m512i byte0 = look_up(columns, x), byte1 = look_up(columns, x + kCell);
+    const __m512i byte2 = look_up(columns, x + 2 * kCell), byte3 = look_up(columns, x + 3 * kCell);
     const auto multiply = [&](int64_t first, __m512i numbers) TAMT_INLINE {
       const auto mask = static_cast<__mmask16>(_bzhi_u32(0xffff, static_cast<uint32_t>(count - first)));
       const __m512 values = _mm512_maskz_loadu_ps(mask, value + first);
@@ -63,7 +65,7 @@ struct Lookup<BFloat16> {
     return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), columns);
   }
   static TAMT_INLINE __m512 add(__m512 sum, const BFloat16* value, int64_t count, __m512i columns, const uint8_t* x) {
-    const __m512i byte0 = look_up(columns, x), byte1 = look_up(columns, x + kSparseBlock);
+    const __m512i byte0 = look_up(columns, x), byte1 = look_up(columns, x + kCell);
     const auto multiply = [&](int64_t first, __m512i numbers) TAMT_INLINE {
       const __mmask32 mask = _bzhi_u32(0xffffffff, static_cast<uint32_t>(count - first));
       const __m512i values = _mm512_maskz_loadu_epi16(mask, value + first);
@@ -76,53 +78,55 @@ struct Lookup<BFloat16> {
   }
 };
 
-// Bytes of x as [tokens][blocks][bytes of a number][kSparseBlock].
+// Bytes of x as [tokens][blocks][bytes of a number][kCell].
 template <typename Value>
 std::vector<uint8_t> cut_into_bytes(const Matrix& x) {
   constexpr int kBytes = Lookup<Value>::kBytes;
-  const int64_t blocks = (x.columns + kSparseBlock - 1) / kSparseBlock;
-  std::vector<uint8_t> bytes(x.rows * blocks * kBytes * kSparseBlock);
+  const int64_t blocks = (x.columns + kCell - 1) / kCell;
+  std::vector<uint8_t> bytes(x.rows * blocks * kBytes * kCell);
   for (int64_t token = 0; token < x.rows; ++token) {
     const auto* from = static_cast<const uint8_t*>(x.data) + token * x.columns * kBytes;
     for (int64_t block = 0; block < blocks; ++block) {
-      uint8_t* to = bytes.data() + (token * blocks + block) * kBytes * kSparseBlock;
-      const int64_t width = std::min(kSparseBlock, x.columns - block * kSparseBlock);
+      uint8_t* to = bytes.data() + (token * blocks + block) * kBytes * kCell;
+      const int64_t width = std::min(kCell, x.columns - block * kCell);
       for (int64_t i = 0; i < width; ++i) {
-        for (int byte = 0; byte < kBytes; ++byte) to[byte * kSparseBlock + i] = from[(block * kSparseBlock + i) * kBytes + byte];
+        for (int byte = 0; byte < kBytes; ++byte) to[byte * kCell + i] = from[(block * kCell + i) * kBytes + byte];
       }
     }
   }
   return bytes;
 }
 
+// The sums of one row over its entries in one cell.
+template <typename Value>
+TAMT_INLINE inline __m512 add_row(
+    __m512 sum, const Value* value, const uint8_t* column, int64_t count, const uint8_t* x) {
+  for (int64_t entry = 0; entry < count; entry += 64) {
+    const int64_t now = std::min<int64_t>(count - entry, 64);
+    const __mmask64 there = _bzhi_u64(~uint64_t{0}, static_cast<uint32_t>(now));
+    const __m512i columns = Lookup<Value>::arranged(_mm512_maskz_loadu_epi8(there, column + entry));
+    sum = Lookup<Value>::add(sum, value + entry, now, columns, x);
+  }
+  return sum;
+}
+
 template <typename Value, int tokens>
 void multiply_rows(
     const SparseMatrix& weight, const Output& y, int64_t panel, int64_t first_token, const uint8_t* bytes) {
-  constexpr int64_t kOfBlock = Lookup<Value>::kBytes * kSparseBlock;
-  const int64_t blocks = weight.blocks(), of_token = blocks * kOfBlock, begin = panel * kSparsePanel;
-  const uint8_t* x = bytes + first_token * of_token;
-  const auto* value = static_cast<const Value*>(weight.values) + weight.starts[begin];
-  const uint8_t* column = weight.column + weight.starts[begin];
-  for (int64_t row = begin; row < begin + weight.panel_rows(panel); ++row) {
-    __m512 sums[tokens];
-    for (int t = 0; t < tokens; ++t) sums[t] = _mm512_setzero_ps();
-    for (int64_t block = 0; block < blocks; ++block) {
-      int64_t count = weight.counts[row * blocks + block];
-      while (count > 0) {
-        const int64_t now = std::min<int64_t>(count, 64);
-        const __mmask64 there = _bzhi_u64(~uint64_t{0}, static_cast<uint32_t>(now));
-        const __m512i columns = Lookup<Value>::arranged(_mm512_maskz_loadu_epi8(there, column));
-        for (int t = 0; t < tokens; ++t) {
-          sums[t] = Lookup<Value>::add(sums[t], value, now, columns, x + t * of_token + block * kOfBlock);
-        }
-        value += now;
-        column += now;
-        count -= now;
-      }
-    }
+  constexpr int64_t kOfBlock = Lookup<Value>::kBytes * kCell;
+  const int64_t of_token = weight.blocks() * kOfBlock;
+  __m512 sums[kCell][tokens];
+  for (auto& of_row : sums) std::fill(of_row, of_row + tokens, _mm512_setzero_ps());
+  walk_panel<Value>(weight, panel, [&](int64_t row, int64_t block, const Value* value, const uint8_t* column,
+                                       int64_t count) TAMT_INLINE {
+    const uint8_t* x = bytes + first_token * of_token + block * kOfBlock;
+    for (int t = 0; t < tokens; ++t) sums[row][t] = add_row(sums[row][t], value, column, count, x + t * of_token);
+  });
+  const int64_t begin = panel * kCell, rows = std::min(kCell, weight.rows - begin);
+  for (int64_t row = 0; row < rows; ++row) {
     for (int t = 0; t < tokens; ++t) {
-      const float sum = _mm512_reduce_add_ps(sums[t]) + (y.bias ? y.bias[row] : 0.0f);
-      const int64_t at = (first_token + t) * weight.rows + row;
+      const float sum = _mm512_reduce_add_ps(sums[row][t]) + (y.bias ? y.bias[begin + row] : 0.0f);
+      const int64_t at = (first_token + t) * weight.rows + begin + row;
       if (y.type == Type::kFloat) {
         static_cast<float*>(y.data)[at] = sum;
       } else {

@@ -60,13 +60,13 @@ const ProductLoops& loops_for(Type type) {
 class Tiles {
  public:
   Tiles(const Matrix& matrix, const ProductLoops& loops, const Parallel& parallel) : matrix_(matrix), loops_(loops) {
-    const int64_t blocks = (matrix.columns + kSparseBlock - 1) / kSparseBlock;
+    const int64_t blocks = (matrix.columns + kCell - 1) / kCell;
     const int64_t entries = (first(count() - 1) + size(count() - 1)) * matrix.columns;
     memory_.reset(static_cast<char*>(std::aligned_alloc(64, (entries * loops.bytes + 63) / 64 * 64)));
     if (!memory_) throw std::bad_alloc();
     parallel(count() * blocks, [&](int64_t task) {
-      const int64_t tile = task / blocks, begin = task % blocks * kSparseBlock;
-      const int64_t end = std::min(begin + kSparseBlock, matrix.columns);
+      const int64_t tile = task / blocks, begin = task % blocks * kCell;
+      const int64_t end = std::min(begin + kCell, matrix.columns);
       loops.pack(matrix, first(tile), size(tile), begin, end, memory_.get() + offset(tile));
     });
   }
@@ -97,7 +97,7 @@ void sparse_linear_kernel(
   const Tiles tiles(x, loops, parallel);
   parallel(tiles.count() * weight.panels(), [&](int64_t task) {
     const int64_t panel = task / tiles.count(), tile = task % tiles.count();
-    alignas(64) float sums[kSparsePanel * kMostTokens];
+    alignas(64) float sums[kCell * kMostTokens];
     loops.multiply(weight, panel, tiles.size(tile), tiles[tile], sums);
     loops.unpack(output, panel, tiles.first(tile), tiles.size(tile), sums);
   });

@@ -10,43 +10,48 @@
 
 namespace tamt {
 
-// Columns of a block: 64 tokens of so many inputs fill the first cache, and a column's number in its block fits a byte.
-constexpr int64_t kSparseBlock = 128;
-// Rows of a panel, which use a block of the input while it is in the first cache.
-constexpr int64_t kSparsePanel = 128;
+// Rows and columns of a cell: the input of 64 tokens for a cell fits the first cache, and its columns' numbers a byte.
+constexpr int64_t kCell = 128;
 
-// Compressed sparse rows, whose columns are numbered within their block. The entries are in the order of the matrix, row
-// by row. `pack` in tamt_kernels/reference.py defines it.
+// The entries of one row in one cell.
+struct SparseRow {
+  int64_t begin, count;
+};
+
+// Cells, those of kCell rows one after another, and in each its rows, those with the most entries first: a loop over the
+// entries of row after row then is of the length that the processor expects. sparse_pattern in tamt_kernels/reference.py
+// defines it.
 struct SparseMatrix {
   int64_t rows, columns;
   const void* values;     // null where the pattern alone counts
   Type type;              // kFloat or kBFloat16
-  const uint8_t* column;  // of each entry, from the first column of its block
-  const uint8_t* counts;  // [rows][blocks]: a row's entries in a block
-  const int64_t* starts;  // [rows + 1]: where a row's entries begin
-  const uint8_t* order;   // [panels][blocks][rows of the panel]: rows of a panel, the most entries in the block first
+  const uint8_t* column;  // of each entry, in its cell
+  const uint8_t* order;   // [cells][kCell]: the rows of a cell
+  const uint8_t* counts;  // [cells][kCell]: their entries, in that order
+  const int64_t* starts;  // [cells + 1]: where a cell's entries begin
 
-  int64_t blocks() const { return (columns + kSparseBlock - 1) / kSparseBlock; }
-  int64_t panels() const { return (rows + kSparsePanel - 1) / kSparsePanel; }
-  int64_t panel_rows(int64_t panel) const { return std::min(kSparsePanel, rows - panel * kSparsePanel); }
-  const uint8_t* order_in(int64_t panel, int64_t block) const {
-    return order + panel * kSparsePanel * blocks() + block * panel_rows(panel);
+  int64_t blocks() const { return (columns + kCell - 1) / kCell; }
+  int64_t panels() const { return (rows + kCell - 1) / kCell; }
+  int64_t cell(int64_t panel, int64_t block) const { return panel * blocks() + block; }
+  SparseRow find(int64_t row, int64_t block) const {
+    const int64_t at = cell(row / kCell, block);
+    int64_t begin = starts[at], i = at * kCell;
+    for (; order[i] != row % kCell; ++i) begin += counts[i];
+    return {begin, counts[i]};
   }
 };
 
 // A matrix with its memory.
-class OwnSparseMatrix {
- public:
-  SparseMatrix view() const {
-    return {rows, columns, values.data(), type, column.data(), counts.data(), starts.data(), order.data()};
-  }
-
+struct OwnSparseMatrix {
   int64_t rows, columns;
   Type type;
   std::vector<uint8_t> values;  // their bytes
-  std::vector<uint8_t> column, counts;
+  std::vector<uint8_t> column, order, counts;
   std::vector<int64_t> starts;
-  std::vector<uint8_t> order;
+
+  SparseMatrix view() const {
+    return {rows, columns, values.data(), type, column.data(), order.data(), counts.data(), starts.data()};
+  }
 };
 
 OwnSparseMatrix transposed(

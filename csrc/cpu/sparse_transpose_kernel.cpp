@@ -1,34 +1,33 @@
-#include <cstring>
+#include <algorithm>
+#include <numeric>
 
+#include "convert.h"
 #include "sparse_matrix.h"
 
 namespace tamt {
 namespace {
 
-static_assert(kSparseBlock == kSparsePanel, "a block of columns is a panel of the transposed matrix");
-
-// A panel's rows for each of its blocks, by counting: those with the most entries first, those with as many in order.
-void sort_rows(const OwnSparseMatrix& matrix, int64_t panel, uint8_t* order) {
-  const SparseMatrix view = matrix.view();
-  const int64_t first = panel * kSparsePanel, rows = view.panel_rows(panel), blocks = view.blocks();
-  for (int64_t block = 0; block < blocks; ++block) {
-    int64_t places[kSparseBlock + 2] = {};  // of the rows with so many entries less than a block's most
-    const auto less = [&](int64_t row) { return kSparseBlock - view.counts[(first + row) * blocks + block]; };
-    for (int64_t row = 0; row < rows; ++row) ++places[less(row) + 1];
-    for (int64_t i = 0; i < kSparseBlock; ++i) places[i + 1] += places[i];
-    for (int64_t row = 0; row < rows; ++row) order[block * rows + places[less(row)]++] = static_cast<uint8_t>(row);
+// One cell, whose columns become rows.
+template <typename Value>
+void transpose_cell(const SparseMatrix& matrix, int64_t from, OwnSparseMatrix& other, int64_t to) {
+  int64_t counts[kCell] = {}, places[kCell];
+  for (int64_t entry = matrix.starts[from]; entry < matrix.starts[from + 1]; ++entry) ++counts[matrix.column[entry]];
+  uint8_t* order = other.order.data() + to * kCell;
+  std::iota(order, order + kCell, uint8_t{0});
+  std::stable_sort(order, order + kCell, [&](uint8_t a, uint8_t b) { return counts[a] > counts[b]; });
+  int64_t place = other.starts[to];
+  for (int64_t i = 0; i < kCell; ++i) {
+    other.counts[to * kCell + i] = static_cast<uint8_t>(counts[order[i]]);
+    places[order[i]] = place;
+    place += counts[order[i]];
   }
-}
-
-// Calls visit(row, column, entry) for the entries in a block of columns, row by row.
-template <typename Visit>
-void walk_block(const SparseMatrix& matrix, int64_t block, const Visit& visit) {
-  for (int64_t row = 0; row < matrix.rows; ++row) {
-    const uint8_t* counts = matrix.counts + row * matrix.blocks();
-    int64_t entry = matrix.starts[row];
-    for (int64_t before = 0; before < block; ++before) entry += counts[before];
-    for (int64_t end = entry + counts[block]; entry < end; ++entry) {
-      visit(row, block * kSparseBlock + matrix.column[entry], entry);
+  auto* values = reinterpret_cast<Value*>(other.values.data());
+  int64_t entry = matrix.starts[from];
+  for (int64_t i = from * kCell; i < (from + 1) * kCell; ++i) {
+    for (const int64_t end = entry + matrix.counts[i]; entry < end; ++entry) {
+      const int64_t at = places[matrix.column[entry]]++;
+      other.column[at] = matrix.order[i];
+      values[at] = static_cast<const Value*>(matrix.values)[entry];
     }
   }
 }
@@ -37,32 +36,20 @@ void walk_block(const SparseMatrix& matrix, int64_t block, const Visit& visit) {
 
 OwnSparseMatrix transposed(
     const SparseMatrix& matrix, const std::function<void(int64_t, const std::function<void(int64_t)>&)>& parallel) {
-  const int64_t entries = matrix.starts[matrix.rows], bytes = matrix.type == Type::kFloat ? 4 : 2;
-  const int64_t blocks = (matrix.rows + kSparseBlock - 1) / kSparseBlock;
+  const int64_t panels = matrix.panels(), blocks = matrix.blocks(), cells = panels * blocks;
+  const int64_t entries = matrix.starts[cells], bytes = matrix.type == Type::kFloat ? 4 : 2;
   OwnSparseMatrix other{matrix.columns, matrix.rows, matrix.type, {}, {}, {}, {}, {}};
   other.values.resize(entries * bytes);
   other.column.resize(entries);
-  other.counts.resize(matrix.columns * blocks);
-  other.starts.resize(matrix.columns + 1);
-  other.order.resize(matrix.columns * blocks);
-  parallel(matrix.blocks(), [&](int64_t block) {
-    walk_block(matrix, block, [&](int64_t row, int64_t column, int64_t) {
-      ++other.counts[column * blocks + row / kSparseBlock];
-      ++other.starts[column + 1];
-    });
-  });
-  for (int64_t column = 0; column < matrix.columns; ++column) other.starts[column + 1] += other.starts[column];
-  parallel(matrix.blocks(), [&](int64_t block) {
-    const int64_t first = block * kSparseBlock;
-    std::vector<int64_t> places(
-        other.starts.begin() + first, other.starts.begin() + std::min(first + kSparseBlock, matrix.columns));
-    walk_block(matrix, block, [&](int64_t row, int64_t column, int64_t entry) {
-      const int64_t place = places[column - first]++;
-      other.column[place] = static_cast<uint8_t>(row % kSparseBlock);
-      std::memcpy(&other.values[place * bytes], static_cast<const char*>(matrix.values) + entry * bytes, bytes);
-    });
-    sort_rows(other, block, other.order.data() + first * blocks);
-  });
+  other.order.resize(cells * kCell);
+  other.counts.resize(cells * kCell);
+  other.starts.resize(cells + 1);
+  const auto like = [&](int64_t to) { return matrix.cell(to % panels, to / panels); };
+  for (int64_t to = 0; to < cells; ++to) {
+    other.starts[to + 1] = other.starts[to] + matrix.starts[like(to) + 1] - matrix.starts[like(to)];
+  }
+  const auto transpose = matrix.type == Type::kFloat ? &transpose_cell<float> : &transpose_cell<BFloat16>;
+  parallel(cells, [&](int64_t to) { transpose(matrix, like(to), other, to); });
   return other;
 }
 

@@ -16,21 +16,21 @@ VALUE_TYPES = (torch.float32, torch.bfloat16)
 class SparseWeight:
     """A matrix W [out, in] of which only the kept entries are stored; made by ``pack_sparse`` or ``from_kept``.
 
-    A kept entry takes its value and one byte, a row in all 8 bytes and 2 for every 128 columns. Not to be changed: its
+    A kept entry takes its value and one byte, and a row 2 bytes for every 128 columns. It is not to be changed: its
     tensors may be shared.
 
     Attributes:
         shape: (out, in).
-        values: the kept entries [nnz] in row-major order, float32 or bfloat16.
-        columns, counts, starts, order: where they are, see ``reference.sparse_pattern``.
+        values: the kept entries [nnz], float32 or bfloat16, in the order of the kernels; ``kept`` has that of the rows.
+        columns, order, counts, starts: where they are, see ``reference.sparse_pattern``.
     """
 
     shape: torch.Size
     values: Tensor
     columns: Tensor
+    order: Tensor
     counts: Tensor
     starts: Tensor
-    order: Tensor
 
     @classmethod
     def from_kept(cls, mask: Tensor, values: Tensor) -> "SparseWeight":
@@ -38,7 +38,7 @@ class SparseWeight:
 
         Args:
             mask: bool [out, in].
-            values: the entries where it is true, in row-major order, float32 or bfloat16; taken, not copied.
+            values: the entries where it is true, in row-major order, float32 or bfloat16.
 
         Raises:
             TypeError, ValueError: an argument has the wrong dtype, shape or device.
@@ -47,18 +47,27 @@ class SparseWeight:
         checks.dtype("SparseWeight", "mask", mask, (torch.bool,))
         checks.dimensions("SparseWeight", "mask", mask, 2)
         checks.size("SparseWeight", "mask", mask)
-        if 0 in mask.shape:
-            raise ValueError(f"SparseWeight: mask has shape {tuple(mask.shape)} but must have rows and columns")
         checks.tensor("SparseWeight", "values", values)
         checks.dtype("SparseWeight", "values", values, VALUE_TYPES)
         checks.device("SparseWeight", "values", values, mask.device, "mask")
         checks.shape("SparseWeight", "values", values, (int(mask.sum()),), "a value for each true entry of mask")
-        return cls(mask.shape, values.contiguous(), *reference.sparse_pattern(mask))
+        dense = values.new_zeros(mask.shape)
+        dense[mask] = values.detach()
+        return cls.of(dense, mask)
+
+    @classmethod
+    def of(cls, dense: Tensor, mask: Tensor) -> "SparseWeight":
+        """The entries of a matrix where a mask is true. ``pack_sparse`` checks its arguments first."""
+        if 0 in mask.shape:
+            raise ValueError(f"SparseWeight: mask has shape {tuple(mask.shape)} but must have rows and columns")
+        columns, order, counts, starts = reference.sparse_pattern(mask)
+        values = dense[reference.sparse_positions(columns, order, counts)]
+        return cls(mask.shape, values, columns, order, counts, starts)
 
     @property
     def pattern(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Where the entries are: columns, counts, starts and order."""
-        return self.columns, self.counts, self.starts, self.order
+        """Where the entries are: columns, order, counts and starts."""
+        return self.columns, self.order, self.counts, self.starts
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,16 +97,17 @@ class SparseWeight:
     def mask(self) -> Tensor:
         """Which entries are kept, bool [out, in]."""
         mask = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
-        mask[reference.sparse_positions(self.columns, self.counts)] = True
+        mask[reference.sparse_positions(self.columns, self.order, self.counts)] = True
         return mask
 
     def kept(self) -> tuple[Tensor, Tensor]:
         """The mask, bool [out, in], and the values [nnz] where it is true, in row-major order."""
-        return self.mask(), self.values
+        mask = self.mask()
+        return mask, self.to_dense()[mask]
 
     def to_dense(self) -> Tensor:
         """The matrix [out, in] with its zeros, in the values' dtype."""
-        return reference.sparse_dense(self.values, self.columns, self.counts, self.shape[1])
+        return reference.sparse_dense(self.values, self.columns, self.order, self.counts, *self.shape)
 
     def to(self, device: torch.device | str) -> "SparseWeight":
         """The same on another device."""
@@ -135,4 +145,4 @@ def pack_sparse(weight: Tensor, mask: Tensor | None = None, *, values: torch.dty
     checks.shape("pack_sparse", "mask", mask, tuple(weight.shape), "the shape of weight")
     checks.device("pack_sparse", "mask", mask, weight.device, "weight")
     dtype = values or (torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32)
-    return SparseWeight.from_kept(mask, weight.detach()[mask].to(dtype))
+    return SparseWeight.of(weight.detach().to(dtype), mask)

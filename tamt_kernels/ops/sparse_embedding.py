@@ -9,14 +9,17 @@ from tamt_kernels import reference
 from tamt_kernels.backend import checks
 from tamt_kernels.backend.library import define, differentiate
 from tamt_kernels.ops.pack_sparse import SparseWeight
+from tamt_kernels.ops.sparse_linear import PATTERN
 
 
 def _fake(
     ids: Tensor,
     values: Tensor,
     columns: Tensor,
+    order: Tensor,
     counts: Tensor,
     starts: Tensor,
+    rows: int,
     width: int,
     padding_idx: int | None = None,
 ) -> Tensor:
@@ -24,48 +27,54 @@ def _fake(
 
 
 def _fake_backward(
-    grad_output: Tensor, ids: Tensor, columns: Tensor, counts: Tensor, starts: Tensor, padding_idx: int | None
+    grad_output: Tensor,
+    ids: Tensor,
+    columns: Tensor,
+    order: Tensor,
+    counts: Tensor,
+    starts: Tensor,
+    rows: int,
+    padding_idx: int | None,
 ) -> Tensor:
     return grad_output.new_empty(columns.shape)
 
 
 operator = define(
-    "sparse_embedding(Tensor ids, Tensor values, Tensor columns, Tensor counts, Tensor starts, SymInt width, "
-    "int? padding_idx=None) -> Tensor",
+    f"sparse_embedding(Tensor ids, Tensor values, {PATTERN}, SymInt rows, SymInt width, int? padding_idx=None) "
+    "-> Tensor",
     eager=reference.sparse_embedding,
     fake=_fake,
 )
 _backward_operator = define(
-    "sparse_embedding_backward(Tensor grad_output, Tensor ids, Tensor columns, Tensor counts, Tensor starts, "
-    "int? padding_idx) -> Tensor",
+    f"sparse_embedding_backward(Tensor grad_output, Tensor ids, {PATTERN}, SymInt rows, int? padding_idx) -> Tensor",
     eager=reference.sparse_embedding_backward,
     fake=_fake_backward,
 )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ids, _values, columns, counts, starts, _width, padding_idx = inputs
-    ctx.save_for_backward(ids, columns, counts, starts)
-    ctx.padding_idx = padding_idx
+    ids, _values, *pattern, rows, _width, padding_idx = inputs
+    ctx.save_for_backward(ids, *pattern)
+    ctx.rows, ctx.padding_idx = rows, padding_idx
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    grad_values = _backward_operator(grad_output, *ctx.saved_tensors, ctx.padding_idx)
-    return None, grad_values, None, None, None, None, None
+    grad_values = _backward_operator(grad_output, *ctx.saved_tensors, ctx.rows, ctx.padding_idx)
+    return None, grad_values, *[None] * 7
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad_output, ids, columns, counts, starts, padding_idx = inputs
-    ctx.save_for_backward(ids, columns, counts, starts)
-    ctx.padding_idx, ctx.width = padding_idx, grad_output.shape[-1]
+    grad_output, *tensors, rows, padding_idx = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.rows, ctx.width, ctx.padding_idx = rows, grad_output.shape[-1], padding_idx
 
 
 def _double_backward(ctx: Any, grad_grad_values: Tensor) -> tuple[Tensor | None, ...]:
     ids, *pattern = ctx.saved_tensors
-    rows = operator(ids, grad_grad_values, *pattern, ctx.width)
+    rows = operator(ids, grad_grad_values, *pattern, ctx.rows, ctx.width)
     if ctx.padding_idx is not None:
         rows = rows.masked_fill((ids == ctx.padding_idx).unsqueeze(-1), 0)
-    return rows, None, None, None, None, None
+    return rows, *[None] * 7
 
 
 differentiate("sparse_embedding", _backward, _save)
@@ -100,6 +109,5 @@ def sparse_embedding(ids: Tensor, weight: SparseWeight, padding_idx: int | None 
     if padding_idx is not None:
         checks.row_of("sparse_embedding", "padding_idx", padding_idx, tuple(weight.shape))
         padding_idx %= weight.shape[0]
-    pattern = weight.columns, weight.counts, weight.starts
-    rows: Tensor = operator(ids, weight.values, *pattern, weight.shape[1], padding_idx)
+    rows: Tensor = operator(ids, weight.values, *weight.pattern, *weight.shape, padding_idx)
     return rows

@@ -16,16 +16,17 @@ def _fake(
     x: Tensor,
     values: Tensor,
     columns: Tensor,
+    order: Tensor,
     counts: Tensor,
     starts: Tensor,
-    order: Tensor,
+    rows: int,
     bias: Tensor | None = None,
 ) -> Tensor:
-    return x.new_empty((*x.shape[:-1], counts.shape[0]))
+    return x.new_empty((*x.shape[:-1], rows))
 
 
 def _fake_backward_x(
-    grad_output: Tensor, values: Tensor, columns: Tensor, counts: Tensor, starts: Tensor, order: Tensor, width: int
+    grad_output: Tensor, values: Tensor, columns: Tensor, order: Tensor, counts: Tensor, starts: Tensor, width: int
 ) -> Tensor:
     return grad_output.new_empty((*grad_output.shape[:-1], width))
 
@@ -34,18 +35,18 @@ def _fake_backward_values(
     grad_output: Tensor,
     x: Tensor,
     columns: Tensor,
+    order: Tensor,
     counts: Tensor,
     starts: Tensor,
-    order: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
     return torch.empty(columns.shape, dtype=dtype, device=columns.device)
 
 
-PATTERN = "Tensor columns, Tensor counts, Tensor starts, Tensor order"
+PATTERN = "Tensor columns, Tensor order, Tensor counts, Tensor starts"
 
 operator = define(
-    f"sparse_linear(Tensor x, Tensor values, {PATTERN}, Tensor? bias=None) -> Tensor",
+    f"sparse_linear(Tensor x, Tensor values, {PATTERN}, SymInt rows, Tensor? bias=None) -> Tensor",
     eager=reference.sparse_linear,
     fake=_fake,
 )
@@ -62,7 +63,7 @@ _backward_values = define(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, bias = inputs
+    *tensors, _rows, bias = inputs
     ctx.save_for_backward(*tensors)
     ctx.bias_dtype = None if bias is None else bias.dtype
 
@@ -74,10 +75,10 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grad_x = _backward_x(grad_output, values, *pattern, x.shape[-1])
     if ctx.needs_input_grad[1]:
         grad_values = _backward_values(grad_output, x, *pattern, values.dtype)
-    if ctx.bias_dtype is not None and ctx.needs_input_grad[6]:
+    if ctx.bias_dtype is not None and ctx.needs_input_grad[7]:
         rows = grad_output.reshape(math.prod(grad_output.shape[:-1]), grad_output.shape[-1])
         grad_bias = rows.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
-    return grad_x, grad_values, None, None, None, None, grad_bias
+    return grad_x, grad_values, None, None, None, None, None, grad_bias
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -88,7 +89,7 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward_of_backward_x(ctx: Any, grad_grad_x: Tensor) -> tuple[Tensor | None, ...]:
     grad_output, values, *pattern = ctx.saved_tensors
     return (
-        operator(grad_grad_x, values, *pattern) if ctx.needs_input_grad[0] else None,
+        operator(grad_grad_x, values, *pattern, grad_output.shape[-1]) if ctx.needs_input_grad[0] else None,
         _backward_values(grad_output, grad_grad_x, *pattern, values.dtype) if ctx.needs_input_grad[1] else None,
         *[None] * 5,
     )
@@ -97,7 +98,7 @@ def _backward_of_backward_x(ctx: Any, grad_grad_x: Tensor) -> tuple[Tensor | Non
 def _backward_of_backward_values(ctx: Any, grad_grad_values: Tensor) -> tuple[Tensor | None, ...]:
     grad_output, x, *pattern = ctx.saved_tensors
     return (
-        operator(x, grad_grad_values, *pattern) if ctx.needs_input_grad[0] else None,
+        operator(x, grad_grad_values, *pattern, grad_output.shape[-1]) if ctx.needs_input_grad[0] else None,
         _backward_x(grad_output, grad_grad_values, *pattern, x.shape[-1]) if ctx.needs_input_grad[1] else None,
         *[None] * 5,
     )
@@ -137,7 +138,7 @@ def sparse_linear(x: Tensor, weight: SparseWeight, bias: Tensor | None = None) -
         checks.matrix("sparse_linear", "bias", bias)
         checks.shape("sparse_linear", "bias", bias, (weight.shape[0],), "an entry for each row of weight")
         checks.device("sparse_linear", "bias", bias, weight.device, "weight")
-    y: Tensor = operator(x, weight.values, *weight.pattern, bias)
+    y: Tensor = operator(x, weight.values, *weight.pattern, weight.shape[0], bias)
     return y
 
 

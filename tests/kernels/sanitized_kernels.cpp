@@ -187,29 +187,29 @@ void run_adamw(int64_t size) {
   }
 }
 
-// A random pattern of so many rows and columns, some of whose rows are empty.
+// A random pattern of so many rows and columns, of which `most` of 10 are kept in the fullest cells.
 OwnSparseMatrix sparse_matrix(int64_t rows, int64_t columns, int64_t most, Type type) {
-  OwnSparseMatrix matrix{rows, columns, type, {}, {}, {}, {0}, {}};
-  const int64_t blocks = matrix.view().blocks();
-  matrix.counts.resize(rows * blocks);
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t chance = up_to(most);
-    for (int64_t column = 0; column < columns; ++column) {
-      if (up_to(9) >= chance) continue;
-      matrix.column.push_back(column % kSparseBlock);
-      ++matrix.counts[row * blocks + column / kSparseBlock];
+  OwnSparseMatrix matrix{rows, columns, type, {}, {}, {}, {}, {0}};
+  for (int64_t row = 0; row < rows; row += kCell) {
+    for (int64_t column = 0; column < columns; column += kCell) {
+      int64_t last = kCell;  // counts fall
+      for (int64_t i = 0; i < kCell; ++i) {
+        matrix.order.push_back(static_cast<uint8_t>(i));
+        const int64_t before = matrix.column.size(), chance = up_to(most);
+        for (int64_t c = 0; i < rows - row && c < std::min(kCell, columns - column); ++c) {
+          const int64_t count = static_cast<int64_t>(matrix.column.size()) - before;
+          if (count < last && up_to(9) < chance) matrix.column.push_back(static_cast<uint8_t>(c));
+        }
+        last = static_cast<int64_t>(matrix.column.size()) - before;
+        matrix.counts.push_back(static_cast<uint8_t>(last));
+      }
+      matrix.starts.push_back(matrix.column.size());
     }
-    matrix.starts.push_back(matrix.column.size());
   }
   const int64_t bytes = matrix.column.size() * (type == Type::kFloat ? 4 : 2);
   Entries values(matrix.column.size(), type);
   const auto* first = static_cast<const uint8_t*>(values.data());
   matrix.values.assign(first, first + bytes);
-  for (int64_t row = 0; row < rows; row += kSparsePanel) {
-    for (int64_t block = 0; block < blocks; ++block) {
-      for (int64_t i = 0; i < std::min(kSparsePanel, rows - row); ++i) matrix.order.push_back(i);
-    }
-  }
   matrix.column.shrink_to_fit();
   matrix.values.shrink_to_fit();
   return matrix;
