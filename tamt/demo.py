@@ -86,7 +86,8 @@ def draw(results: list[dict], path: Path) -> None:
         import matplotlib as mpl
     except ImportError as error:
         raise UserError("the picture needs matplotlib; install it with pip install 'tamt[demo]'") from error
-    mpl.use("Agg")
+    if mpl.get_backend(auto_select=False) is None:  # a notebook keeps its own
+        mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     found = [row for row in results if row["method"] != FULL]

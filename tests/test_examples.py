@@ -73,6 +73,7 @@ def test_the_notebook_runs(
         notebook, timeout=600, kernel_name="python3", resources=resources
     ).execute()  # raises errors of cells
     assert printed(notebook)[-1] == "0 pruned weights have come back\n"
+    assert len(pictures(notebook)) == 2
 
 
 def test_the_notebook_was_committed_as_a_real_run_left_it() -> None:
@@ -81,8 +82,7 @@ def test_the_notebook_was_committed_as_a_real_run_left_it() -> None:
     assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
     losses = dict(re.findall(r"(\S+) +KD loss (\d\.\d+)", "".join(printed(notebook))))
     assert float(losses["tamt-kd"]) < float(losses["omp"]) < float(losses["rand"])
-    pictures = [output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == 2
+    assert len(pictures(notebook)) == 2
     assert not re.search(r"/(root|home|work|tmp|Users)/", NOTEBOOK.read_text(encoding="utf-8"))
 
 
@@ -90,3 +90,9 @@ def printed(notebook: nbformat.NotebookNode) -> list[str]:
     """What the cells wrote to stdout."""
     outputs = (output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
     return [output.text for output in outputs if output.get("name") == "stdout"]
+
+
+def pictures(notebook: nbformat.NotebookNode) -> list[str]:
+    """The pictures that the cells show, as base64."""
+    outputs = (output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
+    return [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]

@@ -21,7 +21,8 @@ def pyplot() -> Any:
         import matplotlib as mpl
     except ImportError as error:
         raise UserError("figures need matplotlib; install it with pip install 'tamt[plots]'") from error
-    mpl.use("Agg")
+    if mpl.get_backend(auto_select=False) is None:  # a notebook keeps its own
+        mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     return plt
