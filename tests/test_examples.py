@@ -59,11 +59,12 @@ def test_the_notebook_runs(
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     (parameters,) = (cell for cell in notebook.cells if cell.metadata.get("tags") == ["parameters"])
-    files = {name: str(path) for name, path in cats_and_dogs.items()}
+    files = ", ".join(f"{name}=Path({str(path)!r})" for name, path in cats_and_dogs.items())
     parameters.source = "\n".join(
         [
             f"model, corpus, folder = {str(tiny_bert)!r}, [{str(corpus)!r}], 'first-ticket'",
-            f"task = { ({'task': 'classification', **files}) }",
+            "from pathlib import Path",
+            f"task = dict(task='classification', {files})",
             "search = {'steps': 20, 'batch_size': 4, 'max_length': 16}",
         ]
     )
