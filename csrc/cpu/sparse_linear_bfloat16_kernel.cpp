@@ -68,9 +68,11 @@ TAMT_INLINE inline void add_pairs(
     }
   };
   int64_t entry = 0;
-  for (; entry + 4 <= count; entry += 4) {
+  for (; entry + 8 <= count; entry += 8) {
     add(entry, even);
     add(entry + 2, odd);
+    add(entry + 4, even);
+    add(entry + 6, odd);
   }
   for (; entry + 2 <= count; entry += 2) add(entry, even);
   if (entry < count) {

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <utility>
 
 #include "convert.h"
 #include "instruction_set.h"
@@ -56,18 +57,52 @@ const ProductLoops& loops_for(Type type) {
   return halves ? *bfloat16_loops() : float_loops();
 }
 
+// Memory that begins with a line of the cache. A small one is kept for the thread's next product, which would find new
+// pages to be empty and have the system clear them.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) {
+    if (kept_.size_ >= bytes) {
+      std::swap(memory_, kept_.memory_);
+      std::swap(size_, kept_.size_);
+      return;
+    }
+    size_ = (bytes + 63) / 64 * 64;
+    memory_.reset(static_cast<char*>(std::aligned_alloc(64, size_)));
+    if (!memory_) throw std::bad_alloc();
+  }
+  ~Scratch() {
+    if (this == &kept_ || size_ > kMostKept || size_ < kept_.size_) return;
+    std::swap(memory_, kept_.memory_);
+    std::swap(size_, kept_.size_);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  char* data() const { return memory_.get(); }
+
+ private:
+  static constexpr int64_t kMostKept = 8 << 20;
+  static thread_local Scratch kept_;
+
+  Scratch() = default;
+
+  std::unique_ptr<char[], decltype(&std::free)> memory_{nullptr, &std::free};
+  int64_t size_ = 0;
+};
+
+thread_local Scratch Scratch::kept_;
+
 // A matrix of tokens, tile by tile.
 class Tiles {
  public:
-  Tiles(const Matrix& matrix, const ProductLoops& loops, const Parallel& parallel) : matrix_(matrix), loops_(loops) {
+  Tiles(const Matrix& matrix, const ProductLoops& loops, const Parallel& parallel)
+      : matrix_(matrix), loops_(loops), memory_(offset(count() - 1) + size(count() - 1) * matrix.columns * loops.bytes) {
     const int64_t blocks = (matrix.columns + kCell - 1) / kCell;
-    const int64_t entries = (first(count() - 1) + size(count() - 1)) * matrix.columns;
-    memory_.reset(static_cast<char*>(std::aligned_alloc(64, (entries * loops.bytes + 63) / 64 * 64)));
-    if (!memory_) throw std::bad_alloc();
     parallel(count() * blocks, [&](int64_t task) {
       const int64_t tile = task / blocks, begin = task % blocks * kCell;
       const int64_t end = std::min(begin + kCell, matrix.columns);
-      loops.pack(matrix, first(tile), size(tile), begin, end, memory_.get() + offset(tile));
+      loops.pack(matrix, first(tile), size(tile), begin, end, memory_.data() + offset(tile));
     });
   }
 
@@ -77,14 +112,14 @@ class Tiles {
     const int64_t left = matrix_.rows - first(tile);
     return std::min(loops_.most_lanes, (left + loops_.lanes - 1) / loops_.lanes * loops_.lanes);
   }
-  const void* operator[](int64_t tile) const { return memory_.get() + offset(tile); }
+  const void* operator[](int64_t tile) const { return memory_.data() + offset(tile); }
 
  private:
   int64_t offset(int64_t tile) const { return first(tile) * matrix_.columns * loops_.bytes; }
 
   Matrix matrix_;
   const ProductLoops& loops_;
-  std::unique_ptr<char[], decltype(&std::free)> memory_{nullptr, &std::free};
+  Scratch memory_;
 };
 
 }  // namespace

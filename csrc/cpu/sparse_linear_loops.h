@@ -6,19 +6,23 @@ constexpr int64_t kLanes = kBytes / sizeof(float);
 typedef float Vector __attribute__((vector_size(kBytes)));
 typedef float AnyVector __attribute__((vector_size(kBytes), aligned(4), may_alias));  // at any address
 typedef int32_t Lanes __attribute__((vector_size(kBytes)));
+typedef uint32_t Bits __attribute__((vector_size(kBytes)));
+typedef uint16_t Halves __attribute__((vector_size(kBytes / 2)));
+typedef uint16_t AnyHalves __attribute__((vector_size(kBytes / 2), aligned(2), may_alias));
 
 TAMT_INLINE inline Vector load(const float* from) { return *reinterpret_cast<const AnyVector*>(from); }
 TAMT_INLINE inline Vector load(const BFloat16* from) {
-  alignas(kBytes) float wide[kLanes];
-  for (int64_t i = 0; i < kLanes; ++i) wide[i] = to_float(from[i]);
-  return load(wide);
+  const Halves halves = *reinterpret_cast<const AnyHalves*>(from);
+  return reinterpret_cast<Vector>(__builtin_convertvector(halves, Bits) << 16);
 }
 
 TAMT_INLINE inline void store(Vector vector, float* to) { *reinterpret_cast<AnyVector*>(to) = vector; }
 TAMT_INLINE inline void store(Vector vector, BFloat16* to) {
-  alignas(kBytes) float wide[kLanes];
-  store(vector, wide);
-  for (int64_t i = 0; i < kLanes; ++i) to[i] = from_float<BFloat16>(wide[i]);
+  const Bits bits = reinterpret_cast<Bits>(vector);
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // as from_float, to even
+  const Bits nan = reinterpret_cast<Bits>((bits & 0x7fffffffu) > kInfinity);
+  const Bits result = (nan & 0x7fc0u) | (~nan & rounded);
+  *reinterpret_cast<AnyHalves*>(to) = __builtin_convertvector(result, Halves);
 }
 
 // The first `width` lanes; others are zeros, or are not stored.
@@ -145,13 +149,17 @@ TAMT_INLINE inline void add_entries(
     for (int v = 0; v < vectors; ++v) to[v] += factor * of_column[v];
   };
   int64_t entry = 0;
-  for (; entry + 4 <= count; entry += 4) {
+  for (; entry + 8 <= count; entry += 8) {
+    for (int64_t i = 0; i < 8; i += 2) {
+      add(entry + i, even);
+      add(entry + i + 1, odd);
+    }
+  }
+  for (; entry + 2 <= count; entry += 2) {
     add(entry, even);
     add(entry + 1, odd);
-    add(entry + 2, even);
-    add(entry + 3, odd);
   }
-  for (; entry < count; ++entry) add(entry, even);
+  if (entry < count) add(entry, even);
   for (int v = 0; v < vectors; ++v) sums[v] = even[v] + odd[v];
 }
 
