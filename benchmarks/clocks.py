@@ -29,15 +29,11 @@ class CpuClock:
 
     def __init__(self) -> None:
         self._swept = torch.zeros(16 << 20)
-        self._libc = ctypes.CDLL(None) if os.name == "posix" else None  # whose malloc is told what to keep
+        self._libc = ctypes.CDLL(None) if os.name == "posix" else None
 
     def time(self, run: Run) -> float:
-        # Here only: who looks at memory alone is to see what glibc takes as users have it. It would return every large
-        # block to the system when it is freed, and what were timed would be the page faults of the next call.
-        m_trim_threshold, m_mmap_threshold, one_gigabyte, never = -1, -3, 1 << 30, -1
-        if mallopt := getattr(self._libc, "mallopt", None):
-            mallopt(m_mmap_threshold, one_gigabyte)
-            mallopt(m_trim_threshold, never)
+        # Here only: who looks at memory alone is to see what glibc takes as users have it.
+        keep_freed_memory()
         self._swept.add_(1)
         begin = time.perf_counter_ns()
         run()
@@ -53,6 +49,16 @@ class CpuClock:
             return max(_resident("VmHWM") - before, 0)
         except OSError:
             return None
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed. It would return every large block to the system, and what were timed would be the
+    page faults of the next call.
+    """
+    m_trim_threshold, m_mmap_threshold, one_gigabyte, never = -1, -3, 1 << 30, -1
+    if os.name == "posix" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(m_mmap_threshold, one_gigabyte)
+        mallopt(m_trim_threshold, never)
 
 
 def _resident(field: str) -> int:

@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 
 import tamt_kernels as tk
 from benchmarks import scores
+from benchmarks.clocks import keep_freed_memory
 
 LAYERS = 4  # 113 MB of float32 weights, more than any cache holds
 SPARSE, LINEAR, ONEDNN, PREPACKED, CSR = "tamt_kernels", "F.linear", "oneDNN", "oneDNN, prepacked", "torch.sparse CSR"
@@ -46,6 +47,21 @@ def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
+def csr_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A product by torch.sparse, which takes the input by columns."""
+    return (weight @ x.t()).t() + bias
+
+
+def through(function: Callable[..., object], arguments: list[tuple[Any, ...]]) -> Run:
+    """A pass of calls, whose results are dropped one by one, as a model drops them."""
+
+    def run() -> None:
+        for each in arguments:
+            function(*each)
+
+    return run
+
+
 class Layers:
     """The weights of LAYERS layers, dense and by sparsity."""
 
@@ -65,29 +81,22 @@ class Layers:
     def contenders(self, tokens: int) -> Iterator[tuple[Key, Run]]:
         """Each goes over all layers once."""
         x = {width: torch.randn(tokens, width).to(self.dtype) for width in self.inputs}
-        dense = list(zip(self.weights, self.biases, strict=True))
         prepacked = [torch.ops.mkldnn._reorder_linear_weight(weight, tokens) for weight in self.weights]
-        ready = [(x[weight.shape[1]], other, bias) for (weight, bias), other in zip(dense, prepacked, strict=True)]
         runs: dict[tuple[float | None, str], Run] = {
-            (None, LINEAR): lambda: [F.linear(x[weight.shape[1]], weight, bias) for weight, bias in dense],
-            (None, ONEDNN): lambda: [onednn(x[weight.shape[1]], weight, bias) for weight, bias in dense],
-            (None, PREPACKED): lambda: [onednn(*each) for each in ready],
+            (None, LINEAR): through(F.linear, self._arguments(x, self.weights)),
+            (None, ONEDNN): through(onednn, self._arguments(x, self.weights)),
+            (None, PREPACKED): through(onednn, self._arguments(x, prepacked)),
         }
         for sparsity, packed in self.sparse.items():
-            runs[sparsity, SPARSE] = self._sparse(x, packed)
+            runs[sparsity, SPARSE] = through(tk.sparse_linear, self._arguments(x, packed))
             if self.dtype == torch.float32 and tokens <= 128:
-                runs[sparsity, CSR] = self._csr(x, sparsity)
+                csr = [weight.to_sparse_csr() for weight in self.masked[sparsity]]
+                runs[sparsity, CSR] = through(csr_linear, self._arguments(x, csr))
         yield from ((Key(self.name, tokens, *which), run) for which, run in runs.items())
 
-    def _sparse(self, x: dict[int, Tensor], packed: list[tk.SparseWeight]) -> Run:
-        pairs = list(zip(packed, self.biases, strict=True))
-        return lambda: [tk.sparse_linear(x[weight.shape[1]], weight, bias) for weight, bias in pairs]
-
-    def _csr(self, x: dict[int, Tensor], sparsity: float) -> Run:
-        pairs = [
-            (weight.to_sparse_csr(), bias) for weight, bias in zip(self.masked[sparsity], self.biases, strict=True)
-        ]
-        return lambda: [(weight @ x[weight.shape[1]].t()).t() + bias for weight, bias in pairs]
+    def _arguments(self, x: dict[int, Tensor], weights: Sequence[Any]) -> list[tuple[Any, ...]]:
+        inputs = [x[weight.shape[1]] for weight in self.weights]
+        return list(zip(inputs, weights, self.biases, strict=True))
 
     def largest_difference(self, sparsity: float) -> float:
         """From the dense product of float64, over the largest entry of a result."""
@@ -101,8 +110,10 @@ class Layers:
         return sum(each.nbytes for each in self.weights) / sum(each.nbytes for each in self.sparse[sparsity])
 
 
+@torch.no_grad()
 def timed(contenders: dict[Key, Run], rounds: int) -> Times:
     """The median milliseconds of each, taken by turns."""
+    keep_freed_memory()
     clock = time.thread_time_ns if torch.get_num_threads() == 1 else time.perf_counter_ns
     times: dict[Key, list[float]] = {key: [] for key in contenders}
     for run in contenders.values():
