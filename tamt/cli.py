@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args
 
 from tamt.options.base import Options, choices_of, help_of, without_none
+from tamt.options.bench import BenchOptions
 from tamt.options.compare import CompareOptions
 from tamt.options.demo import DemoOptions
 from tamt.options.evaluate import EvaluateOptions
@@ -59,6 +60,7 @@ COMMANDS = {
     "export": Command(
         "tamt.commands.export", ExportOptions, "write a subnetwork as a Hugging Face model, dense or sparse"
     ),
+    "bench": Command("tamt.commands.bench", BenchOptions, "measure what a model with zeros gains when it runs sparse"),
     "demo": Command("tamt.demo", DemoOptions, "find and fine-tune winning tickets of a small real model"),
 }
 FLAGS = ("--help", "--version", "--completion")
@@ -254,10 +256,10 @@ def _read_config(file: Path, kinds: dict[str, Any], hint: str) -> dict[str, Any]
 
 
 def _written(kind: type[Options]) -> dict[str, str]:
-    """How each option is written: with dashes, but a first field that is a list or a required path has no flag."""
+    """How each option is written: with dashes; a first field that is a list, a path or `POSITIONAL` has no flag."""
     written = {field.name: "--" + field.name.replace("_", "-") for field in fields(kind)}
     first = fields(kind)[0]
-    if takes_several(first.type) or (first.type is Path and first.default is MISSING):
+    if kind.POSITIONAL or takes_several(first.type) or (first.type is Path and first.default is MISSING):
         written[first.name] = first.name
     return written
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tamt.options.base import Options
+from tamt.options.bench import BenchOptions
 from tamt.options.compare import CompareOptions
 from tamt.options.demo import DemoOptions
 from tamt.options.evaluate import EvaluateOptions
@@ -103,6 +104,16 @@ def _(options: ExportOptions, results: dict[str, Any]) -> Step | None:
         return None
     words = ["tamt", "evaluate", "--model", str(options.output), "--corpus", _corpus(options.model)]
     return Step("measure the exported model", words)
+
+
+@next_step.register
+def _(options: BenchOptions, results: dict[str, Any]) -> Step:
+    if options.sparsity is not None:
+        words = ["tamt", "train", "--method", "tamt-kd", "--model", options.model, "--corpus", _corpus(options.model)]
+        return Step("search a winning ticket of this sparsity", [*words, "--sparsity", f"{options.sparsity:g}"])
+    mask = [] if options.mask is None else ["--mask", str(options.mask)]
+    words = ["tamt", "export", "--model", options.model, *mask, "--format", "sparse"]
+    return Step("write the sparse model", [*words, "--output", f"{Path(options.model).name}-sparse"])
 
 
 @next_step.register

@@ -23,7 +23,8 @@ class _SparseModule(nn.Module):
     """A layer whose weight is a ``SparseWeight``: a parameter, the values, and the buffers of their pattern.
 
     Its state holds what any program can read: ``mask``, the bits of ``pack_mask``, and ``values``, the kept entries in
-    row-major order. Loading a state takes over its mask.
+    row-major order. Loading a state takes over its mask; where that is the layer's own, the parameter stays the same,
+    so that an optimizer still has it.
     """
 
     values: nn.Parameter
@@ -62,7 +63,7 @@ class _SparseModule(nn.Module):
         packed, values = state.pop(f"{prefix}mask", None), state.get(f"{prefix}values")
         if packed is None:
             missing.append(f"{prefix}mask")
-        elif values is not None:
+        elif values is not None and not torch.equal(packed, pack_mask(self.weight.mask())):
             try:
                 mask = unpack_mask(packed, self._shape).to(self.values.device)
                 new = SparseWeight.from_kept(mask, values.detach().to(self.values))

@@ -12,6 +12,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": tempfile.mkdtemp(), "XDG_CACHE_
 # What is fastest here is no concern of a test: results must not depend on the machine or on what else it does.
 os.environ.setdefault("TAMT_PRODUCTS", "eager")
 os.environ.setdefault("TAMT_PRECISION", "fp32")
+os.environ.setdefault("TAMT_SPARSE", "off")
 
 import pytest
 import torch

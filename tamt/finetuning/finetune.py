@@ -19,6 +19,7 @@ from tamt.finetuning.metrics import UNDEFINED, score_in_words, scores_in_words
 from tamt.finetuning.plots import draw_predictions
 from tamt.finetuning.question_answering import MAX_ANSWER_LENGTH, N_BEST, QuestionAnswering, make_windows
 from tamt.finetuning.rates import best_rate, default_rate
+from tamt.finetuning.sparse import check_sparse, choose_sparse
 from tamt.masks.file import MaskInfo, load_masks, mask_in_row
 from tamt.masks.masking import Masks, apply_masks, sparsity_of
 from tamt.methods import FULL
@@ -180,6 +181,7 @@ def _run_once(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
     output, asked = options.output, options.precision
     options = as_begun(options)
     compute = set_up(options.precision, options.seed, SPARE_MEMORY)
+    check_sparse(options.sparse, compute)
     checkpointing = options.activation_checkpointing
     job = make_job(options, compute, starts_from_graphs(options.no_cuda_graphs, checkpointing))
     if checkpointing:
@@ -191,8 +193,13 @@ def _run_once(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
         apply_masks(job.model, masks)
     check_runs(job.model, options.model, compute, partial(_read_two_rows, job))
     lr = _rate(task, options, job.model, masks)
+    tokens = next(job.batches(1))["input_ids"].numel()
+    sparse, why = choose_sparse(options, compute, job.model, masks, tokens)
+    options = replace(options, sparse=sparse)
     with RunFolder.start(output, options.settings(), options.resume, options.keep, options.track) as folder:
         report_compute(compute, asked)
+        if why:
+            say(why)
         processes.own_dropout()
         outcome = train_subnetwork(job, folder, masks, options, lr=lr)
         result = {

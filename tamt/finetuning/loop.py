@@ -12,7 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tamt.data.tasks import Task
 from tamt.finetuning.metrics import UNDEFINED
+from tamt.finetuning.sparse import train_kept_only
 from tamt.masks.masking import Masks, packed_masks
+from tamt.models.sparse import save_as_dense
 from tamt.options.finetune import FinetuneOptions
 from tamt.runtime import processes
 from tamt.runtime.console import say
@@ -85,7 +87,7 @@ def train_subnetwork(job: Job, folder: RunFolder, masks: Masks, options: Finetun
         job: the task; its model must have zeros where `masks` prune.
         folder: gets `model/`, its predictions, metrics and checkpoints; from a checkpoint in it the run continues.
         masks: of the subnetwork; none for the full model.
-        options: of the run.
+        options: of the run; `sparse` is on or off.
         lr: peak learning rate, which falls to 0 over all steps.
 
     Raises:
@@ -108,7 +110,7 @@ class FineTuning(Training):
     def __init__(self, job: Job, folder: RunFolder, masks: Masks, options: FinetuneOptions, lr: float) -> None:
         self._job, self._folder, self._early_stop = job, folder, options.early_stop
         self._steps, self._metric = job.task.epochs * job.steps_per_epoch, job.task.metrics[0]
-        pruned = packed_masks(job.model, masks)
+        pruned = (train_kept_only if options.sparse == "on" else packed_masks)(job.model, masks)
         optimizer, schedule = make_optimizer(job.model.parameters(), lr, self._steps, options.weight_decay, pruned)
         self._stepper = Stepper(
             job.compute, job.model, optimizer, schedule, job.parts, options.check_every, job.cuda_graphs
@@ -187,7 +189,7 @@ def save_model(job: Job, folder: RunFolder, former_step: int | None) -> None:
     target, fresh = folder.path / MODEL_FOLDER, folder.path / ".model.new"
     shutil.rmtree(fresh, ignore_errors=True)
     with telling(target):
-        job.model.save_pretrained(fresh)
+        save_as_dense(job.model, fresh)
         job.tokenizer.save_pretrained(fresh)
         sync_tree(fresh)
         if former_step is None or any(_former_models(folder)):

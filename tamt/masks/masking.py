@@ -126,22 +126,22 @@ def apply_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> None:
     if dense := check_fits(masks, model):
         named = ", ".join(dense[:3]) + (f" and {len(dense) - 3} more" if len(dense) > 3 else "")
         say(f"the mask leaves {named} out: {'these stay' if len(dense) > 1 else 'this stays'} dense")
-    for name, weight in _masked_weights(model, masks).items():
+    for name, weight in masked_weights(model, masks).items():
         weight.masked_fill_(~masks[name].to(weight.device), 0)
 
 
-def _masked_weights(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The prunable weights of `model` that have a mask."""
+def masked_weights(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The prunable weights of `model` that have a mask, by the names of masks.
+
+    A mask for the pooler is ignored if the model has none.
+    """
     weights = prunable_weights(model, pooler=True)
     return {name: weight for name, weight in weights.items() if name in masks}
 
 
 def packed_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The prunable weights of `model`, each with its mask at one bit per entry, as `tk.prune_` takes it.
-
-    A mask for the pooler is ignored if the model has none.
-    """
-    weights = _masked_weights(model, masks)
+    """The prunable weights of `model`, each with its mask at one bit per entry, as `tk.prune_` takes it."""
+    weights = masked_weights(model, masks)
     return [(weight, tk.pack_mask(masks[name].to(weight.device))) for name, weight in weights.items()]
 
 

@@ -41,6 +41,20 @@ def load_sparse(folder: str | Path, values: torch.dtype = torch.float32) -> PreT
     return model
 
 
+def save_as_dense(model: PreTrainedModel, folder: Path) -> None:
+    """Save a model in Hugging Face format, its sparse matrices as dense ones with zeros."""
+    sparse = {
+        name: module.weight
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, tk.SparseLinear | tk.SparseEmbedding)
+    }
+    state = model.state_dict()
+    for name, weight in sparse.items():
+        del state[f"{name}.mask"], state[f"{name}.values"]
+        state[f"{name}.weight"] = weight.to_dense().detach()
+    model.save_pretrained(folder, state_dict=state if sparse else None)
+
+
 def run_sparse(model: nn.Module, name: str, dtype: torch.dtype) -> None:
     """Let the matrices of a model that hold zeros enough run sparse, in place. Says what runs.
 

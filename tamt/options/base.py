@@ -39,6 +39,8 @@ class Options:
 
     NOT_SAVED: ClassVar[set[str]] = {"resume", "check_every"}
     """Options that `settings` leaves out."""
+    POSITIONAL: ClassVar[bool] = False
+    """Whether the first option is written without a flag, though it is neither a list nor a required path."""
     MAY_BE_0: ClassVar[set[str]] = set()
     """Whole numbers that may be 0; all others except the seed must be 1 or more."""
 

@@ -43,7 +43,7 @@ def convert(kind: Any, value: Any) -> Any:
     if get_origin(kind) is list:
         return [convert(get_args(kind)[0], part) for part in value]
     if choices_of(kind):
-        return value
+        return as_choice(value)
     allowed = {int: (str, int), float: (str, int, float), bool: (bool,)}.get(kind, (str,))
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         raise WrongValueError(value, kind)
@@ -51,6 +51,11 @@ def convert(kind: Any, value: Any) -> Any:
         return kind(value)
     except (ValueError, OverflowError) as error:
         raise WrongValueError(value, kind) from error
+
+
+def as_choice(value: Any) -> Any:
+    """A choice as it was written: YAML reads on and off as true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 def from_python(kind: Any, value: Any) -> Any:

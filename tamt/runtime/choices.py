@@ -25,6 +25,8 @@ class Names:
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Tracker = Literal["auto", "none", "tensorboard", "wandb", "mlflow", "trackio"]
 """Where metrics go beside `metrics.jsonl`; the names are those of accelerate's `log_with`, and of the packages."""
+Sparse = Literal["auto", "on", "off"]
+"""Whether a fine-tuning stores and multiplies kept weights only."""
 Values = Literal["float32", "float16", "bfloat16"]
 """The types of numbers in a sparse file, by torch's names."""
 Ranking = Literal["signed", "abs"]

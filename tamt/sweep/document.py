@@ -10,6 +10,7 @@ import yaml
 
 from tamt.data import assets as demo
 from tamt.options.base import choices_of, without_none
+from tamt.options.values import as_choice
 from tamt.runtime.choices import MASKS_BY_NAME
 from tamt.runtime.errors import UserError, did_you_mean
 from tamt.runtime.untrusted import MAX_YAML, PlainLoader
@@ -114,6 +115,7 @@ class StudyDocument:
             self.check_once(place, values)
             return {name: {} for name in values}
         if choices := choices_of(kind):
+            value = as_choice(value)
             if value not in choices:
                 message = f"{_path(place)} is {value!r}, not one of {', '.join(choices)}"
                 raise self.error(place, f"{message}; {_hint(value, choices)}")

@@ -59,6 +59,7 @@ REQUIRED = {
     "report": ["runs"],
     "compare": ["a", "b"],
     "export": ["--model", "m", "--mask", "k", "--output", "o"],
+    "bench": ["m"],
     "demo": [],
 }
 

@@ -1,0 +1,173 @@
+"""`tamt bench`: time, file and memory of a model with zeros, dense and sparse, on this CPU."""
+
+import copy
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import tamt_kernels as tk
+from tamt.finetuning.saved import run_of
+from tamt.masks.file import load_masks
+from tamt.masks.masking import apply_masks, magnitude_masks, prunable_weights
+from tamt.masks.sparse_file import sparse_bytes
+from tamt.models.loading import load_as_saved
+from tamt.models.tokenizer import longest_input
+from tamt.options.base import command
+from tamt.options.bench import BenchOptions
+from tamt.runtime.choices import Values
+from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
+from tamt.training.precision import DTYPES
+from tamt_kernels.backend import onednn
+
+TOKENS = (1, 8, 32, 128, 512)
+Forward = Callable[[], object]
+
+
+@command(BenchOptions)
+def bench(options: BenchOptions) -> dict:
+    """Run `tamt bench`."""
+    model = _load(options)
+    longest = longest_input(model)
+    for tokens in options.tokens or ():
+        if tokens > longest:
+            raise UserError(f"--tokens {tokens} is more than the {longest} tokens of {options.model}")
+    lengths = options.tokens or [tokens for tokens in TOKENS if tokens <= longest]
+    threads = options.threads or sorted({1, os.cpu_count() or 1})
+    sparse = _sparse_twin(model, options)
+    sizes = _sizes(model, sparse)
+    for name, (dense_size, sparse_size) in sizes.items():
+        say(f"{name}: dense {dense_size:.1f} MB, sparse {sparse_size:.1f} MB, {dense_size / sparse_size:.1f} × smaller")
+    before = torch.get_num_threads()
+    try:
+        rows = [_row(options, model, sparse, count, tokens) for count in threads for tokens in lengths]
+    finally:
+        torch.set_num_threads(before)
+    megabytes = {name: {"dense": dense_size, "sparse": size} for name, (dense_size, size) in sizes.items()}
+    return {"results": rows, "megabytes": megabytes}
+
+
+def _load(options: BenchOptions) -> PreTrainedModel:
+    """The dense model with its zeros, in the precision of the benchmark."""
+    source, _ = run_of(options.model)
+    model = load_as_saved(source)
+    if options.mask is not None:
+        apply_masks(model, load_masks(options.mask)[0])
+    elif options.sparsity is not None:
+        apply_masks(model, magnitude_masks(prunable_weights(model), options.sparsity))
+    return model.eval().to(DTYPES[options.precision])
+
+
+def _sparse_twin(model: PreTrainedModel, options: BenchOptions) -> PreTrainedModel:
+    """The model with sparse matrices; what stays dense is shared. Raises UserError if no matrix can run sparse."""
+    twin = _sharing_copy(model)
+    matrices = sum(isinstance(module, nn.Linear | nn.Embedding) for module in twin.modules())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tk.sparsify(twin)
+    sparse = sum(isinstance(module, tk.SparseLinear | tk.SparseEmbedding) for module in twin.modules())
+    if not sparse:
+        raise UserError(
+            f"no matrix of {options.model} has zeros enough to run sparse; give the --mask of a subnetwork, or "
+            "--sparsity for what one would gain"
+        )
+    say(f"{sparse} of {matrices} matrices run sparse, the others dense")
+    return twin
+
+
+def _onednn_twin(model: PreTrainedModel, tokens: int) -> PreTrainedModel:
+    """The dense model with products by oneDNN, whose weights are in its own layout."""
+    twin = _sharing_copy(model)
+    for parent in list(twin.modules()):
+        for name, module in list(parent.named_children()):
+            if type(module) is nn.Linear:
+                setattr(parent, name, _OneDnnLinear(module, tokens))
+    return twin
+
+
+def _sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
+
+
+class _OneDnnLinear(nn.Module):
+    """`nn.Linear` by oneDNN, with a weight in its own layout."""
+
+    def __init__(self, linear: nn.Linear, tokens: int) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), tokens)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return onednn.linear(x, self.weight, self.bias)
+
+
+def _sizes(dense: nn.Module, sparse: nn.Module) -> dict[str, tuple[float, float]]:
+    """Megabytes of the dense and of the sparse model, in memory and in a file, by what they are."""
+    memory = [
+        sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]) / 1e6 for model in (dense, sparse)
+    ]
+    counts = [(tensor.dim() == 2, tensor.numel(), int((tensor != 0).sum())) for tensor in dense.parameters()]
+    entries = sum(total for _, total, _ in counts)
+
+    def file(values: Values, width: int) -> float:
+        whole = (
+            min(sparse_bytes(total, kept, values), total * width) if matrix else total * width
+            for matrix, total, kept in counts
+        )
+        return sum(whole) / 1e6
+
+    return {
+        "memory": (memory[0], memory[1]),
+        "file in float32": (entries * 4 / 1e6, file("float32", 4)),
+        "file in float16": (entries * 2 / 1e6, file("float16", 2)),
+    }
+
+
+def _row(
+    options: BenchOptions, dense: PreTrainedModel, sparse: PreTrainedModel, threads: int, tokens: int
+) -> dict[str, Any]:
+    """The row of results for a number of threads and of tokens."""
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(dense.config.vocab_size, (options.batch_size, tokens), generator=generator)
+    models = {"dense": dense, "sparse": sparse}
+    if options.precision == "fp32" and onednn.problem() is None:
+        models["onednn"] = _onednn_twin(dense, options.batch_size * tokens)
+    with torch.inference_mode():
+        times = _times({name: lambda model=model: model(ids) for name, model in models.items()}, options.rounds)
+    best = min(times["dense"], times.get("onednn", times["dense"]))
+    gain = best / times["sparse"]
+    return {
+        "model": options.model,
+        "precision": options.precision,
+        "batch_size": options.batch_size,
+        "threads": threads,
+        "tokens": tokens,
+        "dense_ms": times["dense"],
+        "dense_onednn_ms": times.get("onednn"),
+        "sparse_ms": times["sparse"],
+        "dense_tokens_per_s": 1000 * ids.numel() / best,
+        "sparse_tokens_per_s": 1000 * ids.numel() / times["sparse"],
+        "times_faster": gain,
+        "sparse_is": "faster" if gain >= 1 else "slower",
+    }
+
+
+def _times(forwards: Mapping[str, Forward], rounds: int) -> dict[str, float]:
+    """The median milliseconds of each, which take turns; with one thread its CPU time, else wall clock."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in forwards}
+    for measured in range(rounds + 1):
+        for name, forward in forwards.items():
+            start = clock()
+            forward()
+            if measured:  # the first pass warms up
+                times[name].append(1000 * (clock() - start))
+    return {name: median(of_name) for name, of_name in times.items()}

@@ -1,0 +1,69 @@
+"""`tamt bench`: a row per number of threads and tokens, sizes, and what is said where sparse is slower."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tamt.cli import main
+from tamt.commands import bench
+from tamt.masks.file import MaskInfo, save_masks
+from tamt.masks.masking import magnitude_masks, prunable_weights
+from tamt.models.loading import load_encoder
+
+
+def measured(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["bench", *words, "--rounds", "1", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_times_and_sizes_of_a_subnetwork(tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks = magnitude_masks(prunable_weights(load_encoder(str(tiny_bert))[0]), 0.75)
+    save_masks(tmp_path / "mask", masks, MaskInfo(str(tiny_bert), "omp", 0.75, seed=0, step=0))
+    threads = torch.get_num_threads()
+    words = [str(tiny_bert), "--mask", str(tmp_path / "mask"), "--tokens", "1,20", "--threads", "1,2"]
+    found = measured(capsys, *words)
+    rows = found["results"]
+    assert [(row["threads"], row["tokens"]) for row in rows] == [(1, 1), (1, 20), (2, 1), (2, 20)]
+    assert torch.get_num_threads() == threads
+    for row in rows:
+        best = min(row["dense_ms"], row["dense_onednn_ms"])
+        assert row["times_faster"] == pytest.approx(best / row["sparse_ms"])
+        assert row["sparse_is"] == ("faster" if row["times_faster"] >= 1 else "slower")
+        assert row["sparse_tokens_per_s"] == pytest.approx(1000 * row["tokens"] / row["sparse_ms"])
+    sizes = found["megabytes"]
+    assert sizes.keys() == {"memory", "file in float32", "file in float16"}
+    assert all(size["sparse"] < 0.6 * size["dense"] for size in sizes.values())
+    assert measured(capsys, str(tiny_bert), "--sparsity", "0.75", *words[3:])["megabytes"] == sizes
+
+
+def test_a_sparse_model_that_is_slower_is_said_to_be(
+    tiny_bert: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "_times", lambda *_: {"dense": 3.0, "onednn": 1.0, "sparse": 2.0})
+    assert main(["bench", str(tiny_bert), "--sparsity", "0.8", "--tokens", "8", "--threads", "1"]) == 0
+    shown = capsys.readouterr()
+    assert "slower" in shown.out
+    assert "× smaller" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no matrix of"),
+        (["--sparsity", "1.5"], "--sparsity 1.5 must be between 0 and 1"),
+        (["--sparsity", "0.5", "--tokens", "33"], "--tokens 33 is more than the 32 tokens"),
+        (["--sparsity", "0.5", "--tokens", "0"], "--tokens must be whole numbers from 1 on"),
+        (["--sparsity", "0.5", "--mask", "k"], "exclude each other"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    words: list[str], message: str, tiny_bert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", str(tiny_bert), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
