@@ -10,23 +10,20 @@ import argparse
 from pathlib import Path
 
 import tamt
-from tamt.search.train import train
 
 
-def search(method: str, options: argparse.Namespace) -> tuple[tamt.Ticket, float]:
-    """A ticket and its KD loss on the held-out text."""
-    output = options.output / method
-    run = train(
-        method=method,
-        model=options.model,
-        corpus=options.text,
-        sparsity=options.sparsity,
+def search(method: str, options: argparse.Namespace) -> tamt.Ticket:
+    """Find a ticket by a method."""
+    return tamt.find_ticket(
+        options.model,
+        method,
+        options.text,
+        options.sparsity,
+        output=options.output / method,
         steps=options.steps,
         batch_size=options.batch_size,
         max_length=options.max_length,
-        output=output,
     )
-    return tamt.Ticket.load(output), run["results"][-1]["kd_loss"]
 
 
 def main() -> None:
@@ -41,11 +38,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/own-text"), help="folder for both runs")
     options = parser.parse_args()
 
-    largest, largest_loss = search("omp", options)
-    trained, trained_loss = search("tamt-kd", options)
-    print(f"KD loss {largest_loss:.4f} with the largest weights, {trained_loss:.4f} with the trained mask")
+    largest = search("omp", options)
+    trained = search("tamt-kd", options)
+    print(f"KD loss {largest.results['kd_loss']:.4f} with the largest weights")
+    print(f"KD loss {trained.results['kd_loss']:.4f} with the trained mask")
     print(f"the tickets share {trained.similarity(largest):.1%} of the weights that either keeps")
-    print(f"the ticket is in {options.output / 'tamt-kd'}; tamt finetune takes its mask.safetensors as --mask")
+    print(f"the ticket is in {trained.path}; tamt finetune takes that as --mask")
 
 
 if __name__ == "__main__":

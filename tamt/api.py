@@ -50,6 +50,7 @@ def find_ticket(
         >>> ticket = tamt.find_ticket("bert-base-uncased", corpus="text.txt", output="runs/kd-70", steps=100)
         >>> ticket
         Ticket(bert-base-uncased, TAMT-KD, ... pruned, step 100, seed 0)
+        >>> loss = ticket.results["kd_loss"]
 
     Args:
         model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
@@ -64,7 +65,7 @@ def find_ticket(
             `resume`; `help(tamt.options.train.TrainOptions)` lists them.
 
     Returns:
-        The ticket; its `path` is the mask file.
+        The ticket; its `path` is the mask file, its `results` has the dev losses.
 
     Raises:
         UserError: a value is wrong, or something cannot be read or written; nothing is overwritten.
@@ -73,7 +74,9 @@ def find_ticket(
     named = {"model": model, "method": method, "corpus": corpus, "sparsity": sparsity, "output": output}
     rows = _run("find_ticket", run_train, TrainOptions, **named, **options)
     processes.wait()  # for the process that writes the mask
-    return Ticket.load(rows[-1]["mask"])
+    ticket = Ticket.load(rows[-1]["mask"])
+    ticket.results = rows[-1]
+    return ticket
 
 
 def finetune(

@@ -38,6 +38,8 @@ class Ticket:
         info: the model, method, sparsity, seed and step that the mask comes from.
         packed: the masks, one bit per weight.
         path: the mask file, as `--mask` takes it; None until the ticket is saved.
+        results: the results of the search, if `tamt.find_ticket` returned the ticket: `kd_loss`, `mlm_loss`, `seconds`
+            and the others of `results.json`.
     """
 
     def __init__(self, packed: PackedMasks, path: str | None = None) -> None:
@@ -45,6 +47,7 @@ class Ticket:
         self.packed = packed
         self.info = packed.info
         self.path = path
+        self.results: dict[str, Any] = {}
 
     @classmethod
     def load(cls, path: str | Path) -> "Ticket":
