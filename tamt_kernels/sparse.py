@@ -63,11 +63,12 @@ class _SparseModule(nn.Module):
         packed, values = state.pop(f"{prefix}mask", None), state.get(f"{prefix}values")
         if packed is None:
             missing.append(f"{prefix}mask")
-        elif values is not None and not torch.equal(packed, pack_mask(self.weight.mask())):
+        elif values is not None:
             try:
                 mask = unpack_mask(packed, self._shape).to(self.values.device)
                 new = SparseWeight.from_kept(mask, values.detach().to(self.values))
-                self._take(new, self.values.requires_grad)
+                if not all(map(torch.equal, new.pattern, self.weight.pattern)):
+                    self._take(new, self.values.requires_grad)
                 state[f"{prefix}values"] = new.values
             except (TypeError, ValueError) as error:
                 errors.append(f"{prefix.rstrip('.')}: {error}")
