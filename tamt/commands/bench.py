@@ -5,6 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -141,7 +142,7 @@ def _row(
     if options.precision == "fp32" and onednn.problem() is None:
         models["onednn"] = _onednn_twin(dense, options.batch_size * tokens)
     with torch.inference_mode():
-        times = _times({name: lambda model=model: model(ids) for name, model in models.items()}, options.rounds)
+        times = _times({name: partial(model, ids) for name, model in models.items()}, options.rounds)
     best = min(times["dense"], times.get("onednn", times["dense"]))
     gain = best / times["sparse"]
     return {
