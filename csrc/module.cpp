@@ -34,6 +34,9 @@ void register_cpu_kernels(const std::set<std::string>& choosing) {
   add("topk_threshold_unchecked", &topk_threshold_unchecked_cpu);
   add("gradient_norm", &gradient_norm_cpu);
   add("mask_adamw", &mask_adamw_cpu);
+  add("pattern_adamw", &pattern_adamw_cpu);
+  add("pattern_mask", &pattern_mask_cpu);
+  add("pattern_weight", &pattern_weight_cpu);
   add("binarize", &binarize_cpu);
   add("pack_mask", &pack_mask_cpu);
   add("unpack_mask", &unpack_mask_cpu);

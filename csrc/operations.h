@@ -46,6 +46,16 @@ void mask_adamw_cpu(
     const std::vector<at::Tensor>& squares, const std::vector<at::Tensor>& masked, const at::Tensor& values,
     const at::Tensor& cuts, at::IntArrayRef keep, const at::Tensor& rates, double beta1, double beta2, double eps,
     bool renew, bool absolute, const std::optional<c10::List<at::Tensor>>& grad_rows);
+void pattern_adamw_cpu(
+    const std::vector<at::Tensor>& grads, const std::vector<at::Tensor>& weights,
+    const std::vector<at::Tensor>& scores, const std::vector<at::Tensor>& means,
+    const std::vector<at::Tensor>& squares, const std::vector<at::Tensor>& masked, int64_t n, int64_t m,
+    const at::Tensor& rates, double beta1, double beta2, double eps, bool absolute,
+    const std::optional<c10::List<at::Tensor>>& grad_rows);
+at::Tensor pattern_mask_cpu(const at::Tensor& score, int64_t n, int64_t m, bool absolute);
+at::Tensor pattern_weight_cpu(
+    const at::Tensor& weight, const at::Tensor& score, int64_t n, int64_t m, std::optional<at::ScalarType> dtype,
+    bool absolute);
 at::Tensor binarize_cpu(const at::Tensor& score, const at::Tensor& value, const at::Tensor& cut, bool absolute);
 at::Tensor pack_mask_cpu(const at::Tensor& mask);
 at::Tensor unpack_mask_cpu(const at::Tensor& packed, at::IntArrayRef shape);

@@ -38,7 +38,7 @@ def find_ticket(
     model: str | Path,
     method: str = "tamt-kd",
     corpus: str | Path | Sequence[str | Path] | None = None,
-    sparsity: float = 0.7,
+    sparsity: float | None = None,
     *,
     output: str | Path | None = None,
     **options: Any,
@@ -58,7 +58,7 @@ def find_ticket(
             iterative magnitude pruning ("imp"), one-shot pruning ("omp", "wanda"), or "rand".
         corpus: "wikitext-103" (from the hub), "demo", or text files, one paragraph per line; one-shot pruning by
             magnitude and random masks need none.
-        sparsity: share of zeros in each mask, between 0 and 1.
+        sparsity: share of zeros in each mask, between 0 and 1; by default 0.7, or what `pattern` ("2:4", say) gives.
         output: new folder for the run, with its mask file, settings, metrics and results; by default
             `runs/MODEL-METHOD-SPARSITY-DATE`.
         options: any other option of `tamt train`, such as `steps`, `seed`, `batch_size`, `max_length` (tokens) or

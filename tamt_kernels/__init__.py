@@ -16,13 +16,14 @@ from tamt_kernels.ops.masked_embedding import masked_embedding
 from tamt_kernels.ops.masked_linear import masked_linear
 from tamt_kernels.ops.pack import pack_mask, unpack_mask
 from tamt_kernels.ops.pack_sparse import SparseWeight, pack_sparse
+from tamt_kernels.ops.pattern import pattern_mask, pattern_weight
 from tamt_kernels.ops.prune import prune_
 from tamt_kernels.ops.sparse_embedding import sparse_embedding
 from tamt_kernels.ops.sparse_linear import sparse_linear
 from tamt_kernels.ops.ste_backward import ste_backward, ste_backward_all
 from tamt_kernels.ops.threshold import topk_threshold
 from tamt_kernels.optim import MaskAdamW
-from tamt_kernels.reference import Thresholds
+from tamt_kernels.reference import Pattern, Thresholds
 from tamt_kernels.sparse import SparseEmbedding, SparseLinear, sparsify
 
 load_extension()
@@ -32,6 +33,7 @@ __all__ = [
     "MaskAdamW",
     "MaskedEmbedding",
     "MaskedLinear",
+    "Pattern",
     "SparseEmbedding",
     "SparseLinear",
     "SparseWeight",
@@ -48,6 +50,8 @@ __all__ = [
     "masked_linear",
     "pack_mask",
     "pack_sparse",
+    "pattern_mask",
+    "pattern_weight",
     "prune_",
     "reuse_freed_memory",
     "sparse_embedding",

@@ -13,6 +13,7 @@ from tamt_kernels.masked_weight import MaskedWeight
 from tamt_kernels.nn import MaskedEmbedding, masked_modules
 from tamt_kernels.ops.gradient_norm import gradient_norm
 from tamt_kernels.ops.mask_adamw import mask_adamw
+from tamt_kernels.ops.pattern_adamw import pattern_adamw
 from tamt_kernels.reference import group_offsets
 
 
@@ -22,7 +23,8 @@ class MaskAdamW(Optimizer):
     Once the optimizer is made, the modules' forward uses a masked weight that ``step`` writes, instead of masking the
     weight at every call. The backward collects d(W ⊙ m), and ``step`` multiplies it by W once (eq. 4), however many
     backward passes there were. The scores themselves get no ``grad``. After every step each mask has exactly ``keep``
-    ones (section 3.4.2).
+    ones (section 3.4.2), or exactly the ones of its pattern; a pattern needs no thresholds, so that such a step is
+    faster.
 
     Move the model to its device and dtype first. A later ``.to()`` that changes neither is fine. After one that does,
     and in a copy of the model, the modules mask their weight at every call again; ``step`` then raises an error.
@@ -41,7 +43,8 @@ class MaskAdamW(Optimizer):
     number of these rows would mean to wait for the GPU.
 
     Args:
-        modules: a model, or modules; those without a mask are skipped. All on one device and with one ranking.
+        modules: a model, or modules; those without a mask are skipped. All on one device, with one ranking,
+            and with one pattern if they have one.
         others: further parameters to train, such as a head; they form the second of the two ``param_groups``.
         lr: learning rate. Give a 0-dim tensor on the device if a CUDA graph must follow a schedule: a graph keeps a
             number as it was when it was captured.
@@ -58,7 +61,7 @@ class MaskAdamW(Optimizer):
             it that follows a GELU.
 
     Raises:
-        ValueError: there is no masked module, they differ in device or ranking, or a number is out of range.
+        ValueError: there is no masked module; they differ in device, ranking or pattern; or a number is out of range.
         TypeError: ``dtype`` is not float32, float16 or bfloat16.
     """
 
@@ -122,7 +125,8 @@ class MaskAdamW(Optimizer):
         Args:
             closure: not supported, must be None.
             scale: the factor by which the loss was multiplied, 0-dim float32 on the device, for float16.
-            renew: whether to renew the masks. If not, call ``update_masks`` some steps later.
+            renew: whether to renew the masks. If not, call ``update_masks`` some steps later. It must be true for
+                masks of a pattern.
 
         Returns:
             The norm of the gradient before clipping, float32 0-dim, without waiting for it. If it is not finite the
@@ -130,7 +134,7 @@ class MaskAdamW(Optimizer):
 
         Raises:
             RuntimeError: there was no backward pass; a module was moved, converted or given to another optimizer; or
-                ``renew`` is false and masked weights hold their gradients.
+                ``renew`` is false and masked weights hold their gradients, or masks have a pattern.
             TypeError: there is a closure.
         """
         if closure is not None:
@@ -207,6 +211,9 @@ class MaskAdamW(Optimizer):
                 "MaskAdamW: renew is False but must be True, because gradients lie where the masked weights were"
             )
 
+        if not renew and self.modules[0].pattern is not None:
+            raise RuntimeError("MaskAdamW: renew is False but must be True for masks of a pattern")
+
     @staticmethod
     def _norm(grads: list[Tensor], weights: list[Tensor], others: list[Tensor]) -> Tensor:
         """The norm of all gradients together, of scores and of ``others``."""
@@ -250,15 +257,19 @@ class MaskAdamW(Optimizer):
                 torch.ones_like(count) - group["lr"] * group["weight_decay"],
             ]
         ).float()
+        tensors = [
+            grads, [masked.weight for masked in self.masked_weights], group["params"], means, squares,
+            [masked.written for masked in self.masked_weights],
+        ]  # fmt: skip
+        pattern, absolute = self.modules[0].pattern, self.modules[0].ranking == "abs"
+        if pattern is not None:
+            pattern_adamw(*tensors, *pattern, rates, beta1, beta2, group["eps"], absolute, grad_rows)
+            return
         # The modules' thresholds, because update_masks may have renewed them.
         values, cuts = [module.value for module in self.modules], [module.cut for module in self.modules]
         new_values, new_cuts = torch.stack(values), torch.stack(cuts)
-        mask_adamw(
-            grads, [masked.weight for masked in self.masked_weights], group["params"], means, squares,
-            [masked.written for masked in self.masked_weights], new_values, new_cuts,
-            [module.keep for module in self.modules], rates, beta1, beta2, group["eps"],
-            renew, self.modules[0].ranking == "abs", grad_rows,
-        )  # fmt: skip
+        keep = [module.keep for module in self.modules]
+        mask_adamw(*tensors, new_values, new_cuts, keep, rates, beta1, beta2, group["eps"], renew, absolute, grad_rows)
         if renew:
             torch._foreach_copy_(values, list(new_values.unbind()))
             torch._foreach_copy_(cuts, list(new_cuts.unbind()))
@@ -306,6 +317,11 @@ def _check_modules(modules: list[Any]) -> None:
         if module.ranking != modules[0].ranking:
             raise ValueError(
                 f"MaskAdamW: masked module {i} has ranking {module.ranking!r} but must have {modules[0].ranking!r}, "
+                "as masked module 0 has"
+            )
+        if module.pattern != modules[0].pattern:
+            raise ValueError(
+                f"MaskAdamW: masked module {i} has the pattern {module.pattern} but must have {modules[0].pattern}, "
                 "as masked module 0 has"
             )
 

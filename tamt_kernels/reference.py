@@ -27,6 +27,19 @@ class Thresholds(NamedTuple):
     cuts: Tensor
 
 
+class Pattern(NamedTuple):
+    """Masks that keep ``n`` of each ``m`` neighbours along the last dimension, the input of a linear layer; 2:4, say.
+
+    1 ≤ n < m ≤ 16.
+    """
+
+    n: int
+    m: int
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+
 def ranks(score: Tensor, absolute: bool = False) -> Tensor:
     """The numbers by which entries rank, as float32, in which both half types are exact."""
     score = score.to(torch.float32)
@@ -78,6 +91,34 @@ def binarize(score: Tensor, value: Tensor, cut: Tensor, absolute: bool = False) 
     rank = ranks(score, absolute)
     index = torch.arange(score.numel(), device=score.device).reshape(score.shape)
     return ((rank > value) | ((rank == value) & (index < cut))).contiguous()
+
+
+def pattern_mask(score: Tensor, n: int, m: int, absolute: bool = False) -> Tensor:
+    """The mask that keeps the ``n`` largest of each ``m`` neighbours in the last dimension, ties by lower index.
+
+    There is no threshold: each group's mask follows from its own scores. A score that is NaN ranks like -inf, so that
+    every group keeps exactly ``n`` entries whatever the scores are.
+    """
+    rank = ranks(score, absolute) + 0.0  # -0 and +0 tie
+    rank = torch.where(rank.isnan(), -torch.inf, rank)
+    order = rank.reshape(-1, m).argsort(dim=1, descending=True, stable=True)
+    mask = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, :n], True)
+    return mask.reshape(score.shape)
+
+
+def pattern_weight(
+    weight: Tensor,
+    score: Tensor,
+    n: int,
+    m: int,
+    dtype: torch.dtype | None = None,
+    absolute: bool = False,
+    *,
+    pattern_mask: Callable[..., Tensor] = pattern_mask,
+) -> Tensor:
+    """W ⊙ m of ``pattern_mask``, cast; a pruned entry is exactly +0."""
+    mask = pattern_mask(score, n, m, absolute)
+    return torch.where(mask, weight, 0.0).to(dtype or weight.dtype).contiguous()
 
 
 def pack_mask(mask: Tensor) -> Tensor:
@@ -206,6 +247,29 @@ def whole_gradient(grad: Tensor, weight: Tensor, grad_rows: Tensor) -> Tensor:
     return torch.where(grad_rows[:, None] >= 0, grad[grad_rows.clamp(min=0)], 0)
 
 
+def adamw(
+    grads: list[Tensor],
+    weights: list[Tensor],
+    scores: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    rates: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    grad_rows: list[Tensor] | None,
+) -> None:
+    """A step of AdamW for all scores, in place, with the arguments of ``mask_adamw``."""
+    factor, step_size, root, decay = rates.tolist()
+    if grad_rows is not None:
+        grads = [whole_gradient(*parts) for parts in zip(grads, weights, grad_rows, strict=True)]
+    for grad, weight, score, mean, square in zip(grads, weights, scores, means, squares, strict=True):
+        gradient = grad.to(torch.float32) * weight.to(torch.float32) * factor
+        mean.lerp_(gradient, 1 - beta1)  # fma(1 − β₁, gradient − mean, mean)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)  # fma((1 − β₂) gradient, gradient, β₂ square)
+        score.mul_(decay).addcdiv_(mean, (square.sqrt() / root).add_(eps), value=-step_size)
+
+
 def mask_adamw(
     grads: list[Tensor],
     weights: list[Tensor],
@@ -242,19 +306,12 @@ def mask_adamw(
     matrix. Such a gradient must not lie in the memory of its masked weight. If a tensor of ``masked`` is empty, no
     masked weight is written for that matrix.
     """
-    factor, step_size, root, decay = rates.tolist()
-    if grad_rows is not None:
-        grads = [whole_gradient(*parts) for parts in zip(grads, weights, grad_rows, strict=True)]
-    if not math.isfinite(factor):
-        for i, (grad, weight, score, target) in enumerate(zip(grads, weights, scores, masked, strict=True)):
-            if target.numel() > 0 and grad.data_ptr() == target.data_ptr():
+    if not math.isfinite(rates[0]):
+        for i, (weight, score, target) in enumerate(zip(weights, scores, masked, strict=True)):
+            if target.numel() > 0 and grads[i].data_ptr() == target.data_ptr():
                 target.copy_(mask_weight(weight, score, values[i], cuts[i], target.dtype, absolute))
         return
-    for grad, weight, score, mean, square in zip(grads, weights, scores, means, squares, strict=True):
-        gradient = grad.to(torch.float32) * weight.to(torch.float32) * factor
-        mean.lerp_(gradient, 1 - beta1)  # fma(1 − β₁, gradient − mean, mean)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)  # fma((1 − β₂) gradient, gradient, β₂ square)
-        score.mul_(decay).addcdiv_(mean, (square.sqrt() / root).add_(eps), value=-step_size)
+    adamw(grads, weights, scores, means, squares, rates, beta1, beta2, eps, grad_rows)
     if not renew:
         return
     new_values, new_cuts, _ = topk_threshold_unchecked(scores, keep, values.clone(), absolute)
@@ -263,6 +320,33 @@ def mask_adamw(
     for i, (weight, score, target) in enumerate(zip(weights, scores, masked, strict=True)):
         if target.numel() > 0:
             target.copy_(mask_weight(weight, score, values[i], cuts[i], target.dtype, absolute))
+
+
+def pattern_adamw(
+    grads: list[Tensor],
+    weights: list[Tensor],
+    scores: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    masked: list[Tensor],
+    n: int,
+    m: int,
+    rates: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    absolute: bool = False,
+    grad_rows: list[Tensor] | None = None,
+    *,
+    pattern_weight: Callable[..., Tensor] = pattern_weight,
+) -> None:
+    """``mask_adamw`` for masks of ``n`` of each ``m`` neighbours, which need no thresholds and are always renewed."""
+    stepped = math.isfinite(rates[0])
+    if stepped:
+        adamw(grads, weights, scores, means, squares, rates, beta1, beta2, eps, grad_rows)
+    for grad, weight, score, target in zip(grads, weights, scores, masked, strict=True):
+        if target.numel() > 0 and (stepped or grad.data_ptr() == target.data_ptr()):
+            target.copy_(pattern_weight(weight, score, n, m, target.dtype, absolute))
 
 
 def ste_backward_into(

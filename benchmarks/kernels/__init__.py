@@ -14,6 +14,7 @@ from tamt.runtime.errors import UserError
 OPERATIONS: dict[str, Callable[[Setting], Iterator[Comparison]]] = {
     "topk_threshold": threshold.comparisons,
     "mask_adamw": optimizer.comparisons,
+    "pattern_adamw": optimizer.pattern_comparisons,
     "mask_weight": elementwise.mask_weight,
     "mask_weights": elementwise.mask_weights,
     "binarize": elementwise.binarize,

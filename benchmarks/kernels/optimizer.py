@@ -14,7 +14,10 @@ from benchmarks.measure import Comparison, Contenders
 from tamt_kernels import reference
 from tamt_kernels.ops.gradient_norm import gradient_norm
 from tamt_kernels.ops.mask_adamw import mask_adamw
+from tamt_kernels.ops.pattern_adamw import pattern_adamw
 
+PATTERN = tk.Pattern(2, 4)
+UNSTRUCTURED = "mask_adamw of as many entries"
 SEPARATE, ORDINARY, NORM = "fused AdamW, then each operation", "AdamW loop, kthvalue loop, float masks", "norm alone"
 BETAS, EPS, COUNT = (0.9, 0.999), 1e-8, 1000  # of a step late enough for the moments to be what they mostly are
 
@@ -100,3 +103,32 @@ def comparisons(setting: Setting) -> Iterator[Comparison]:
         COPY: setting.copy(moved),
     }
     yield Comparison("mask_adamw", "both", f"{len(setting.shapes)} matrices", found, moved)
+
+
+class PatternStep(Step):
+    """The same matrices with a pattern of each group. Without thresholds."""
+
+    def run(self, norm: Callable[..., Tensor], step: Callable[..., None]) -> Tensor:
+        found = norm(self.grads, self.weights)
+        step(
+            self.grads, self.weights, self.scores, self.means, self.squares, self.masked, *PATTERN, self.rates, *BETAS,
+            EPS,
+        )  # fmt: skip
+        return found
+
+    def mask(self, dtype: torch.dtype) -> list[Tensor]:
+        return [tk.pattern_weight(*pair, PATTERN, dtype) for pair in zip(self.weights, self.scores, strict=True)]
+
+
+def pattern_comparisons(setting: Setting) -> Iterator[Comparison]:
+    """A step for masks of a pattern, against one that must search for thresholds."""
+    ours, definition, unstructured = PatternStep(setting), PatternStep(setting), Step(setting)
+    entries, width = sum(weight.numel() for weight in ours.weights), setting.dtype.itemsize
+    moved = entries * (2 * (width + 4) + 3 * 8 + width)
+    found: Contenders = {
+        OURS: lambda: ours.run(gradient_norm, pattern_adamw),
+        UNSTRUCTURED: lambda: unstructured.run(gradient_norm, mask_adamw),
+        EAGER: lambda: definition.run(reference.gradient_norm, reference.pattern_adamw),
+        COPY: setting.copy(moved),
+    }
+    yield Comparison("pattern_adamw", "both", f"{len(setting.shapes)} matrices, {PATTERN}", found, moved)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from benchmarks import scores
-from benchmarks.kernels import layers, threshold
+from benchmarks.kernels import layers, optimizer, threshold
 from benchmarks.kernels.setting import COPY, DENSE, FLOAT_MASK, OURS, READ
 
 Key = tuple[str, str, str, str]  # operation, direction, case, contender
@@ -44,6 +44,7 @@ TARGETS = [
     Target("cpu", *WARM, READ, 2.0),
     *(Target("cpu", "mask_weight", "forward", case, COPY, 1.3) for case in (UP_PROJECTION, ALL)),
     *(Target("cpu", "ste_backward", "backward", case, COPY, 1.2) for case in (UP_PROJECTION, ALL)),
+    Target("cpu", "pattern_adamw", "both", f"{ALL}, {optimizer.PATTERN}", optimizer.UNSTRUCTURED, 0.9),
     Target("cpu", "masked_linear", "both", "2048 tokens", DENSE, 1.08),
     Target("cpu", "masked_linear", "both", "256 tokens", DENSE, 1.25),
     *(Target("cpu", *EMBEDDING, each, 1 / 20) for each in (FLOAT_MASK, layers.WHOLE_MATRIX)),

@@ -18,6 +18,20 @@ void mask_weight_kernel(
 void binarize_kernel(
     const float* score, float value, int64_t cut, bool absolute, bool* mask, int64_t begin, int64_t end);
 
+// n of each m neighbours are kept: those of largest score, ties broken by lower index. A score that is NaN ranks like
+// minus infinity.
+struct Pattern {
+  int64_t n, m;
+};
+
+constexpr int64_t kLongestGroup = 16;
+
+// For the entries from `begin` to `end`, which are whole groups.
+void pattern_mask_kernel(const float* score, Pattern pattern, bool absolute, bool* mask, int64_t begin, int64_t end);
+void pattern_weight_kernel(
+    const void* weight, Type weight_type, const float* score, Pattern pattern, bool absolute, void* out, Type out_type,
+    int64_t begin, int64_t end);
+
 struct SteOptions {
   bool add = false;     // whether to add the product to `out`
   bool square = false;  // whether to return the sum of squares; otherwise the kernel returns 0
@@ -121,7 +135,7 @@ struct AdamWMatrix {
   float *score, *mean, *square;
   void* masked;  // null to write no masked weight
   Type masked_type;
-  int64_t keep;
+  int64_t keep = 0;
   // If the gradient holds only some rows, of `columns` entries: for each row of the matrix the number of its row in the
   // gradient; negative if its gradient is zero, kNoMoments if its moments are zero as well. Null if the gradient is
   // whole.
@@ -145,5 +159,10 @@ using TakeRoots = std::function<void(float* numbers, int64_t size)>;
 void mask_adamw_kernel(
     const AdamWMatrix* matrices, int64_t count, const AdamWRates& rates, bool renew, bool absolute,
     Threshold* thresholds, const TakeRoots& take_roots, const Parallel& parallel);
+
+// The same with masks of a pattern, which need no thresholds.
+void pattern_adamw_kernel(
+    const AdamWMatrix* matrices, int64_t count, const AdamWRates& rates, Pattern pattern, bool absolute,
+    const TakeRoots& take_roots, const Parallel& parallel);
 
 }  // namespace tamt

@@ -18,9 +18,10 @@ from torch import Tensor
 
 import tamt_kernels as tk
 from tamt.masks.hub import download, is_on_hub
-from tamt.masks.masking import Masks, keep_of, sparsity_of
+from tamt.masks.masking import Masks, Sparsity, is_exact, keep_of, pattern_of, sparsity_of
 from tamt.masks.prune_format import MASK, as_mask, is_pruned, pruned_names
 from tamt.methods import FULL, PUBLISHED
+from tamt.runtime.choices import parse_pattern
 from tamt.runtime.errors import UserError
 from tamt.runtime.files import write_atomically
 from tamt.runtime.tensor_files import METADATA, read_header, read_state, reproducible, unique_object
@@ -40,13 +41,27 @@ EMBEDDINGS = re.compile(r"((?:\w+\.)*?)embed")
 
 @dataclass(frozen=True)
 class MaskInfo:
-    """Where a mask comes from: model (name or folder), method, sparsity asked for (0 to 1), seed, optimizer step."""
+    """Where a mask comes from: model (name or folder), method, sparsity asked for (0 to 1), seed, optimizer step; and
+    the pattern, such as "2:4", if it has one."""
 
     model: str
     method: str
     sparsity: float
     seed: int
     step: int
+    pattern: str | None = None
+
+    @classmethod
+    def of(cls, model: str, method: str, sparsity: Sparsity, seed: int, step: int) -> "MaskInfo":
+        """The info of masks of this sparsity or pattern."""
+        if isinstance(sparsity, tk.Pattern):
+            return cls(model, method, (sparsity.m - sparsity.n) / sparsity.m, seed, step, str(sparsity))
+        return cls(model, method, sparsity, seed, step)
+
+    @property
+    def pruned(self) -> Sparsity:
+        """How much the masks prune."""
+        return pattern_of(self.pattern) or self.sparsity
 
 
 def mask_in_row(path: Path | None, masks: Masks, info: MaskInfo | None) -> dict[str, Any]:
@@ -103,7 +118,7 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], info: MaskInfo, exact: b
         path: replaced if it exists.
         masks: bool tensors by name.
         info: where they come from.
-        exact: write nothing unless every mask has exactly the ones of `info.sparsity`, `keep_of`.
+        exact: write nothing unless every mask has exactly the ones of `info.pruned`, see `is_exact`.
 
     Raises:
         UserError: a mask is not `exact`.
@@ -111,11 +126,12 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], info: MaskInfo, exact: b
     """
     packed = pack_masks(masks, info)
     for name, kept in packed.kept.items():
-        keep = keep_of(masks[name].numel(), info.sparsity)
-        if exact and kept != keep:
+        if exact and not is_exact(masks[name], info.pruned):
+            due = f"the pattern {info.pattern}" if info.pattern else f"a sparsity of {info.sparsity:g}"
             raise UserError(
-                f"{path} is not written: its mask of {name} keeps {kept} entries where a sparsity of {info.sparsity:g} "
-                f"keeps {keep}, which is a fault of tamt or of this machine; report it, and go on with --resume"
+                f"{path} is not written: its mask of {name} keeps {kept} entries where {due} keeps "
+                f"{_keep_of(masks[name].numel(), info)}, which is a fault of tamt or of this machine; report it, and "
+                "go on with --resume"
             )
     save_packed(path, packed)
 
@@ -127,7 +143,7 @@ def save_packed(path: Path, packed: PackedMasks) -> None:
 
 def as_bytes(packed: PackedMasks) -> bytes:
     """The content of the mask file of packed masks; see `save_masks`."""
-    metadata = {key: str(value) for key, value in asdict(packed.info).items()}
+    metadata = {key: str(value) for key, value in asdict(packed.info).items() if value is not None}
     metadata |= {
         "format": FORMAT,
         "format_version": str(VERSION),
@@ -181,7 +197,7 @@ def load_packed(path: Path) -> PackedMasks:
                 f"the mask file {path} has format version {version}, this tamt reads "
                 f"{VERSION}; install the tamt that wrote it or write it anew"
             )
-        if metadata.keys() != FIELDS:
+        if metadata.keys() - {"pattern"} != FIELDS:
             raise ValueError(f"its metadata are not {', '.join(sorted(FIELDS))}")
         info = MaskInfo(
             model=metadata["model"],
@@ -189,12 +205,15 @@ def load_packed(path: Path) -> PackedMasks:
             sparsity=float(metadata["sparsity"]),
             seed=int(metadata["seed"]),
             step=int(metadata["step"]),
+            pattern=metadata.get("pattern"),
         )
         shapes = {name: _shape(name, shape) for name, shape in unique_object(metadata["shapes"]).items()}
         bits = _bits(path, shapes)
         found = {name: int(np.bitwise_count(array).sum()) for name, array in bits.items()}
         if found != unique_object(metadata["kept"]):
             raise ValueError("the numbers of ones are not those in its metadata")
+        if info.pattern is not None:
+            _check_pattern(info.pattern, shapes, bits)
         if metadata["digest"] != _digest(metadata, bits):
             raise ValueError("its digest is wrong")
     except (SafetensorError, OSError, ValueError, OverflowError, RecursionError) as error:
@@ -203,6 +222,23 @@ def load_packed(path: Path) -> PackedMasks:
             "anew with tamt train"
         ) from error
     return PackedMasks(bits, shapes, found, info)
+
+
+def _check_pattern(text: str, shapes: Mapping[str, tuple[int, ...]], bits: Mapping[str, NDArray[np.uint8]]) -> None:
+    """Check that a pattern is one and that masks have it. Raises ValueError if not."""
+    try:
+        kept, group = parse_pattern(text)
+    except UserError as error:
+        raise ValueError(f"its pattern is {text[:20]!r}") from error
+    for name, shape in shapes.items():
+        entries = np.unpackbits(bits[name], count=math.prod(shape), bitorder="little")
+        if shape[-1] % group or (entries.reshape(-1, group).sum(axis=1) != kept).any():
+            raise ValueError(f"{name} does not keep {text}")
+
+
+def _keep_of(entries: int, info: MaskInfo) -> int:
+    pattern = pattern_of(info.pattern)
+    return keep_of(entries, info.sparsity) if pattern is None else entries // pattern.m * pattern.n
 
 
 def _shape(name: str, shape: Any) -> tuple[int, ...]:

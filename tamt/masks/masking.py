@@ -8,9 +8,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import tamt_kernels as tk
-from tamt.runtime.choices import Ranking
+from tamt.runtime.choices import Ranking, parse_pattern
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
+
+Sparsity = float | tk.Pattern
+"""How much masks prune: a share of zeros of each matrix, or all but n of each m neighbours."""
 
 Masks = dict[str, Tensor]
 """A mask for each prunable matrix: a bool tensor of its shape, True where the weight is kept. The names are those in
@@ -81,19 +84,47 @@ def keep_of(entries: int, sparsity: float) -> int:
     return entries - int(entries * Decimal(repr(sparsity)))
 
 
+def pattern_of(text: str | None) -> tk.Pattern | None:
+    """The pattern that an option or a mask file names, such as "2:4". Raises UserError, see `parse_pattern`."""
+    return None if text is None else tk.Pattern(*parse_pattern(text))
+
+
+def check_pattern_fits(weights: Mapping[str, Tensor], pattern: tk.Pattern) -> None:
+    """Check that each matrix has whole groups. Raises UserError, which names the first that has not."""
+    for name, weight in weights.items():
+        if weight.shape[-1] % pattern.m:
+            raise UserError(
+                f"--pattern {pattern} does not fit the matrix {name}, whose rows of {weight.shape[-1]} entries are not "
+                f"groups of {pattern.m}; give a pattern whose second number divides {weight.shape[-1]}"
+            )
+
+
+def is_exact(mask: Tensor, sparsity: Sparsity) -> bool:
+    """Whether a mask keeps exactly `keep_of` entries, or exactly the pattern in each group."""
+    if isinstance(sparsity, tk.Pattern):
+        whole = mask.shape[-1] % sparsity.m == 0
+        return whole and bool(mask.reshape(-1, sparsity.m).sum(1).eq(sparsity.n).all())
+    return int(mask.sum()) == keep_of(mask.numel(), sparsity)
+
+
 def sparsity_of(masks: Mapping[str, Tensor]) -> float:
     """The share of zeros over all masks together, between 0 and 1."""
     entries = sum(mask.numel() for mask in masks.values())
     return 1 - sum(int(mask.sum()) for mask in masks.values()) / entries
 
 
-def magnitude_masks(weights: Mapping[str, Tensor], sparsity: float) -> Masks:
-    """The masks that keep the largest |W| of each matrix (OMP, paper 3.2), exactly `keep_of` entries each."""
+def magnitude_masks(weights: Mapping[str, Tensor], sparsity: Sparsity) -> Masks:
+    """The masks that keep the largest |W| of each matrix (OMP, paper 3.2), or of each group; see `top_masks`."""
     return top_masks({name: weight.detach() for name, weight in weights.items()}, sparsity, "abs")
 
 
-def top_masks(scores: Mapping[str, Tensor], sparsity: float, ranking: Ranking = "signed") -> Masks:
-    """The masks that keep the largest scores of each matrix, ties broken by lower flat index."""
+def top_masks(scores: Mapping[str, Tensor], sparsity: Sparsity, ranking: Ranking = "signed") -> Masks:
+    """The masks that keep the largest scores, exactly `keep_of` of each matrix or n of each group of a pattern.
+
+    Ties are broken by lower flat index.
+    """
+    if isinstance(sparsity, tk.Pattern):
+        return {name: tk.pattern_mask(score, sparsity, ranking=ranking) for name, score in scores.items()}
     keep = [keep_of(score.numel(), sparsity) for score in scores.values()]
     thresholds = tk.topk_threshold(list(scores.values()), keep, ranking=ranking)
     return {
@@ -102,9 +133,15 @@ def top_masks(scores: Mapping[str, Tensor], sparsity: float, ranking: Ranking = 
     }
 
 
-def random_masks(weights: Mapping[str, Tensor], sparsity: float, seed: int) -> Masks:
-    """Masks that keep a random subset of exact size of each matrix; drawn on the CPU, so the same on every device."""
+def random_masks(weights: Mapping[str, Tensor], sparsity: Sparsity, seed: int) -> Masks:
+    """Masks that keep a random subset of exact size of each matrix, or of each group of a pattern.
+
+    They are drawn on the CPU, so they are the same on every device.
+    """
     generator = torch.Generator().manual_seed(seed)
+    if isinstance(sparsity, tk.Pattern):
+        drawn = {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}
+        return {name: mask.to(weights[name].device) for name, mask in top_masks(drawn, sparsity).items()}
     masks = {}
     for name, weight in weights.items():
         mask = torch.zeros(weight.numel(), dtype=torch.bool)
@@ -145,10 +182,16 @@ def packed_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> list[tu
     return [(weight, tk.pack_mask(masks[name].to(weight.device))) for name, weight in weights.items()]
 
 
-def wrap(model: PreTrainedModel, masks: Mapping[str, Tensor], ranking: Ranking = "signed") -> dict[str, MaskedModule]:
+def wrap(
+    model: PreTrainedModel,
+    masks: Mapping[str, Tensor],
+    ranking: Ranking = "signed",
+    pattern: tk.Pattern | None = None,
+) -> dict[str, MaskedModule]:
     """Put trainable masks on `model`: each prunable module with a mask becomes a masked module that starts from it.
 
-    Its weights are frozen and shared, not copied. All other parameters stay as they are.
+    Its weights are frozen and shared, not copied. All other parameters stay as they are. The masks keep as many entries
+    of each matrix as they have ones, or the `pattern`.
 
     Returns:
         The masked modules by the names of `prunable_weights`.
@@ -158,7 +201,7 @@ def wrap(model: PreTrainedModel, masks: Mapping[str, Tensor], ranking: Ranking =
         if f"{name}.weight" not in masks:
             continue
         mask = masks[f"{name}.weight"]
-        keep = int(mask.sum())
+        keep = pattern or int(mask.sum())
         new: MaskedModule
         if isinstance(module, nn.Embedding):
             new = tk.MaskedEmbedding.from_embedding(module, keep, mask=mask, ranking=ranking)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tamt.methods import METHODS, STAGES, Method, MethodName, find_method, last_step, objective_of, variant_options
 from tamt.options.base import Options
@@ -15,9 +16,12 @@ from tamt.runtime.choices import (
     Scores,
     Tracker,
     check_initial,
+    parse_pattern,
     resolve_tracker,
 )
 from tamt.runtime.errors import UserError, check_sparsity
+
+SPARSITY = 0.7
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ class TrainOptions(Options):
         corpus: the training text: wikitext-103 (from the hub), demo, or text files with one paragraph per line; omp and
             rand need none.
         dev_corpus: the text for the dev losses; by default WikiText's validation split or the last 5 % of the files.
-        sparsity: the share of zeros in each mask, between 0 and 1.
+        sparsity: the share of zeros in each mask, between 0 and 1; by default 0.7, or what the pattern gives.
+        pattern: keep N of each M neighbours along the input instead, such as 2:4, which GPUs from Ampere on multiply
+            faster; N < M, M at most 16.
         steps: the optimizer steps over which the learning rate decays; by default the paper's 27,920, of which mask
             training runs the steps of the paper's Table 2, and IMP those up to its last pruning.
         seed: the seed of the order of the text, the masked tokens, dropout, and the random mask.
@@ -85,7 +91,8 @@ class TrainOptions(Options):
     output: Path = Path("runs/MODEL-METHOD-SPARSITY-DATE")
     corpus: list[str] | None = None
     dev_corpus: list[str] | None = None
-    sparsity: float = 0.7
+    sparsity: float | None = None
+    pattern: str | None = None
     steps: int | None = None
     seed: int = 0
     batch_size: int = 16
@@ -124,7 +131,19 @@ class TrainOptions(Options):
 
     def last_step(self) -> int:
         """The optimizer step after which the search ends."""
-        return last_step(self.method, self.sparsity, self.steps)
+        return last_step(self.method, self.share(), self.steps)
+
+    def share(self) -> float:
+        """The share of zeros in each mask."""
+        if self.pattern is not None:
+            kept, group = parse_pattern(self.pattern)
+            return (group - kept) / group
+        return SPARSITY if self.sparsity is None else self.sparsity
+
+    def settings(self) -> dict[str, Any]:
+        """See `Options.settings`. The sparsity is always a number, and a pattern only named if there is one."""
+        settings = super().settings() | {"sparsity": self.share()}
+        return {name: value for name, value in settings.items() if name != "pattern" or value is not None}
 
     def check(self) -> None:
         """Check the options together. Raises UserError if they cannot work."""
@@ -132,11 +151,27 @@ class TrainOptions(Options):
         resolve_tracker(self.track)
         if self.resume and self.output == type(self).output:
             raise UserError("--resume needs the --output of the run to continue; give its folder")
-        check_sparsity("--sparsity", self.sparsity)
+        self._check_pattern()
+        check_sparsity("--sparsity", self.share())
         if self.lr is not None and not self.lr > 0:
             raise UserError(f"--lr {self.lr:g} must be more than 0; raise it or leave it out")
         self._check_method(find_method(self.method))
         self._check_save_at(find_method(self.method))
+
+    def _check_pattern(self) -> None:
+        if self.pattern is None:
+            return
+        if self.sparsity not in (None, self.share()):
+            raise UserError(
+                f"--pattern {self.pattern} has a sparsity of {self.share():g}, not {self.sparsity:g}; leave --sparsity "
+                "out"
+            )
+        if self.threshold_every != 1:
+            raise UserError(
+                "--threshold-every is for masks with a threshold, which --pattern has not; leave one of them out"
+            )
+        if self.scope is not None:
+            raise UserError("--scope and --pattern exclude each other, as a pattern ranks groups; leave one out")
 
     def _check_method(self, method: Method) -> None:
         if method.needs_text and not self.corpus:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tamt.masks.file import MaskInfo, PackedMasks, load_packed, pack_masks
-from tamt.masks.masking import POOLER, magnitude_masks, prunable_weights
+from tamt.masks.masking import POOLER, Sparsity, magnitude_masks, prunable_weights
 from tamt.masks.similarity import check_same_matrices, in_common, similarity
 from tamt.methods import OMP
 from tamt.models.language_model import load_masked_language_model
@@ -37,6 +37,9 @@ def compare(options: CompareOptions) -> dict:
             "first_sparsity": a.sparsity(),
             "second_sparsity": b.sparsity(),
         }
+        for place, mask in (("first", a), ("second", b)):
+            if mask.info.pattern is not None:
+                row[f"{place}_pattern"] = mask.info.pattern
         if distances:
             row |= {"first_omp_distance": distances.get(path_a), "second_omp_distance": distances.get(path_b)}
         row["matrices"] = {
@@ -91,25 +94,23 @@ def _short(path: str) -> str:
 
 def _distances_from_omp(masks: Mapping[str, PackedMasks], model: str | None) -> dict[str, float]:
     """The distance of each mask from the OMP mask of the same sparsity, if there is one."""
-    omp = {mask.info.sparsity: mask for mask in masks.values() if mask.info.method == OMP}
+    omp = {mask.info.pruned: mask for mask in masks.values() if mask.info.method == OMP}
     if model is not None:
         omp = _omp_of(model, masks)
     return {
-        name: 1 - similarity(mask, omp[mask.info.sparsity])[0]
-        for name, mask in masks.items()
-        if mask.info.sparsity in omp
+        name: 1 - similarity(mask, omp[mask.info.pruned])[0] for name, mask in masks.items() if mask.info.pruned in omp
     }
 
 
-def _omp_of(model: str, masks: Mapping[str, PackedMasks]) -> dict[float, PackedMasks]:
-    """The OMP masks of a model by sparsity, for the sparsities of `masks`."""
+def _omp_of(model: str, masks: Mapping[str, PackedMasks]) -> dict[Sparsity, PackedMasks]:
+    """The OMP masks of a model by sparsity or pattern, for those of `masks`."""
     weights = prunable_weights(load_masked_language_model(model, need_head=False).encoder)
     first = next(iter(masks.values()))
     if f"{POOLER}.weight" in first.shapes:
         weights[f"{POOLER}.weight"] = load_pooler(model)
-    omp = {}
-    for sparsity in {mask.info.sparsity for mask in masks.values()}:
-        info = MaskInfo(model=model, method=OMP, sparsity=sparsity, seed=0, step=0)
+    omp: dict[Sparsity, PackedMasks] = {}
+    for sparsity in {mask.info.pruned for mask in masks.values()}:
+        info = MaskInfo.of(model, OMP, sparsity, seed=0, step=0)
         omp[sparsity] = pack_masks(magnitude_masks(weights, sparsity), info)
         check_same_matrices({next(iter(masks)): first, f"of {model}": omp[sparsity]})
     return omp

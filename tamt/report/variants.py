@@ -34,6 +34,8 @@ def _variant(config: Mapping[str, Any], with_scores: bool) -> str | None:
         words.append(f"from {Path(initial).parent.name or Path(initial).name}")
     if scores and with_scores:
         words.append(f"{scores} scores")
+    if isinstance(config.get("pattern"), str):
+        words.append(config["pattern"])
     if config.get("scope") == "row":
         words.append("per row")
     return ", ".join(words) or None

@@ -3,6 +3,7 @@
 Nothing here imports torch, so that the command line answers at once.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -39,6 +40,8 @@ MASKS_BY_NAME = ("omp", "random")
 """Masks to start from that are not read from a file."""
 HUB = "hub:"
 """Begins the name of a mask that is on the Hugging Face Hub: `hub:USER/REPO`, or `hub:USER/REPO@REVISION`."""
+LONGEST_GROUP = 16
+"""Of a pattern, as far as the kernels go."""
 KEEP = 2
 """Checkpoints that are kept: the newest, and one to fall back on."""
 CHECK_EVERY = 100
@@ -67,6 +70,20 @@ def check_initial(initial: str | None) -> None:
     if not Path(initial).is_file():
         hint = did_you_mean(initial, MASKS_BY_NAME, "correct it")
         raise UserError(f"--initial {initial} is not one of {', '.join(MASKS_BY_NAME)} and no mask file; {hint}")
+
+
+def parse_pattern(text: str) -> tuple[int, int]:
+    """The two numbers of a pattern such as "2:4": how many of how many neighbours are kept.
+
+    Raises:
+        UserError: it is not n:m with 1 ≤ n < m ≤ 16.
+    """
+    found = re.fullmatch(r"([0-9]{1,2}):([0-9]{1,2})", text)
+    if not found or not 1 <= int(found[1]) < int(found[2]) <= LONGEST_GROUP:
+        raise UserError(
+            f"--pattern {text} is not N:M with 1 <= N < M <= {LONGEST_GROUP}; give 2:4 to keep 2 of each 4 neighbours"
+        )
+    return int(found[1]), int(found[2])
 
 
 def resolve_tracker(track: Tracker) -> str:

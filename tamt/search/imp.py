@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import tamt_kernels as tk
 from tamt.masks.file import MASK_FILE
-from tamt.masks.masking import Masks, packed_masks, sparsity_of, top_masks
+from tamt.masks.masking import Masks, Sparsity, packed_masks, sparsity_of, top_masks
 from tamt.methods import STAGES
 from tamt.objectives import Losses
 from tamt.search.search import Search
@@ -106,13 +107,14 @@ class IterativePruning(Training):
     def _prune(self, step: int) -> None:
         search = self._search
         self._stepper.check(step)
-        sparsity = min(search.options.sparsity, (step // self._interval + 1) / STAGES)
+        sparsity = sparsity_at(step // self._interval + 1, search.sparsity)
+        if sparsity is None:
+            return
         self._set_masks(prune_and_reset(self._weights, self._parameters, self._initial, self._masks, sparsity))
         self._optimizer.forget()
-        final = sparsity == search.options.sparsity
-        path = search.save(
-            self._masks, step, MASK_FILE if final else f"masks/sparsity-{sparsity:g}.safetensors", sparsity
-        )
+        share = sparsity_of(self._masks) if isinstance(sparsity, tk.Pattern) else sparsity
+        final = sparsity == search.sparsity
+        path = search.save(self._masks, step, MASK_FILE if final else f"masks/sparsity-{share:g}.safetensors", sparsity)
         dev = search.dev_losses()
         figures = {f"dev_{name}": value for name, value in dev.items()}
         search.folder.log(step, sparsity=sparsity_of(self._masks), **figures)
@@ -124,13 +126,25 @@ class IterativePruning(Training):
             bits.copy_(renewed)  # in place, as a CUDA graph knows their addresses
 
 
+def sparsity_at(stage: int, target: Sparsity) -> Sparsity | None:
+    """How much the masks prune after a stage, from 1 to 10: a tenth of the whole more than after the one before.
+
+    A pattern keeps whole entries of a group: 2:4 keeps 3 of 4 after the third stage, and 2 after the fifth. None if a
+    stage prunes nothing.
+    """
+    if not isinstance(target, tk.Pattern):
+        return min(target, stage / STAGES)
+    before, now = (max(target.n, -(-target.m * (STAGES - done) // STAGES)) for done in (stage - 1, stage))
+    return None if now == before else tk.Pattern(now, target.m)
+
+
 @torch.no_grad()
 def prune_and_reset(
     weights: dict[str, Tensor],
     parameters: dict[str, torch.nn.Parameter],
     initial: dict[str, Tensor],
     masks: Masks,
-    sparsity: float,
+    sparsity: Sparsity,
 ) -> Masks:
     """One pruning: rank by |trained weight|, reset all parameters to θ0, and set the pruned ones to zero.
 
@@ -142,10 +156,10 @@ def prune_and_reset(
         parameters: everything that trains, including the matrices.
         initial: a copy of `parameters` at the start, θ0.
         masks: what is kept so far; nothing else can be kept.
-        sparsity: share of zeros after the pruning, 0 to 1.
+        sparsity: what the masks prune after the pruning.
 
     Returns:
-        The new masks, exactly `keep_of` ones each.
+        The new masks, each `is_exact`.
     """
     magnitudes = {name: weight.abs().masked_fill_(~masks[name], -1) for name, weight in weights.items()}
     pruned = top_masks(magnitudes, sparsity)

@@ -14,6 +14,7 @@ from tamt.masks.masking import (
     MaskedModule,
     Masks,
     masks_of,
+    pattern_of,
     sparsity_of,
     wrap,
 )
@@ -161,7 +162,7 @@ def start(
     model.requires_grad_(False)
     for parameter in head.values():
         parameter.requires_grad_(True)
-    masked = wrap(encoder, first_masks, options.ranking)
+    masked = wrap(encoder, first_masks, options.ranking, pattern_of(options.pattern))
     set_scores(masked, importance or {})
     optimizer = tk.MaskAdamW(
         masked.values(),

@@ -12,12 +12,12 @@ from tamt.search.search import Search
 
 def magnitude(search: Search) -> list[dict]:
     """Keep the largest |W| of each matrix (OMP, paper 3.2)."""
-    return oneshot(search, lambda weights: magnitude_masks(weights, search.options.sparsity))
+    return oneshot(search, lambda weights: magnitude_masks(weights, search.sparsity))
 
 
 def at_random(search: Search) -> list[dict]:
     """Keep a uniformly random subset of each matrix."""
-    return oneshot(search, lambda weights: random_masks(weights, search.options.sparsity, search.options.seed))
+    return oneshot(search, lambda weights: random_masks(weights, search.sparsity, search.options.seed))
 
 
 def oneshot(search: Search, find: Callable[[dict[str, Tensor]], Masks]) -> list[dict]:

@@ -13,8 +13,9 @@ from tamt.masks.masking import (
     POOLER,
     MaskedModule,
     Masks,
+    Sparsity,
     check_fits,
-    keep_of,
+    is_exact,
     magnitude_masks,
     prunable_weights,
     random_masks,
@@ -25,6 +26,9 @@ from tamt.runtime.errors import UserError
 from tamt.search.calibration import activation_importance
 from tamt.search.search import Search
 from tamt_kernels.nn import INITIAL_THRESHOLD
+
+SMALLEST_OF_GROUP = 1e-30
+"""The threshold of a group whose weights have no importance; positive, so that pruned entries can be below it."""
 
 
 def starting_point(search: Search) -> tuple[Masks, dict[str, Tensor]]:
@@ -52,9 +56,9 @@ def starting_point(search: Search) -> tuple[Masks, dict[str, Tensor]]:
     if options.initial is not None:
         masks = initial_masks(search, options.initial)
     elif importance:
-        masks = top_masks(importance, options.sparsity)
+        masks = top_masks(importance, search.sparsity)
     else:
-        masks = magnitude_masks(weights, options.sparsity)
+        masks = magnitude_masks(weights, search.sparsity)
     return masks, importance
 
 
@@ -67,13 +71,13 @@ def initial_masks(search: Search, initial: str) -> Masks:
     check_initial(initial)
     options, weights = search.options, search.weights()
     if initial == "omp":
-        return magnitude_masks(weights, options.sparsity)
+        return magnitude_masks(weights, search.sparsity)
     if initial == "random":
-        return random_masks(weights, options.sparsity, options.seed)
-    return read_initial(Path(initial), search.student.encoder, options.sparsity, not options.dense_embedding)
+        return random_masks(weights, search.sparsity, options.seed)
+    return read_initial(Path(initial), search.student.encoder, search.sparsity, not options.dense_embedding)
 
 
-def read_initial(path: Path, encoder: PreTrainedModel, sparsity: float, embedding: bool = True) -> Masks:
+def read_initial(path: Path, encoder: PreTrainedModel, sparsity: Sparsity, embedding: bool = True) -> Masks:
     """Read the masks of the matrices that train, on the model's device; with the word embedding's if it is masked too.
 
     Raises:
@@ -83,11 +87,18 @@ def read_initial(path: Path, encoder: PreTrainedModel, sparsity: float, embeddin
     masks.pop(f"{POOLER}.weight", None)  # the pooler gets no gradient; its mask does not train
     check_fits(masks, encoder)
     for name, mask in masks.items():
-        if int(mask.sum()) != keep_of(mask.numel(), sparsity):
+        if is_exact(mask, sparsity):
+            continue
+        if isinstance(sparsity, tk.Pattern):
+            own = f"has the pattern {info.pattern}" if info.pattern else "has no pattern"
             raise UserError(
-                f"the mask {path} prunes {1 - int(mask.sum()) / mask.numel():.4g} of {name}, not {sparsity:g}; give "
-                f"its own --sparsity ({info.sparsity:g}) or a mask of this one"
+                f"the mask {path} {own}, and in {name} it does not keep {sparsity}; give a mask that was found with "
+                f"--pattern {sparsity}"
             )
+        raise UserError(
+            f"the mask {path} prunes {1 - int(mask.sum()) / mask.numel():.4g} of {name}, not {sparsity:g}; give "
+            f"its own --sparsity ({info.sparsity:g}) or a mask of this one"
+        )
     weights = prunable_weights(encoder, embedding=embedding)
     for name in weights:
         if name not in masks:
@@ -101,11 +112,11 @@ def set_scores(masked: Mapping[str, MaskedModule], importance: Mapping[str, Tens
     """Give wrapped modules the scores of `scores_for` and renew their masks, which do not change."""
     for name, values in importance.items():
         module = masked[name]
-        module.score.copy_(scores_for(values, module.mask))
+        module.score.copy_(scores_for(values, module.mask, module.pattern))
     tk.update_masks(masked[name] for name in importance)
 
 
-def scores_for(importance: Tensor, mask: Tensor) -> Tensor:
+def scores_for(importance: Tensor, mask: Tensor, pattern: tk.Pattern | None = None) -> Tensor:
     """Scores φ₀ · c / t for weights of importance c, with φ₀ = 0.01 and t the `keep`-th largest importance.
 
     They are at least φ₀ exactly where the mask keeps, so the threshold is φ₀ and the mask is the given one despite ties
@@ -114,17 +125,26 @@ def scores_for(importance: Tensor, mask: Tensor) -> Tensor:
     If t is 0, because fewer than `keep` weights have any importance, the smallest positive importance replaces it, or 1
     if all are 0.
 
+    With a pattern each group has a threshold of its own, its n-th largest score, so that here too large weights are
+    safe, and the mask is the given one.
+
     Args:
         importance: float32, finite, at least 0.
         mask: bool, of the same shape.
+        pattern: of the mask.
 
     Returns:
         float32, of the same shape.
     """
-    above = torch.tensor(INITIAL_THRESHOLD, device=importance.device)
-    below = torch.nextafter(above, torch.zeros_like(above))
     ratio = (importance / _scale(importance, int(mask.sum()))).clamp_(max=torch.finfo(torch.float32).max)
     scores = ratio.mul_(INITIAL_THRESHOLD)
+    if pattern is None:
+        above = torch.tensor(INITIAL_THRESHOLD, device=importance.device)
+    else:
+        groups = scores.reshape(-1, pattern.m)
+        nth = groups.topk(pattern.n, dim=1).values[:, -1].clamp(min=SMALLEST_OF_GROUP)
+        above = nth.repeat_interleave(pattern.m).reshape(scores.shape)
+    below = torch.nextafter(above, torch.zeros_like(above))
     return torch.where(mask, scores.clamp(min=above), scores.clamp(max=below))
 
 

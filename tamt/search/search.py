@@ -9,7 +9,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tamt.masks.file import MASK_FILE, MaskInfo, save_masks
-from tamt.masks.masking import Masks, magnitude_masks, prunable_weights, random_masks, sparsity_of
+from tamt.masks.masking import (
+    Masks,
+    Sparsity,
+    magnitude_masks,
+    pattern_of,
+    prunable_weights,
+    random_masks,
+    sparsity_of,
+)
 from tamt.methods import find_method
 from tamt.models.language_model import MaskedLanguageModel
 from tamt.options.train import TrainOptions
@@ -67,6 +75,11 @@ class Search:
     text: Text
     pooler: Tensor | None = None
 
+    @property
+    def sparsity(self) -> Sparsity:
+        """How much the masks prune: a share of each matrix, or a pattern."""
+        return pattern_of(self.options.pattern) or self.options.share()
+
     def weights(self) -> dict[str, Tensor]:
         """The matrices of the student that masks are searched for; see `prunable_weights`."""
         return prunable_weights(self.student.model, embedding=not self.options.dense_embedding)
@@ -89,25 +102,26 @@ class Search:
         every = self.options.eval_every
         return every is not None and step % every == 0 and step != self.plan.steps
 
-    def save(self, masks: Masks, step: int, name: str, sparsity: float | None = None) -> Path:
+    def save(self, masks: Masks, step: int, name: str, sparsity: Sparsity | None = None) -> Path:
         """Write a mask file into the run folder, with the pooler's mask if the pooler is pruned.
 
         Args:
-            masks: exactly `keep_of` ones in each.
+            masks: each `is_exact`.
             step: the optimizer step that they belong to.
             name: of the file.
             sparsity: of the masks; the search's by default.
         """
         self.compute.loss_scale.check()
         options, path = self.options, self.folder.path / name
-        target = options.sparsity if sparsity is None else sparsity
+        target = self.sparsity if sparsity is None else sparsity
         if self.pooler is not None:
             weights = {"pooler.dense.weight": self.pooler}
             drawn = find_method(options.method).random
             one_shot = random_masks(weights, target, options.seed) if drawn else magnitude_masks(weights, target)
             masks = {**masks, **one_shot}
         if processes.first():
-            save_masks(path, masks, MaskInfo(options.model, options.method, target, options.seed, step), exact=True)
+            info = MaskInfo.of(options.model, options.method, target, options.seed, step)
+            save_masks(path, masks, info, exact=True)
         return path
 
     def save_head(self, name: str = HEAD_FILE) -> None:

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+import tamt_kernels as tk
 from tamt.data.corpora import load_corpus, load_held_out
 from tamt.data.token_masking import TokenMasking
+from tamt.masks.masking import check_pattern_fits, pattern_of, prunable_weights
 from tamt.methods import SCHEDULE_STEPS, find_method
 from tamt.models.language_model import MaskedLanguageModel, load_masked_language_model, read_head
 from tamt.models.loading import load_pooler
@@ -50,7 +52,8 @@ class _Inputs(NamedTuple):
 def train(options: TrainOptions) -> dict:
     """Run `tamt train`."""
     processes.join()
-    with with_output(options, lambda: [options.model, options.method, f"{options.sparsity:g}"]) as settled:
+    kept = options.pattern or f"{options.share():g}"
+    with with_output(options, lambda: [options.model, options.method, kept]) as settled:
         processes.by_first(partial(check_output, settled.output, settled.resume))
         return or_in_fp32(_train, settled)
 
@@ -65,13 +68,16 @@ def _train(options: TrainOptions) -> dict:
         check_encoder_runs(student, options.model, compute, blocks)
     in_place = not method.trains_scores  # these set the student's own weights to zero, so the teacher needs a copy
     teacher = copy.deepcopy(student.encoder) if in_place else dense_twin(student.encoder, compute.dtype)
-    cuda_graphs = not method.one_shot and starts_from_graphs(options.no_cuda_graphs, options.activation_checkpointing)
+    one_by_one = options.no_cuda_graphs or options.pattern is not None  # a pattern's step waits for the GPU
+    cuda_graphs = not method.one_shot and starts_from_graphs(one_by_one, options.activation_checkpointing)
     text = replace(text, fixed_shapes=cuda_graphs)
     if options.activation_checkpointing:
         checkpoint_activations(student.model, options.model)
 
     with RunFolder.start(output, options.settings(), options.resume, options.keep, options.track) as folder:
         report_compute(compute, asked)
+        if options.pattern is not None and compute.device.type == "cuda":
+            say("masks of a pattern are trained in plain torch on a GPU, without CUDA graphs, which takes longer")
         search = Search(options, _plan(options, cuda_graphs), folder, compute, student, teacher, text, pooler)
         if student.fresh_head and needs_head(options.weights()):
             _warm_up_head(search)
@@ -119,8 +125,11 @@ def _load(options: TrainOptions) -> _Inputs:
             student.load_head(read_head(options.head), options.head)
         if "attention" in weights:
             projections_of(student.encoder)
+        sparsity = pattern_of(options.pattern) or options.share()
+        if isinstance(sparsity, tk.Pattern):
+            check_pattern_fits(prunable_weights(student.encoder, embedding=not options.dense_embedding), sparsity)
         if options.initial is not None and options.initial not in MASKS_BY_NAME:
-            read_initial(Path(options.initial), student.encoder, options.sparsity, not options.dense_embedding)
+            read_initial(Path(options.initial), student.encoder, sparsity, not options.dense_embedding)
         pooler = load_pooler(options.model) if options.prune_pooler else None
         tokenizer = load_tokenizer(options.model)
         length = block_length(options.max_length, student.model, tokenizer)

@@ -22,9 +22,11 @@ def wanda(search: Search) -> list[dict]:
     """
     scope = search.options.scope or "matrix"
     check_choice("scope", scope, get_args(Scope))
+    if search.options.pattern is not None:
+        return oneshot(search, lambda _: top_masks(activation_importance(search), search.sparsity))
     modules = prunable_modules(search.student.model) if scope == "row" else {}
     by_row = {f"{name}.weight" for name, module in modules.items() if isinstance(module, nn.Linear)}
-    return oneshot(search, lambda _: masks_by_row(activation_importance(search), search.options.sparsity, by_row))
+    return oneshot(search, lambda _: masks_by_row(activation_importance(search), search.options.share(), by_row))
 
 
 def masks_by_row(importance: Mapping[str, Tensor], sparsity: float, by_row: set[str]) -> Masks:

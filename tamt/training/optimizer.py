@@ -73,7 +73,8 @@ def trained_by(optimizer: Optimizer) -> list[Tensor]:
     """All tensors that an optimizer trains, and the thresholds that follow from scores; 32 bits per entry."""
     tensors = [p for group in optimizer.param_groups for p in group["params"]]
     if isinstance(optimizer, tk.MaskAdamW):
-        tensors += [threshold for module in optimizer.modules for threshold in (module.value, module.cut)]
+        with_thresholds = [module for module in optimizer.modules if module.pattern is None]
+        tensors += [threshold for module in with_thresholds for threshold in (module.value, module.cut)]
     return tensors
 
 

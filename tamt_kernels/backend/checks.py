@@ -13,6 +13,7 @@ from torch import Tensor
 Ranking = Literal["signed", "abs"]
 
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+LONGEST_GROUP = 16  # of a pattern
 MAX_ENTRIES = 2**31  # kernels use flat indices of 32 bits
 
 
@@ -83,6 +84,23 @@ def keep(operation: str, name: str, count: int, score_name: str, score: Tensor) 
         raise ValueError(
             f"{operation}: {name} is {count} but must be from 0 to {score.numel()}, the entries of {score_name} of "
             f"shape {tuple(score.shape)}"
+        )
+
+
+def pattern(operation: str, name: str, value: Tensor, pattern_: tuple[int, int]) -> None:
+    """Must be a pattern whose groups divide the last dimension of a tensor, the score or the weight."""
+    if not isinstance(pattern_, tuple) or len(pattern_) != 2:
+        raise TypeError(f"{operation}: pattern is {pattern_!r:.60} but must be a Pattern, such as Pattern(2, 4)")
+    integers(operation, "pattern", pattern_)
+    n, m = pattern_
+    if not 1 <= n < m <= LONGEST_GROUP:
+        raise ValueError(
+            f"{operation}: pattern is {n}:{m} but must be n:m with 1 <= n < m <= {LONGEST_GROUP}, such as 2:4"
+        )
+    if value.dim() == 0 or value.shape[-1] % m:
+        raise ValueError(
+            f"{operation}: {name} has shape {tuple(value.shape)} but its last dimension must be a multiple of {m}, as "
+            f"pattern is {n}:{m}"
         )
 
 

@@ -187,6 +187,27 @@ void run_adamw(int64_t size) {
   }
 }
 
+void run_patterns() {
+  for (const Pattern pattern : {Pattern{1, 2}, Pattern{2, 4}, Pattern{3, 7}, Pattern{15, 16}}) {
+    for (const int64_t groups : {0, 1, 3, 64, 300, 17'000}) {
+      const int64_t size = groups * pattern.m;
+      const bool absolute = up_to(1) == 1;
+      const Type type = kTypes[up_to(2)];
+      Entries grad(size, type), weight(size, kTypes[up_to(2)]), masked(size, kTypes[up_to(2)]);
+      Array<float> score = numbers(size), mean(size), square(size);
+      Array<bool> mask(size);
+      pattern_mask_kernel(score.data(), pattern, absolute, mask.data(), 0, size);
+      pattern_weight_kernel(
+          weight.data(), weight.type(), score.data(), pattern, absolute, masked.data(), masked.type(), 0, size);
+      const AdamWMatrix matrix{
+          {grad.data(), type, weight.data(), weight.type(), size}, score.data(), mean.data(), square.data(),
+          up_to(3) ? masked.data() : nullptr, masked.type()};
+      const AdamWRates rates{0.5f, 1e-3f, 1.0f, 1.0f, 0.9, 0.999, 1e-8};
+      pattern_adamw_kernel(&matrix, 1, rates, pattern, absolute, take_roots, in_order);
+    }
+  }
+}
+
 // A random pattern of so many rows and columns, of which `most` of 10 are kept in the fullest cells.
 OwnSparseMatrix sparse_matrix(int64_t rows, int64_t columns, int64_t most, Type type) {
   OwnSparseMatrix matrix{rows, columns, type, {}, {}, {}, {}, {0}};
@@ -260,6 +281,7 @@ int main() {
       run_thresholds(size);
       run_adamw(size);
     }
+    run_patterns();
     run_sparse_products();
     std::printf("every kernel as compiled for %s\n", kNames[set]);
   }

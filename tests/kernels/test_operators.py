@@ -36,6 +36,12 @@ def samples():
         rates = torch.tensor([1.0, 0.01, 1.1, 1.0])
         each = [tensor.clone() for tensor in thresholds]
         yield "mask_adamw", (*lists, *each, [3, 60], rates, 0.9, 0.999, 1e-8, renew)
+    yield "pattern_mask", (score, 2, 3)
+    yield "pattern_mask", (score[:, :8].half().t(), 1, 7, True)
+    yield "pattern_weight", (weight, trained, 2, 3)
+    yield "pattern_weight", (weight.half().t(), trained.t(), 1, 7, torch.bfloat16, True)
+    lists = *([score.clone(), score.clone()] for _ in range(4)), [score.square(), score.square()], [score.clone()] * 2
+    yield "pattern_adamw", (*lists, 2, 3, torch.tensor([1.0, 0.01, 1.1, 1.0]), 0.9, 0.999, 1e-8)
     yield "cosine", (score, trained)
     yield "cosine", (score.half().t(), weight.bfloat16().t())
     yield "cosine_backward", (torch.ones(7), score, weight.half())
