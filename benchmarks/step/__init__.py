@@ -1,6 +1,7 @@
 """``python -m benchmarks step``: a whole step of a search, by turns with what could take its place."""
 
 import argparse
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -96,9 +97,7 @@ def run(options: argparse.Namespace) -> None:
     medians: dict[tuple[str, str], float] = {}
     peaks: dict[tuple[str, str], int | None] = {}
     bookkeeping: float | None = None
-    left_out = NEEDS_COMPILER if options.quick or options.no_compile else set()
-    left_out = left_out | (set() if setting.on_gpu else NEEDS_GPU)
-    left_out = left_out | (set() if not setting.on_gpu and cpu_has_bf16() else NEEDS_BF16_CPU)
+    left_out = _left_out(options, setting)
     for objective in options.objective or CONTENDERS:
         makers = CONTENDERS[objective]
         steps = made({name: partial(make, setting) for name, make in makers.items() if name not in left_out}, OURS)
@@ -138,13 +137,24 @@ def run(options: argparse.Namespace) -> None:
         (folder / "step.md").write_text(content + "\n", encoding="utf-8")
     results.close()
     print("\n" + judged)
+    _draw(folder, ", ".join([case, *(described[name] for name in ("device", "cpu", "commit"))]), medians)
+    print(f"\nresults: {folder}")
+
+
+def _left_out(options: argparse.Namespace, setting: Setting) -> set[str]:
+    """The contenders that cannot run here, or that were not asked for."""
+    left_out = NEEDS_COMPILER if options.quick or options.no_compile else set()
+    left_out = left_out | (set() if setting.on_gpu else NEEDS_GPU)
+    return left_out | (set() if not setting.on_gpu and cpu_has_bf16() else NEEDS_BF16_CPU)
+
+
+def _draw(folder: Path, title: str, medians: Mapping[tuple[str, str], float]) -> None:
+    """Draw the medians, in ms by objective and contender, as bars."""
     panels: dict[str, dict[str, float]] = {}
     for (objective, name), median in medians.items():
         panels.setdefault(objective, {})[name] = median
-    title = ", ".join([case, *(described[name] for name in ("device", "cpu", "commit"))])
     if problem := report.bars(folder / "step.png", title, panels, OURS, (0.5, 1, 2, 5)):
         print(problem)
-    print(f"\nresults: {folder}")
 
 
 def summary(
