@@ -6,23 +6,12 @@ from functools import partial
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertConfig, BertModel
 
 import tamt_kernels as tk
-from benchmarks.sparse.products import LINEAR, PREPACKED, SPARSE, Key, Run, Times, name, onednn, random_mask, timed
-
-
-class OneDnnLinear(nn.Module):
-    """``nn.Linear`` by oneDNN, with a weight in its own layout."""
-
-    def __init__(self, linear: nn.Linear, tokens: int) -> None:
-        super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), tokens)
-        self.bias = linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return onednn(x, self.weight, self.bias)
+from benchmarks.sparse.products import LINEAR, PREPACKED, SPARSE, Key, Run, Times, name, random_mask, timed
+from tamt_kernels.backend import onednn
 
 
 def build(quick: bool) -> BertModel:
@@ -38,10 +27,7 @@ def masks_of(model: BertModel, sparsity: float) -> dict[str, Tensor]:
 
 
 def by_onednn(model: BertModel, tokens: int) -> BertModel:
-    for parent in list(model.encoder.modules()):
-        for child, module in list(parent.named_children()):
-            if type(module) is nn.Linear:
-                setattr(parent, child, OneDnnLinear(module, tokens))
+    onednn.pack_linears(model.encoder, tokens)
     return model
 
 

@@ -1,7 +1,6 @@
 """The products of a layer: its contenders, and their times taken by turns."""
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -13,6 +12,8 @@ from torch import Tensor
 import tamt_kernels as tk
 from benchmarks import scores
 from benchmarks.clocks import keep_freed_memory
+from tamt_kernels.backend import onednn
+from tamt_kernels.backend.timing import times_by_turns
 
 LAYERS = 4  # 113 MB of float32 weights, more than any cache holds
 SPARSE, LINEAR, ONEDNN, PREPACKED, CSR = "tamt_kernels", "F.linear", "oneDNN", "oneDNN, prepacked", "torch.sparse CSR"
@@ -39,12 +40,6 @@ def random_mask(weight: Tensor, sparsity: float) -> Tensor:
     """A mask with an exact number of zeros, at random places: real masks of this sparsity take the same time."""
     order = torch.rand(weight.shape, generator=scores.generator(weight.device))
     return order > order.flatten().kthvalue(round(weight.numel() * sparsity)).values
-
-
-def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A dense product by oneDNN, whatever torch would choose."""
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return y
 
 
 def csr_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -84,8 +79,8 @@ class Layers:
         prepacked = [torch.ops.mkldnn._reorder_linear_weight(weight, tokens) for weight in self.weights]
         runs: dict[tuple[float | None, str], Run] = {
             (None, LINEAR): through(F.linear, self._arguments(x, self.weights)),
-            (None, ONEDNN): through(onednn, self._arguments(x, self.weights)),
-            (None, PREPACKED): through(onednn, self._arguments(x, prepacked)),
+            (None, ONEDNN): through(onednn.linear, self._arguments(x, self.weights)),
+            (None, PREPACKED): through(onednn.linear, self._arguments(x, prepacked)),
         }
         for sparsity, packed in self.sparse.items():
             runs[sparsity, SPARSE] = through(tk.sparse_linear, self._arguments(x, packed))
@@ -114,16 +109,7 @@ class Layers:
 def timed(contenders: dict[Key, Run], rounds: int) -> Times:
     """The median milliseconds of each, taken by turns."""
     keep_freed_memory()
-    clock = time.thread_time_ns if torch.get_num_threads() == 1 else time.perf_counter_ns
-    times: dict[Key, list[float]] = {key: [] for key in contenders}
-    for run in contenders.values():
-        run()
-    for _ in range(rounds):
-        for key, run in contenders.items():
-            begin = clock()
-            run()
-            times[key].append((clock() - begin) / 1e6)
-    return {key: median(each) for key, each in times.items()}
+    return {key: 1000 * median(times) for key, times in times_by_turns(contenders, rounds).items()}
 
 
 def best_dense(times: Times, dtype: str, tokens: int) -> float:

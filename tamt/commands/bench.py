@@ -2,23 +2,21 @@
 
 import copy
 import os
-import time
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-import tamt_kernels as tk
 from tamt.finetuning.saved import run_of
 from tamt.masks.file import load_masks
 from tamt.masks.masking import apply_masks, magnitude_masks, prunable_weights
 from tamt.masks.sparse_file import sparse_bytes
 from tamt.models.loading import load_as_saved
+from tamt.models.sparse import sparsify
 from tamt.models.tokenizer import longest_input
 from tamt.options.base import command
 from tamt.options.bench import BenchOptions
@@ -27,6 +25,7 @@ from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
 from tamt.training.precision import DTYPES
 from tamt_kernels.backend import onednn
+from tamt_kernels.backend.timing import times_by_turns
 
 TOKENS = (1, 8, 32, 128, 512)
 Forward = Callable[[], object]
@@ -69,11 +68,7 @@ def _load(options: BenchOptions) -> PreTrainedModel:
 def _sparse_twin(model: PreTrainedModel, options: BenchOptions) -> PreTrainedModel:
     """The model with sparse matrices; what stays dense is shared. Raises UserError if no matrix can run sparse."""
     twin = _sharing_copy(model)
-    matrices = sum(isinstance(module, nn.Linear | nn.Embedding) for module in twin.modules())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tk.sparsify(twin)
-    sparse = sum(isinstance(module, tk.SparseLinear | tk.SparseEmbedding) for module in twin.modules())
+    sparse, matrices = sparsify(twin)
     if not sparse:
         raise UserError(
             f"no matrix of {options.model} has zeros enough to run sparse; give the --mask of a subnetwork, or "
@@ -86,27 +81,12 @@ def _sparse_twin(model: PreTrainedModel, options: BenchOptions) -> PreTrainedMod
 def _onednn_twin(model: PreTrainedModel, tokens: int) -> PreTrainedModel:
     """The dense model with products by oneDNN, whose weights are in its own layout."""
     twin = _sharing_copy(model)
-    for parent in list(twin.modules()):
-        for name, module in list(parent.named_children()):
-            if type(module) is nn.Linear:
-                setattr(parent, name, _OneDnnLinear(module, tokens))
+    onednn.pack_linears(twin, tokens)
     return twin
 
 
 def _sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
-
-
-class _OneDnnLinear(nn.Module):
-    """`nn.Linear` by oneDNN, with a weight in its own layout."""
-
-    def __init__(self, linear: nn.Linear, tokens: int) -> None:
-        super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), tokens)
-        self.bias = linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return onednn.linear(x, self.weight, self.bias)
 
 
 def _sizes(dense: nn.Module, sparse: nn.Module) -> dict[str, tuple[float, float]]:
@@ -162,13 +142,5 @@ def _row(
 
 
 def _times(forwards: Mapping[str, Forward], rounds: int) -> dict[str, float]:
-    """The median milliseconds of each, which take turns; with one thread its CPU time, else wall clock."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in forwards}
-    for measured in range(rounds + 1):
-        for name, forward in forwards.items():
-            start = clock()
-            forward()
-            if measured:  # the first pass warms up
-                times[name].append(1000 * (clock() - start))
-    return {name: median(of_name) for name, of_name in times.items()}
+    """The median milliseconds of each; see `times_by_turns`."""
+    return {name: 1000 * median(times) for name, times in times_by_turns(forwards, rounds).items()}

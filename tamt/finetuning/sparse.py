@@ -1,8 +1,8 @@
 """Fine-tuning that stores, multiplies and trains the kept weights only, on a CPU."""
 
 import os
-import time
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from tamt.runtime.choices import Sparse
 from tamt.runtime.errors import UserError
 from tamt.training.compute import Compute
 from tamt.training.run_folder import started_with
+from tamt_kernels.backend.timing import times_by_turns
 
 VARIABLE = "TAMT_SPARSE"
 """Environment variable with the meaning of "auto", on or off, for comparable runs on different machines."""
@@ -119,17 +120,15 @@ def measure(model: PreTrainedModel, masks: Mapping[str, Tensor], tokens: int) ->
 
 
 def _times(dense: nn.Linear, sparse: nn.Module, tokens: int) -> tuple[float, float]:
-    """The shortest of a few times of both layers, which take turns."""
+    """The shortest of a few times of both layers."""
     x = torch.ones(tokens, dense.in_features, requires_grad=True)
     grad = torch.ones(tokens, dense.out_features)
-    shortest = [float("inf")] * 2
-    for repeat in range(REPEATS + 1):
-        for number, layer in enumerate((dense, sparse)):
-            start = time.thread_time()
-            torch.autograd.grad(layer(x), [x, *layer.parameters()], grad)
-            if repeat:  # the first call of a shape compiles
-                shortest[number] = min(shortest[number], time.thread_time() - start)
-    return shortest[0], shortest[1]
+
+    def run(layer: nn.Module) -> None:
+        torch.autograd.grad(layer(x), [x, *layer.parameters()], grad)
+
+    times = times_by_turns({"dense": partial(run, dense), "sparse": partial(run, sparse)}, REPEATS)
+    return min(times["dense"]), min(times["sparse"])
 
 
 def train_kept_only(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

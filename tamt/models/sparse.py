@@ -67,8 +67,18 @@ def run_sparse(model: nn.Module, name: str, dtype: torch.dtype) -> None:
     if device != "cpu":
         say(f"{name} runs dense, as sparse products are for CPUs and it is on {device}")
         return
-    matrices = sum(isinstance(module, nn.Linear | nn.Embedding) for module in model.modules())
     values = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    sparse, matrices = sparsify(model, values)
+    say(f"{name}: {sparse} of {matrices} matrices run sparse in {str(values).removeprefix('torch.')}, the others dense")
+
+
+def sparsify(model: nn.Module, values: torch.dtype | None = None) -> tuple[int, int]:
+    """Let the matrices of a model that hold zeros enough run sparse, in place, by `tk.sparsify`.
+
+    Returns:
+        The numbers of layers that run sparse, and of all that could.
+    """
+    matrices = sum(isinstance(module, nn.Linear | nn.Embedding) for module in model.modules())
     tk.sparsify(model, values=values)
     sparse = sum(isinstance(module, tk.SparseLinear | tk.SparseEmbedding) for module in model.modules())
-    say(f"{name}: {sparse} of {matrices} matrices run sparse in {str(values).removeprefix('torch.')}, the others dense")
+    return sparse, matrices

@@ -8,7 +8,7 @@ a check.
 import functools
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 TOLERANCE = 1e-5
 """Largest allowed error of the checked product, relative to its largest entry; float32 rounding gives 3e-7."""
@@ -20,6 +20,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear`` of float32 tensors on a CPU, with any strides; without a gradient."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
+
+
+class PackedLinear(nn.Module):
+    """``nn.Linear`` by oneDNN, with a weight in oneDNN's own layout for this number of tokens; without a gradient."""
+
+    def __init__(self, layer: nn.Linear, tokens: int) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), tokens)
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def pack_linears(model: nn.Module, tokens: int) -> None:
+    """Replace each ``nn.Linear`` inside a model by a ``PackedLinear``, in place."""
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if type(module) is nn.Linear:
+                setattr(parent, name, PackedLinear(module, tokens))
 
 
 @functools.cache

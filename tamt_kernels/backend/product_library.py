@@ -9,14 +9,15 @@ and dW) for three sizes of W, which takes about a second, and stores the answer 
 import contextlib
 import functools
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from tamt_kernels.backend import choices, onednn
 from tamt_kernels.backend.library import EAGER, ONEDNN
+from tamt_kernels.backend.timing import times_by_turns
 
 VARIABLE = "TAMT_PRODUCTS"
 CPU = torch.device("cpu")
@@ -155,12 +156,6 @@ def _measure(shapes: tuple[tuple[int, int], ...], rows: int) -> Table:
 
 
 def _times(name: str, operands: tuple[Tensor, ...]) -> dict[str, float]:
-    """The shortest of a few times of each backend. They take turns, so that a disturbance slows all of them."""
-    times = dict.fromkeys(backends(), float("inf"))
-    for repeat in range(REPEATS + 1):
-        for backend in times:
-            start = time.thread_time()
-            kernel(name, backend)(*operands)
-            if repeat:  # the first call of a shape compiles
-                times[backend] = min(times[backend], time.thread_time() - start)
-    return times
+    """The shortest of a few times of each backend."""
+    runs = {backend: partial(kernel(name, backend), *operands) for backend in backends()}
+    return {backend: min(times) for backend, times in times_by_turns(runs, REPEATS).items()}
