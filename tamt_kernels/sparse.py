@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tamt_kernels.backend import checks
 from tamt_kernels.ops.linear import Linear
 from tamt_kernels.ops.pack import pack_mask, unpack_mask
-from tamt_kernels.ops.pack_sparse import VALUE_TYPES, SparseWeight, pack_sparse
+from tamt_kernels.ops.pack_sparse import VALUE_TYPES, SparseWeight, check_sparse, pack_sparse
 from tamt_kernels.ops.sparse_embedding import sparse_embedding
 from tamt_kernels.ops.sparse_linear import sparse_linear
 
@@ -121,8 +121,7 @@ class SparseLinear(_SparseModule):
         Raises:
             TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
         """
-        if not isinstance(weight, SparseWeight):
-            raise TypeError(f"SparseLinear: weight is a {type(weight).__name__} but must be a SparseWeight")
+        check_sparse("SparseLinear", weight)
         layer = cls.__new__(cls)
         _SparseModule.__init__(layer, weight, trainable)
         layer.out_features, layer.in_features = weight.shape
@@ -200,8 +199,7 @@ class SparseEmbedding(_SparseModule):
         Raises:
             TypeError, ValueError: an argument has the wrong type, or ``padding_idx`` is out of range.
         """
-        if not isinstance(weight, SparseWeight):
-            raise TypeError(f"SparseEmbedding: weight is a {type(weight).__name__} but must be a SparseWeight")
+        check_sparse("SparseEmbedding", weight)
         layer = cls.__new__(cls)
         _SparseModule.__init__(layer, weight, trainable)
         layer._set(padding_idx)

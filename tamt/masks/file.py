@@ -24,7 +24,7 @@ from tamt.methods import FULL, PUBLISHED
 from tamt.runtime.choices import parse_pattern
 from tamt.runtime.errors import UserError
 from tamt.runtime.files import write_atomically
-from tamt.runtime.tensor_files import METADATA, read_header, read_state, reproducible, unique_object
+from tamt.runtime.tensor_files import METADATA, check_version, read_header, read_state, reproducible, unique_object
 from tamt.runtime.untrusted import check_pulled
 
 MASK_FILE = "mask.safetensors"
@@ -191,12 +191,7 @@ def load_packed(path: Path) -> PackedMasks:
             return pack_masks(*_load_published(path))
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path} is a safetensors file but no mask; give the mask.safetensors of a run folder")
-        if metadata.get("format_version") != str(VERSION):
-            version = " ".join(str(metadata.get("format_version")).split())[:20]
-            raise UserError(
-                f"the mask file {path} has format version {version}, this tamt reads "
-                f"{VERSION}; install the tamt that wrote it or write it anew"
-            )
+        check_version(path, "mask", metadata, VERSION)
         if metadata.keys() - {"pattern"} != FIELDS:
             raise ValueError(f"its metadata are not {', '.join(sorted(FIELDS))}")
         info = MaskInfo(

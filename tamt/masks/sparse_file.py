@@ -17,7 +17,7 @@ import tamt_kernels as tk
 from tamt.runtime.choices import Values
 from tamt.runtime.errors import UserError
 from tamt.runtime.files import write_atomically
-from tamt.runtime.tensor_files import METADATA, join_header, read_header, split_header, unique_object
+from tamt.runtime.tensor_files import METADATA, check_version, join_header, read_header, split_header, unique_object
 from tamt.runtime.untrusted import check_pulled
 
 SPARSE_FILE = "sparse.safetensors"
@@ -142,12 +142,7 @@ def load_sparse_state(path: Path) -> dict[str, Tensor]:
         metadata = header[METADATA]
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path} is a safetensors file but no sparse model; give what tamt export wrote")
-        if metadata.get("format_version") != str(VERSION):
-            version = " ".join(str(metadata.get("format_version")).split())[:20]
-            raise UserError(
-                f"the sparse file {path} has format version {version}, this tamt "
-                f"reads {VERSION}; install the tamt that wrote it or write it anew"
-            )
+        check_version(path, "sparse", metadata, VERSION)
         if metadata.keys() != FIELDS:
             raise ValueError(f"its metadata are not {', '.join(sorted(FIELDS))}")
         shapes, kept = _matrices(metadata)

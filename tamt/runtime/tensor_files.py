@@ -4,6 +4,7 @@ import io
 import json
 import pickletools
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,6 +38,26 @@ def read_header(path: Path) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are no strings by name")
     return header
+
+
+def check_version(path: Path, kind: str, metadata: Mapping[str, str], version: int) -> None:
+    """Check the `format_version` of a file of ours.
+
+    Args:
+        path: of the file.
+        kind: what a message calls it, "mask" or "sparse".
+        metadata: of its header.
+        version: the one that this package reads.
+
+    Raises:
+        UserError: it is another.
+    """
+    if metadata.get("format_version") != str(version):
+        other = " ".join(str(metadata.get("format_version")).split())[:20]
+        raise UserError(
+            f"the {kind} file {path} has format version {other}, this tamt reads {version}; install the tamt that "
+            "wrote it or write it anew"
+        )
 
 
 def unique_object(text: str | bytes) -> dict[str, Any]:

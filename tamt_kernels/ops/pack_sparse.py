@@ -146,3 +146,11 @@ def pack_sparse(weight: Tensor, mask: Tensor | None = None, *, values: torch.dty
     checks.device("pack_sparse", "mask", mask, weight.device, "weight")
     dtype = values or (torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32)
     return SparseWeight.of(weight.detach().to(dtype), mask)
+
+
+def check_sparse(operation: str, weight: object) -> None:
+    """Raises TypeError if ``weight`` is no ``SparseWeight``."""
+    if not isinstance(weight, SparseWeight):
+        raise TypeError(
+            f"{operation}: weight is a {type(weight).__name__} but must be a SparseWeight, as pack_sparse makes it"
+        )

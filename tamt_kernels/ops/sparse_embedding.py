@@ -8,7 +8,7 @@ from torch import Tensor
 from tamt_kernels import reference
 from tamt_kernels.backend import checks
 from tamt_kernels.backend.library import define, differentiate
-from tamt_kernels.ops.pack_sparse import SparseWeight
+from tamt_kernels.ops.pack_sparse import SparseWeight, check_sparse
 from tamt_kernels.ops.sparse_linear import PATTERN
 
 
@@ -99,10 +99,7 @@ def sparse_embedding(ids: Tensor, weight: SparseWeight, padding_idx: int | None 
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
         IndexError: an id is out of range, on a CPU.
     """
-    if not isinstance(weight, SparseWeight):
-        raise TypeError(
-            f"sparse_embedding: weight is a {type(weight).__name__} but must be a SparseWeight, as pack_sparse makes it"
-        )
+    check_sparse("sparse_embedding", weight)
     checks.tensor("sparse_embedding", "ids", ids)
     checks.dtype("sparse_embedding", "ids", ids, (torch.int64, torch.int32))
     checks.device("sparse_embedding", "ids", ids, weight.device, "weight")

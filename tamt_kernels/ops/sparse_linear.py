@@ -9,7 +9,7 @@ from torch import Tensor
 from tamt_kernels import reference
 from tamt_kernels.backend import checks
 from tamt_kernels.backend.library import define, differentiate
-from tamt_kernels.ops.pack_sparse import SparseWeight
+from tamt_kernels.ops.pack_sparse import SparseWeight, check_sparse
 
 
 def _fake(
@@ -129,10 +129,7 @@ def sparse_linear(x: Tensor, weight: SparseWeight, bias: Tensor | None = None) -
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
     """
-    if not isinstance(weight, SparseWeight):
-        raise TypeError(
-            f"sparse_linear: weight is a {type(weight).__name__} but must be a SparseWeight, as pack_sparse makes it"
-        )
+    check_sparse("sparse_linear", weight)
     check_input("sparse_linear", x, weight.shape[1], weight.device)
     if bias is not None:
         checks.matrix("sparse_linear", "bias", bias)
