@@ -228,7 +228,10 @@ def parser_of(name: str, kind: type[Options]) -> ArgumentParser:
         else:
             if field.default is not None:
                 help_text += " Required." if field.default is MISSING else f" Default: {field.default}."
-            parser.add_argument(name_or_flag, nargs=several, metavar=_metavar(field.type), help=help_text)
+            action = "extend" if several else "store"  # a list that is given twice is one list
+            parser.add_argument(
+                name_or_flag, action=action, nargs=several, metavar=_metavar(field.type), help=help_text
+            )
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object on stdout")
     return parser
 

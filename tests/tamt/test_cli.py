@@ -226,6 +226,13 @@ def test_config_holds_the_options_and_the_command_line_wins(command, tmp_path: P
     assert "sparsty" in capsys.readouterr().err
 
 
+def test_a_list_that_is_given_twice_is_one_list() -> None:
+    words = ["--method", "tamt-kd", "--model", "m", "--corpus", "a", "b", "--seed", "1", "--corpus", "c", "--seed", "2"]
+    options, _ = parse("train", words)
+    assert options.corpus == ["a", "b", "c"]
+    assert options.seed == 2
+
+
 @pytest.mark.parametrize(("value", "shown"), [("text.txt", "text.txt"), ("7", "7"), ("{a: 1}", "{'a': 1}")])
 def test_a_list_in_a_config_is_written_as_one(value, shown, command, tmp_path: Path, capsys) -> None:
     file = tmp_path / "options.yaml"
