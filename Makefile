@@ -32,7 +32,7 @@ test: setup lint types
 # TAMT_SOAK_SECONDS) with its memory watched, and the C++ under sanitizers.
 soak: sanitize
 	TAMT_SOAK=1 $(BIN)/python -m pytest tests/tamt/test_memory.py tests/tamt/test_resume.py tests/tamt/test_fuzz.py \
-	    tests/tamt/test_processes.py tests/kernels/test_triton.py tests/kernels/test_triton_compiles.py tests/test_wheel.py
+	    tests/tamt/test_processes.py tests/kernels/test_triton.py tests/kernels/test_triton_compiles.py tests/test_wheel.py tests/test_examples.py
 
 # The C++ extension built with AddressSanitizer and UBSan, in a folder of its own, under the tests of the operations.
 sanitize: setup

@@ -53,28 +53,41 @@ def test_trainer(tiny_bert: Path, tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "trainer" / "model.safetensors").is_file()
 
 
-def test_the_notebook_runs(
-    tiny_bert: Path, corpus: Path, cats_and_dogs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def run_notebook(parameters: list[str], cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the notebook with these lines instead of its parameters, and check what it shows."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
-    (parameters,) = (cell for cell in notebook.cells if cell.metadata.get("tags") == ["parameters"])
-    files = ", ".join(f"{name}=Path({str(path)!r})" for name, path in cats_and_dogs.items())
-    parameters.source = "\n".join(
-        [
-            f"model, corpus, folder = {str(tiny_bert)!r}, [{str(corpus)!r}], 'first-ticket'",
-            "from pathlib import Path",
-            f"task = dict(task='classification', {files})",
-            "search = {'steps': 20, 'batch_size': 4, 'max_length': 16}",
-        ]
-    )
+    (cell,) = (cell for cell in notebook.cells if cell.metadata.get("tags") == ["parameters"])
+    cell.source = "\n".join(["from pathlib import Path", "folder = 'first-ticket'", *parameters])
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    resources = {"metadata": {"path": str(tmp_path)}}
+    resources = {"metadata": {"path": str(cwd)}}
     NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources=resources
     ).execute()  # raises errors of cells
     assert printed(notebook)[-1] == "0 pruned weights have come back\n"
     assert len(pictures(notebook)) == 2
+
+
+def test_the_notebook_runs(
+    tiny_bert: Path, corpus: Path, cats_and_dogs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ", ".join(f"{name}=Path({str(path)!r})" for name, path in cats_and_dogs.items())
+    parameters = [
+        f"model, corpus = {str(tiny_bert)!r}, [{str(corpus)!r}]",
+        f"task = dict(task='classification', {files})",
+        "search = {'steps': 20, 'batch_size': 4, 'max_length': 16}",
+    ]
+    run_notebook(parameters, tmp_path, monkeypatch)
+
+
+@pytest.mark.skipif("TAMT_SOAK" not in os.environ, reason="a minute, and the demo's files, which may be fetched")
+def test_the_notebook_runs_on_the_model_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = [
+        "model, corpus = 'demo', ['demo']",
+        "task = {'task': 'questions', 'train_samples': 64}",
+        "search = {'steps': 3, 'batch_size': 4, 'max_length': 64, 'eval_blocks': 4}",
+    ]
+    run_notebook(parameters, tmp_path, monkeypatch)
 
 
 def test_the_notebook_was_committed_as_a_real_run_left_it() -> None:

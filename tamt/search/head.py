@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from transformers import get_constant_schedule
+from torch.optim.lr_scheduler import LambdaLR
 
 from tamt.data.corpora import dev_batches
 from tamt.data.token_masking import prepare
+from tamt.models.language_model import MaskedLanguageModel
 from tamt.objectives import encode, mlm_loss
 from tamt.runtime import processes
 from tamt.runtime.console import Progress, say
@@ -18,22 +19,33 @@ from tamt.training.optimizer import make_optimizer
 from tamt.training.steps import Stepper
 
 LEARNING_RATE = 3e-3
-"""Constant over the warm-up. The search's 5e-5 would leave a random transform nearly as it is."""
+"""At first. The search's 5e-5 would leave the transform nearly as it is."""
+RATE_CUT, RATE_CUTS = 0.3, 3
+"""Factor of the learning rate each time that the dev loss stops falling, and how often it is cut."""
 EVALUATE_EVERY = 50
 """Steps between two measurements of the dev loss."""
-LEAST_FALL = 0.01
+LEAST_FALL = 0.005
 PATIENCE = 2
-"""The warm-up ends when this many measurements in a row are less than `LEAST_FALL` below the best one before them."""
+"""The dev loss has stopped falling when this many measurements in a row are less than `LEAST_FALL` below the best one
+before them."""
 DEV_TOKENS = 4096
 """Least number of masked dev tokens that the loss is measured on, if there are as many."""
 
 
 @dataclass
 class BestHead:
-    """The head with the lowest dev loss, and whether that has stopped falling."""
+    """The head with the lowest dev loss, and whether that has stopped falling at the lowest learning rate.
+
+    Attributes:
+        loss: the lowest dev loss.
+        step: the step after which it was measured.
+        parameters: those of the head then.
+        cuts: how often the learning rate was cut.
+    """
 
     loss: float = math.inf
     step: int = 0
+    cuts: int = 0
     parameters: dict[str, Tensor] = field(default_factory=dict)
     _to_beat: float = math.inf
     _waited: int = 0
@@ -48,15 +60,43 @@ class BestHead:
         self._waited = 0 if fell else self._waited + 1
         if fell:
             self._to_beat = loss
+        if self._waited == PATIENCE:
+            self.cuts, self._waited = self.cuts + 1, 0
+
+    def rate(self, _: int) -> float:
+        """The factor of the learning rate."""
+        return RATE_CUT**self.cuts
 
     @property
     def stopped_falling(self) -> bool:
-        """Whether the last `PATIENCE` measurements were no better."""
-        return self._waited >= PATIENCE
+        """Whether the dev loss has stopped falling after all cuts of the rate."""
+        return self.cuts > RATE_CUTS
+
+
+@torch.no_grad()
+def start_from_frequencies(student: MaskedLanguageModel, tokens: Tensor) -> None:
+    """Start a fresh MLM head from what is known without training.
+
+    The output bias becomes the log of each token's share of the text, with one added to every count, and the matrix of
+    the transform the identity, which a trained head is nearer to than to a random matrix.
+
+    Args:
+        student: the model with the head.
+        tokens: integers [n], the training text.
+    """
+    counts = torch.bincount(tokens.long(), minlength=student.decoder.out_features) + 1.0
+    bias = student.decoder.bias
+    for parameter in student.head_parameters().values():
+        if parameter is bias:
+            parameter.copy_((counts / counts.sum()).log())
+        elif parameter.dim() == 2 and parameter.shape[0] == parameter.shape[1]:
+            parameter.copy_(torch.eye(len(parameter)))
 
 
 def warm_up_head(search: Search, most_steps: int) -> None:
     """Train the student's fresh MLM head until its dev loss stops falling, and keep the head with the lowest dev loss.
+
+    Each time that the dev loss stops falling the learning rate is cut, three times.
 
     The encoder does not change; its dropout is off. The first of several processes measures the dev loss, so that all
     end at the same step with the same head.
@@ -71,11 +111,14 @@ def warm_up_head(search: Search, most_steps: int) -> None:
         f"falling or for {most_steps} steps (--head-warmup-steps)"
     )
     student.model.requires_grad_(False)
+    assert search.text.train is not None
+    start_from_frequencies(student, search.text.train.tokens)
     head = student.head_parameters()
     for parameter in head.values():
         parameter.requires_grad_(True)
     optimizer, _ = make_optimizer(head.values(), LEARNING_RATE, most_steps)
-    schedule = get_constant_schedule(optimizer)
+    best = BestHead()
+    schedule = LambdaLR(optimizer, best.rate)
     dev = _DevText(search) if processes.first() else None
 
     def loss(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -84,7 +127,6 @@ def warm_up_head(search: Search, most_steps: int) -> None:
             hidden, _ = encode(student.encoder, batch, hidden_states=False)
         return {"loss": mlm_loss(student, hidden, batch)}
 
-    best = BestHead()
     options = search.options
     stepper = Stepper(search.compute, student.model, optimizer, schedule, search.text.parts, options.check_every)
     steps = stepper.take(search.text.batches(1, masked=True), loss, 1, most_steps)
