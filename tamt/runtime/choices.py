@@ -81,7 +81,7 @@ def parse_pattern(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([0-9]{1,2}):([0-9]{1,2})", text)
     if not found or not 1 <= int(found[1]) < int(found[2]) <= LONGEST_GROUP:
         raise UserError(
-            f"--pattern {text} is not N:M with 1 <= N < M <= {LONGEST_GROUP}; give 2:4 to keep 2 of each 4 neighbours"
+            f"the pattern {text} is not N:M with 1 <= N < M <= {LONGEST_GROUP}; give 2:4 to keep 2 of each 4 neighbours"
         )
     return int(found[1]), int(found[2])
 
