@@ -86,6 +86,12 @@ def parse_pattern(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def share_pruned(pattern: str) -> float:
+    """The share of zeros that a pattern leaves, 0.5 for "2:4". Raises UserError, see `parse_pattern`."""
+    kept, group = parse_pattern(pattern)
+    return (group - kept) / group
+
+
 def resolve_tracker(track: Tracker) -> str:
     """The tracker to use: "auto" is TensorBoard if it is installed, else "none".
 

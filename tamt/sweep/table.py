@@ -9,13 +9,13 @@ from typing import Any
 
 from tamt.finetuning.rates import best_over_seeds, rates_in_words
 from tamt.sweep.plan import StudyPlan, Subnetwork
-from tamt.sweep.study import VARIANTS
+from tamt.sweep.study import AMOUNT, VARIANTS
 
 TABLE = "results.csv"
 SETTINGS = (
     "model",
     "method",
-    "sparsity",
+    *AMOUNT,
     *VARIANTS,
     "steps",
     "mask_seed",
@@ -66,7 +66,7 @@ def write_table(found: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-KEYS = ("model", "method", "sparsity", *VARIANTS, "steps", "step")
+KEYS = ("model", "method", *AMOUNT, *VARIANTS, "steps", "step")
 """What tells one kind of subnetwork from another; its masks differ by seed."""
 
 
