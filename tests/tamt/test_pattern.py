@@ -18,6 +18,7 @@ import tamt_kernels as tk
 from tamt.cli import main
 from tamt.masks.file import MaskInfo, load_masks, load_packed, save_masks, save_packed
 from tamt.masks.masking import magnitude_masks, prunable_weights, random_masks
+from tamt.masks.sparse_file import load_sparse_state
 from tamt.methods import METHODS
 from tamt.models.language_model import load_masked_language_model
 from tamt.options.train import TrainOptions
@@ -206,6 +207,19 @@ def test_compare_tells_patterns_from_sparsities(tmp_path: Path, weights, capsys)
 def test_reports_name_the_pattern() -> None:
     configs = [{"method": "tamt-kd", "sparsity": 0.5}, {"method": "tamt-kd", "sparsity": 0.5, "pattern": "2:4"}]
     assert variants(configs) == [None, "2:4"]
+
+
+def test_a_sparse_export_holds_the_pattern(run, tmp_path: Path, tiny_bert: Path, weights) -> None:
+    run("omp", pattern="2:4")
+    mask = tmp_path / "run" / "mask.safetensors"
+    tamt.export(tiny_bert, ticket=mask, output=tmp_path / "out", format="sparse")
+    state, (masks, _) = load_sparse_state(tmp_path / "out" / "sparse.safetensors"), load_masks(mask)
+    with safe_open(tmp_path / "out" / "sparse.safetensors", framework="pt") as file:
+        for name, weight in weights.items():
+            assert torch.equal(state[f"bert.{name}"], weight * masks[name])
+            zeros_of_its_own = int((weight == 0).sum())  # of the padding token
+            values = len(file.get_tensor(f"bert.{name}.values"))
+            assert values == (weight * masks[name]).count_nonzero() >= (weight.numel() - zeros_of_its_own) // 2
 
 
 def test_an_export_of_2_of_4_is_what_semi_structured_products_take(run, tmp_path: Path, tiny_bert: Path) -> None:
