@@ -17,7 +17,7 @@ from tamt.terms import needs_head
 
 ASIDE = "aside"
 """Folder of a study for runs that cannot be used; nothing is deleted."""
-Kind = Literal["search", "evaluate", "finetune"]
+Kind = Literal["search", "evaluate", "finetune", "bench"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class GridPoint:
 
 
 def make_plan(study: Study) -> StudyPlan:
-    """The runs of all parts of a study, each once: searches, then evaluations, then fine-tunings.
+    """The runs of all parts of a study, each once: searches, then evaluations, fine-tunings and measurements of time.
 
     One search gives all masks that it passes: mask training those of its `save_at`, IMP those of the lower sparsities
     that are multiples of 10 % (as in the paper, B.2).
@@ -143,6 +143,7 @@ class _Planner:
                     subnetwork = self.evaluate(part, model, subnetwork)
                     subnetworks[subnetwork.name] = subnetwork
                     self.finetune(part, model, subnetwork)
+                    self.bench(part, model, subnetwork)
         kinds = get_args(Kind)
         return StudyPlan(sorted(self.runs.values(), key=lambda run: kinds.index(run.kind)), list(subnetworks.values()))
 
@@ -256,6 +257,16 @@ class _Planner:
                 labels = {**subnetwork.labels, "task": task, **own}
                 like = ("finetune", task, subnetwork.labels["model"], samples)
                 self.add(Run("finetune", name, settings, labels, needs=subnetwork.search, like=like))
+
+    def bench(self, part: Part, model: str, subnetwork: Subnetwork) -> None:
+        """Add the measurement of a subnetwork's time and size, if the part asks for it."""
+        if part.bench is None:
+            return
+        settings = {**part.bench, "model": model}
+        if subnetwork.search:
+            settings["mask"] = self._mask(subnetwork)
+        like = ("bench", subnetwork.labels["model"])
+        self.add(Run("bench", subnetwork.name, settings, subnetwork.labels, needs=subnetwork.search, like=like))
 
     def _mask(self, subnetwork: Subnetwork) -> Path:
         return self.study.output / str(subnetwork.search) / str(subnetwork.file)

@@ -8,6 +8,7 @@ from typing import Any
 from tamt.data.tasks import TASKS, find_task
 from tamt.methods import IMP, METHODS, STAGES, MethodName, variant_options
 from tamt.options.base import Options
+from tamt.options.bench import BenchOptions
 from tamt.options.finetune import FinetuneOptions
 from tamt.options.train import TrainOptions
 from tamt.runtime.choices import Scope, Scores, share_pruned
@@ -31,6 +32,7 @@ SEARCH_OPTIONS = options_of(TrainOptions, "method", "corpus", "dev_corpus", "spa
     "steps": list[int]
 }
 FINETUNE_OPTIONS = options_of(FinetuneOptions, "task", "mask", "seeds")
+BENCH_OPTIONS = options_of(BenchOptions, "mask", "sparsity")
 MASK_TRAINING = {"objective", "initial", "scores", "save_at", "ranking", "threshold_every"}
 """Options of the search that only mask training has."""
 TRAINING = {"steps", "accumulation", "lr", "head_warmup_steps", "log_every", "eval_every", "save_every"}
@@ -56,6 +58,7 @@ KEYS: dict[str, Any] = {
     "finetune_seeds": list[int],
     "data_dir": Path,
     "full_model": bool,
+    "bench": dict,
 }
 """The keys of a study, with their types, that `also` can change."""
 WHOLE_STUDY: dict[str, Any] = {"output": Path, "keep_models": bool, "also": list}
@@ -86,6 +89,7 @@ class Part:
         search: the options of `tamt train` for each method; `steps` and `save_at` are lists.
         tasks: the options of `tamt finetune` by the name of each task; `train_samples` is a list of int, or of None for
             all rows, and `lr` is a list.
+        bench: the options of `tamt bench`; None if no time is measured.
     """
 
     models: list[str]
@@ -99,6 +103,7 @@ class Part:
     tasks: dict[str, dict[str, Any]]
     finetune_seeds: list[int]
     full_model: bool
+    bench: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ def _part(document: StudyDocument, place: Place, content: Mapping[str, Any], dat
         tasks=_task_options(document, place, found, data_dir),
         finetune_seeds=found.get("finetune_seeds", [0]),
         full_model=found.get("full_model", True),
+        bench=document.mapping((*place, "bench"), found["bench"], BENCH_OPTIONS) if "bench" in found else None,
     )
 
 
