@@ -40,6 +40,7 @@ def find_ticket(
     corpus: str | Path | Sequence[str | Path] | None = None,
     sparsity: float | None = None,
     *,
+    pattern: str | None = None,
     output: str | Path | None = None,
     **options: Any,
 ) -> Ticket:
@@ -58,7 +59,8 @@ def find_ticket(
             iterative magnitude pruning ("imp"), one-shot pruning ("omp", "wanda"), or "rand".
         corpus: "wikitext-103" (from the hub), "demo", or text files, one paragraph per line; one-shot pruning by
             magnitude and random masks need none.
-        sparsity: share of zeros in each mask, between 0 and 1; by default 0.7, or what `pattern` ("2:4", say) gives.
+        sparsity: share of zeros in each mask, between 0 and 1; by default 0.7, or what the pattern gives.
+        pattern: "N:M" to keep N of each M neighbours along the input instead, such as "2:4".
         output: new folder for the run, with its mask file, settings, metrics and results; by default
             `runs/MODEL-METHOD-SPARSITY-DATE`.
         options: any other option of `tamt train`, such as `steps`, `seed`, `batch_size`, `max_length` (tokens) or
@@ -71,7 +73,8 @@ def find_ticket(
         UserError: a value is wrong, or something cannot be read or written; nothing is overwritten.
         TypeError: there is no such option.
     """
-    named = {"model": model, "method": method, "corpus": corpus, "sparsity": sparsity, "output": output}
+    named = {"model": model, "method": method, "corpus": corpus, "sparsity": sparsity, "pattern": pattern}
+    named["output"] = output
     rows = _run("find_ticket", run_train, TrainOptions, **named, **options)
     processes.wait()  # for the process that writes the mask
     ticket = Ticket.load(rows[-1]["mask"])

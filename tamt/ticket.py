@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from transformers import PreTrainedModel
 import tamt_kernels as tk
 from tamt.masks.file import MASK_FILE, MaskInfo, PackedMasks, as_bytes, load_packed, pack_masks, save_packed
 from tamt.masks.hub import MODEL_CARD, download, model_card, upload
-from tamt.masks.masking import Masks, magnitude_masks, prunable_weights, random_masks
+from tamt.masks.masking import Masks, Sparsity, check_pattern_fits, magnitude_masks, prunable_weights, random_masks
 from tamt.masks.similarity import check_same_matrices, similarity
 from tamt.masks.zeros import free_zeros, holds_zeros, keep_zeros, revived
 from tamt.methods import METHODS, OMP, PUBLISHED, RANDOM
-from tamt.runtime.choices import HUB
+from tamt.runtime.choices import HUB, parse_pattern
 from tamt.runtime.errors import UserError, check_sparsity
 from tamt.runtime.notebook import table
 
@@ -90,26 +91,37 @@ class Ticket:
         return cls(pack_masks(masks, info))
 
     @classmethod
-    def magnitude(cls, model: PreTrainedModel, sparsity: float) -> "Ticket":
-        """Keep the largest weights of each matrix (OMP, paper 3.2).
+    def magnitude(
+        cls, model: PreTrainedModel, sparsity: float | None = None, *, pattern: str | None = None
+    ) -> "Ticket":
+        """Keep the largest weights of each matrix (OMP, paper 3.2), or of each group of neighbours.
+
+        Example:
+            >>> ticket = tamt.Ticket.magnitude(model, 0.7)
+            >>> ticket = tamt.Ticket.magnitude(model, pattern="2:4")
 
         Args:
             model: a pre-trained model, with any head or none.
             sparsity: share of zeros in each matrix, between 0 and 1.
+            pattern: instead of it, "N:M" to keep N of each M neighbours along the input.
 
         Raises:
-            UserError: the sparsity is out of range, or the model has no prunable matrix.
+            UserError: neither or both are given, one is out of range or does not fit a matrix, or the model has no
+                prunable matrix.
         """
-        check_sparsity("sparsity", sparsity)
-        masks = magnitude_masks(prunable_weights(model), sparsity)
-        return cls.from_masks(masks, MaskInfo(model.name_or_path, OMP, sparsity, 0, 0))
+        weights = prunable_weights(model)
+        pruned = _pruned(weights, sparsity, pattern)
+        return cls.from_masks(magnitude_masks(weights, pruned), MaskInfo.of(model.name_or_path, OMP, pruned, 0, 0))
 
     @classmethod
-    def random(cls, model: PreTrainedModel, sparsity: float, seed: int = 0) -> "Ticket":
+    def random(
+        cls, model: PreTrainedModel, sparsity: float | None = None, seed: int = 0, *, pattern: str | None = None
+    ) -> "Ticket":
         """Keep random weights of each matrix. The arguments are those of `magnitude`; `seed` fixes the choice."""
-        check_sparsity("sparsity", sparsity)
-        masks = random_masks(prunable_weights(model), sparsity, seed)
-        return cls.from_masks(masks, MaskInfo(model.name_or_path, RANDOM, sparsity, seed, 0))
+        weights = prunable_weights(model)
+        pruned = _pruned(weights, sparsity, pattern)
+        info = MaskInfo.of(model.name_or_path, RANDOM, pruned, seed, 0)
+        return cls.from_masks(random_masks(weights, pruned, seed), info)
 
     def save(self, path: str | Path) -> None:
         """Write the ticket as a mask file, which every command takes as `--mask`. An existing file is replaced."""
@@ -238,6 +250,8 @@ class Ticket:
         count = f"{entries / 1e6:.1f} M" if entries >= 1e6 else f"{entries:,}"
         label = METHODS[info.method].label if info.method in METHODS else info.method
         described = {"model": info.model, "method": label, "pruned": f"{self.sparsity:.1%} of {count}"}
+        if info.pattern:
+            described["pattern"] = info.pattern
         if info.step:
             described["step"] = f"{info.step:,}"
         if info.method != PUBLISHED and info.method in METHODS and METHODS[info.method].seeded:
@@ -256,7 +270,7 @@ class Ticket:
 
     def __repr__(self) -> str:
         described = self._described()
-        named = [f"{name} {described[name]}" for name in ("step", "seed") if name in described]
+        named = [f"{name} {described[name]}" for name in ("pattern", "step", "seed") if name in described]
         return (
             f"Ticket({', '.join([described['model'], described['method'], described['pruned'] + ' pruned', *named])})"
         )
@@ -272,6 +286,19 @@ class Ticket:
             for layer, matrices in layers.items()
         )
         return table(self._described(), strips)
+
+
+def _pruned(weights: Mapping[str, Tensor], sparsity: float | None, pattern: str | None) -> Sparsity:
+    """How much a ticket prunes, by its sparsity or its pattern. Raises UserError, see `Ticket.magnitude`."""
+    if (sparsity is None) == (pattern is None):
+        given = "both sparsity and pattern are" if pattern else "neither sparsity nor pattern is"
+        raise UserError(f'{given} given; give one of them, such as sparsity=0.7 or pattern="2:4"')
+    if sparsity is not None:
+        check_sparsity("sparsity", sparsity)
+        return sparsity
+    groups = tk.Pattern(*parse_pattern(str(pattern)))
+    check_pattern_fits(weights, groups)
+    return groups
 
 
 def _cell(name: str, sparsity: float) -> str:

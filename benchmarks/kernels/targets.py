@@ -56,6 +56,8 @@ TARGETS = [
     Target("cuda", "mask_weights", "forward", ALL, COPY, 1 / 0.85),
     Target("cuda", "ste_backward", "backward", ALL, COPY, 1 / 0.85),
     Target("cuda", "mask_adamw", "both", ALL, COPY, 1 / 0.75),
+    Target("cuda", "pattern_adamw", "both", f"{ALL}, {optimizer.PATTERN}", COPY, 1 / 0.75),
+    Target("cuda", "pattern_adamw", "both", f"{ALL}, {optimizer.PATTERN}", optimizer.UNSTRUCTURED, 0.9),
     Target("cuda", "masked_linear", "both", "2048 tokens", DENSE, 1.05),
     Target("cuda", "masked_linear", "both", "256 tokens", DENSE, 1.10),
     *(Target("cuda", "masked_linear", "forward", f"{n} tokens", layers.WHOLE_MATRIX, 1.0) for n in (1, 16, 64)),

@@ -25,10 +25,13 @@ from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
 from tamt.training.precision import DTYPES
 from tamt_kernels.backend import onednn
+from tamt_kernels.backend.choices import cpu_model
 from tamt_kernels.backend.timing import times_by_turns
 
 TOKENS = (1, 8, 32, 128, 512)
 Forward = Callable[[], object]
+DENSE, ONEDNN, SPARSE = "dense", "dense by oneDNN", "sparse"
+"""The ways to run a model."""
 
 
 @command(BenchOptions)
@@ -42,15 +45,19 @@ def bench(options: BenchOptions) -> dict:
     lengths = options.tokens or [tokens for tokens in TOKENS if tokens <= longest]
     threads = options.threads or sorted({1, os.cpu_count() or 1})
     sparse = _sparse_twin(model, options)
-    sizes = _sizes(model, sparse)
-    for name, (dense_size, sparse_size) in sizes.items():
+    sizes = _sizes(model, sparse or model)
+    for name, (dense_size, sparse_size) in sizes.items() if sparse else ():
         say(f"{name}: dense {dense_size:.1f} MB, sparse {sparse_size:.1f} MB, {dense_size / sparse_size:.1f} × smaller")
     before = torch.get_num_threads()
     try:
         rows = [_row(options, model, sparse, count, tokens) for count in threads for tokens in lengths]
+        for row in rows:
+            row |= {"megabytes": sizes["file in float32"][row["fastest"] == SPARSE], "cpu": cpu_model()}
     finally:
         torch.set_num_threads(before)
-    megabytes = {name: {"dense": dense_size, "sparse": size} for name, (dense_size, size) in sizes.items()}
+    megabytes = {
+        name: {"dense": dense_size, "sparse": size if sparse else None} for name, (dense_size, size) in sizes.items()
+    }
     return {"results": rows, "megabytes": megabytes}
 
 
@@ -65,15 +72,16 @@ def _load(options: BenchOptions) -> PreTrainedModel:
     return model.eval().to(DTYPES[options.precision])
 
 
-def _sparse_twin(model: PreTrainedModel, options: BenchOptions) -> PreTrainedModel:
-    """The model with sparse matrices; what stays dense is shared. Raises UserError if no matrix can run sparse."""
+def _sparse_twin(model: PreTrainedModel, options: BenchOptions) -> PreTrainedModel | None:
+    """The model with sparse matrices; what stays dense is shared. None if no matrix can run sparse, which is said."""
     twin = _sharing_copy(model)
     sparse, matrices = sparsify(twin)
     if not sparse:
-        raise UserError(
-            f"no matrix of {options.model} has zeros enough to run sparse; give the --mask of a subnetwork, or "
-            "--sparsity for what one would gain"
+        say(
+            f"no matrix of {options.model} has zeros enough to run sparse, so it is measured dense; give the --mask of "
+            "a subnetwork, or --sparsity for what one would gain"
         )
+        return None
     say(f"{sparse} of {matrices} matrices run sparse, the others dense")
     return twin
 
@@ -112,32 +120,34 @@ def _sizes(dense: nn.Module, sparse: nn.Module) -> dict[str, tuple[float, float]
 
 
 def _row(
-    options: BenchOptions, dense: PreTrainedModel, sparse: PreTrainedModel, threads: int, tokens: int
+    options: BenchOptions, dense: PreTrainedModel, sparse: PreTrainedModel | None, threads: int, tokens: int
 ) -> dict[str, Any]:
     """The row of results for a number of threads and of tokens."""
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(dense.config.vocab_size, (options.batch_size, tokens), generator=generator)
-    models = {"dense": dense, "sparse": sparse}
+    models = {DENSE: dense} | ({SPARSE: sparse} if sparse else {})
     if options.precision == "fp32" and onednn.problem() is None:
-        models["onednn"] = _onednn_twin(dense, options.batch_size * tokens)
+        models[ONEDNN] = _onednn_twin(dense, options.batch_size * tokens)
     with torch.inference_mode():
         times = _times({name: partial(model, ids) for name, model in models.items()}, options.rounds)
-    best = min(times["dense"], times.get("onednn", times["dense"]))
-    gain = best / times["sparse"]
+    best = min(time for way, time in times.items() if way != SPARSE)
+    gain = best / times[SPARSE] if sparse else None
+    fastest = min(times, key=times.__getitem__)
     return {
         "model": options.model,
         "precision": options.precision,
         "batch_size": options.batch_size,
         "threads": threads,
         "tokens": tokens,
-        "dense_ms": times["dense"],
-        "dense_onednn_ms": times.get("onednn"),
-        "sparse_ms": times["sparse"],
+        "dense_ms": times[DENSE],
+        "dense_onednn_ms": times.get(ONEDNN),
+        "sparse_ms": times.get(SPARSE),
         "dense_tokens_per_s": 1000 * ids.numel() / best,
-        "sparse_tokens_per_s": 1000 * ids.numel() / times["sparse"],
+        "sparse_tokens_per_s": 1000 * ids.numel() / times[SPARSE] if sparse else None,
         "times_faster": gain,
-        "sparse_is": "faster" if gain >= 1 else "slower",
+        "fastest": fastest,
+        "fastest_ms": times[fastest],
     }
 
 

@@ -94,8 +94,8 @@ def check_pattern_fits(weights: Mapping[str, Tensor], pattern: tk.Pattern) -> No
     for name, weight in weights.items():
         if weight.shape[-1] % pattern.m:
             raise UserError(
-                f"--pattern {pattern} does not fit the matrix {name}, whose rows of {weight.shape[-1]} entries are not "
-                f"groups of {pattern.m}; give a pattern whose second number divides {weight.shape[-1]}"
+                f"the pattern {pattern} does not fit the matrix {name}, whose rows of {weight.shape[-1]} entries are "
+                f"not groups of {pattern.m}; give a pattern whose second number divides {weight.shape[-1]}"
             )
 
 

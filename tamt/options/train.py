@@ -16,8 +16,8 @@ from tamt.runtime.choices import (
     Scores,
     Tracker,
     check_initial,
-    parse_pattern,
     resolve_tracker,
+    share_pruned,
 )
 from tamt.runtime.errors import UserError, check_sparsity
 
@@ -136,8 +136,7 @@ class TrainOptions(Options):
     def share(self) -> float:
         """The share of zeros in each mask."""
         if self.pattern is not None:
-            kept, group = parse_pattern(self.pattern)
-            return (group - kept) / group
+            return share_pruned(self.pattern)
         return SPARSITY if self.sparsity is None else self.sparsity
 
     def settings(self) -> dict[str, Any]:

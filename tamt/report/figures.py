@@ -4,17 +4,16 @@ from collections.abc import Sequence
 
 from tamt.methods import OMP, RANDOM
 from tamt.report.figure import Chart, Figure, Missing, Point, Series
+from tamt.report.latency_figure import by_latency
 from tamt.report.numbers import percent
-from tamt.report.results import FineTuningRecord, Results, TicketRecord
+from tamt.report.results import FineTuningRecord, Results
 from tamt.report.scores import (
     AVERAGE,
     LOSSES,
-    MethodVariant,
     Scores,
-    about_ticket,
     main_tickets,
     mask_count,
-    order_of,
+    scatter,
     series_of,
     short_searches,
     suffixes,
@@ -24,11 +23,20 @@ from tamt.report.statistics import summarise
 
 
 def figures_of(results: Results) -> list[Figure | Missing]:
-    """All figures of the paper, or `Missing` for those that lack runs."""
+    """All figures of the paper and more, or `Missing` for those that lack runs."""
     found: list[Figure | Missing] = []
     for model, suffix in suffixes(results.models).items():
         scores = Scores(results, model)
-        for define in (omp_and_random, by_sparsity, by_loss, by_steps, by_start, by_samples, along_the_search):
+        for define in (
+            omp_and_random,
+            by_sparsity,
+            by_loss,
+            by_steps,
+            by_start,
+            by_samples,
+            along_the_search,
+            by_latency,
+        ):
             figure = define(results, model, scores)
             if isinstance(figure, Figure):
                 title = f"{figure.title} ({model})" if suffix else figure.title
@@ -204,19 +212,6 @@ def _loss_against_sparsity(results: Results, model: str, loss: str, tickets: dic
     full = results.full_losses.get(model, {}).get(loss)
     reference = ("full model", summarise([full])) if full is not None else None
     return Chart("before fine-tuning", "sparsity (%)", LOSSES[loss], tuple(series), reference)
-
-
-def scatter(tickets: Sequence[tuple[TicketRecord, float]], scores: Scores, task: str) -> tuple[Series, ...]:
-    """A series of marks for each method, one mark per ticket; `tickets` are pairs of a ticket and its x."""
-    gathered: dict[MethodVariant, list[Point]] = {}
-    for ticket, value in tickets:
-        if summary := scores.of([ticket], task):
-            about = about_ticket(ticket)
-            gathered.setdefault((ticket.method, ticket.variant), []).append(Point.of(value, summary, about))
-    return tuple(
-        series_of(key, tuple(sorted(points, key=lambda point: point[:2])), line=False)
-        for key, points in sorted(gathered.items(), key=lambda item: order_of(item[0]))
-    )
 
 
 def _trained_on(scores: Scores) -> str:

@@ -8,10 +8,9 @@ from tamt.masks.file import PackedMasks, load_packed
 from tamt.masks.similarity import of_one_model, similarity
 from tamt.methods import OMP
 from tamt.report.figure import Chart, Figure, HeatMap, Missing, Point, Series
-from tamt.report.figures import scatter
 from tamt.report.numbers import percent
 from tamt.report.results import Results, TicketRecord
-from tamt.report.scores import MethodVariant, Scores, label_of, main_tickets, suffixes
+from tamt.report.scores import MethodVariant, Scores, label_of, main_tickets, scatter, suffixes
 from tamt.report.statistics import summarise
 from tamt.report.variants import is_unusual
 from tamt.runtime.errors import UserError

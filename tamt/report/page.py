@@ -208,7 +208,7 @@ def markdown(results: Results, found: Sequence[Figure | Missing], tables: Sequen
     """The main tables, the figures and the missing ones as Markdown, for a README."""
     parts = [f"# Winning tickets: {_plain(results.folder.resolve().name)}", _plain(summary(results))]
     for table in tables:
-        if table.name in ("scores", "searches", "paper"):
+        if table.name in ("scores", "times", "searches", "paper"):
             parts += [f"## {table.title}", _plain(table.note), _markdown_table(table)]
     for item in found:
         if isinstance(item, Figure):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tamt.report.comparable import keep_most_common_version, keep_shared_settings, with_labels
 from tamt.report.fine_tunings import read_fine_tunings
+from tamt.report.latencies import is_latency, read_latencies
 from tamt.report.results import Results
 from tamt.report.scan import finished_runs
 from tamt.report.searches import read_evaluations, read_searches
@@ -37,7 +38,9 @@ def read_results(folder: Path) -> Results:
     comparable = keep_shared_settings(results, searches)
     fine_tunings = keep_shared_settings(results, [run for run in runs if "task" in run.config])
     read_searches(results, comparable)
-    read_evaluations(results, [run for run in runs if "method" not in run.config and "task" not in run.config])
+    others = [run for run in runs if "method" not in run.config and "task" not in run.config]
+    read_evaluations(results, [run for run in others if not is_latency(run)])
+    read_latencies(results, [run for run in others if is_latency(run)])
     read_fine_tunings(results, fine_tunings, {run.name for run in searches})
     if not results.tickets and not results.fine_tunings:
         first = results.skipped[0]

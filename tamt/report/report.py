@@ -16,6 +16,7 @@ from tamt.report.tables import (
     differences_table,
     figure_table,
     kept_table,
+    latencies_table,
     runs_table,
     scores_table,
     searches_table,
@@ -47,6 +48,7 @@ def report(options: ReportOptions) -> dict:
     figures = [item for item in found if isinstance(item, Figure)]
     tables = [
         scores_table(results),
+        latencies_table(results),
         searches_table(results, groups),
         paper_table(results, groups, figures),
         differences_table(results),

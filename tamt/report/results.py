@@ -74,6 +74,40 @@ class FineTuningRecord:
 
 
 @dataclass(frozen=True)
+class LatencyRecord:
+    """How long a forward pass of a subnetwork, or of the full model, takes on a CPU in its fastest way, and its size.
+
+    Attributes:
+        model: label of the model.
+        ticket: the subnetwork; None for the full model.
+        batch_size: rows per forward pass.
+        tokens: tokens per row.
+        threads: number of threads.
+        precision: of weights and arithmetic.
+        milliseconds: the median.
+        way: how it runs: dense, sparse, …
+        megabytes: the size on disk of the model that runs in this way, in float32.
+    """
+
+    model: str
+    ticket: TicketRecord | None
+    batch_size: int
+    tokens: int
+    threads: int
+    precision: str
+    milliseconds: float
+    way: str
+    megabytes: float
+
+    @property
+    def setting(self) -> str:
+        """What times must share to be compared, in words."""
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        half = "" if self.precision == "fp32" else f", {self.precision}"
+        return f"{self.batch_size} × {self.tokens} tokens, {threads}{half}"
+
+
+@dataclass(frozen=True)
 class Curve:
     """The dev losses along one search: for each point the step, the seconds (None if it was resumed) and the values."""
 
@@ -102,6 +136,7 @@ class Results:
     """Fine-tunings at the other learning rates."""
     rates: dict[tuple[str, str], tuple[float | None, ...]] = field(default_factory=dict)
     """By model and task, the learning rates at which every mask and the full model were fine-tuned."""
+    latencies: list[LatencyRecord] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     full_losses: dict[str, dict[str, float]] = field(default_factory=dict)
     """By model, the dev losses of the full model."""

@@ -1,6 +1,6 @@
 """The scores of a model, and the order and the names in which a report shows its subnetworks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tamt.methods import METHODS, PUBLISHED
@@ -122,6 +122,24 @@ def about_ticket(ticket: TicketRecord) -> str:
 def series_of(key: MethodVariant, points: tuple[Point, ...], more: str = "", line: bool = True) -> Series:
     """The points of a method in its colour, dashed if the variant is not the default; `more` is added to the label."""
     return Series(label_of(*key) + more, key[0], points, line, dashed=is_unusual(key[1]))
+
+
+def scatter(
+    tickets: Sequence[tuple[TicketRecord, float]],
+    scores: Scores,
+    task: str,
+    about: Callable[[TicketRecord], str] = about_ticket,
+) -> tuple[Series, ...]:
+    """A series of marks for each method, one mark per ticket; `tickets` are pairs of a ticket and its x."""
+    gathered: dict[MethodVariant, list[Point]] = {}
+    for ticket, value in tickets:
+        if summary := scores.of([ticket], task):
+            point = Point.of(value, summary, about(ticket))
+            gathered.setdefault((ticket.method, ticket.variant), []).append(point)
+    return tuple(
+        series_of(key, tuple(sorted(points, key=lambda point: point[:2])), line=False)
+        for key, points in sorted(gathered.items(), key=lambda item: order_of(item[0]))
+    )
 
 
 def mask_count(tickets: Sequence[TicketRecord]) -> str:

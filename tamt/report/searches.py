@@ -154,8 +154,8 @@ def ticket_of(results: Results, run: FinishedRun, row: Mapping[str, Any]) -> Tic
         if ticket.mask is not None
         and mask_key(str(ticket.mask)) == key
         and ticket.model == run.model
-        and ticket.method == row.get("method")
-        and abs(ticket.sparsity - float(row.get("sparsity", -1))) < 0.002
+        and row.get("method") in (None, ticket.method)
+        and abs(ticket.sparsity - float(row.get("sparsity", ticket.sparsity))) < 0.002
         and (seed is None or ticket.seed in (None, seed))
         and (step is None or ticket.step == step)
     ]

@@ -5,12 +5,17 @@ from typing import Any
 from tamt.methods import FULL, METHODS, PUBLISHED
 from tamt.report.figure import Chart, Figure, Series
 
+FRONT = "front"
+"""The style of a Pareto front."""
+FULL_MARK = "*"
+"""The mark of the full model where it is a point; elsewhere it is a line."""
 INK, MUTED, RULE, PAPER = "#1b1f24", "#5b6570", "#d9dee4", "#fffffe"
 COLOURS = {
     **{method.name: method.colours for method in METHODS.values()},
     PUBLISHED: ("#5a3e99", "#a98be6"),
     FULL: (INK, "#e8ebee"),
     "gap": ("#8c2d3a", "#e58a97"),
+    FRONT: ("#7b828b", "#a3abb5"),
     "model-0": ("#0072b3", "#56a9e1"),
     "model-1": ("#d55e01", "#ff8a3e"),
     "model-2": ("#008a67", "#2fc39c"),
@@ -22,6 +27,7 @@ MARKS = {
     PUBLISHED: "P",
     FULL: "",
     "gap": "",
+    FRONT: "",
     "model-1": "s",
     "model-2": "^",
 }
@@ -69,16 +75,21 @@ def styles_of(figure: Figure) -> list[Series]:
     return sorted(found.values(), key=lambda series: series.style == "full")
 
 
+def mark_of(series: Series) -> str:
+    """matplotlib's mark of a series."""
+    return FULL_MARK if series.style == FULL and not series.line else MARKS.get(series.style, "o")
+
+
 def line_style(series: Series, many: bool = False) -> dict[str, Any]:
     """matplotlib's options for a series. A dashed series has hollow marks."""
     colour = colour_of(series.style)
-    mark = "" if many else MARKS.get(series.style, "o")
+    mark = "" if many else mark_of(series)
     return {
         "color": colour,
         "linestyle": "none" if not series.line else (0, (4, 3)) if series.dashed else "-",
-        "linewidth": 1.0 if series.style in ("full", "gap") else 1.5,
+        "linewidth": 1.0 if series.style in (FULL, FRONT, "gap") else 1.5,
         "marker": mark,
-        "markersize": 5 if series.line else 5.5,
+        "markersize": 9 if mark == FULL_MARK else 5 if series.line else 5.5,
         "markerfacecolor": PAPER if series.dashed else colour,
         "markeredgecolor": colour if series.dashed else PAPER,
         "markeredgewidth": 1.1 if series.dashed else 0.5,
@@ -100,9 +111,10 @@ def swatch(series: Series) -> str:
         "X": '<path d="M9.5 2.5L13 4.5L16.5 2.5L14.7 6L16.5 9.5L13 7.5L9.5 9.5L11.3 6Z"',
         "p": '<path d="M13 1.8L17.2 4.8L15.6 9.7H10.4L8.8 4.8Z"',
         "h": '<path d="M13 1.8L16.8 4V8L13 10.2L9.2 8V4Z"',
+        FULL_MARK: '<path d="M13 1L14.3 4.6H18L15 6.9L16.2 10.6L13 8.3L9.8 10.6L11 6.9L8 4.6H11.7Z"',
         "P": '<path d="M11.5 2h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5v-3h2.5Z"',
     }
-    mark = MARKS.get(series.style, "o")
+    mark = mark_of(series)
     shape = f'{shapes[mark]} fill="{fill}" stroke="{colour}"/>' if mark else ""
     return f'<svg class="swatch" viewBox="0 0 26 12" aria-hidden="true">{line}{shape}</svg>'
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from tamt.finetuning.rates import rates_in_words
+from tamt.methods import FULL
 from tamt.report.figure import Figure, HeatMap
 from tamt.report.masks import MaskGroup
-from tamt.report.results import Results, TicketRecord
+from tamt.report.results import LatencyRecord, Results, TicketRecord
 from tamt.report.scores import AVERAGE, LOSSES, Scores, label_of, main_tickets, order_of
 from tamt.report.statistics import (
     FEWEST_MASKS,
@@ -134,6 +135,36 @@ def searches_table(results: Results, groups: list[MaskGroup]) -> Table:
         *("MLM dev loss", "KD dev loss", "search time (min)", "distance from OMP"),
     )
     return Table("searches", "Searches", note, columns, rows)
+
+
+def latencies_table(results: Results) -> Table:
+    """Time and size of every kind of subnetwork, in the way in which it runs fastest, beside its score."""
+    gathered: dict[tuple, list[LatencyRecord]] = {}
+    for latency in results.latencies:
+        t = latency.ticket
+        kind = (t.sparsity, order_of((t.method, t.variant))) if t else (0.0, order_of((FULL, None)))
+        gathered.setdefault((latency.model, latency.setting, *kind, latency.way), []).append(latency)
+    rows: list[tuple[Cell, ...]] = []
+    full: dict[tuple[str, str], float] = {}
+    for (model, setting, sparsity, _, way), measured in sorted(gathered.items(), key=lambda item: item[0]):
+        scores = Scores(results, model)
+        tickets = [latency.ticket for latency in measured if latency.ticket]
+        label = label_of(tickets[0].method, tickets[0].variant) if tickets else "full model"
+        milliseconds = summarise([latency.milliseconds for latency in measured])
+        if not tickets:
+            full[model, setting] = milliseconds.mean
+        faster = full[model, setting] / milliseconds.mean if (model, setting) in full else None
+        megabytes = summarise([latency.megabytes for latency in measured]).mean
+        score = None
+        if scores.panels:
+            score = scores.of(tickets, scores.panels[0]) if tickets else _full(scores, scores.panels[0])
+        rows.append((model, setting, sparsity, label, way, milliseconds, faster, megabytes, score))
+    note = (
+        "Forward passes on a CPU. Each subnetwork runs in its fastest way; the size is that of its file in float32. "
+        "Means over masks. Scores × 100 are those of the first table, over all tasks where there are several."
+    )
+    columns = ("model", "rows × tokens", "sparsity", "method", "runs", "ms", "times as fast", "MB on disk", "score")
+    return Table("times", "Time and size", note, columns, rows)
 
 
 def _summary(values: Iterable[float | None]) -> Summary | None:

@@ -81,9 +81,15 @@ def parse_pattern(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([0-9]{1,2}):([0-9]{1,2})", text)
     if not found or not 1 <= int(found[1]) < int(found[2]) <= LONGEST_GROUP:
         raise UserError(
-            f"--pattern {text} is not N:M with 1 <= N < M <= {LONGEST_GROUP}; give 2:4 to keep 2 of each 4 neighbours"
+            f"the pattern {text} is not N:M with 1 <= N < M <= {LONGEST_GROUP}; give 2:4 to keep 2 of each 4 neighbours"
         )
     return int(found[1]), int(found[2])
+
+
+def share_pruned(pattern: str) -> float:
+    """The share of zeros that a pattern leaves, 0.5 for "2:4". Raises UserError, see `parse_pattern`."""
+    kept, group = parse_pattern(pattern)
+    return (group - kept) / group
 
 
 def resolve_tracker(track: Tracker) -> str:

@@ -28,6 +28,13 @@ class PlainLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: Any) -> Any:
+        """A whole number. The pattern 2:4 is text, and not 124 in base 60."""
+        return node.value if ":" in node.value else super().construct_yaml_int(node)
+
+
+PlainLoader.add_constructor("tag:yaml.org,2002:int", PlainLoader.construct_yaml_int)
+
 
 def lfs_pointer(path: Path) -> bool:
     """Whether a file is the few lines that Git keeps in place of a large one, which `git lfs pull` fetches."""

@@ -68,16 +68,13 @@ def _train(options: TrainOptions) -> dict:
         check_encoder_runs(student, options.model, compute, blocks)
     in_place = not method.trains_scores  # these set the student's own weights to zero, so the teacher needs a copy
     teacher = copy.deepcopy(student.encoder) if in_place else dense_twin(student.encoder, compute.dtype)
-    one_by_one = options.no_cuda_graphs or options.pattern is not None  # a pattern's step waits for the GPU
-    cuda_graphs = not method.one_shot and starts_from_graphs(one_by_one, options.activation_checkpointing)
+    cuda_graphs = not method.one_shot and starts_from_graphs(options.no_cuda_graphs, options.activation_checkpointing)
     text = replace(text, fixed_shapes=cuda_graphs)
     if options.activation_checkpointing:
         checkpoint_activations(student.model, options.model)
 
     with RunFolder.start(output, options.settings(), options.resume, options.keep, options.track) as folder:
         report_compute(compute, asked)
-        if options.pattern is not None and compute.device.type == "cuda":
-            say("masks of a pattern are trained in plain torch on a GPU, without CUDA graphs, which takes longer")
         search = Search(options, _plan(options, cuda_graphs), folder, compute, student, teacher, text, pooler)
         if student.fresh_head and needs_head(options.weights()):
             _warm_up_head(search)

@@ -12,12 +12,12 @@ from tamt.methods import FULL, IMP, METHODS, STAGES, last_step, objective_of
 from tamt.runtime.errors import UserError
 from tamt.runtime.names import distinct
 from tamt.search.search import HEAD_FILE
-from tamt.sweep.study import Part, Study
+from tamt.sweep.study import Amount, Part, Study
 from tamt.terms import needs_head
 
 ASIDE = "aside"
 """Folder of a study for runs that cannot be used; nothing is deleted."""
-Kind = Literal["search", "evaluate", "finetune"]
+Kind = Literal["search", "evaluate", "finetune", "bench"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class GridPoint:
         steps: length of the search, None for the default.
         variant: value of each option in `Method.variants`, None for the default.
         seed: seed of the search; None if the mask does not depend on it.
-        sparsity: share of zeros, between 0 and 1.
+        amount: how much is pruned.
     """
 
     model: str
@@ -95,11 +95,11 @@ class GridPoint:
     steps: int | None
     variant: dict[str, Any]
     seed: int | None
-    sparsity: float
+    amount: Amount
 
 
 def make_plan(study: Study) -> StudyPlan:
-    """The runs of all parts of a study, each once: searches, then evaluations, then fine-tunings.
+    """The runs of all parts of a study, each once: searches, then evaluations, fine-tunings and measurements of time.
 
     One search gives all masks that it passes: mask training those of its `save_at`, IMP those of the lower sparsities
     that are multiples of 10 % (as in the paper, B.2).
@@ -111,14 +111,14 @@ def make_plan(study: Study) -> StudyPlan:
 
 
 def grid(part: Part, model: str, method: str) -> Iterator[GridPoint]:
-    """The searches of a method for a model: every length, variant, seed and sparsity with every other."""
+    """The searches of a method for a model: every length, variant, seed and amount with every other."""
     found = METHODS[method]
     all_steps = part.search[method].get("steps", [None])
     values = product(*(part.variants[option] for option in found.variants))
     variants = [dict(zip(found.variants, chosen, strict=True)) for chosen in values]
     seeds = part.mask_seeds if found.seeded else [None]
-    for steps, variant, seed, sparsity in product(all_steps, variants, seeds, part.sparsities):
-        yield GridPoint(model, method, steps, variant, seed, sparsity)
+    for steps, variant, seed, amount in product(all_steps, variants, seeds, part.amounts):
+        yield GridPoint(model, method, steps, variant, seed, amount)
 
 
 class _Planner:
@@ -143,6 +143,7 @@ class _Planner:
                     subnetwork = self.evaluate(part, model, subnetwork)
                     subnetworks[subnetwork.name] = subnetwork
                     self.finetune(part, model, subnetwork)
+                    self.bench(part, model, subnetwork)
         kinds = get_args(Kind)
         return StudyPlan(sorted(self.runs.values(), key=lambda run: kinds.index(run.kind)), list(subnetworks.values()))
 
@@ -157,13 +158,13 @@ class _Planner:
         """Add the search of a point. Returns its subnetworks: at the end, and at the steps of `save_at`."""
         method, name, steps = point.method, self.model_names[point.model], point.steps
         options = part.search[method]
-        searched = self._sparsity_of_search(point)
-        last = last_step(method, searched, steps)
+        searched = self._amount_of_search(point)
+        last = last_step(method, searched.sparsity, steps)
         save_at = [step for step in options.get("save_at", []) if step < last]
-        final = MASK_FILE if point.sparsity == searched else f"masks/sparsity-{point.sparsity:g}.safetensors"
+        final = MASK_FILE if point.amount == searched else f"masks/sparsity-{point.amount.sparsity:g}.safetensors"
         files = {None: final} | {step: f"masks/step-{step}.safetensors" for step in save_at}
         own = {"model": name, "method": method}
-        labels = {**own, "sparsity": point.sparsity, **point.variant, "steps": steps, "mask_seed": point.seed}
+        labels = {**own, **point.amount.options, **point.variant, "steps": steps, "mask_seed": point.seed}
         given = {
             "corpus": part.corpus,
             "dev_corpus": part.dev_corpus,
@@ -173,14 +174,14 @@ class _Planner:
             "save_at": save_at,
         }
         settings = {key: value for key, value in options.items() if key not in {"steps", "save_at"}}
-        settings |= {"method": method, "model": point.model, "sparsity": searched}
+        settings |= {"method": method, "model": point.model, **searched.options}
         settings |= {key: value for key, value in given.items() if value not in (None, [])}
         search = self.add(
             Run(
                 kind="search",
                 name=self._name(point, searched, seed=point.seed),
                 settings=settings,
-                labels=labels | {"sparsity": searched},
+                labels=labels | searched.options,
                 masks=tuple(files.values()),
                 work=max(1, last),
                 like=("search", method, name),
@@ -188,7 +189,7 @@ class _Planner:
         )
         return [
             Subnetwork(
-                self._name(point, point.sparsity, mask=point.seed, step=step),
+                self._name(point, point.amount, mask=point.seed, step=step),
                 labels | {"step": step},
                 search.path,
                 file,
@@ -196,23 +197,28 @@ class _Planner:
             for step, file in files.items()
         ]
 
-    def _sparsity_of_search(self, point: GridPoint) -> float:
-        """The sparsity of the search that gives a point's mask: for IMP the highest one, if it passes the point's."""
-        passed = {stage / STAGES for stage in range(1, STAGES)}
-        if point.method != IMP or point.sparsity not in passed:
-            return point.sparsity
+    def _amount_of_search(self, point: GridPoint) -> Amount:
+        """What the search that gives a point's mask prunes: for IMP the highest sparsity, if it passes the point's."""
+        passed = {Amount(stage / STAGES) for stage in range(1, STAGES)}
+        if point.method != IMP or point.amount not in passed:
+            return point.amount
         return max(
-            sparsity
-            for part in self.study.parts
-            if point.model in part.models
-            and IMP in part.methods
-            and point.steps in part.search[IMP].get("steps", [None])
-            for sparsity in part.sparsities
+            (
+                amount
+                for part in self.study.parts
+                if point.model in part.models
+                and IMP in part.methods
+                and point.steps in part.search[IMP].get("steps", [None])
+                for amount in part.amounts
+                if amount.pattern is None
+            ),
+            key=lambda amount: amount.sparsity,
         )
 
-    def _name(self, point: GridPoint, sparsity: float, **marks: int | None) -> str:
+    def _name(self, point: GridPoint, amount: Amount, **marks: int | None) -> str:
         """The name of a search or a subnetwork."""
-        start = [point.method, self.model_names[point.model], f"s{sparsity!r}"]
+        pruned = f"s{amount.sparsity!r}" if amount.pattern is None else _slug(amount.pattern)
+        start = [point.method, self.model_names[point.model], pruned]
         return "_".join([*start, *_variant_marks(point.variant), *_marks(steps=point.steps, **marks)])
 
     def evaluate(self, part: Part, model: str, subnetwork: Subnetwork) -> Subnetwork:
@@ -251,6 +257,16 @@ class _Planner:
                 labels = {**subnetwork.labels, "task": task, **own}
                 like = ("finetune", task, subnetwork.labels["model"], samples)
                 self.add(Run("finetune", name, settings, labels, needs=subnetwork.search, like=like))
+
+    def bench(self, part: Part, model: str, subnetwork: Subnetwork) -> None:
+        """Add the measurement of a subnetwork's time and size, if the part asks for it."""
+        if part.bench is None:
+            return
+        settings = {**part.bench, "model": model}
+        if subnetwork.search:
+            settings["mask"] = self._mask(subnetwork)
+        like = ("bench", subnetwork.labels["model"])
+        self.add(Run("bench", subnetwork.name, settings, subnetwork.labels, needs=subnetwork.search, like=like))
 
     def _mask(self, subnetwork: Subnetwork) -> Path:
         return self.study.output / str(subnetwork.search) / str(subnetwork.file)

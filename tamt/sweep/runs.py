@@ -13,10 +13,12 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
+from tamt.commands.bench import bench
 from tamt.commands.evaluate import evaluate
 from tamt.finetuning.finetune import finetune
 from tamt.finetuning.loop import MODEL_FOLDER
 from tamt.options.base import Options
+from tamt.options.bench import BenchOptions
 from tamt.options.evaluate import EvaluateOptions
 from tamt.options.finetune import FinetuneOptions
 from tamt.options.train import TrainOptions
@@ -37,8 +39,20 @@ from tamt.training.run_folder import (
 )
 from tamt.version import __version__
 
-COMMANDS: dict[Kind, Callable[..., dict]] = {"search": train, "evaluate": evaluate, "finetune": finetune}
-OPTIONS: dict[Kind, type[Options]] = {"search": TrainOptions, "evaluate": EvaluateOptions, "finetune": FinetuneOptions}
+COMMANDS: dict[Kind, Callable[..., dict]] = {
+    "search": train,
+    "evaluate": evaluate,
+    "finetune": finetune,
+    "bench": bench,
+}
+OPTIONS: dict[Kind, type[Options]] = {
+    "search": TrainOptions,
+    "evaluate": EvaluateOptions,
+    "finetune": FinetuneOptions,
+    "bench": BenchOptions,
+}
+RESUMABLE = {"search", "finetune"}
+"""Commands with a run folder of their own; the sweep writes the folders of the others."""
 ERRORS = "errors"
 
 State = Literal["done", "done without its masks", "to resume", "new", "damaged", "other"]
@@ -109,7 +123,7 @@ def _difference(output: Path, run: Run, started: Mapping[str, Any], finished: bo
     defaults = {field.name: field.default for field in fields(options) if field.name not in left_out}
     if "output" in started:
         former = str(Path(started["output"]).parent.parent)
-    else:  # an evaluation, which names the folder of a search
+    else:  # an evaluation or a measurement, which names the folder of a search
         former = str(started.get("mask")).rpartition("/search/")[0] or str(output)
     for name, default in defaults.items():
         asked = run.settings.get(name, default)
@@ -171,10 +185,10 @@ def attempt(output: Path, run: Run, keep_models: bool) -> Attempt:
 
 
 def _do(output: Path, run: Run) -> list[dict]:
-    folder = output / run.path
-    if run.kind != "evaluate":
-        return COMMANDS[run.kind](**run.settings, output=folder, resume=True)["results"]
+    folder, do = output / run.path, COMMANDS[run.kind]
+    if run.kind in RESUMABLE:
+        return do(**run.settings, output=folder, resume=True)["results"]
     write_config(folder, run.settings)
-    results = evaluate(**run.settings)
+    results = do(**run.settings)
     write_atomically(folder / RESULTS, json.dumps(results, indent=2) + "\n")
     return results["results"]

@@ -8,9 +8,10 @@ from typing import Any
 from tamt.data.tasks import TASKS, find_task
 from tamt.methods import IMP, METHODS, STAGES, MethodName, variant_options
 from tamt.options.base import Options
+from tamt.options.bench import BenchOptions
 from tamt.options.finetune import FinetuneOptions
 from tamt.options.train import TrainOptions
-from tamt.runtime.choices import Scope, Scores
+from tamt.runtime.choices import Scope, Scores, share_pruned
 from tamt.runtime.errors import UserError
 from tamt.sweep.document import CORPORA, Place, StudyDocument
 from tamt.terms import parse_objective
@@ -27,10 +28,11 @@ def options_of(kind: type[Options], *without: str) -> dict[str, Any]:
 
 VARIANTS = variant_options()
 """Options of the search that a study lists; each value is a separate search."""
-SEARCH_OPTIONS = options_of(TrainOptions, "method", "corpus", "dev_corpus", "sparsity", *VARIANTS) | {
+SEARCH_OPTIONS = options_of(TrainOptions, "method", "corpus", "dev_corpus", "sparsity", "pattern", *VARIANTS) | {
     "steps": list[int]
 }
 FINETUNE_OPTIONS = options_of(FinetuneOptions, "task", "mask", "seeds")
+BENCH_OPTIONS = options_of(BenchOptions, "mask", "sparsity")
 MASK_TRAINING = {"objective", "initial", "scores", "save_at", "ranking", "threshold_every"}
 """Options of the search that only mask training has."""
 TRAINING = {"steps", "accumulation", "lr", "head_warmup_steps", "log_every", "eval_every", "save_every"}
@@ -42,6 +44,7 @@ KEYS: dict[str, Any] = {
     "models": list[str],
     "methods": list[MethodName],
     "sparsities": list[float],
+    "patterns": list[str],
     "mask_seeds": list[int],
     "initial": list[str],
     "objective": list[str],
@@ -55,9 +58,26 @@ KEYS: dict[str, Any] = {
     "finetune_seeds": list[int],
     "data_dir": Path,
     "full_model": bool,
+    "bench": dict,
 }
 """The keys of a study, with their types, that `also` can change."""
 WHOLE_STUDY: dict[str, Any] = {"output": Path, "keep_models": bool, "also": list}
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much a search prunes: the share of zeros, and the pattern if it has one."""
+
+    sparsity: float
+    pattern: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of `tamt train` that ask for it."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+AMOUNT = tuple(field.name for field in fields(Amount))
 
 
 @dataclass(frozen=True)
@@ -69,11 +89,12 @@ class Part:
         search: the options of `tamt train` for each method; `steps` and `save_at` are lists.
         tasks: the options of `tamt finetune` by the name of each task; `train_samples` is a list of int, or of None for
             all rows, and `lr` is a list.
+        bench: the options of `tamt bench`; None if no time is measured.
     """
 
     models: list[str]
     methods: list[str]
-    sparsities: list[float]
+    amounts: list[Amount]
     mask_seeds: list[int]
     variants: dict[str, list[Any]]
     corpus: list[str]
@@ -82,6 +103,7 @@ class Part:
     tasks: dict[str, dict[str, Any]]
     finetune_seeds: list[int]
     full_model: bool
+    bench: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -123,12 +145,9 @@ def _part(document: StudyDocument, place: Place, content: Mapping[str, Any], dat
     """Check one grid. Errors in values that a part inherits name their line in the study."""
     found = document.mapping(place, content, KEYS)
     for key in ("models", "methods", "sparsities"):
-        if key not in found:
-            raise document.error(place, f"the key {key} is missing; a study needs models, methods and sparsities")
-    for number, sparsity in enumerate(found["sparsities"]):
-        if not 0 < sparsity < 1:
-            at = (*place, "sparsities", number)
-            raise document.error(at, f"the sparsity {sparsity:g} is not between 0 and 1; give 0.7 for 70 % zeros")
+        if key not in found and not (key == "sparsities" and "patterns" in found):
+            needed = "a study needs models, methods, and sparsities or patterns"
+            raise document.error(place, f"the key {key} is missing; {needed}")
     variants = _variants(document, place, found)
     corpus, dev_corpus = _texts(document, place, found)
     search = _search_options(document, (*place, "search"), found.get("search", {}), found["methods"])
@@ -138,7 +157,7 @@ def _part(document: StudyDocument, place: Place, content: Mapping[str, Any], dat
     return Part(
         models=[document.model(name) for name in found["models"]],
         methods=found["methods"],
-        sparsities=found["sparsities"],
+        amounts=_amounts(document, place, found),
         mask_seeds=found.get("mask_seeds", [0]),
         variants=variants,
         corpus=corpus,
@@ -147,7 +166,27 @@ def _part(document: StudyDocument, place: Place, content: Mapping[str, Any], dat
         tasks=_task_options(document, place, found, data_dir),
         finetune_seeds=found.get("finetune_seeds", [0]),
         full_model=found.get("full_model", True),
+        bench=document.mapping((*place, "bench"), found["bench"], BENCH_OPTIONS) if "bench" in found else None,
     )
+
+
+def _amounts(document: StudyDocument, place: Place, found: Mapping[str, Any]) -> list[Amount]:
+    """The sparsities, then the patterns."""
+    amounts = []
+    for number, sparsity in enumerate(found.get("sparsities", [])):
+        if not 0 < sparsity < 1:
+            at = (*place, "sparsities", number)
+            raise document.error(at, f"the sparsity {sparsity:g} is not between 0 and 1; give 0.7 for 70 % zeros")
+        amounts.append(Amount(sparsity))
+    patterns = enumerate(found.get("patterns", []))
+    return amounts + [_pattern(document, (*place, "patterns", number), pattern) for number, pattern in patterns]
+
+
+def _pattern(document: StudyDocument, place: Place, pattern: str) -> Amount:
+    try:
+        return Amount(share_pruned(pattern), pattern)
+    except UserError as error:
+        raise document.error(place, str(error)) from error
 
 
 def _variants(document: StudyDocument, place: Place, found: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -9,13 +9,13 @@ from typing import Any
 
 from tamt.finetuning.rates import best_over_seeds, rates_in_words
 from tamt.sweep.plan import StudyPlan, Subnetwork
-from tamt.sweep.study import VARIANTS
+from tamt.sweep.study import AMOUNT, VARIANTS
 
 TABLE = "results.csv"
 SETTINGS = (
     "model",
     "method",
-    "sparsity",
+    *AMOUNT,
     *VARIANTS,
     "steps",
     "mask_seed",
@@ -25,6 +25,7 @@ SETTINGS = (
     "lr",
     "seed",
 )
+TIMES = ("batch_size", "tokens", "threads", "precision", "fastest", "fastest_ms", "megabytes")
 FIGURES = ("kd_loss", "mlm_loss", "metric", "score", "best_step", "final_score")
 
 Rows = Mapping[str, list[dict]]
@@ -32,7 +33,8 @@ Rows = Mapping[str, list[dict]]
 
 
 def table(plan: StudyPlan, rows: Rows) -> list[dict[str, Any]]:
-    """One row for each subnetwork that is measured, with its losses, and one for each fine-tuning, with its score.
+    """One row for each subnetwork that is measured, with its losses; one for each fine-tuning, with its score; and one
+    for each time that is measured.
 
     Settings are those of the study: `steps` the schedule of the search, empty for the paper's; `step` where the mask
     was taken, empty for the end; `train_samples` empty for all; `lr` empty for the
@@ -47,6 +49,10 @@ def table(plan: StudyPlan, rows: Rows) -> list[dict[str, Any]]:
             mask = f"{subnetwork.search}/{subnetwork.file}" if subnetwork.search else None
             found.append({"kind": "mask", "run": path, **subnetwork.labels, **figures, "mask": mask})
     for run in plan.runs:
+        if run.kind == "bench" and run.path in rows:
+            for row in rows[run.path]:
+                figures = {key: row.get(key) for key in TIMES}
+                found.append({"kind": "bench", "run": run.path, **run.labels, **figures})
         if run.kind == "finetune" and run.path in rows:
             row = rows[run.path][-1]
             figures = {key: row.get(key) for key in (*FIGURES, "seconds")}
@@ -59,14 +65,15 @@ def write_table(found: list[dict[str, Any]]) -> str:
     """The rows of `table` as CSV."""
     dev = sorted({key for row in found for key in row if key.startswith("dev_")})
     text = io.StringIO()
-    columns = ["kind", "run", *SETTINGS, *FIGURES, *dev, "seconds", "mask"]
+    times = TIMES if any(row["kind"] == "bench" for row in found) else ()
+    columns = ["kind", "run", *SETTINGS, *FIGURES, *dev, *times, "seconds", "mask"]
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in found)
     return text.getvalue()
 
 
-KEYS = ("model", "method", "sparsity", *VARIANTS, "steps", "step")
+KEYS = ("model", "method", *AMOUNT, *VARIANTS, "steps", "step")
 """What tells one kind of subnetwork from another; its masks differ by seed."""
 
 

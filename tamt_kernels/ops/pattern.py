@@ -38,11 +38,13 @@ _mask = define(
     "pattern_mask(Tensor score, int n, int m, bool absolute=False) -> Tensor",
     eager=reference.pattern_mask,
     fake=_fake_mask,
+    triton="pattern",
 )
 operator = define(
     "pattern_weight(Tensor weight, Tensor score, int n, int m, ScalarType? dtype=None, bool absolute=False) -> Tensor",
     eager=reference.pattern_weight,
     fake=_fake_weight,
+    triton="pattern",
 )
 differentiate("pattern_weight", _backward, _save)
 

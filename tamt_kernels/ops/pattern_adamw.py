@@ -22,4 +22,5 @@ pattern_adamw = define(
     "Tensor[]? grad_rows=None) -> ()",
     eager=_composed,
     fake=_fake,
+    triton="pattern_adamw",
 )

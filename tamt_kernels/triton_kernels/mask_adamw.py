@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tamt_kernels.reference import whole_gradient
+from tamt_kernels.triton_kernels.adamw import PART, check_contiguous, update
 from tamt_kernels.triton_kernels.common import (
     TYPES,
     Table,
@@ -26,7 +27,6 @@ from tamt_kernels.triton_kernels.common import (
     keeps,
     launch,
     pointer_at,
-    read,
     rounded,
     same_type,
     table,
@@ -52,45 +52,9 @@ from tamt_kernels.triton_kernels.threshold_keys import (
 from tamt_kernels.triton_kernels.threshold_window import LANES, begin_count, collect, end_count, split_part
 
 WARPS = 8
-# Entries that a warp handles at once: four per thread of each of five tensors take 64 registers, so that a processor of
-# an H100 runs 32 warps. With eight it would run 16.
-PART = 128
-
 # Columns of the table of the other operands. The offset is that from the first masked weight, or NOT_WRITTEN.
 WEIGHT, MEAN, SQUARE, OFFSET, OPERANDS = (tl.constexpr(i) for i in range(5))
 NOT_WRITTEN = tl.constexpr(-(1 << 62))
-
-
-@triton.jit
-def _write(pointer, value, inside, WHOLE: tl.constexpr):
-    if WHOLE:
-        tl.store(pointer, value)
-    else:
-        tl.store(pointer, value, mask=inside)
-
-
-@triton.jit
-def _update(
-    grad, weight, score, mean, square, inside, factor, step_size, root, decay, new_mean, old_square, new_square, eps,
-    WHOLE: tl.constexpr,
-):  # fmt: skip
-    """AdamW in the order, and with the roundings, of the definition. Returns the weight and the new score.
-
-    The square root is correctly rounded; MKL's, which torch uses on a CPU, is wrong for seven entries in a thousand.
-    """
-    # Everything is read before anything is written, because the compiler does not know that the tensors do not overlap.
-    g, w, s = read(grad, inside, WHOLE), read(weight, inside, WHOLE), read(score, inside, WHOLE)
-    m, v = read(mean, inside, WHOLE), read(square, inside, WHOLE)
-    gradient = g * w * factor
-    # torch interpolates from the nearer end.
-    near = new_mean < 0.5
-    m = tl.fma(tl.where(near, new_mean, new_mean - 1.0), gradient - m, tl.where(near, m, gradient))
-    v = tl.fma(new_square * gradient, gradient, old_square * v)
-    _write(mean, m, inside, WHOLE)
-    _write(square, v, inside, WHOLE)
-    s = s * decay + tl.div_rn(-step_size * m, tl.div_rn(tl.sqrt_rn(v), root) + eps)
-    _write(score, s, inside, WHOLE)
-    return w, s
 
 
 @triton.jit
@@ -126,12 +90,12 @@ def adamw_kernel(
         entry = start + tl.arange(0, PART)
         inside = entry < size
         if start + PART <= end:
-            w, new = _update(
+            w, new = update(
                 grad + entry, weight + entry, score + entry, mean + entry, square + entry, inside,
                 factor, step_size, root, decay, new_mean, old_square, new_square, eps, True,
             )  # fmt: skip
         else:
-            w, new = _update(
+            w, new = update(
                 grad + entry, weight + entry, score + entry, mean + entry, square + entry, inside,
                 factor, step_size, root, decay, new_mean, old_square, new_square, eps, False,
             )  # fmt: skip
@@ -218,10 +182,7 @@ def mask_adamw(
     absolute: bool = False,
     grad_rows: list[Tensor] | None = None,
 ) -> None:
-    for name, tensors in (("scores", scores), ("means", means), ("squares", squares), ("masked", masked)):
-        for i, tensor in enumerate(tensors):
-            if not tensor.is_contiguous():
-                raise ValueError(f"mask_adamw: {name}[{i}] has strides {tensor.stride()} but must be contiguous")
+    check_contiguous("mask_adamw", scores=scores, means=means, squares=squares, masked=masked)
     if grad_rows is not None:
         grads = [whole_gradient(*parts) for parts in zip(grads, weights, grad_rows, strict=True)]
     pairs = zip(grads, masked, strict=True)

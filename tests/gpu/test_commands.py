@@ -57,6 +57,15 @@ def test_train_finds_the_mask_it_finds_without_graphs(method, precision, still: 
     assert differing(*(tmp_path / name / "mask.safetensors" for name in ("graphs", "none"))) < 0.02
 
 
+def test_a_pattern_is_found_from_graphs_as_without(still: Path, losses_of, tmp_path: Path):
+    for name, refused in (("graphs", False), ("none", True)):
+        output = tmp_path / name
+        train("tamt-kd", str(still), output, ["text"], pattern="2:4", no_cuda_graphs=refused, **OPTIONS)
+        masks, _ = load_masks(output / "mask.safetensors")
+        assert all(mask.reshape(-1, 4).sum(1).eq(2).all() for mask in masks.values())
+    assert losses_of(tmp_path / "graphs") == pytest.approx(losses_of(tmp_path / "none"), rel=3e-2)
+
+
 @pytest.mark.parametrize(("method", "every"), [("tamt-mlm+kd", 1), ("tamt-mlm+kd", 4), ("imp", 1)])
 def test_an_interrupted_search_ends_with_the_same_mask(
     method, every, still: Path, losses_of, tmp_path: Path, monkeypatch

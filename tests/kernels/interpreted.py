@@ -26,6 +26,8 @@ from tamt_kernels.triton_kernels import (
     masked_embedding,
     masked_linear,
     pack,
+    pattern,
+    pattern_adamw,
     prune,
     ste_backward,
     threshold,
@@ -33,9 +35,11 @@ from tamt_kernels.triton_kernels import (
 )
 
 from .scores import DISTRIBUTIONS, constant, gaussian, initial, same_bits, trained
-from .steps import a_step, check_step, gradients, rates_of
+from .steps import a_step, check_step, exact_roots, gradients, rates_of
 from .test_masked_layers import IDS
 from .test_masks import DTYPES, awkward_weight
+from .test_pattern import PATTERNS, Problem
+from .test_pattern import gradients as gradients_of_groups
 
 soak = pytest.mark.skipif("TAMT_SOAK" not in os.environ, reason="a minute or two each; make soak has it")
 
@@ -53,6 +57,9 @@ def small_and_poisoned(monkeypatch):
     monkeypatch.setattr(threshold, "MIN_ROOM", 16)
     monkeypatch.setattr(threshold, "SHARE", 512)
     monkeypatch.setattr(mask_adamw, "PART", 128)
+    monkeypatch.setattr(pattern, "TILE", 64)
+    monkeypatch.setattr(pattern_adamw, "PART", 32)
+    monkeypatch.setattr(pattern_adamw, "PARTS", 2)
     torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
     yield
     torch.use_deterministic_algorithms(False)
@@ -83,6 +90,7 @@ def test_triton_runs():
         "topk_threshold", "topk_threshold_unchecked", "binarize", "pack_mask", "unpack_mask", "prune_",
         "mask_weight", "mask_weights", "cosine", "cosine_backward", "ste_backward_all",
         "masked_embedding", "masked_embedding_backward", "gradient_norm", "mask_adamw",
+        "pattern_mask", "pattern_weight", "pattern_adamw",
         "masked_matmul", "masked_matmul_backward_x", "masked_matmul_backward_score",
     }  # fmt: skip
 
@@ -759,6 +767,79 @@ def test_mask_adamw_of_gradients_of_some_rows():
     check_step(found, [1.0, 0.01, 0.3, 1.0], grad_rows=grad_rows)
 
 
+@pytest.mark.parametrize(("n", "m"), PATTERNS)
+def test_patterns(n, m):
+    score = gaussian(18 * m).mul(3).round().reshape(6, 3 * m)  # with ties
+    score[0, ::7], score[1, ::5], score[2, ::3], score[3] = torch.nan, torch.inf, -torch.inf, -0.0
+    score[4] = score[3].abs()
+    weight = awkward_weight(score.shape, torch.float32)
+    for dtype, result, absolute in zip(DTYPES, DTYPES[::-1], (False, True, False), strict=True):
+        arguments = (score.to(dtype), n, m, absolute)
+        assert torch.equal(operators.pattern_mask(*arguments), reference.pattern_mask(*arguments))
+        arguments = (weight.to(result), score.to(dtype), n, m, dtype, absolute)
+        assert same_bits(operators.pattern_weight(*arguments), reference.pattern_weight(*arguments))
+    strided = score.t().contiguous().t()
+    assert torch.equal(operators.pattern_mask(strided, n, m), reference.pattern_mask(score, n, m))
+    assert operators.pattern_mask(score[:0], n, m).shape == (0, 3 * m)
+
+
+GROUPED = [(3, 40), (1, 80), (0, 40), (2, 120)]
+
+
+def check_step_of_a_pattern(problem, grads, count=1, **options):
+    """Take a step by the kernel; it has the bits of the definition, or, where fma is rounded twice, its masks."""
+    defined = copy.deepcopy(problem)
+    problem.step(operators.pattern_adamw, grads, count, **options)
+    with exact_roots():
+        defined.step(reference.pattern_adamw, grads, count, **options)
+    if fma_is_exact:
+        problem.assert_same(defined)
+        return
+    for name in ("scores", "means", "squares"):
+        torch.testing.assert_close(getattr(problem, name), getattr(defined, name), rtol=1e-5, atol=1e-8)
+    for weight, score, masked in zip(problem.weights, problem.scores, problem.masked, strict=True):
+        if masked.numel():
+            options = (*problem.pattern, masked.dtype, problem.absolute)
+            assert same_bits(masked, reference.pattern_weight(weight, score, *options))
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("pattern", [(2, 4), (1, 5), (7, 8), (3, 10)])
+def test_steps_of_a_pattern(pattern, absolute):
+    problem = Problem(absolute=absolute, pattern=pattern, shapes=GROUPED)
+    for count in range(1, 4):
+        before = copy.deepcopy(problem)
+        options = {"factor": torch.nan if count == 2 else 0.7, "decay": 0.1 * (count % 2), "betas": (0.9, 0.99)}
+        check_step_of_a_pattern(problem, gradients_of_groups(count, shapes=GROUPED), count, **options)
+        if count == 2:
+            problem.assert_same(before)
+    for masked in problem.masked:
+        assert (masked.reshape(-1, pattern[1]) != 0).sum(1).eq(pattern[0]).all()
+
+
+@pytest.mark.parametrize(("weight", "grad", "masked"), [(DTYPES[i], DTYPES[i - 2], DTYPES[i - 1]) for i in range(3)])
+def test_types_of_steps_of_a_pattern(weight, grad, masked):
+    problem, grads = Problem(weight, masked, shapes=GROUPED), gradients_of_groups(1, grad, GROUPED)
+    grads[0] = grads[0].float()  # beside gradients of another type
+    problem.masked[3] = torch.empty(0, dtype=masked)  # not asked for
+    check_step_of_a_pattern(problem, grads)
+    problem.means[0] = problem.means[0].t().contiguous().t()
+    with pytest.raises(ValueError, match=r"pattern_adamw: means\[0\] has strides \(1, 3\) but must be contiguous"):
+        check_step_of_a_pattern(problem, grads)
+
+
+def test_gradients_in_the_place_of_masked_weights_of_a_pattern():
+    for factor in (0.8, torch.inf):
+        problem, grads = Problem(shapes=GROUPED), gradients_of_groups(1, shapes=GROUPED)
+        check_step_of_a_pattern(problem, grads)
+        before = copy.deepcopy(problem)
+        for i in (1, 3):
+            problem.masked[i].copy_(grads[i])
+        problem.step(operators.pattern_adamw, [grads[0], *problem.masked[1:]], 2, factor=factor)
+        before.step(operators.pattern_adamw, grads, 2, factor=factor)
+        problem.assert_same(before)
+
+
 def test_gradient_norm():
     for grad_type in DTYPES:
         for weight_type in DTYPES:
@@ -787,6 +868,10 @@ def test_the_launches_of_a_step_do_not_grow_with_the_matrices(monkeypatch):
     assert several[0] == several[1]
     # The addresses and the norm; the addresses, the window and the step; four digits and the ties; the masked weights.
     assert several[0] == 2 + 3 + 5 + 1
+    monkeypatch.setattr(pattern_adamw, "launch", record)
+    started.clear()
+    Problem(shapes=GROUPED).step(operators.pattern_adamw, gradients_of_groups(1, shapes=GROUPED), 1)
+    assert len(started) == 2
 
 
 def test_a_table_is_made_again_on_another_stream_but_not_while_a_graph_captures(monkeypatch):

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -40,6 +41,15 @@ def rates_of(step, lr=0.003):
     return [0.8, lr / (1 - 0.9**step), (1 - 0.999**step) ** 0.5, 0.9]
 
 
+@contextmanager
+def exact_roots():
+    """Rounds roots correctly. MKL, which takes the definition's on a CPU, rounds some of them wrong; no kernel does."""
+    root = torch.Tensor.sqrt
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "sqrt", lambda tensor: root(tensor.double()).to(tensor.dtype))
+        yield
+
+
 def check_step(step, rates, betas=(0.9, 0.999), eps=1e-8, renew=True, absolute=False, device="cpu", grad_rows=None):
     """Take a step by the operator on a device and, in place, by the definition: both write the same bits."""
     found = copy.deepcopy(step)
@@ -48,10 +58,7 @@ def check_step(step, rates, betas=(0.9, 0.999), eps=1e-8, renew=True, absolute=F
         found, found_grad_rows = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), (found, grad_rows))
     rates, options = torch.tensor(rates), (*betas, eps, renew, absolute)
     torch.ops.tamt_kernels.mask_adamw(*found, rates.to(device), *options, found_grad_rows)
-    root = torch.Tensor.sqrt
-    with pytest.MonkeyPatch.context() as patch:
-        # MKL, by which torch takes the definition's roots on a CPU, rounds some of them wrong; no kernel does.
-        patch.setattr(torch.Tensor, "sqrt", lambda tensor: root(tensor.double()).to(tensor.dtype))
+    with exact_roots():
         reference.mask_adamw(*step, rates, *options, grad_rows)
     for position in range(SCORES, MASKED + 1):
         for mine, other in zip(found[position], step[position], strict=True):

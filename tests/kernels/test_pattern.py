@@ -103,13 +103,18 @@ class Problem:
         rates = [factor, lr / (1 - betas[0] ** count), math.sqrt(1 - betas[1] ** count), 1 - lr * decay]
         kernel(
             grads, self.weights, self.scores, self.means, self.squares, self.masked, *self.pattern,
-            torch.tensor(rates), *betas, 1e-8, self.absolute, grad_rows,
+            torch.tensor(rates, device=self.scores[0].device), *betas, 1e-8, self.absolute, grad_rows,
         )  # fmt: skip
+
+    def to(self, device):
+        for name in ("weights", "scores", "means", "squares", "masked"):
+            setattr(self, name, [tensor.to(device) for tensor in getattr(self, name)])
+        return self
 
     def assert_same(self, other):
         for name in ("scores", "means", "squares", "masked"):
             for mine, theirs in zip(getattr(self, name), getattr(other, name), strict=True):
-                assert same_bits(mine, theirs), name
+                assert same_bits(mine.cpu(), theirs), name
 
 
 def gradients(count, dtype=torch.float32, shapes=SHAPES):

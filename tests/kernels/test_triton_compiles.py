@@ -30,6 +30,8 @@ from tamt_kernels.triton_kernels import (  # noqa: E402
     masked_embedding,
     masked_linear,
     pack,
+    pattern,
+    pattern_adamw,
     prune,
     ste_backward,
     threshold,
@@ -45,6 +47,8 @@ MODULES = (
     masked_embedding,
     masked_linear,
     pack,
+    pattern,
+    pattern_adamw,
     prune,
     ste_backward,
     threshold,
@@ -130,6 +134,15 @@ def launches(gpu=GPUS[-1]):
             mask_adamw.mask_adamw(*lists, masked, values, cuts, [5, 6], rates, 0.9, 0.999, 1e-8, renew)
             some = {each.name: each for each in recorded[before:] if each.kernel.__name__ in kernels}
             recorded[before:] = some.values()
+        for n, m in ((2, 4), (3, 10)):
+            for grad in (score, half):
+                label = f"{n}:{m}, {str(grad.dtype).removeprefix('torch.')}"
+                lists = [[tensor] * 2 for tensor in (grad, score, score, score, score, half)]
+                pattern_adamw.pattern_adamw(*lists, n, m, rates, 0.9, 0.999, 1e-8)
+            label = f"{n}:{m}"
+            pattern.pattern_mask(score, n, m)
+            label = f"{n}:{m}, to float16"
+            pattern.pattern_weight(score, score, n, m, torch.float16)
         label = ""
         # The forward reads W along its rows, the backward across them: BERT-base's FFN, of one token and of 64.
         products = gpu >= 10 * dispatch.OLDEST_GPU_FOR_PRODUCTS[0]
@@ -225,6 +238,7 @@ def test_a_spill_would_be_seen():
 
 def test_whole_tiles_are_read_16_bytes_at_a_time():
     loads = {"group_kernel to float16": 8, "window_kernel": 8, "adamw_kernel in a step, float32": 5}
+    loads["pattern_adamw_kernel 2:4, float32"] = 5
     for launch in (each for each in launches() if each.name in loads):
         assert compiled(launch, 90).ptx.count("ld.global.v4.b32") >= loads[launch.name]
 

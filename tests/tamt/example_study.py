@@ -159,6 +159,30 @@ class ExampleStudy:
         }
         return self.write(run, config, [result])
 
+    def bench(self, model: str, mask: tuple[str, dict] | None, cpu: str = "a CPU", **settings: Any) -> Path:
+        """A measurement of the time of a mask that `search` gave, or of the full model, at 8 and 128 tokens."""
+        file, row = mask or (None, {"sparsity": 0.0})
+        name = "_".join(Path(file).with_suffix("").parts[-2:]) if file else "full"
+        sparse = row["sparsity"] > 0.6
+        rows = [
+            {
+                "model": model,
+                "precision": "fp32",
+                "batch_size": 1,
+                "threads": 1,
+                "tokens": tokens,
+                "fastest": "sparse" if sparse else "dense",
+                "fastest_ms": 0.2
+                * tokens**0.8
+                * (1.3 - row["sparsity"] if sparse else 1)
+                * (1 + abs(self.noise(0.02))),
+                "megabytes": 400 * (1.03 - row["sparsity"] if sparse else 1),
+                "cpu": cpu,
+            }
+            for tokens in (8, 128)
+        ]
+        return self.write(f"bench/{Path(model).name}_{name}", {"model": model, "mask": file, **settings}, rows)
+
 
 def write_example(
     folder: Path,
@@ -189,6 +213,8 @@ def write_example(
                 study.finetune(model, task, None, seed)
                 for ticket in tickets:
                     study.finetune(model, task, ticket, seed)
+        for ticket in [None, *(t for t in tickets if t[0].endswith("mask.safetensors"))]:
+            study.bench(model, ticket)
         if number == 0:
             for samples in (1000, 3000):
                 for seed in range(seeds):

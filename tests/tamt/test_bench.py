@@ -1,6 +1,7 @@
 """`tamt bench`: a row per number of threads and tokens, sizes, and what is said where sparse is slower."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,12 @@ def test_times_and_sizes_of_a_subnetwork(tiny_bert: Path, tmp_path: Path, capsys
     for row in rows:
         best = min(row["dense_ms"], row["dense_onednn_ms"])
         assert row["times_faster"] == pytest.approx(best / row["sparse_ms"])
-        assert row["sparse_is"] == ("faster" if row["times_faster"] >= 1 else "slower")
+        times = {"dense": row["dense_ms"], "dense by oneDNN": row["dense_onednn_ms"], "sparse": row["sparse_ms"]}
+        assert row["fastest_ms"] == times[row["fastest"]] == min(times.values())
         assert row["sparse_tokens_per_s"] == pytest.approx(1000 * row["tokens"] / row["sparse_ms"])
     sizes = found["megabytes"]
+    for row in rows:
+        assert row["megabytes"] == sizes["file in float32"]["sparse" if row["fastest"] == "sparse" else "dense"]
     assert sizes.keys() == {"memory", "file in float32", "file in float16"}
     assert all(size["sparse"] < 0.6 * size["dense"] for size in sizes.values())
     assert measured(capsys, str(tiny_bert), "--sparsity", "0.75", *words[3:])["megabytes"] == sizes
@@ -43,17 +47,26 @@ def test_times_and_sizes_of_a_subnetwork(tiny_bert: Path, tmp_path: Path, capsys
 def test_a_sparse_model_that_is_slower_is_said_to_be(
     tiny_bert: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "_times", lambda *_: {"dense": 3.0, "onednn": 1.0, "sparse": 2.0})
+    monkeypatch.setattr(bench, "_times", lambda *_: {"dense": 3.0, "dense by oneDNN": 1.0, "sparse": 2.0})
     assert main(["bench", str(tiny_bert), "--sparsity", "0.8", "--tokens", "8", "--threads", "1"]) == 0
     shown = capsys.readouterr()
-    assert "slower" in shown.out
+    assert re.search(r"fastest +dense by oneDNN", shown.out)
     assert "× smaller" in shown.err
+
+
+def test_a_model_without_zeros_is_measured_dense(tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(tiny_bert), "--tokens", "8", "--threads", "1", "--rounds", "1", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert re.search(r"no matrix of \S+ has zeros enough to run sparse, so it is measured dense; give", shown.err)
+    assert "smaller" not in shown.err
+    (row,) = json.loads(shown.out)["results"]
+    assert (row["sparse_ms"], row["times_faster"]) == (None, None)
+    assert row["fastest"] in {"dense", "dense by oneDNN"}
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no matrix of"),
         (["--sparsity", "1.5"], "--sparsity 1.5 must be between 0 and 1"),
         (["--sparsity", "0.5", "--tokens", "33"], "--tokens 33 is more than the 32 tokens"),
         (["--sparsity", "0.5", "--tokens", "0"], "--tokens must be whole numbers from 1 on"),

@@ -13,10 +13,12 @@ from torch.sparse._semi_structured_conversions import (
 )
 from transformers import AutoModelForMaskedLM
 
+import tamt
 import tamt_kernels as tk
 from tamt.cli import main
 from tamt.masks.file import MaskInfo, load_masks, load_packed, save_masks, save_packed
 from tamt.masks.masking import magnitude_masks, prunable_weights, random_masks
+from tamt.masks.sparse_file import load_sparse_state
 from tamt.methods import METHODS
 from tamt.models.language_model import load_masked_language_model
 from tamt.options.train import TrainOptions
@@ -105,9 +107,9 @@ def test_a_search_starts_from_a_mask_of_its_pattern_only(run, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pattern": "4:2"}, "--pattern 4:2 is not N:M with 1 <= N < M <= 16; give 2:4"),
-        ({"pattern": "2:32"}, "--pattern 2:32 is not N:M"),
-        ({"pattern": "half"}, "--pattern half is not N:M"),
+        ({"pattern": "4:2"}, "the pattern 4:2 is not N:M with 1 <= N < M <= 16; give 2:4"),
+        ({"pattern": "2:32"}, "the pattern 2:32 is not N:M"),
+        ({"pattern": "half"}, "the pattern half is not N:M"),
         ({"pattern": "2:4", "sparsity": 0.7}, "--pattern 2:4 has a sparsity of 0.5, not 0.7; leave --sparsity out"),
         ({"pattern": "2:4", "threshold_every": 5}, "--threshold-every is for masks with a threshold"),
         ({"pattern": "2:4", "method": "wanda", "scope": "row"}, "--scope and --pattern exclude each other"),
@@ -122,8 +124,39 @@ def test_a_pattern_that_does_not_divide_a_matrix_names_it(tiny_bert: Path, tmp_p
     words = ["train", "--method", "omp", "--model", str(tiny_bert), "--output", str(tmp_path / "run")]
     assert main([*words, "--pattern", "2:7"]) == 2
     error = capsys.readouterr().err
-    assert "--pattern 2:7 does not fit the matrix embeddings.word_embeddings.weight, whose rows of" in error
+    assert "the pattern 2:7 does not fit the matrix embeddings.word_embeddings.weight, whose rows of" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_tickets_of_a_pattern(tiny_bert: Path, tmp_path: Path, weights) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(tiny_bert)
+    largest, drawn = tamt.Ticket.magnitude(model, pattern="2:4"), tamt.Ticket.random(model, seed=1, pattern="1:4")
+    assert all(torch.equal(largest.masks[name], mask) for name, mask in magnitude_masks(weights, HALF).items())
+    assert all(keeps(mask, 1, 4) for mask in drawn.masks.values())
+    assert "OMP, 50.0% of 17,280 pruned, pattern 2:4)" in repr(largest)
+    assert "random, 75.0% of 17,280 pruned, pattern 1:4, seed 1)" in repr(drawn)
+    drawn.save(tmp_path / "drawn.safetensors")
+    assert tamt.Ticket.load(tmp_path / "drawn.safetensors") == drawn
+    found = tamt.find_ticket(tiny_bert, "omp", pattern="2:4", output=tmp_path / "run")
+    assert found.info.pattern == "2:4"
+    assert found.similarity(largest) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "neither sparsity nor pattern is given; give one of them"),
+        ({"sparsity": 0.5, "pattern": "2:4"}, "both sparsity and pattern are given"),
+        ({"pattern": "4:4"}, "the pattern 4:4 is not N:M"),
+        ({"pattern": "2:7"}, "the pattern 2:7 does not fit the matrix"),
+    ],
+)
+def test_tickets_that_cannot_be(given, message, tiny_bert: Path) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(tiny_bert)
+    for make in (tamt.Ticket.magnitude, tamt.Ticket.random):
+        with pytest.raises(UserError, match=message) as raised:
+            make(model, **given)
+        assert "--" not in str(raised.value)
 
 
 def test_the_sparsity_follows_from_the_pattern() -> None:
@@ -174,6 +207,19 @@ def test_compare_tells_patterns_from_sparsities(tmp_path: Path, weights, capsys)
 def test_reports_name_the_pattern() -> None:
     configs = [{"method": "tamt-kd", "sparsity": 0.5}, {"method": "tamt-kd", "sparsity": 0.5, "pattern": "2:4"}]
     assert variants(configs) == [None, "2:4"]
+
+
+def test_a_sparse_export_holds_the_pattern(run, tmp_path: Path, tiny_bert: Path, weights) -> None:
+    run("omp", pattern="2:4")
+    mask = tmp_path / "run" / "mask.safetensors"
+    tamt.export(tiny_bert, ticket=mask, output=tmp_path / "out", format="sparse")
+    state, (masks, _) = load_sparse_state(tmp_path / "out" / "sparse.safetensors"), load_masks(mask)
+    with safe_open(tmp_path / "out" / "sparse.safetensors", framework="pt") as file:
+        for name, weight in weights.items():
+            assert torch.equal(state[f"bert.{name}"], weight * masks[name])
+            zeros_of_its_own = int((weight == 0).sum())  # of the padding token
+            values = len(file.get_tensor(f"bert.{name}.values"))
+            assert values == (weight * masks[name]).count_nonzero() >= (weight.numel() - zeros_of_its_own) // 2
 
 
 def test_an_export_of_2_of_4_is_what_semi_structured_products_take(run, tmp_path: Path, tiny_bert: Path) -> None:

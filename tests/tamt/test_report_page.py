@@ -27,6 +27,7 @@ FIGURES = [
     "fig-08",
     "fig-09",
     "fig-11",
+    "score-by-time",
     "search-",
     "layers-d",
     "layers-s",

@@ -10,13 +10,14 @@ from example_study import ExampleStudy
 
 from tamt.cli import main
 from tamt.report.figure import Figure, Missing
-from tamt.report.figures import figures_of, scatter
+from tamt.report.figures import figures_of
+from tamt.report.latency_figure import by_latency
 from tamt.report.masks import compare_masks
 from tamt.report.paper import paper_table, settings_table
 from tamt.report.read import read_results
 from tamt.report.results import Results
-from tamt.report.scores import AVERAGE, Scores, label_of, suffixes
-from tamt.report.tables import differences_table, runs_table, scores_table
+from tamt.report.scores import AVERAGE, Scores, label_of, scatter, suffixes
+from tamt.report.tables import differences_table, latencies_table, runs_table, scores_table
 from tamt.runtime.errors import UserError
 
 MODEL = "bert-base-uncased"
@@ -404,6 +405,38 @@ def test_searches_alone_without_losses_are_reported(tmp_path: Path, monkeypatch:
     assert main(["report", str(example.folder)]) == 0
     missing = [item.title for item in figures_of(read_results(example.folder)) if isinstance(item, Missing)]
     assert "Magnitude pruning and random subnetworks" in missing
+
+
+def test_score_against_time_has_every_mask_and_the_front(study: ExampleStudy) -> None:
+    tickets = [*study.search(MODEL, "omp", 0.5), *study.search(MODEL, "tamt-kd", 0.9, 1)]
+    for ticket in (None, *tickets):
+        study.finetune(MODEL, "cola", ticket, 0)
+    for ticket in (None, *tickets, *study.search(MODEL, "omp", 0.7)):
+        study.bench(MODEL, ticket)
+    study.bench("of-nobody", ("search/gone/mask.safetensors", {"sparsity": 0.5}))
+    other = study.bench(MODEL, study.search(MODEL, "rand", 0.5)[0], cpu="another CPU")
+    found = read_results(study.folder)
+    assert why(found, f"bench/{other.name}") == (
+        "was measured on another CPU, most others on a CPU; their times are not compared"
+    )
+    assert why(found, "bench/of-nobody") == "measures a mask whose search is not below the folder"
+    figure = by_latency(found, MODEL, Scores(found, MODEL))
+    assert isinstance(figure, Figure)
+    assert [panel.x_label for panel in figure.panels] == [
+        f"ms per forward pass (1 × {tokens} tokens, 1 thread)" for tokens in (8, 128)
+    ]
+    front, *series = figure.panels[0].series
+    assert [(each.label, len(each.points)) for each in series] == [("TAMT-KD", 1), ("OMP", 2), ("full model", 1)]
+    assert "sparse, 52.0 MB" in series[0].points[0].about
+    marks = [point for each in series for point in each.points]
+    undominated = [p for p in marks if not any(q.x < p.x and q.y >= p.y for q in marks)]
+    assert [(p.x, p.y) for p in front.points] == sorted((p.x, p.y) for p in undominated)
+    table = latencies_table(found)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert rows[0]["method"] == "full model"
+    assert rows[0]["times as fast"] == 1
+    assert {row["runs"] for row in rows if row["sparsity"] == 0.9} == {"sparse"}
+    assert len(rows) == 2 * 4
 
 
 def test_nothing_to_report_is_refused(tmp_path: Path, capsys, study: ExampleStudy) -> None:

@@ -14,6 +14,7 @@ import yaml
 from filelock import lock_descriptor
 
 from tamt.cli import main
+from tamt.commands.bench import bench
 from tamt.commands.evaluate import evaluate
 from tamt.finetuning.finetune import finetune
 from tamt.masks.file import MaskInfo, save_masks
@@ -81,6 +82,11 @@ class Commands:
         self.called.append("evaluate")
         return {"results": [{"kd_loss": 0.1, "mlm_loss": None, "seconds": 1.0}]}
 
+    def bench(self, **settings) -> dict:
+        self.called.append("bench")
+        row = {"batch_size": 1, "threads": 1, "precision": "fp32", "fastest": "sparse"}
+        return {"results": [{**row, "tokens": tokens, "fastest_ms": 2.0, "megabytes": 9.0} for tokens in (8, 32)]}
+
 
 def as_if(real: Callable[..., dict], fake: Callable[..., dict]) -> Callable[..., dict]:
     """The fake, with the signature of the real one."""
@@ -97,7 +103,8 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     fakes = Commands()
     for kind, real, fake in (("search", train, fakes.train), ("finetune", finetune, fakes.finetune)):
         monkeypatch.setitem(runs.COMMANDS, kind, as_if(real, fake))
-    monkeypatch.setattr(runs, "evaluate", as_if(evaluate, fakes.evaluate))
+    monkeypatch.setitem(runs.COMMANDS, "evaluate", as_if(evaluate, fakes.evaluate))
+    monkeypatch.setitem(runs.COMMANDS, "bench", as_if(bench, fakes.bench))
     return fakes
 
 
@@ -152,6 +159,18 @@ def test_all_runs_are_done_once_and_their_results_are_in_one_table(sweep, comman
     assert sweep() == 0
     assert commands.called == []
     assert (tmp_path / "study" / "results.csv").read_bytes() == before
+
+
+def test_time_is_measured_once_where_a_study_asks_for_it(sweep, commands, tmp_path, capsys) -> None:
+    changes = {"methods": ["omp"], "search": {}, "tasks": [], "bench": {"tokens": [8, 32]}}
+    assert sweep(**changes) == 0
+    assert commands.called.count("bench") == 3  # two sparsities and the full model
+    assert json.loads((tmp_path / "study/bench/omp_demo_s0.5/results.json").read_text())["results"][1]["tokens"] == 32
+    assert [row["megabytes"] for row in table(tmp_path) if row["kind"] == "bench"] == ["9.0"] * 6
+    assert sweep(**changes) == 0
+    assert commands.called == []
+    assert sweep(**changes | {"bench": {"tokens": [8, 16]}}) == 2
+    assert "bench/omp_demo_s0.5 was started with tokens = [8, 32], not [8, 16]" in capsys.readouterr().err
 
 
 def test_the_summary_takes_the_best_of_the_same_rates() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tamt.options.train import TrainOptions
 from tamt.runtime.errors import UserError
 from tamt.sweep.plan import StudyPlan, make_plan, model_names
 from tamt.sweep.study import FINETUNE_OPTIONS, KEYS, SEARCH_OPTIONS, WHOLE_STUDY, Study, load_study
@@ -145,6 +146,24 @@ def test_each_objective_is_a_search_of_its_own(load) -> None:
     }
 
 
+def test_patterns_are_searches_of_their_own(load, tmp_path: Path) -> None:
+    plan = make_plan(load(methods=["imp", "omp"], sparsities=[0.5, 0.7], patterns=["2:4"], tasks=None))
+    searches = {run.name: run.settings for run in plan.runs if run.kind == "search"}
+    assert list(searches) == [
+        "imp_demo_s0.7_seed0",
+        "imp_demo_2-4_seed0",
+        "omp_demo_s0.5",
+        "omp_demo_s0.7",
+        "omp_demo_2-4",
+    ]
+    assert (searches["omp_demo_2-4"]["pattern"], searches["omp_demo_2-4"]["sparsity"]) == ("2:4", 0.5)
+    assert "pattern" not in searches["omp_demo_s0.5"]
+    TrainOptions(**searches["omp_demo_2-4"])
+    only = tmp_path / "only.yaml"
+    only.write_text("models: demo\nmethods: omp\npatterns: [2:4, 15:16]\n")  # no 124 in base 60
+    assert [run.name for run in make_plan(load_study(only)).runs] == ["omp_demo_2-4", "omp_demo_15-16"]
+
+
 def test_parts_add_up_and_share_their_runs(load) -> None:
     part = {"sparsities": [0.7, 0.9], "search": {"save_at": [1000]}, "finetune": {"train_samples": [100, 200]}}
     plan = make_plan(load(methods=["tamt-kd", "imp"], also=[part]))
@@ -262,6 +281,9 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
         ({"search": [1]}, "search is .*, not keys and values"),
         ({"keep_models": "yes please"}, "keep_models is 'yes please', not true or false"),
         ({"models": None}, "the key models is missing; a study needs"),
+        ({"sparsities": None}, "the key sparsities is missing; a study needs models, methods, and sparsities or"),
+        ({"patterns": ["2:4", "4:2"]}, "line 16: the pattern 4:2 is not N:M"),
+        ({"search": {"pattern": "2:4"}}, "line 15: there is no key 'pattern' in search"),
         ({"corpus": None}, "tamt-kd needs text to train on; add a corpus"),
         ({"corpus": "missing.txt", "dev_corpus": "demo"}, "line 11: there is no text file .*missing.txt"),
         ({"data_dir": "missing"}, "there is no folder .*missing"),
