@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from tamt_kernels import reference
-from tamt_kernels.backend import choices, dispatch, product_library
+from tamt_kernels.backend import choices, dispatch, onednn, product_library
+from tamt_kernels.ops.pack_sparse import VALUE_TYPES, pack_sparse
+from tamt_kernels.ops.sparse_linear import sparse_linear
 from tamt_kernels.ops.threshold import topk_threshold
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -25,6 +27,10 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = ((768, 768), (3072, 768), (30522, 768))
 ROWS = (1, 4, 16, 32, 64, 128, 256)
 SPARSITY = 0.7
+
+# Tokens and sparsities of the products whose break-even is measured: from 32 tokens on it hardly moves.
+TOKENS = 128
+LOW, HIGH = 0.3, 0.9
 
 # A backend replaces the built-in one if it takes at most this share of its time: a smaller gain may be noise, and on a
 # CPU the choice itself takes time (``dispatch``).
@@ -134,6 +140,27 @@ def few_rows(device: torch.device, clock: Clock, shapes: tuple[tuple[int, int], 
     return {choices.type_name(dtype): tuple(most(dtype, shape) for shape in shapes) for dtype in DTYPES}
 
 
+def break_even(clock: Clock, shape: tuple[int, int]) -> dict[str, float]:
+    """For each type of kept values, the sparsity from which the sparse product is faster than torch's and oneDNN's
+    dense ones on a CPU: where the line through its times at LOW and HIGH meets theirs.
+    """
+    found = {}
+    for dtype in VALUE_TYPES:
+        x, weight = (torch.randn(size).to(dtype) for size in ((TOKENS, shape[1]), shape))
+        times = {"dense": clock.milliseconds(F.linear, (x, weight))}
+        if dtype == torch.float32 and onednn.problem() is None:
+            times["dense by oneDNN"] = clock.milliseconds(onednn.linear, (x, weight))
+        dense = min(times.values())
+        for sparsity in (LOW, HIGH):
+            packed = pack_sparse(weight, torch.rand(shape) >= sparsity)
+            times[f"{sparsity:.0%} zeros"] = clock.milliseconds(sparse_linear, (x, packed))
+        show(f"{TOKENS} tokens", shape, dtype, times)
+        slow, fast = (times[f"{sparsity:.0%} zeros"] for sparsity in (LOW, HIGH))
+        reached = LOW + (HIGH - LOW) * (slow - dense) / (slow - fast) if slow > fast else float(dense < fast)
+        found[choices.type_name(dtype)] = round(min(1.0, max(0.0, reached)), 2)
+    return found
+
+
 def show(operation: str, shape: tuple[int, int], dtype: torch.dtype, times: dict[str, float]) -> None:
     case = f"{operation}, {shape[0]} × {shape[1]}, {choices.type_name(dtype)}"
     print(f"{case:54} " + "   ".join(f"{name} {time:.4g} ms" for name, time in times.items()), flush=True)
@@ -152,6 +179,8 @@ def show_table(measured: choices.Choices, shapes: tuple[tuple[int, int], ...]) -
         rows[f"W masked as it is read, {kind}"] = tuple(f"{count} rows" for count in counts)
     for name, row in rows.items():
         print(f"{name:42} {row[0]:12} {row[1]:12} {row[2]}")
+    for kind, sparsity in measured.break_even.items():
+        print(f"{'sparse products from, ' + kind:42} {sparsity:.0%} zeros")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -171,8 +200,10 @@ def main(arguments: list[str] | None = None) -> int:
     for device in devices:
         print(choices.name(device))
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            measured = choices.Choices(backends(device, clock, shapes), {})
+            measured = choices.Choices(backends(device, clock, shapes), {}, {})
             if device.type == "cpu":
+                with torch.no_grad():
+                    measured.break_even.update(break_even(clock, shapes[1]))
                 measured.backends.update(product_library.as_choices(product_library.measure(shapes)))
             if dispatch.serves_product(device):
                 measured = measured._replace(few_rows=few_rows(device, clock, shapes))

@@ -494,6 +494,7 @@ def cosine_backward(grad_cosine: Tensor, constant: Tensor, trained: Tensor) -> T
 
 
 SPARSE_CELL = 128  # rows and columns: a column's number in its cell is a byte
+SPARSE_LAYOUT = 1  # another number when sparse_pattern changes: checkpoints hold moments in its order
 
 
 def sparse_pattern(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,16 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tamt_kernels.backend import checks
+from tamt_kernels.backend import checks, choices
 from tamt_kernels.ops.linear import Linear
 from tamt_kernels.ops.pack import pack_mask, unpack_mask
-from tamt_kernels.ops.pack_sparse import VALUE_TYPES, SparseWeight, check_sparse, pack_sparse
+from tamt_kernels.ops.pack_sparse import VALUE_TYPES, SparseWeight, check_kept, check_sparse, pack_sparse
 from tamt_kernels.ops.sparse_embedding import sparse_embedding
 from tamt_kernels.ops.sparse_linear import sparse_linear
 
 # The sparsity from which a product of 32 and more tokens takes less time than the dense one of the same type, measured
-# on AVX-512 CPUs (benchmarks/results): below, a layer stays dense.
+# on AVX-512 CPUs (benchmarks/results), by the type of the values.
 BREAK_EVEN = {torch.float32: 0.35, torch.bfloat16: 0.45}
+
+
+def least_sparsity(values: torch.dtype) -> float:
+    """The sparsity below which a layer stays dense: what ``autotune`` measured on this machine, else ``BREAK_EVEN``.
+
+    Args:
+        values: the type of the kept entries, float32 or bfloat16.
+    """
+    return choices.of(torch.device("cpu")).break_even.get(choices.type_name(values), BREAK_EVEN[values])
 
 
 class _SparseModule(nn.Module):
@@ -256,7 +265,7 @@ def sparsify(
         masks: the masks, bool, by the names of the weights in ``model.named_parameters()``. By default the entries
             that are not 0, of every such layer.
         values: as of ``pack_sparse``.
-        at_least: the least sparsity; by default ``BREAK_EVEN`` of the type of the values.
+        at_least: the least sparsity; by default ``least_sparsity`` of the type of the values.
 
     Raises:
         KeyError: a mask names no weight of such a layer.
@@ -271,19 +280,20 @@ def sparsify(
     for name in masks:
         if name not in weights:
             raise KeyError(f"sparsify: masks has {name!r}, but no nn.Linear or nn.Embedding of the model has it")
-    packed = {name: pack_sparse(weights[name], mask, values=values) for name, mask in masks.items()}
+    types = {name: check_kept(weights[name], mask, values) for name, mask in masks.items()}
     dense: dict[str, float] = {}
-    for name, weight in packed.items():
-        if weight.sparsity < (BREAK_EVEN[weight.dtype] if at_least is None else at_least):
-            dense[name] = weight.sparsity
-            weights[name].data.masked_fill_(~masks[name], 0)
+    for name, mask in masks.items():
+        weight, sparsity = weights[name], 1 - int(mask.sum()) / mask.numel()
+        if sparsity < (least_sparsity(types[name]) if at_least is None else at_least):
+            dense[name] = sparsity
+            weight.data.masked_fill_(~mask, 0)
         else:
-            _replace(users[weights[name]], weight)
+            _replace(users[weight], pack_sparse(weight, mask, values=values))
     if dense and named:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in list(dense.items())[:3])
         more = ", …" if len(dense) > 3 else ""
         warnings.warn(
-            f"sparsify: {len(dense)} of {len(packed)} weights stay dense, whose product is faster at their sparsity "
+            f"sparsify: {len(dense)} of {len(masks)} weights stay dense, whose product is faster at their sparsity "
             f"({shares}{more})",
             stacklevel=2,
         )

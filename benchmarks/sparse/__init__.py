@@ -1,25 +1,25 @@
 """``python -m benchmarks sparse``: products with the kept entries of a weight, by turns with the best dense ones.
 
-The six products of a BERT-base layer, and a whole BERT-base. Gains are over the fastest dense contender of the same
-type in the same run. With one thread, times are its CPU time, else wall clock; what a layer does besides, such as
-packing its input, is within them.
+The six products of a BERT-base layer, and a whole BERT-base, with each number of threads. Gains are over the fastest
+dense contender of the same type in the same run. With one thread, times are its CPU time, else wall clock; what a layer
+does besides, such as packing its input, is within them.
 """
 
 import argparse
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from benchmarks import machine, report
-from benchmarks.sparse import model, picture
-from benchmarks.sparse.products import CSR, SPARSE, Layers, Times, break_even, gain, timed
+from benchmarks.sparse import instructions, model, picture
+from benchmarks.sparse.products import CSR, SPARSE, Layers, Times, break_even, dtypes, gain, timed
 from benchmarks.sparse.targets import verdicts
 from tamt.runtime.errors import UserError
 
 TOKENS, SPARSITIES, MODEL_TOKENS = (1, 8, 32, 128, 512), (0.5, 0.7, 0.8, 0.9), 128
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=_integers, default=TOKENS, help="numbers of tokens (default: 1,8,32,128,512)")
     parser.add_argument("--sparsities", type=_shares, default=SPARSITIES, help="shares of zeros (default: .5,.7,.8,.9)")
     parser.add_argument("--rounds", type=int, default=7, help="passes of each contender (default: 7)")
-    parser.add_argument("--threads", type=int, default=1, help="threads (default: 1)")
+    parser.add_argument("--threads", type=_integers, default=(1,), help="numbers of threads (default: 1)")
+    parser.add_argument(
+        "--instructions", choices=("avx2",), help="use no newer instruction set, dense and sparse (default: the CPU's)"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny matrices: a check, no figures")
     parser.add_argument("--output", type=Path, help="folder (default: benchmarks/results/DEVICE)")
 
@@ -46,41 +49,72 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: an option is out of range, or the folder cannot be made.
     """
-    if min(options.tokens) < 1 or options.rounds < 1 or options.threads < 1:
+    if min(options.tokens) < 1 or options.rounds < 1 or min(options.threads) < 1:
         raise UserError("--tokens, --rounds and --threads must be at least 1")
     if len(set(options.sparsities)) < 2 or not all(0 < each < 1 for each in options.sparsities):
         raise UserError("--sparsities must be two or more shares between 0 and 1, separated by commas")
-    torch.set_num_threads(options.threads)
+    if options.instructions:
+        instructions.limit(options.instructions)
     device = torch.device("cpu")
-    folder = options.output or machine.results_folder(device)
+    folder = options.output or machine.results_folder(device) / (options.instructions or "")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         results = report.Csv(folder / "sparse.csv")
     except OSError as error:
         raise UserError(f"--output {folder} cannot be written to: {error.strerror}") from error
-    described = machine.describe(device)
+    threads = " and ".join(map(str, options.threads))
+    described = machine.describe(device) | {"threads": threads, "instructions": instructions.used()}
     heading = ", ".join(f"{name} {value}" for name, value in described.items())
     print(heading, flush=True)
-    products, facts = measure_products(options, results, described)
-    forwards, differences = measure_model(options, results, described)
+    measured = {count: measure(options, count, results, described) for count in options.threads}
     results.close()
-    judged = "A quick run: no figures." if options.quick else verdicts(products, forwards, facts, differences)
-    page = [
-        heading,
-        gains("six products of a layer", products),
-        gains("BERT-base", forwards),
-        facts_table(facts),
-        judged,
-    ]
+    page = [heading, *(section for count, each in measured.items() for section in sections(count, each))]
+    first = next(iter(measured.values()))
+    page.append(facts_table(first.facts))
+    page.append("A quick run: no figures." if options.quick else judged(measured, described["instructions"]))
     (folder / "sparse.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
     print("\n" + "\n\n".join(page[1:]))
-    title = f"{described['cpu']}, {described['threads']} threads, torch {described['torch']}"
-    if problem := picture.draw(folder / "sparse.png", title, products):
+    title = f"{described['cpu']}, {options.threads[0]} threads, torch {described['torch']}"
+    if problem := picture.draw(folder / "sparse.png", title, first.products):
         print(problem)
     print(f"\nresults: {folder}")
 
 
 Facts = dict[tuple[str, float], tuple[float, float]]  # how many times smaller, and the largest difference
+
+
+class Measured(NamedTuple):
+    """What was measured with one number of threads. See ``measure_products`` and ``measure_model``."""
+
+    products: Times
+    facts: Facts
+    forwards: Times
+    differences: dict[float, float]
+
+
+def measure(options: argparse.Namespace, threads: int, results: report.Csv, described: dict[str, str]) -> Measured:
+    """Measure with so many threads."""
+    torch.set_num_threads(threads)
+    described = described | {"threads": str(threads)}
+    products, facts = measure_products(options, results, described)
+    return Measured(products, facts, *measure_model(options, results, described))
+
+
+def sections(threads: int, measured: Measured) -> list[str]:
+    """The tables of gains."""
+    with_threads = f"{threads} thread" + "s" * (threads > 1)
+    return [
+        gains(f"six products of a layer, {with_threads}", measured.products),
+        gains(f"BERT-base, {with_threads}", measured.forwards),
+    ]
+
+
+def judged(measured: dict[int, Measured], used: str) -> str:
+    """The targets, which are for one thread."""
+    if 1 not in measured:
+        return "Targets are for one thread."
+    products, facts, forwards, differences = measured[1]
+    return verdicts(used, products, forwards, facts, differences)
 
 
 def measure_products(
@@ -89,7 +123,7 @@ def measure_products(
     """The times of the six products, and by type and sparsity what else there is to say of them."""
     times: Times = {}
     facts: Facts = {}
-    for dtype in DTYPES:
+    for dtype in dtypes():
         layers = Layers(dtype, options.sparsities, options.quick)
         for sparsity in options.sparsities:
             facts[layers.name, sparsity] = layers.times_smaller(sparsity), layers.largest_difference(sparsity)
@@ -121,12 +155,12 @@ def measure_model(
 def rows(part: str, times: Times, described: dict[str, str]) -> Iterator[report.Row]:
     """A row of the CSV for each contender."""
     for key, each in times.items():
-        yield {"part": part, **key._asdict(), "median_ms": each, **described}
+        yield {"part": part, **key._asdict(), "ms": each, **described}
 
 
 def listed(times: Times) -> str:
     """What was measured, as a table."""
-    heading = ("type", "tokens", "sparsity", "contender", "median ms")
+    heading = ("type", "tokens", "sparsity", "contender", "ms")
     lines = [
         (
             key.dtype,

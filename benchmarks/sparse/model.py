@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 import tamt_kernels as tk
-from benchmarks.sparse.products import LINEAR, PREPACKED, SPARSE, Key, Run, Times, name, random_mask, timed
+from benchmarks.sparse.products import LINEAR, PREPACKED, SPARSE, Calls, Key, Times, dtypes, name, random_mask, timed
 from tamt_kernels.backend import onednn
 
 
@@ -35,9 +35,9 @@ def by_onednn(model: BertModel, tokens: int) -> BertModel:
 def measured(sparsity: float, tokens: int, rounds: int, quick: bool) -> tuple[Times, float]:
     """Milliseconds of a forward, and how far the float32 hidden states are from those of the dense pruned model."""
     ids = torch.randint(1000, 2000, (1, tokens))
-    contenders: dict[Key, Run] = {}
+    contenders: dict[Key, Calls] = {}
     difference = 0.0
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dtypes():
         model = build(quick)
         masks = masks_of(model, sparsity)
         for parameter, mask in masks.items():
@@ -53,5 +53,5 @@ def measured(sparsity: float, tokens: int, rounds: int, quick: bool) -> tuple[Ti
             difference = float((hidden[0] - hidden[1]).abs().max())
         for way, each in ways.items():
             key = Key(name(dtype), tokens, sparsity if way == SPARSE else None, way)
-            contenders[key] = partial(each, ids)
+            contenders[key] = [partial(each, ids)]
     return timed(contenders, rounds), difference

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ SPARSE, LINEAR, ONEDNN, PREPACKED, CSR = "tamt_kernels", "F.linear", "oneDNN", "
 DENSE = (LINEAR, ONEDNN, PREPACKED)
 
 Run = Callable[[], object]
+Calls = Sequence[Run]
 Times = dict["Key", float]  # milliseconds
 
 
@@ -47,14 +49,9 @@ def csr_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (weight @ x.t()).t() + bias
 
 
-def through(function: Callable[..., object], arguments: list[tuple[Any, ...]]) -> Run:
-    """A pass of calls, whose results are dropped one by one, as a model drops them."""
-
-    def run() -> None:
-        for each in arguments:
-            function(*each)
-
-    return run
+def dtypes() -> tuple[torch.dtype, ...]:
+    """float32, and bfloat16 where the CPU multiplies it: torch's own products of it elsewhere are no contenders."""
+    return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
 
 
 class Layers:
@@ -73,25 +70,25 @@ class Layers:
         self.masked = {each: [weight * random_mask(weight, each) for weight in self.weights] for each in sparsities}
         self.sparse = {each: [tk.pack_sparse(weight) for weight in self.masked[each]] for each in sparsities}
 
-    def contenders(self, tokens: int) -> Iterator[tuple[Key, Run]]:
-        """Each goes over all layers once."""
+    def contenders(self, tokens: int) -> Iterator[tuple[Key, Calls]]:
+        """Each goes over all layers once; results are dropped one by one, as a model drops them."""
         x = {width: torch.randn(tokens, width).to(self.dtype) for width in self.inputs}
         prepacked = [torch.ops.mkldnn._reorder_linear_weight(weight, tokens) for weight in self.weights]
-        runs: dict[tuple[float | None, str], Run] = {
-            (None, LINEAR): through(F.linear, self._arguments(x, self.weights)),
-            (None, ONEDNN): through(onednn.linear, self._arguments(x, self.weights)),
-            (None, PREPACKED): through(onednn.linear, self._arguments(x, prepacked)),
+        calls: dict[tuple[float | None, str], Calls] = {
+            (None, LINEAR): self._calls(F.linear, x, self.weights),
+            (None, ONEDNN): self._calls(onednn.linear, x, self.weights),
+            (None, PREPACKED): self._calls(onednn.linear, x, prepacked),
         }
         for sparsity, packed in self.sparse.items():
-            runs[sparsity, SPARSE] = through(tk.sparse_linear, self._arguments(x, packed))
+            calls[sparsity, SPARSE] = self._calls(tk.sparse_linear, x, packed)
             if self.dtype == torch.float32 and tokens <= 128:
                 csr = [weight.to_sparse_csr() for weight in self.masked[sparsity]]
-                runs[sparsity, CSR] = through(csr_linear, self._arguments(x, csr))
-        yield from ((Key(self.name, tokens, *which), run) for which, run in runs.items())
+                calls[sparsity, CSR] = self._calls(csr_linear, x, csr)
+        yield from ((Key(self.name, tokens, *which), each) for which, each in calls.items())
 
-    def _arguments(self, x: dict[int, Tensor], weights: Sequence[Any]) -> list[tuple[Any, ...]]:
+    def _calls(self, product: Callable[..., object], x: dict[int, Tensor], weights: Sequence[Any]) -> Calls:
         inputs = [x[weight.shape[1]] for weight in self.weights]
-        return list(zip(inputs, weights, self.biases, strict=True))
+        return [partial(product, *each) for each in zip(inputs, weights, self.biases, strict=True)]
 
     def largest_difference(self, sparsity: float) -> float:
         """From the dense product of float64, over the largest entry of a result."""
@@ -106,10 +103,19 @@ class Layers:
 
 
 @torch.no_grad()
-def timed(contenders: dict[Key, Run], rounds: int) -> Times:
-    """The median milliseconds of each, taken by turns."""
+def timed(contenders: dict[Key, Calls], rounds: int) -> Times:
+    """The milliseconds of each contender's calls, all of them taken by turns.
+
+    With one thread, of the median of each call; with more, of the shortest, as threads wait for each other whenever
+    another program holds a core.
+    """
     keep_freed_memory()
-    return {key: 1000 * median(times) for key, times in times_by_turns(contenders, rounds).items()}
+    typical = median if torch.get_num_threads() == 1 else min
+    calls = {(key, i): call for key, each in contenders.items() for i, call in enumerate(each)}
+    times = dict.fromkeys(contenders, 0.0)
+    for (key, _), seconds in times_by_turns(calls, rounds).items():
+        times[key] += 1000 * typical(seconds)
+    return times
 
 
 def best_dense(times: Times, dtype: str, tokens: int) -> float:

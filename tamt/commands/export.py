@@ -25,7 +25,7 @@ from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
 from tamt.runtime.files import sync_tree, telling
 from tamt.runtime.tensor_files import read_weights
-from tamt_kernels.sparse import BREAK_EVEN
+from tamt_kernels.sparse import least_sparsity
 
 HOW_TO_OPEN = {
     "dense": "transformers' AutoModel or as the --model of a command",
@@ -150,7 +150,7 @@ def _write_sparse(state: dict[str, Tensor], path: Path, values: Values) -> dict[
         f"{sizes.sparse} of {sizes.matrices} matrices are stored sparse: {sizes.file_bytes / 1e6:.1f} MB, and dense in "
         f"float32 {sizes.dense_bytes / 1e6:.1f} MB"
     )
-    if sizes.sparsity < (least := BREAK_EVEN[torch.float32]):
+    if sizes.sparsity < (least := least_sparsity(torch.float32)):
         say(
             f"warning: {sizes.sparsity:.1%} of the entries of all matrices are zeros, and below about {least:.0%} "
             "sparse products are slower than dense ones"

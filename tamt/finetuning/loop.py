@@ -18,12 +18,14 @@ from tamt.models.sparse import save_as_dense
 from tamt.options.finetune import FinetuneOptions
 from tamt.runtime import processes
 from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
 from tamt.runtime.files import sync_folder, sync_tree, telling, write_atomically
 from tamt.training.compute import Compute
 from tamt.training.loop import Loop, Pace, Training
 from tamt.training.optimizer import make_optimizer
 from tamt.training.run_folder import RunFolder
 from tamt.training.steps import LazyLosses, Stepper
+from tamt_kernels.reference import SPARSE_LAYOUT
 
 MODEL_FOLDER = "model"
 FORMER_MODEL = ".model.of-step-"
@@ -110,6 +112,7 @@ class FineTuning(Training):
     def __init__(self, job: Job, folder: RunFolder, masks: Masks, options: FinetuneOptions, lr: float) -> None:
         self._job, self._folder, self._early_stop = job, folder, options.early_stop
         self._steps, self._metric = job.task.epochs * job.steps_per_epoch, job.task.metrics[0]
+        self._layout = SPARSE_LAYOUT if options.sparse == "on" else None
         pruned = (train_kept_only if options.sparse == "on" else packed_masks)(job.model, masks)
         optimizer, schedule = make_optimizer(job.model.parameters(), lr, self._steps, options.weight_decay, pruned)
         self._stepper = Stepper(
@@ -128,11 +131,16 @@ class FineTuning(Training):
         return self._job.loss(batch)
 
     def state(self) -> dict[str, Any]:
-        """The model, and the best evaluation."""
-        return {"model": self._job.model.state_dict(), "best": self.best}
+        """The model, the best evaluation, and in which order the optimizer holds the moments of sparse weights."""
+        return {"model": self._job.model.state_dict(), "best": self.best, "layout": self._layout}
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Restore what `state` saved."""
+        """Restore what `state` saved. Raises UserError if the kernels order sparse weights otherwise now."""
+        if checkpoint.get("layout") != self._layout:
+            raise UserError(
+                f"{self._folder.path} was begun by a version of tamt that orders sparse weights otherwise; continue it "
+                "with that version, or start it anew"
+            )
         self._job.model.load_state_dict(checkpoint["model"])
         self.best = checkpoint["best"]
 

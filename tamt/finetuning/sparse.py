@@ -52,8 +52,11 @@ def choose_sparse(
     Raises:
         UserError: TAMT_SPARSE is neither on nor off.
     """
-    if options.sparse == "off" or not masks or not _can(compute):
+    if options.sparse == "off" or not masks:
         return Choice("off")
+    if not _can(compute):
+        on_cpu = compute.device.type == "cpu"  # on a GPU nobody expects it
+        return Choice("off", f"sparse off, as it is for fp32 and this run computes in {compute.precision}" * on_cpu)
     if options.sparse == "on":
         return Choice("on")
     return processes.by_first(lambda: _begun(options) or _named() or _measured(model, masks, tokens))

@@ -2,7 +2,8 @@
 
 It is stored in ``tamt/kernels.json`` in ``$TAMT_CACHE``, ``$XDG_CACHE_HOME`` or ``~/.cache``. For each device and the
 versions it was measured with, it has the backend of each operation, and the number of rows up to which a product masks
-W as it is read, by dtype and size of W. Entries that are missing have their built-in values.
+W as it is read, by dtype and size of W, and the sparsity from which sparse products are faster than dense ones.
+Entries that are missing have their built-in values.
 """
 
 import functools
@@ -43,11 +44,13 @@ def type_name(dtype: torch.dtype) -> str:
 class Choices(NamedTuple):
     """What was measured on a device. Each row has one entry per size class.
 
-    ``backends``: {operation: {dtype or "any": backends}}. ``few_rows``: {dtype: numbers of rows}.
+    ``backends``: {operation: {dtype or "any": backends}}. ``few_rows``: {dtype: numbers of rows}. ``break_even``:
+    {dtype: sparsity}, for any size.
     """
 
     backends: dict[str, dict[str, tuple[str, ...]]]
     few_rows: dict[str, tuple[int, ...]]
+    break_even: dict[str, float]
 
     def row(self, operation: str, dtype: torch.dtype) -> tuple[str, ...] | None:
         """The measured backends for a W of this dtype, by size class, or None."""
@@ -55,7 +58,7 @@ class Choices(NamedTuple):
         return rows.get(type_name(dtype)) or rows.get(ANY)
 
 
-NONE = Choices({}, {})
+NONE = Choices({}, {}, {})
 
 
 def path() -> Path:
@@ -131,7 +134,7 @@ def _written(choices: Choices) -> dict[str, Any]:
         return {kind: " ".join(map(str, row)) for kind, row in rows.items()}
 
     backends = {operation: lines(rows) for operation, rows in choices.backends.items()}
-    return {"backends": backends, "few_rows": lines(choices.few_rows)}
+    return {"backends": backends, "few_rows": lines(choices.few_rows), "break_even": choices.break_even}
 
 
 def _parsed(written: dict[str, Any]) -> Choices:
@@ -145,10 +148,16 @@ def _parsed(written: dict[str, Any]) -> Choices:
             raise ValueError("a backend is not one of " + ", ".join(BACKENDS))
         return tuple(words(row))
 
+    def share(sparsity: float) -> float:
+        if not 0 <= sparsity <= 1:
+            raise ValueError(f"{sparsity} is no sparsity")
+        return sparsity
+
     operations = written["backends"].items()
     return Choices(
         {operation: {kind: backends(row) for kind, row in rows.items()} for operation, rows in operations},
         {kind: tuple(map(int, words(row))) for kind, row in written["few_rows"].items()},
+        {kind: share(sparsity) for kind, sparsity in written.get("break_even", {}).items()},
     )
 
 

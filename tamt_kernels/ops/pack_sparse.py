@@ -58,8 +58,7 @@ class SparseWeight:
     @classmethod
     def of(cls, dense: Tensor, mask: Tensor) -> "SparseWeight":
         """The entries of a matrix where a mask is true. ``pack_sparse`` checks its arguments first."""
-        if 0 in mask.shape:
-            raise ValueError(f"SparseWeight: mask has shape {tuple(mask.shape)} but must have rows and columns")
+        _check_entries(mask)
         columns, order, counts, starts = reference.sparse_pattern(mask)
         values = dense[reference.sparse_positions(columns, order, counts)]
         return cls(mask.shape, values, columns, order, counts, starts)
@@ -134,18 +133,30 @@ def pack_sparse(weight: Tensor, mask: Tensor | None = None, *, values: torch.dty
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape or device.
     """
+    if mask is None:
+        checks.matrix("pack_sparse", "weight", weight)
+        mask = weight != 0
+    dtype = check_kept(weight, mask, values)
+    return SparseWeight.of(weight.detach().to(dtype), mask)
+
+
+def check_kept(weight: Tensor, mask: Tensor, values: torch.dtype | None) -> torch.dtype:
+    """The type of the kept entries, for the arguments of ``pack_sparse``, whose errors it raises."""
     checks.matrix("pack_sparse", "weight", weight)
     checks.dimensions("pack_sparse", "weight", weight, 2)
     if values is not None and values not in VALUE_TYPES:
         raise TypeError(f"pack_sparse: values is {values} but must be float32 or bfloat16")
-    if mask is None:
-        mask = weight != 0
     checks.tensor("pack_sparse", "mask", mask)
     checks.dtype("pack_sparse", "mask", mask, (torch.bool,))
     checks.shape("pack_sparse", "mask", mask, tuple(weight.shape), "the shape of weight")
     checks.device("pack_sparse", "mask", mask, weight.device, "weight")
-    dtype = values or (torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32)
-    return SparseWeight.of(weight.detach().to(dtype), mask)
+    _check_entries(mask)
+    return values or (torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32)
+
+
+def _check_entries(mask: Tensor) -> None:
+    if 0 in mask.shape:
+        raise ValueError(f"SparseWeight: mask has shape {tuple(mask.shape)} but must have rows and columns")
 
 
 def check_sparse(operation: str, weight: object) -> None:

@@ -1,11 +1,15 @@
 """``python -m benchmarks sparse``, on tiny matrices, and what its tables say."""
 
 import csv
+import os
 
 import pytest
+import torch
 
 from benchmarks.__main__ import main
+from benchmarks.sparse import instructions, products
 from benchmarks.sparse.products import CSR, LINEAR, PREPACKED, SPARSE, Key, break_even, gain
+from tamt.runtime.errors import UserError
 
 TIMES = {
     Key("float32", 8, None, LINEAR): 6.0,
@@ -26,17 +30,53 @@ def test_gains_are_over_the_best_dense_product():
 
 def test_the_benchmark_runs(tmp_path):
     pytest.importorskip("transformers")
-    command = ["sparse", "--quick", "--tokens", "1,20", "--sparsities", ".5,.9", "--rounds", "1"]
+    command = ["sparse", "--quick", "--tokens", "1,20", "--sparsities", ".5,.9", "--rounds", "1", "--threads", "1,2"]
     assert main([*command, "--output", str(tmp_path)]) == 0
     with (tmp_path / "sparse.csv").open(encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     assert {row["contender"] for row in rows} >= {SPARSE, CSR, LINEAR}
+    assert {row["threads"] for row in rows} == {"1", "2"}
+    assert len({row["instructions"] for row in rows}) == 1
     page = (tmp_path / "sparse.md").read_text(encoding="utf-8")
     assert "slower" in page
+    assert ", threads 1 and 2, " in page.splitlines()[0]
+    assert "BERT-base, 2 threads" in page
     assert "A quick run: no figures." in page
 
 
-@pytest.mark.parametrize("wrong", [["--tokens", "0"], ["--sparsities", ".5"], ["--sparsities", ".5,1"]])
+def test_with_one_thread_a_median_counts_and_with_more_the_shortest(monkeypatch):
+    taken = {0: [3.0, 1.0, 2.0], 1: [0.5, 0.1, 0.3]}
+    monkeypatch.setattr(products, "times_by_turns", lambda calls, rounds: {key: taken[key[1]] for key in calls})
+    key = Key("float32", 8, None, LINEAR)
+    threads = torch.get_num_threads()
+    try:
+        for count, expected in ((1, 2300), (2, 1100)):
+            torch.set_num_threads(count)
+            assert products.timed({key: [print, print]}, 3) == {key: pytest.approx(expected)}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_an_instruction_set_holds_for_both_sides(monkeypatch):
+    extension = pytest.importorskip("tamt_kernels._C")
+    if "avx2" not in extension.instruction_sets():
+        pytest.skip("this CPU has no AVX2")
+    best = extension.instruction_set()
+    for variable in ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY"):
+        monkeypatch.setenv(variable, "")
+    try:
+        instructions.limit("avx2")
+        assert instructions.used() == "avx2"
+        assert os.environ["ONEDNN_MAX_CPU_ISA"] == os.environ["MKL_ENABLE_INSTRUCTIONS"] == "AVX2"
+    finally:
+        extension.use_instruction_set(best)
+    with pytest.raises(UserError, match="--instructions mmx cannot be used: this CPU does not have it"):
+        instructions.limit("mmx")
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--tokens", "0"], ["--threads", "1,0"], ["--sparsities", ".5"], ["--sparsities", ".5,1"]]
+)
 def test_wrong_options(wrong, tmp_path, capsys):
     assert main(["sparse", "--quick", *wrong, "--output", str(tmp_path)]) == 2
     assert "must be" in capsys.readouterr().err

@@ -36,8 +36,8 @@ def cache(tmp_path, monkeypatch):
         cached.cache_clear()
 
 
-def keep(few_rows=None, **backends):
-    choices.keep(CPU, choices.Choices(backends, few_rows or {}))
+def keep(few_rows=None, break_even=None, **backends):
+    choices.keep(CPU, choices.Choices(backends, few_rows or {}, break_even or {}))
 
 
 def run(*arguments, **environment):
@@ -172,6 +172,8 @@ def test_what_another_device_or_version_measured_does_not_hold(cache, monkeypatc
         '{"cpu": {"backends": {"mask_weight": {"any": "cpp cpp fast"}}, "few_rows": {}}}',
         '{"cpu": {"backends": {}, "few_rows": {"float16": "64 64 many"}}}',
         '{"cpu": {"backends": [], "few_rows": {}}}',
+        '{"cpu": {"backends": {}, "few_rows": {}, "break_even": {"float32": "0.3"}}}',
+        '{"cpu": {"backends": {}, "few_rows": {}, "break_even": {"float32": 1.5}}}',
     ],
 )
 def test_a_damaged_file_is_ignored_and_said_once(cache, content):
@@ -186,7 +188,7 @@ def test_rows_are_those_measured_for_the_type(monkeypatch):
     from tamt_kernels.backend import dispatch
 
     monkeypatch.delenv("TAMT_KERNELS", raising=False)
-    monkeypatch.setattr(choices, "of", lambda device: choices.Choices({}, {"float16": (64, 32, 16)}))
+    monkeypatch.setattr(choices, "of", lambda device: choices.Choices({}, {"float16": (64, 32, 16)}, {}))
     assert dispatch.few_rows(CPU, torch.float16) == (0, 0, 0)  # nothing here masks W as it is read
     monkeypatch.setattr(dispatch, "serves_product", lambda device: True)
     assert dispatch.few_rows(CPU, torch.float16) == (64, 32, 16)
@@ -200,6 +202,21 @@ def test_a_backend_goes_before_the_one_built_in_for_a_gain():
     assert autotune.fastest({"cpp": 1.0, "eager": 2.0}) == "cpp"
 
 
+@pytest.mark.parametrize(
+    ("dense", "low", "high", "expected"),
+    [(2.0, 3.0, 1.0, 0.6), (4.0, 3.0, 1.0, 0.0), (0.5, 3.0, 1.0, 1.0), (2.0, 1.0, 1.0, 0.0), (1.0, 2.0, 2.0, 1.0)],
+)
+def test_the_break_even_is_where_sparse_products_become_faster(dense, low, high, expected):
+    class Told:
+        def milliseconds(self, run, arguments):
+            if run is not tk.sparse_linear:
+                return dense
+            return low if arguments[1].sparsity < 0.6 else high
+
+    found = autotune.break_even(Told(), (64, 64))
+    assert found == {"float32": pytest.approx(expected), "bfloat16": pytest.approx(expected)}
+
+
 def test_a_quick_run_writes_what_it_found(cache):
     result = run("-m", "tamt_kernels.autotune", "--quick")
     assert result.returncode == 0, result.stderr
@@ -208,6 +225,8 @@ def test_a_quick_run_writes_what_it_found(cache):
         assert len(found["backends"]["pack_mask"]["any"].split()) == 3
         assert set(found["backends"]["mask_weight"]) in ({"any"}, {"float32", "float16", "bfloat16"})
         assert "mask_weight, 64 × 64, bfloat16" in result.stdout
+    assert set(found["break_even"]) == {"float32", "bfloat16"}
+    assert "sparse products from, float32" in result.stdout
     assert str(cache) in result.stdout
 
 

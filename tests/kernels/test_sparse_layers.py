@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tamt_kernels as tk
+from tamt_kernels.backend import choices
 
 from .scores import generator, same_bits
 
@@ -196,6 +198,23 @@ def test_below_the_break_even_a_layer_stays_dense_and_that_is_said():
         tk.sparsify(model, {"body.0.weight": mask})
     assert type(model.body[0]) is nn.Linear
     assert torch.equal(model.body[0].weight != 0, mask)
+
+
+def test_the_measured_break_even_decides_and_what_stays_dense_is_not_packed(monkeypatch):
+    from tamt_kernels import sparse
+
+    packed = []
+    pack_sparse = sparse.pack_sparse
+    monkeypatch.setattr(sparse, "pack_sparse", lambda *given, **named: packed.append(1) or pack_sparse(*given, **named))
+    for measured, kind in ((0.7, nn.Linear), (0.2, tk.SparseLinear)):
+        found = choices.Choices({}, {}, {"float32": measured})
+        monkeypatch.setattr(choices, "of", lambda device, found=found: found)
+        model = Model()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tk.sparsify(model, {"body.0.weight": mask_of(model.body[0].weight, 0.5)})
+        assert type(model.body[0]) is kind
+    assert len(packed) == 1
 
 
 def test_a_model_that_cannot_be_sparse_stays_as_it_was():

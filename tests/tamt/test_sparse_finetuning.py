@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
 import tamt_kernels as tk
-from tamt.cli import main
+from tamt.cli import main, parse
 from tamt.finetuning import sparse
 from tamt.finetuning.finetune import finetune
 from tamt.finetuning.sparse import train_kept_only
@@ -19,6 +19,7 @@ from tamt.masks.file import MaskInfo, load_masks, save_masks
 from tamt.masks.masking import apply_masks, magnitude_masks, packed_masks, prunable_weights
 from tamt.models.task_models import load_classifier
 from tamt.runtime.errors import UserError
+from tamt.training.compute import Compute
 from tamt.training.optimizer import make_optimizer
 from tamt.training.run_folder import read_yaml
 from tests.tamt.families import FAMILIES, save_family
@@ -115,6 +116,10 @@ def test_a_run_that_began_sparse_is_resumed_sparse(
         finetune(sparse="on", output=tmp_path / "run", **options)
     with pytest.raises(UserError, match="sparse = 'on', not 'off'"):
         finetune(sparse="off", output=tmp_path / "run", resume=True, **options)
+    with monkeypatch.context() as newer:
+        newer.setattr("tamt.finetuning.loop.SPARSE_LAYOUT", 2)
+        with pytest.raises(UserError, match="run was begun by a version of tamt that orders sparse weights otherwise"):
+            finetune(output=tmp_path / "run", resume=True, **options)
     finetune(output=tmp_path / "run", resume=True, **options)  # auto, which TAMT_SPARSE turns off in a new run
     assert losses_of(tmp_path / "run") == losses_of(tmp_path / "alone")
     found, expected = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("run", "alone"))
@@ -141,6 +146,17 @@ def test_auto_is_what_was_measured_to_be_faster(
     options.pop("mask")
     finetune(output=tmp_path / "full", train_samples=8, **options)
     assert read_yaml(tmp_path / "full" / "config.yaml")["sparse"] == "off"
+
+
+@pytest.mark.parametrize(
+    ("device", "said"), [("cpu", "sparse off, as it is for fp32 and this run computes in bf16"), ("cuda", "")]
+)
+def test_a_run_that_trains_dense_for_its_precision_says_so_on_a_cpu(device: str, said: str) -> None:
+    options, _ = parse("finetune", ["--task", "sst2", "--model", "bert", "--data-dir", "glue", "--mask", "mask"])
+    compute = Compute(torch.device("cpu"), "bf16")
+    compute.device = torch.device(device)
+    masks = {"weight": torch.ones(2, 2, dtype=torch.bool)}
+    assert sparse.choose_sparse(options, compute, torch.nn.Linear(2, 2), masks, 8) == ("off", said)
 
 
 def test_the_products_of_all_masked_layers_are_measured(tiny_bert: Path, tmp_path: Path) -> None:
