@@ -38,6 +38,7 @@ class Method:
         needs_text: whether the search reads a training text.
         seeded: whether the mask depends on the seed.
         random: whether the mask is drawn at random; the pooler's mask then is too.
+        structures: the kinds of groups that it can prune with `--structure`: any, none, or layers alone.
         lr: the paper's peak learning rate (Table 1).
         paper_steps: the step of the paper's mask by sparsity in percent (Table 2).
         paper_seconds: the paper's search time by model: 22.34 K steps of IMP, 22 K of TAMT, on one V100 (Table 3).
@@ -54,6 +55,7 @@ class Method:
     needs_text: bool = False
     seeded: bool = True
     random: bool = False
+    structures: Literal["any", "none", "layers"] = "any"
     lr: float | None = None
     paper_steps: Mapping[int, int] = field(default_factory=dict)
     paper_seconds: Mapping[str, int] = field(default_factory=dict)
@@ -140,6 +142,7 @@ METHODS = {
             trains="weights",
             objective={"mlm": 1.0},
             needs_text=True,
+            structures="none",
             lr=5e-5,
             paper_steps=IMP_STEPS,
             paper_seconds={"bert-base": 14_786, "roberta-base": 16_389},
@@ -153,6 +156,17 @@ METHODS = {
             "tamt.search.wanda:wanda",
             variants=("scope",),
             needs_text=True,
+            structures="none",
+        ),
+        Method(
+            "drop",
+            "dropped layers",
+            ("#9c5221", "#d9935f"),
+            "d",
+            "tamt.search.oneshot:drop_layers",
+            variants=("drop",),
+            seeded=False,
+            structures="layers",
         ),
         Method("rand", "random", ("#7b828a", "#a3abb4"), "X", "tamt.search.oneshot:at_random", random=True),
     )

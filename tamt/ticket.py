@@ -18,6 +18,7 @@ from tamt.masks.masking import Masks, Sparsity, check_pattern_fits, magnitude_ma
 from tamt.masks.similarity import check_same_matrices, similarity
 from tamt.masks.zeros import free_zeros, holds_zeros, keep_zeros, revived
 from tamt.methods import METHODS, OMP, PUBLISHED, RANDOM
+from tamt.models.shrink import matrix_masks, shrink, zeros_for
 from tamt.runtime.choices import HUB, parse_pattern
 from tamt.runtime.errors import UserError, check_sparsity
 from tamt.runtime.notebook import table
@@ -37,7 +38,7 @@ class Ticket:
 
     Attributes:
         info: the model, method, sparsity, seed and step that the mask comes from.
-        packed: the masks, one bit per weight.
+        packed: the masks, one bit per weight, or per group of weights in a ticket with a structure.
         path: the mask file, as `--mask` takes it; None until the ticket is saved.
         results: the results of the search, if `tamt.find_ticket` returned the ticket: `kd_loss`, `mlm_loss`, `seconds`
             and the others of `results.json`.
@@ -170,7 +171,7 @@ class Ticket:
     @property
     def masks(self) -> Masks:
         """The masks as bool tensors by name, True where a weight is kept; eight times the memory of the ticket."""
-        return {name: tk.unpack_mask(bits, self.packed.shapes[name]) for name, bits in self._bits().items()}
+        return {name: tk.unpack_mask(bits, self.packed.shapes[name]) for name, bits in _bits(self.packed).items()}
 
     def similarity(self, other: "Ticket") -> float:
         """The Jaccard similarity |A ∩ B| / |A ∪ B| over the matrices of both tickets (paper 4.2.5).
@@ -188,9 +189,33 @@ class Ticket:
             model: the model that the ticket was found in, with any head, changed in place.
 
         Raises:
-            UserError: the ticket is for another model, or the model has a ticket already.
+            UserError: the ticket is for another model, the model has a ticket already, or the ticket prunes layers or
+                hidden entries, which only `shrink` can take away.
         """
-        keep_zeros(model, self._bits(), self.packed.shapes)
+        if self.info.structure is not None:
+            zeros_for(model, self.masks)
+        packed = self._packed_for(model)
+        keep_zeros(model, _bits(packed), packed.shapes)
+
+    def shrink(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model without the groups of weights that the ticket prunes: of the same class, and smaller.
+
+        Example:
+            >>> small = tamt.Ticket.load("runs/kd-ffn-50").shrink(model)  # doctest: +SKIP
+
+        Args:
+            model: the model that the ticket was found in, with any head; it does not change.
+
+        Returns:
+            A model that any training may change, and that `save_pretrained` saves as an ordinary one.
+
+        Raises:
+            UserError: the ticket prunes single weights or is for another model, or no configuration of the model's
+                class has what it keeps.
+        """
+        if self.info.structure is None:
+            raise UserError("the ticket prunes single weights, which leave no smaller model; call ticket.apply(model)")
+        return shrink(model, self.masks)
 
     def remove(self, model: PreTrainedModel) -> None:
         """Let the pruned weights of a model train again. They stay zero until then.
@@ -202,13 +227,13 @@ class Ticket:
 
     def revived(self, model: PreTrainedModel) -> dict[str, int]:
         """How many pruned weights of `model` are not zero, for each matrix that has any; {} where all are zero."""
-        return revived(model, self._bits(), self.packed.shapes)
+        packed = self._packed_for(model)
+        return revived(model, _bits(packed), packed.shapes)
 
     def sparsity_of(self, model: PreTrainedModel) -> float:
         """The share of zeros in the matrices of `model` that the ticket masks, counted."""
-        weights = [
-            weight for name, weight in prunable_weights(model, pooler=True).items() if name in self.packed.shapes
-        ]
+        shapes = self._packed_for(model).shapes
+        weights = [weight for name, weight in prunable_weights(model, pooler=True).items() if name in shapes]
         return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
     def merge_lora(self, model: Any) -> PreTrainedModel:
@@ -240,8 +265,11 @@ class Ticket:
         self.apply(merged)
         return merged
 
-    def _bits(self) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(bits) for name, bits in self.packed.bits.items()}
+    def _packed_for(self, model: PreTrainedModel) -> PackedMasks:
+        """The masks of the matrices of a model."""
+        if self.info.structure is None:
+            return self.packed
+        return pack_masks(matrix_masks(model, self.masks), self.info)
 
     def _described(self) -> dict[str, str]:
         """What a reader wants to know of the ticket, by name."""
@@ -249,9 +277,12 @@ class Ticket:
         entries = sum(int(np.prod(shape)) for shape in self.packed.shapes.values())
         count = f"{entries / 1e6:.1f} M" if entries >= 1e6 else f"{entries:,}"
         label = METHODS[info.method].label if info.method in METHODS else info.method
-        described = {"model": info.model, "method": label, "pruned": f"{self.sparsity:.1%} of {count}"}
+        of = f"{count} groups" if info.structure else count
+        described = {"model": info.model, "method": label, "pruned": f"{self.sparsity:.1%} of {of}"}
         if info.pattern:
             described["pattern"] = info.pattern
+        if info.structure:
+            described["structure"] = info.structure
         if info.step:
             described["step"] = f"{info.step:,}"
         if info.method != PUBLISHED and info.method in METHODS and METHODS[info.method].seeded:
@@ -299,6 +330,10 @@ def _pruned(weights: Mapping[str, Tensor], sparsity: float | None, pattern: str 
     groups = tk.Pattern(*parse_pattern(str(pattern)))
     check_pattern_fits(weights, groups)
     return groups
+
+
+def _bits(packed: PackedMasks) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(bits) for name, bits in packed.bits.items()}
 
 
 def _cell(name: str, sparsity: float) -> str:

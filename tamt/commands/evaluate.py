@@ -3,10 +3,13 @@
 import copy
 import time
 
+from transformers import PreTrainedModel
+
 from tamt.data.corpora import load_dev_corpus
 from tamt.data.token_masking import TokenMasking
 from tamt.finetuning.saved import open_finetuned, score_finetuned
 from tamt.masks.file import MaskInfo, load_masks, mask_in_row
+from tamt.masks.gates import put_gates
 from tamt.masks.masking import Masks, apply_masks
 from tamt.models.language_model import load_masked_language_model, read_head
 from tamt.models.loading import is_sparse
@@ -16,12 +19,26 @@ from tamt.options.base import command
 from tamt.options.evaluate import EvaluateOptions
 from tamt.runtime import processes
 from tamt.runtime.console import say
+from tamt.runtime.errors import UserError
 from tamt.training.compute import report_compute, set_up
 from tamt.training.dev_losses import check_encoder_runs, dev_losses
 from tamt.training.half_precision import or_in_fp32
 from tamt.training.precision import choose_precision
 
 BATCH_SIZE = 16
+
+
+def _prune(model: PreTrainedModel, masks: Masks, info: MaskInfo, sparse: bool) -> None:
+    """Make a model the subnetwork of a mask; a structured one gates it, so that all layers can still be compared."""
+    if info.structure is None:
+        apply_masks(model, masks)
+    elif sparse:
+        raise UserError(
+            f"--sparse is for masks of single weights, and {info.structure} prunes groups; leave it out, or shrink the "
+            "model by tamt export --shrink"
+        )
+    else:
+        put_gates(model, masks)
 
 
 @command(EvaluateOptions)
@@ -60,7 +77,7 @@ def _losses(options: EvaluateOptions) -> dict:
     info: MaskInfo | None = None
     if options.mask is not None:
         masks, info = load_masks(options.mask)
-        apply_masks(student.model, masks)
+        _prune(student.model, masks, info, options.sparse)
     report_compute(compute, options.precision)
     if options.sparse or is_sparse(options.model):
         run_sparse(student.encoder, options.model, compute.dtype)

@@ -17,6 +17,7 @@ from tamt.masks.prune_format import split
 from tamt.masks.sparse_file import SPARSE_FILE, save_sparse
 from tamt.models.language_model import load_masked_language_model
 from tamt.models.loading import dense_state, is_sparse, load_config, load_encoder
+from tamt.models.shrink import shrink, zeros_for
 from tamt.models.tokenizer import load_tokenizer
 from tamt.options.base import command
 from tamt.options.export import ExportOptions
@@ -57,7 +58,10 @@ def export(options: ExportOptions) -> dict:
     output = options.output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"the output {output} is not empty and nothing in it is overwritten; give a new --output")
-    exported = _whole_model(options) if options.mask is None else _subnetwork(options, options.mask)
+    if options.mask is None:
+        exported = _whole_model(options)
+    else:
+        exported = (_shrunk if options.shrink else _subnetwork)(options, options.mask)
     # Beside the output under another name, and renamed when it is whole.
     output = output.resolve()  # "." has no name
     fresh = output.with_name(f".{output.name}.new")
@@ -82,6 +86,8 @@ def _subnetwork(options: ExportOptions, mask: Path) -> _Exported:
     model, prune = options.model, options.format == "prune"
     masks, info = load_masks(mask)
     encoder, missing = load_encoder(model)
+    if info.structure is not None:
+        masks = zeros_for(encoder, masks)
     weights = prunable_weights(encoder, pooler=True)
     originals = {name: weight.detach().clone() for name, weight in weights.items() if prune}
     apply_masks(encoder, masks)
@@ -107,6 +113,32 @@ def _subnetwork(options: ExportOptions, mask: Path) -> _Exported:
         "mlm_head": with_head,
     }
     return _Exported(row, state, exported.config, tokenizer, None if prune else exported)
+
+
+def _shrunk(options: ExportOptions, mask: Path) -> _Exported:
+    """The model without the groups that a structured mask prunes, with its MLM head, and its pooler for classifiers."""
+    model = options.model
+    masks, info = load_masks(mask)
+    if info.structure is None:
+        raise UserError(f"the mask {mask} prunes single weights, which leave no smaller model; leave --shrink out")
+    encoder, missing = load_encoder(model)
+    exported = shrink(encoder, masks)
+    state = {name: tensor for name, tensor in exported.state_dict().items() if name not in missing}
+    heads = load_masked_language_model(model, need_head=False)
+    if not heads.fresh_head:
+        exported = shrink(heads.model, masks)
+        prefix = exported.base_model_prefix
+        state = {f"{prefix}.{name}": tensor for name, tensor in state.items()} | exported.state_dict()
+    row = {
+        "model": model,
+        "method": info.method,
+        "structure": info.structure,
+        "mask": str(mask),
+        "mlm_head": not heads.fresh_head,
+        "parameters": exported.num_parameters(),
+        "dense_parameters": (encoder if heads.fresh_head else heads.model).num_parameters(),
+    }
+    return _Exported(row, state, exported.config, load_tokenizer(model, masking=False), exported)
 
 
 def _whole_model(options: ExportOptions) -> _Exported:

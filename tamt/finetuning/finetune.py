@@ -23,7 +23,8 @@ from tamt.finetuning.sparse import check_sparse, choose_sparse
 from tamt.masks.file import MaskInfo, load_masks, mask_in_row
 from tamt.masks.masking import Masks, apply_masks, sparsity_of
 from tamt.methods import FULL
-from tamt.models.speed import checkpoint_activations
+from tamt.models.shrink import as_subnetwork
+from tamt.models.speed import checkpoint_activations, speed_up
 from tamt.models.task_models import load_classifier, load_question_answerer
 from tamt.models.tokenizer import input_length, load_tokenizer
 from tamt.options.base import command
@@ -184,24 +185,26 @@ def _run_once(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
     check_sparse(options.sparse, compute)
     checkpointing = options.activation_checkpointing
     job = make_job(options, compute, starts_from_graphs(options.no_cuda_graphs, checkpointing))
-    if checkpointing:
-        checkpoint_activations(job.model, options.model)
     masks: Masks = {}
     info: MaskInfo | None = None
     if options.mask is not None:
         masks, info = load_masks(options.mask)
-        apply_masks(job.model, masks)
+    zeros = masks if info is None else _prune(job, masks, info)
+    if options.sparse == "on" and not zeros:
+        raise UserError("--sparse on is for tickets with zeros, and this one makes a smaller dense model; leave it out")
+    if checkpointing:
+        checkpoint_activations(job.model, options.model)
     check_runs(job.model, options.model, compute, partial(_read_two_rows, job))
     lr = _rate(task, options, job.model, masks)
     tokens = next(job.batches(1))["input_ids"].numel()
-    sparse, why = choose_sparse(options, compute, job.model, masks, tokens)
+    sparse, why = choose_sparse(options, compute, job.model, zeros, tokens)
     options = replace(options, sparse=sparse)
     with RunFolder.start(output, options.settings(), options.resume, options.keep, options.track) as folder:
         report_compute(compute, asked)
         if why:
             say(why)
         processes.own_dropout()
-        outcome = train_subnetwork(job, folder, masks, options, lr=lr)
+        outcome = train_subnetwork(job, folder, zeros, options, lr=lr)
         result = {
             "task": options.task,
             "model": options.model,
@@ -220,6 +223,18 @@ def _run_once(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
         }
         _finish(task, folder, result)
     return result
+
+
+def _prune(job: Job, masks: Masks, info: MaskInfo) -> Masks:
+    """Make the model of a job the subnetwork of a mask, smaller if that is structured; the masks of its zeros."""
+    if info.structure is None:
+        apply_masks(job.model, masks)
+        return masks
+    before = job.model
+    job.model, zeros = as_subnetwork(before, masks)
+    if job.model is not before:
+        speed_up(job.model)
+    return zeros
 
 
 def _finish(task: Task, folder: RunFolder, result: dict) -> None:

@@ -18,12 +18,13 @@ from torch import Tensor
 
 import tamt_kernels as tk
 from tamt.masks.hub import download, is_on_hub
-from tamt.masks.masking import Masks, Sparsity, is_exact, keep_of, pattern_of, sparsity_of
+from tamt.masks.masking import Masks, Sparsity, is_exact, keep_of, pattern_of, share_of, sparsity_of
 from tamt.masks.prune_format import MASK, as_mask, is_pruned, pruned_names
 from tamt.methods import FULL, PUBLISHED
 from tamt.runtime.choices import parse_pattern
 from tamt.runtime.errors import UserError
 from tamt.runtime.files import write_atomically
+from tamt.runtime.structure import Structure, kind_of, structure_of
 from tamt.runtime.tensor_files import METADATA, check_version, read_header, read_state, reproducible, unique_object
 from tamt.runtime.untrusted import check_pulled
 
@@ -41,8 +42,8 @@ EMBEDDINGS = re.compile(r"((?:\w+\.)*?)embed")
 
 @dataclass(frozen=True)
 class MaskInfo:
-    """Where a mask comes from: model (name or folder), method, sparsity asked for (0 to 1), seed, optimizer step; and
-    the pattern, such as "2:4", if it has one."""
+    """Where a mask comes from: model (name or folder), method, sparsity asked for (0 to 1; the highest of a structure),
+    seed, optimizer step; and the pattern, such as "2:4", or the structure, such as "ffn:0.5", if it has one."""
 
     model: str
     method: str
@@ -50,18 +51,21 @@ class MaskInfo:
     seed: int
     step: int
     pattern: str | None = None
+    structure: str | None = None
 
     @classmethod
     def of(cls, model: str, method: str, sparsity: Sparsity, seed: int, step: int) -> "MaskInfo":
-        """The info of masks of this sparsity or pattern."""
+        """The info of masks of this sparsity, pattern or structure."""
         if isinstance(sparsity, tk.Pattern):
-            return cls(model, method, (sparsity.m - sparsity.n) / sparsity.m, seed, step, str(sparsity))
+            return cls(model, method, (sparsity.m - sparsity.n) / sparsity.m, seed, step, pattern=str(sparsity))
+        if isinstance(sparsity, Structure):
+            return cls(model, method, sparsity.most, seed, step, structure=str(sparsity))
         return cls(model, method, sparsity, seed, step)
 
     @property
     def pruned(self) -> Sparsity:
         """How much the masks prune."""
-        return pattern_of(self.pattern) or self.sparsity
+        return pattern_of(self.pattern) or structure_of(self.structure) or self.sparsity
 
 
 def mask_in_row(path: Path | None, masks: Masks, info: MaskInfo | None) -> dict[str, Any]:
@@ -72,6 +76,7 @@ def mask_in_row(path: Path | None, masks: Masks, info: MaskInfo | None) -> dict[
         "mask": str(path) if path else None,
         "mask_seed": info.seed if info else None,
         "mask_step": info.step if info else None,
+        **({"structure": info.structure} if info and info.structure else {}),
     }
 
 
@@ -126,12 +131,11 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], info: MaskInfo, exact: b
     """
     packed = pack_masks(masks, info)
     for name, kept in packed.kept.items():
-        if exact and not is_exact(masks[name], info.pruned):
-            due = f"the pattern {info.pattern}" if info.pattern else f"a sparsity of {info.sparsity:g}"
+        if exact and not is_exact(name, masks[name], info.pruned):
             raise UserError(
-                f"{path} is not written: its mask of {name} keeps {kept} entries where {due} keeps "
-                f"{_keep_of(masks[name].numel(), info)}, which is a fault of tamt or of this machine; report it, and "
-                "go on with --resume"
+                f"{path} is not written: its mask of {name} keeps {kept} entries where {_due(info)} keeps "
+                f"{_keep_of(name, masks[name].numel(), info)}, which is a fault of tamt or of this machine; report it, "
+                "and go on with --resume"
             )
     save_packed(path, packed)
 
@@ -157,7 +161,7 @@ def as_bytes(packed: PackedMasks) -> bytes:
 def load_masks(path: Path) -> tuple[Masks, MaskInfo]:
     """Read a mask file: ours (`.safetensors`), the `mask.pt` of the paper's published code, or a pruned checkpoint.
 
-    A path `hub:USER/REPO` is the mask file of that repository, which is downloaded once.
+    A path `hub:USER/REPO` is the mask file of that repository, which is downloaded once; a folder is that of a run.
     A `.pt` file is a dict of tensors, bool or of zeros and ones in another type as those of torch.nn.utils.prune, under
     names that end in `.weight` or `.weight_mask`; it is read with
     `weights_only=True`, so nothing in it is executed. Its origin is not recorded: method "published", seed and step 0.
@@ -179,6 +183,8 @@ def load_packed(path: Path) -> PackedMasks:
     """Read a mask file as `load_masks` does and raise what it raises, but leave our own format's bits packed."""
     if is_on_hub(path):
         path = download(path, MASK_FILE)
+    if path.is_dir():
+        path = path / MASK_FILE
     if not path.is_file():
         raise UserError(f"there is no mask file {path}; give the mask.safetensors of a run folder")
     check_pulled(path)
@@ -192,7 +198,7 @@ def load_packed(path: Path) -> PackedMasks:
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path} is a safetensors file but no mask; give the mask.safetensors of a run folder")
         check_version(path, "mask", metadata, VERSION)
-        if metadata.keys() - {"pattern"} != FIELDS:
+        if metadata.keys() - {"pattern", "structure"} != FIELDS:
             raise ValueError(f"its metadata are not {', '.join(sorted(FIELDS))}")
         info = MaskInfo(
             model=metadata["model"],
@@ -201,6 +207,7 @@ def load_packed(path: Path) -> PackedMasks:
             seed=int(metadata["seed"]),
             step=int(metadata["step"]),
             pattern=metadata.get("pattern"),
+            structure=metadata.get("structure"),
         )
         shapes = {name: _shape(name, shape) for name, shape in unique_object(metadata["shapes"]).items()}
         bits = _bits(path, shapes)
@@ -209,6 +216,8 @@ def load_packed(path: Path) -> PackedMasks:
             raise ValueError("the numbers of ones are not those in its metadata")
         if info.pattern is not None:
             _check_pattern(info.pattern, shapes, bits)
+        if info.structure is not None:
+            _check_structure(info.structure, shapes, found)
         if metadata["digest"] != _digest(metadata, bits):
             raise ValueError("its digest is wrong")
     except (SafetensorError, OSError, ValueError, OverflowError, RecursionError) as error:
@@ -231,9 +240,31 @@ def _check_pattern(text: str, shapes: Mapping[str, tuple[int, ...]], bits: Mappi
             raise ValueError(f"{name} does not keep {text}")
 
 
-def _keep_of(entries: int, info: MaskInfo) -> int:
-    pattern = pattern_of(info.pattern)
-    return keep_of(entries, info.sparsity) if pattern is None else entries // pattern.m * pattern.n
+def _check_structure(text: str, shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, int]) -> None:
+    """Check that a structure is one and that masks keep as many groups as it says. Raises ValueError if not."""
+    try:
+        structure = Structure.parse(text)
+    except UserError as error:
+        raise ValueError(f"its structure is {text[:20]!r}") from error
+    for name, shape in shapes.items():
+        if len(shape) != 1 or found[name] != keep_of(shape[0], structure.share(name)):
+            raise ValueError(f"{name} does not keep {structure}")
+    if str(structure) != text or {*structure.kinds} != {*map(kind_of, shapes)}:
+        raise ValueError(f"its masks are not those of {structure}")
+
+
+def _due(info: MaskInfo) -> str:
+    """What a mask must have, in words."""
+    if info.pattern or info.structure:
+        return f"the pattern {info.pattern}" if info.pattern else f"the structure {info.structure}"
+    return f"a sparsity of {info.sparsity:g}"
+
+
+def _keep_of(name: str, entries: int, info: MaskInfo) -> int:
+    pruned = info.pruned
+    if isinstance(pruned, tk.Pattern):
+        return entries // pruned.m * pruned.n
+    return keep_of(entries, share_of(name, pruned))
 
 
 def _shape(name: str, shape: Any) -> tuple[int, ...]:

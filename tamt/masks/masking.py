@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from decimal import Decimal
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,27 @@ import tamt_kernels as tk
 from tamt.runtime.choices import Ranking, parse_pattern
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
+from tamt.runtime.structure import Structure
 
-Sparsity = float | tk.Pattern
-"""How much masks prune: a share of zeros of each matrix, or all but n of each m neighbours."""
+Sparsity = float | tk.Pattern | Structure
+"""How much masks prune: a share of zeros of each matrix, all but n of each m neighbours, or a share of groups."""
 
 Masks = dict[str, Tensor]
 """A mask for each prunable matrix: a bool tensor of its shape, True where the weight is kept. The names are those in
-the model without its head (`encoder.layer.0.attention.self.query.weight`), so a mask fits the model under any head."""
+the model without its head (`encoder.layer.0.attention.self.query.weight`), so a mask fits the model under any head.
+The masks of a structure have an entry per group instead, see `tamt.masks.groups`."""
+
+
+class Masked(Protocol):
+    """What has a score, which trains, and the mask that follows from it."""
+
+    score: nn.Parameter
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask, bool."""
+        ...
+
 
 MaskedModule = tk.MaskedLinear | tk.MaskedEmbedding
 PrunableModule = nn.Linear | nn.Embedding | MaskedModule
@@ -99,12 +114,17 @@ def check_pattern_fits(weights: Mapping[str, Tensor], pattern: tk.Pattern) -> No
             )
 
 
-def is_exact(mask: Tensor, sparsity: Sparsity) -> bool:
-    """Whether a mask keeps exactly `keep_of` entries, or exactly the pattern in each group."""
+def share_of(name: str, sparsity: float | Structure) -> float:
+    """The share of zeros of the mask `name`. Raises ValueError if a structure has no such mask."""
+    return sparsity.share(name) if isinstance(sparsity, Structure) else sparsity
+
+
+def is_exact(name: str, mask: Tensor, sparsity: Sparsity) -> bool:
+    """Whether the mask `name` keeps exactly `keep_of` entries, or exactly the pattern in each group."""
     if isinstance(sparsity, tk.Pattern):
         whole = mask.shape[-1] % sparsity.m == 0
         return whole and bool(mask.reshape(-1, sparsity.m).sum(1).eq(sparsity.n).all())
-    return int(mask.sum()) == keep_of(mask.numel(), sparsity)
+    return int(mask.sum()) == keep_of(mask.numel(), share_of(name, sparsity))
 
 
 def sparsity_of(masks: Mapping[str, Tensor]) -> float:
@@ -119,13 +139,13 @@ def magnitude_masks(weights: Mapping[str, Tensor], sparsity: Sparsity) -> Masks:
 
 
 def top_masks(scores: Mapping[str, Tensor], sparsity: Sparsity, ranking: Ranking = "signed") -> Masks:
-    """The masks that keep the largest scores, exactly `keep_of` of each matrix or n of each group of a pattern.
+    """The masks that keep the largest scores, exactly `keep_of` of each tensor or n of each group of a pattern.
 
     Ties are broken by lower flat index.
     """
     if isinstance(sparsity, tk.Pattern):
         return {name: tk.pattern_mask(score, sparsity, ranking=ranking) for name, score in scores.items()}
-    keep = [keep_of(score.numel(), sparsity) for score in scores.values()]
+    keep = [keep_of(score.numel(), share_of(name, sparsity)) for name, score in scores.items()]
     thresholds = tk.topk_threshold(list(scores.values()), keep, ranking=ranking)
     return {
         name: tk.binarize(score, value, cut, ranking=ranking)
@@ -145,7 +165,8 @@ def random_masks(weights: Mapping[str, Tensor], sparsity: Sparsity, seed: int) -
     masks = {}
     for name, weight in weights.items():
         mask = torch.zeros(weight.numel(), dtype=torch.bool)
-        mask[torch.randperm(weight.numel(), generator=generator)[: keep_of(weight.numel(), sparsity)]] = True
+        keep = keep_of(weight.numel(), share_of(name, sparsity))
+        mask[torch.randperm(weight.numel(), generator=generator)[:keep]] = True
         masks[name] = mask.view(weight.shape).to(weight.device)
     return masks
 
@@ -213,8 +234,8 @@ def wrap(
     return masked
 
 
-def masks_of(masked: Mapping[str, MaskedModule]) -> Masks:
-    """The current masks of masked modules."""
+def masks_of(masked: Mapping[str, Masked]) -> Masks:
+    """The current masks of masked modules or gates."""
     return {name: module.mask for name, module in masked.items()}
 
 

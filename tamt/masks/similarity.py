@@ -32,7 +32,12 @@ def common_ones(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> int:
 
 
 def of_one_model(first: PackedMasks, second: PackedMasks) -> bool:
-    """Whether two masks are for the same layers; only one of them may have the pooler or the word embedding."""
+    """Whether two masks are for the same layers; only one of them may have the pooler or the word embedding.
+
+    Masks of structures must be of the same kinds of groups.
+    """
+    if first.info.structure or second.info.structure:
+        return first.shapes == second.shapes
     differing = dict(first.shapes.items() ^ second.shapes.items())
     in_both = first.shapes.keys() & second.shapes.keys()
     return not any(name in in_both or LAYER.search(name) for name in differing)
@@ -43,6 +48,10 @@ def check_same_matrices(masks: Mapping[str, PackedMasks]) -> None:
     first_name, first = next(iter(masks.items()))
     for name, other in masks.items():
         if not of_one_model(first, other):
+            if first.info.structure != other.info.structure:
+                raise UserError(
+                    f"the masks {first_name} and {name} prune different groups; compare masks of one --structure"
+                )
             raise UserError(f"the masks {first_name} and {name} are for different models; compare masks of one model")
 
 

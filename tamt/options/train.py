@@ -10,6 +10,7 @@ from tamt.recipes import Recipe
 from tamt.runtime.choices import (
     CHECK_EVERY,
     KEEP,
+    Drop,
     Precision,
     Ranking,
     Scope,
@@ -20,6 +21,7 @@ from tamt.runtime.choices import (
     share_pruned,
 )
 from tamt.runtime.errors import UserError, check_sparsity
+from tamt.runtime.structure import structure_of
 
 SPARSITY = 0.7
 
@@ -40,6 +42,9 @@ class TrainOptions(Options):
         sparsity: the share of zeros in each mask, between 0 and 1; by default 0.7, or what the pattern gives.
         pattern: keep N of each M neighbours along the input instead, such as 2:4, which GPUs from Ampere on multiply
             faster; N < M, M at most 16.
+        structure: prune whole groups instead, each kind by its own sparsity, such as ffn:0.5 or heads:0.5,hidden:0.5:
+            ffn (intermediate neurons) and heads in each layer, layers, and hidden (entries of the hidden states).
+            tamt export --shrink makes a smaller model of the ticket.
         steps: the optimizer steps over which the learning rate decays; by default the paper's 27,920, of which mask
             training runs the steps of the paper's Table 2, and IMP those up to its last pruning.
         seed: the seed of the order of the text, the masked tokens, dropout, and the random mask.
@@ -59,6 +64,7 @@ class TrainOptions(Options):
         recipe: how scores and lr are chosen if they are not given: short by the rules above, paper as in the paper.
         scope: the weights that wanda ranks together: those of a matrix (default), or of each output row, as its authors
             do.
+        drop: the layers that the method drop takes away: the last (default), the first, or alternate ones.
         ranking: whether scores are ranked by value (signed) or by absolute value (abs).
         threshold_every: the steps between two updates of the masks.
         prune_pooler: also prune the pooler, by the one-shot method, because it gets no gradient.
@@ -93,6 +99,7 @@ class TrainOptions(Options):
     dev_corpus: list[str] | None = None
     sparsity: float | None = None
     pattern: str | None = None
+    structure: str | None = None
     steps: int | None = None
     seed: int = 0
     batch_size: int = 16
@@ -105,6 +112,7 @@ class TrainOptions(Options):
     initial: str | None = None
     recipe: Recipe = "short"
     scope: Scope | None = None
+    drop: Drop | None = None
     ranking: Ranking = "signed"
     threshold_every: int = 1
     prune_pooler: bool = False
@@ -134,15 +142,18 @@ class TrainOptions(Options):
         return last_step(self.method, self.share(), self.steps)
 
     def share(self) -> float:
-        """The share of zeros in each mask."""
+        """The share of zeros in each mask; the highest of a structure."""
         if self.pattern is not None:
             return share_pruned(self.pattern)
+        if structure := structure_of(self.structure):
+            return structure.most
         return SPARSITY if self.sparsity is None else self.sparsity
 
     def settings(self) -> dict[str, Any]:
-        """See `Options.settings`. The sparsity is always a number, and a pattern only named if there is one."""
+        """See `Options.settings`. The sparsity is always a number; pattern and structure are only named if given."""
         settings = super().settings() | {"sparsity": self.share()}
-        return {name: value for name, value in settings.items() if name != "pattern" or value is not None}
+        absent = [name for name in ("pattern", "structure") if settings[name] is None]
+        return {name: value for name, value in settings.items() if name not in absent}
 
     def check(self) -> None:
         """Check the options together. Raises UserError if they cannot work."""
@@ -151,6 +162,7 @@ class TrainOptions(Options):
         if self.resume and self.output == type(self).output:
             raise UserError("--resume needs the --output of the run to continue; give its folder")
         self._check_pattern()
+        self._check_structure()
         check_sparsity("--sparsity", self.share())
         if self.lr is not None and not self.lr > 0:
             raise UserError(f"--lr {self.lr:g} must be more than 0; raise it or leave it out")
@@ -171,6 +183,30 @@ class TrainOptions(Options):
             )
         if self.scope is not None:
             raise UserError("--scope and --pattern exclude each other, as a pattern ranks groups; leave one out")
+
+    def _check_structure(self) -> None:
+        method, structure = find_method(self.method), structure_of(self.structure)
+        if structure is None:
+            if method.structures == "layers":
+                raise UserError(f"{method.name} drops whole layers; give --structure layers:0.5, say")
+            return
+        if method.structures == "none" or (method.structures == "layers" and structure.kinds != ["layers"]):
+            of = "layers only" if method.structures == "layers" else "single weights only"
+            raise UserError(f"{method.name} prunes {of}, not the --structure {structure}; choose another method")
+        of_weights = {
+            "sparsity": self.sparsity not in (None, self.share()),
+            "pattern": self.pattern is not None,
+            "threshold-every": self.threshold_every != 1,
+            "ranking": self.ranking != "signed",
+            "prune-pooler": self.prune_pooler,
+            "dense-embedding": self.dense_embedding,
+        }
+        for flag, given in of_weights.items():
+            if given:
+                raise UserError(
+                    f"--{flag} is for masks of single weights, and --structure {structure} prunes groups; leave one of "
+                    "them out"
+                )
 
     def _check_method(self, method: Method) -> None:
         if method.needs_text and not self.corpus:

@@ -36,6 +36,8 @@ def _variant(config: Mapping[str, Any], with_scores: bool) -> str | None:
         words.append(f"{scores} scores")
     if isinstance(config.get("pattern"), str):
         words.append(config["pattern"])
+    if isinstance(config.get("drop"), str):
+        words.append(config["drop"])
     if config.get("scope") == "row":
         words.append("per row")
     return ", ".join(words) or None

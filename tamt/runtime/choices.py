@@ -33,6 +33,8 @@ Values = Literal["float32", "float16", "bfloat16"]
 Ranking = Literal["signed", "abs"]
 Scope = Literal["matrix", "row"]
 """Which weights are ranked together: those of a whole matrix, or those of each output row, as Wanda's authors do."""
+Drop = Literal["first", "last", "alternate"]
+"""The layers that are dropped by their place."""
 Scores = Literal["magnitude", "activation", "two-valued"]
 """The scores at the start: proportional to |W|, to |W| · ‖x‖, or 0.02 and 0 (paper eq. 5)."""
 DEFAULT_SCORES: Scores = "activation"

@@ -11,6 +11,7 @@ from tamt.masks.file import MASK_FILE
 from tamt.masks.masking import Masks, Sparsity, packed_masks, sparsity_of, top_masks
 from tamt.methods import STAGES
 from tamt.objectives import Losses
+from tamt.runtime.structure import Structure
 from tamt.search.search import Search
 from tamt.training.loop import Loop, Pace, Training
 from tamt.training.optimizer import make_optimizer
@@ -132,6 +133,7 @@ def sparsity_at(stage: int, target: Sparsity) -> Sparsity | None:
     A pattern keeps whole entries of a group: 2:4 keeps 3 of 4 after the third stage, and 2 after the fifth. None if a
     stage prunes nothing.
     """
+    assert not isinstance(target, Structure), "IMP prunes single weights"
     if not isinstance(target, tk.Pattern):
         return min(target, stage / STAGES)
     before, now = (max(target.n, -(-target.m * (STAGES - done) // STAGES)) for done in (stage - 1, stage))

@@ -1,16 +1,20 @@
 """TAMT: scores are trained through the straight-through estimator, and rank the weights into the mask (paper 3.4)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_linear_schedule_with_warmup
 
 import tamt_kernels as tk
 from tamt.masks.file import MASK_FILE
+from tamt.masks.gates import Gate, put_gates, renew_gates
 from tamt.masks.masking import (
+    Masked,
     MaskedModule,
     Masks,
     masks_of,
@@ -19,11 +23,12 @@ from tamt.masks.masking import (
     wrap,
 )
 from tamt.objectives import Losses
-from tamt.search.scores import set_scores, starting_point
+from tamt.runtime.structure import Structure
+from tamt.search.scores import scores_for, set_scores, starting_point
 from tamt.search.search import Search
 from tamt.terms import needs_head
 from tamt.training.loop import Loop, Pace, Training
-from tamt.training.optimizer import MAX_GRADIENT_NORM
+from tamt.training.optimizer import MAX_GRADIENT_NORM, GateAdamW
 from tamt.training.steps import LazyLosses, Stepper
 
 
@@ -57,8 +62,19 @@ class MaskTraining(Training):
         first_masks, importance = starting_point(search)
         self._head = student.head_parameters() if needs_head(objective) else {}
         self._every_step = options.threshold_every == 1
-        self._masked, optimizer, schedule = start(search, first_masks, self._head, self._every_step, importance)
-        self._losses = Losses(objective, student, search.teacher)  # copies the head before it trains
+        self._masked: Mapping[str, Masked]
+        self._renew: Callable[[], None]
+        optimizer: tk.MaskAdamW | GateAdamW
+        # The losses copy the head before it trains. They come after masked layers, which replace those that the losses
+        # watch, but before gates, of which the copy has none.
+        if isinstance(search.sparsity, Structure):
+            self._losses = Losses(objective, student, search.teacher)
+            gates, optimizer, schedule = start_gates(search, first_masks, self._head, importance)
+            self._masked, self._renew = gates, partial(renew_gates, gates.values())
+        else:
+            modules, optimizer, schedule = start(search, first_masks, self._head, self._every_step, importance)
+            self._masked, self._renew = modules, partial(tk.update_masks, modules.values())
+            self._losses = Losses(objective, student, search.teacher)
         # The first masks are kept as bits, 14 MB for BERT-base instead of 0.1 GB, and the current masks only where they
         # do not follow from the scores.
         self._first_bits = {name: tk.pack_mask(mask) for name, mask in first_masks.items()}
@@ -72,7 +88,7 @@ class MaskTraining(Training):
             search.text.parts,
             options.check_every,
             search.plan.cuda_graphs,
-            {"renew": self._every_step},
+            {} if isinstance(optimizer, GateAdamW) else {"renew": self._every_step},
         )
         pace = Pace(search.plan.steps, options.log_every, options.save_every)
         self.loop = Loop(options.method, search.folder, self._stepper, pace)
@@ -94,10 +110,12 @@ class MaskTraining(Training):
         with torch.no_grad():
             for name, tensor in self._trained.items():
                 tensor.copy_(checkpoint["trained"][name])
-        tk.update_masks(self._masked.values())
+        self._renew()
         self._masks = {name: mask.to(self._search.compute.device) for name, mask in checkpoint["masks"].items()}
         for name, mask in self._masks.items():  # the scores have changed since these masks were renewed
-            masked_weight = self._masked[name].masked
+            module = self._masked[name]
+            assert isinstance(module, tk.MaskedLinear | tk.MaskedEmbedding)
+            masked_weight = module.masked
             assert masked_weight is not None
             masked_weight.tensor.detach().copy_(masked_weight.weight).masked_fill_(~mask, 0)
 
@@ -106,7 +124,7 @@ class MaskTraining(Training):
         search, options = self._search, self._search.options
         last, save = step == search.plan.steps, step in (options.save_at or ())
         if not self._every_step and (step % options.threshold_every == 0 or last or save):
-            tk.update_masks(self._masked.values())
+            self._renew()
             self._masks = masks_of(self._masked)
         if self.loop.log_due(step):
             masks = masks_of(self._masked) if self._every_step else self._masks
@@ -159,9 +177,7 @@ def start(
         The masked modules, see `wrap`; their optimizer, and the schedule of its learning rate.
     """
     model, encoder, options = search.student.model, search.student.encoder, search.options
-    model.requires_grad_(False)
-    for parameter in head.values():
-        parameter.requires_grad_(True)
+    _train_only(model, head)
     masked = wrap(encoder, first_masks, options.ranking, pattern_of(options.pattern))
     set_scores(masked, importance or {})
     optimizer = tk.MaskAdamW(
@@ -177,7 +193,36 @@ def start(
     # autocast would otherwise make in each step.
     weight = encoder.get_input_embeddings().weight.to(search.compute.dtype)
     model.get_output_embeddings().weight = torch.nn.Parameter(weight, requires_grad=False)
-    for compiled in [encoder, search.teacher] if options.compile else []:
+    return masked, optimizer, _compile_and_schedule(search, optimizer)
+
+
+def start_gates(
+    search: Search, first_masks: Masks, head: Mapping[str, torch.nn.Parameter], importance: Mapping[str, Tensor]
+) -> tuple[dict[str, Gate], GateAdamW, LRScheduler]:
+    """Put the gates of a structure on the student, as `start` puts masks on it; the arguments are the same.
+
+    Returns:
+        The gates, see `put_gates`; their optimizer, and the schedule of its learning rate.
+    """
+    model = search.student.model
+    _train_only(model, head)
+    gates = put_gates(model, first_masks)
+    with torch.no_grad():
+        for name, values in importance.items():
+            gates[name].score.copy_(scores_for(values, gates[name].mask))
+    optimizer = GateAdamW(gates.values(), head.values(), lr=search.plan.lr)
+    return gates, optimizer, _compile_and_schedule(search, optimizer)
+
+
+def _train_only(model: torch.nn.Module, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+    model.requires_grad_(False)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+
+
+def _compile_and_schedule(search: Search, optimizer: Optimizer) -> LRScheduler:
+    """Compile the encoders if asked to; the schedule of the learning rate."""
+    for compiled in [search.student.encoder, search.teacher] if search.options.compile else []:
         if compiled is not None:
             compiled.compile()
-    return masked, optimizer, get_linear_schedule_with_warmup(optimizer, 0, search.plan.schedule_steps)
+    return get_linear_schedule_with_warmup(optimizer, 0, search.plan.schedule_steps)

@@ -3,21 +3,36 @@
 import time
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from tamt.masks.file import MASK_FILE
-from tamt.masks.masking import Masks, apply_masks, magnitude_masks, random_masks
+from tamt.masks.masking import Masks, keep_of
 from tamt.search.search import Search
 
 
 def magnitude(search: Search) -> list[dict]:
-    """Keep the largest |W| of each matrix (OMP, paper 3.2)."""
-    return oneshot(search, lambda weights: magnitude_masks(weights, search.sparsity))
+    """Keep the largest |W| of each matrix (OMP, paper 3.2), or the groups of largest norm."""
+    return oneshot(search, lambda _: search.magnitude_masks())
 
 
 def at_random(search: Search) -> list[dict]:
-    """Keep a uniformly random subset of each matrix."""
-    return oneshot(search, lambda weights: random_masks(weights, search.sparsity, search.options.seed))
+    """Keep a uniformly random subset of each matrix, or of the groups."""
+    return oneshot(search, lambda _: search.random_masks())
+
+
+def drop_layers(search: Search) -> list[dict]:
+    """Drop the first or the last layers, or alternate ones, of which the first is kept."""
+    count, which = search.student.model.config.num_hidden_layers, search.options.drop or "last"
+    keep = keep_of(count, search.options.share())
+    kept = {
+        "first": range(count - keep, count),
+        "last": range(keep),
+        "alternate": [place * count // keep for place in range(keep)],
+    }[which]
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[list(kept)] = True
+    return oneshot(search, lambda _: {"layers": mask})
 
 
 def oneshot(search: Search, find: Callable[[dict[str, Tensor]], Masks]) -> list[dict]:
@@ -26,7 +41,7 @@ def oneshot(search: Search, find: Callable[[dict[str, Tensor]], Masks]) -> list[
     masks = find(search.weights())
     seconds = time.monotonic() - started
     search.save(masks, 0, MASK_FILE)
-    apply_masks(search.student.model, masks)
+    search.apply(masks)
     losses = search.dev_losses()
     if losses:
         search.folder.log(0, **{f"dev_{name}": value for name, value in losses.items()})

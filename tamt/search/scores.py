@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import tamt_kernels as tk
-from tamt.masks.file import load_masks
+from tamt.masks.file import MaskInfo, load_masks
+from tamt.masks.groups import find_groups_of
 from tamt.masks.masking import (
     POOLER,
     MaskedModule,
@@ -16,14 +17,14 @@ from tamt.masks.masking import (
     Sparsity,
     check_fits,
     is_exact,
-    magnitude_masks,
     prunable_weights,
-    random_masks,
     top_masks,
 )
 from tamt.runtime.choices import check_initial
 from tamt.runtime.errors import UserError
+from tamt.runtime.structure import Structure
 from tamt.search.calibration import activation_importance
+from tamt.search.group_scores import group_importance
 from tamt.search.search import Search
 from tamt_kernels.nn import INITIAL_THRESHOLD
 
@@ -37,8 +38,11 @@ def starting_point(search: Search) -> tuple[Masks, dict[str, Tensor]]:
     Without `--initial` the masks keep what the criterion of the scores ranks highest: |W| for magnitude and two-valued
     scores, which is OMP's mask (paper 3.2), and |W| · ‖x‖ for activation.
 
+    The importance of a group is the norm of that of its members.
+
     Returns:
-        A mask and, except with two-valued scores, the importance (float32, at least 0) for each prunable matrix.
+        A mask and, except with two-valued scores, the importance (float32, at least 0) for each prunable matrix, or for
+        the groups of a structure.
 
     Raises:
         UserError: the kind of scores or the mask to start from is unknown, or does not fit the model; or a weight, or
@@ -53,12 +57,14 @@ def starting_point(search: Search) -> tuple[Masks, dict[str, Tensor]]:
     for name, values in importance.items():
         if not values.isfinite().all():
             raise UserError(f"the matrix {name} has weights that are not finite; give another checkpoint")
+    if importance and isinstance(search.sparsity, Structure):
+        importance = group_importance(search.student.encoder, search.sparsity, importance, search.plan.scores)
     if options.initial is not None:
         masks = initial_masks(search, options.initial)
     elif importance:
         masks = top_masks(importance, search.sparsity)
     else:
-        masks = magnitude_masks(weights, search.sparsity)
+        masks = search.magnitude_masks()
     return masks, importance
 
 
@@ -69,25 +75,26 @@ def initial_masks(search: Search, initial: str) -> Masks:
         UserError: see `check_initial` and `read_initial`.
     """
     check_initial(initial)
-    options, weights = search.options, search.weights()
     if initial == "omp":
-        return magnitude_masks(weights, search.sparsity)
+        return search.magnitude_masks()
     if initial == "random":
-        return random_masks(weights, search.sparsity, options.seed)
-    return read_initial(Path(initial), search.student.encoder, search.sparsity, not options.dense_embedding)
+        return search.random_masks()
+    return read_initial(Path(initial), search.student.encoder, search.sparsity, not search.options.dense_embedding)
 
 
 def read_initial(path: Path, encoder: PreTrainedModel, sparsity: Sparsity, embedding: bool = True) -> Masks:
-    """Read the masks of the matrices that train, on the model's device; with the word embedding's if it is masked too.
+    """Read the masks that train, on the model's device; with the word embedding's if it is masked too.
 
     Raises:
         UserError: the file cannot be read, is for another model, or has another sparsity.
     """
     masks, info = load_masks(path)
+    if isinstance(sparsity, Structure) or info.structure is not None:
+        return _of_structure(path, masks, info, encoder, sparsity)
     masks.pop(f"{POOLER}.weight", None)  # the pooler gets no gradient; its mask does not train
     check_fits(masks, encoder)
     for name, mask in masks.items():
-        if is_exact(mask, sparsity):
+        if is_exact(name, mask, sparsity):
             continue
         if isinstance(sparsity, tk.Pattern):
             own = f"has the pattern {info.pattern}" if info.pattern else "has no pattern"
@@ -105,6 +112,16 @@ def read_initial(path: Path, encoder: PreTrainedModel, sparsity: Sparsity, embed
             remedy = ", or --dense-embedding" if "embedding" in name else ""
             raise UserError(f"the mask {path} has none for {name}; give a mask of every matrix{remedy}")
     return {name: masks[name].to(weight.device) for name, weight in weights.items()}
+
+
+def _of_structure(path: Path, masks: Masks, info: MaskInfo, encoder: PreTrainedModel, sparsity: Sparsity) -> Masks:
+    """The masks of a structure. Raises UserError if it is not that of the search."""
+    if info.structure != str(sparsity):
+        own = f"has the structure {info.structure}" if info.structure else "has no structure"
+        wanted = f"found with --structure {sparsity}" if isinstance(sparsity, Structure) else "of single weights"
+        raise UserError(f"the mask {path} {own}; give a mask that was {wanted}")
+    find_groups_of(encoder, masks)
+    return {name: mask.to(encoder.device) for name, mask in masks.items()}
 
 
 @torch.no_grad()

@@ -4,19 +4,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tamt.masks.file import MASK_FILE, MaskInfo, save_masks
+from tamt.masks.gates import put_gates
+from tamt.masks.groups import find_groups
 from tamt.masks.masking import (
     Masks,
     Sparsity,
+    apply_masks,
     magnitude_masks,
     pattern_of,
     prunable_weights,
     random_masks,
     sparsity_of,
+    top_masks,
 )
 from tamt.methods import find_method
 from tamt.models.language_model import MaskedLanguageModel
@@ -24,6 +29,8 @@ from tamt.options.train import TrainOptions
 from tamt.runtime import processes
 from tamt.runtime.choices import Scores
 from tamt.runtime.files import write_atomically
+from tamt.runtime.structure import Structure, structure_of
+from tamt.search.group_scores import group_importance
 from tamt.search.text import Text
 from tamt.training.compute import Compute
 from tamt.training.dev_losses import dev_losses
@@ -77,12 +84,35 @@ class Search:
 
     @property
     def sparsity(self) -> Sparsity:
-        """How much the masks prune: a share of each matrix, or a pattern."""
-        return pattern_of(self.options.pattern) or self.options.share()
+        """How much the masks prune: a share of each matrix, a pattern, or a structure."""
+        options = self.options
+        return pattern_of(options.pattern) or structure_of(options.structure) or options.share()
 
     def weights(self) -> dict[str, Tensor]:
         """The matrices of the student that masks are searched for; see `prunable_weights`."""
         return prunable_weights(self.student.model, embedding=not self.options.dense_embedding)
+
+    def magnitude_masks(self) -> Masks:
+        """The masks of the largest |W| (OMP, paper 3.2), or of the groups of largest norm."""
+        weights, sparsity = self.weights(), self.sparsity
+        if isinstance(sparsity, Structure):
+            return top_masks(group_importance(self.student.encoder, sparsity, weights), sparsity)
+        return magnitude_masks(weights, sparsity)
+
+    def random_masks(self) -> Masks:
+        """Masks that keep random weights or groups, by the seed of the search."""
+        weights, sparsity = self.weights(), self.sparsity
+        if isinstance(sparsity, Structure):
+            sizes = find_groups(self.student.encoder, sparsity.kinds).sizes
+            weights = {name: torch.empty(size, device=self.compute.device) for name, size in sizes.items()}
+        return random_masks(weights, sparsity, self.options.seed)
+
+    def apply(self, masks: Masks) -> None:
+        """Make the student the subnetwork of these masks, in place."""
+        if isinstance(self.sparsity, Structure):
+            put_gates(self.student.model, masks)
+        else:
+            apply_masks(self.student.model, masks)
 
     def dev_losses(self) -> dict[str, float]:
         """The student's losses on the dev text; empty without dev text. The generators do not change."""
@@ -144,4 +174,5 @@ class Search:
             "kd_loss": losses.get("kd_loss"),
             "seconds": round(seconds, 1),
             "mask": str(self.folder.path / MASK_FILE),
+            **({"structure": str(self.sparsity)} if options.structure else {}),
         }

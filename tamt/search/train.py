@@ -16,6 +16,7 @@ from tamt.methods import SCHEDULE_STEPS, find_method
 from tamt.models.language_model import MaskedLanguageModel, load_masked_language_model, read_head
 from tamt.models.loading import load_pooler
 from tamt.models.relations import projections_of
+from tamt.models.shrink import check_structure_fits
 from tamt.models.speed import checkpoint_activations, dense_twin
 from tamt.models.tokenizer import block_length, load_tokenizer
 from tamt.options.base import command
@@ -25,6 +26,7 @@ from tamt.runtime import processes
 from tamt.runtime.choices import MASKS_BY_NAME, scores_of_start
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
+from tamt.runtime.structure import Structure, structure_of
 from tamt.search.head import warm_up_head
 from tamt.search.learning_rate import default_rate
 from tamt.search.scores import read_initial
@@ -52,7 +54,7 @@ class _Inputs(NamedTuple):
 def train(options: TrainOptions) -> dict:
     """Run `tamt train`."""
     processes.join()
-    kept = options.pattern or f"{options.share():g}"
+    kept = options.structure or options.pattern or f"{options.share():g}"
     with with_output(options, lambda: [options.model, options.method, kept]) as settled:
         processes.by_first(partial(check_output, settled.output, settled.resume))
         return or_in_fp32(_train, settled)
@@ -68,13 +70,16 @@ def _train(options: TrainOptions) -> dict:
         check_encoder_runs(student, options.model, compute, blocks)
     in_place = not method.trains_scores  # these set the student's own weights to zero, so the teacher needs a copy
     teacher = copy.deepcopy(student.encoder) if in_place else dense_twin(student.encoder, compute.dtype)
-    cuda_graphs = not method.one_shot and starts_from_graphs(options.no_cuda_graphs, options.activation_checkpointing)
+    one_by_one = options.no_cuda_graphs or options.structure is not None  # a graph with gates was never tried
+    cuda_graphs = not method.one_shot and starts_from_graphs(one_by_one, options.activation_checkpointing)
     text = replace(text, fixed_shapes=cuda_graphs)
     if options.activation_checkpointing:
         checkpoint_activations(student.model, options.model)
 
     with RunFolder.start(output, options.settings(), options.resume, options.keep, options.track) as folder:
         report_compute(compute, asked)
+        if options.structure is not None and compute.device.type == "cuda":
+            say("masks of a structure are trained without CUDA graphs, which takes longer")
         search = Search(options, _plan(options, cuda_graphs), folder, compute, student, teacher, text, pooler)
         if student.fresh_head and needs_head(options.weights()):
             _warm_up_head(search)
@@ -122,9 +127,11 @@ def _load(options: TrainOptions) -> _Inputs:
             student.load_head(read_head(options.head), options.head)
         if "attention" in weights:
             projections_of(student.encoder)
-        sparsity = pattern_of(options.pattern) or options.share()
+        sparsity = pattern_of(options.pattern) or structure_of(options.structure) or options.share()
         if isinstance(sparsity, tk.Pattern):
             check_pattern_fits(prunable_weights(student.encoder, embedding=not options.dense_embedding), sparsity)
+        elif isinstance(sparsity, Structure):
+            check_structure_fits(student.model, sparsity)
         if options.initial is not None and options.initial not in MASKS_BY_NAME:
             read_initial(Path(options.initial), student.encoder, sparsity, not options.dense_embedding)
         pooler = load_pooler(options.model) if options.prune_pooler else None

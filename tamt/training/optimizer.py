@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_linear_schedule_with_warmup
 
 import tamt_kernels as tk
+from tamt.masks.gates import Gate, renew_gates
 
 MAX_GRADIENT_NORM = 1.0
 
@@ -52,6 +53,22 @@ class ClippedAdamW(AdamW):
         for state in self.state.values():
             for tensor in state.values():
                 tensor.zero_()
+
+
+class GateAdamW(ClippedAdamW):
+    """AdamW for the scores of gates and other parameters, without weight decay; each step renews the masks."""
+
+    def __init__(self, gates: Iterable[Gate], others: Iterable[Tensor], lr: float) -> None:
+        """`others`: what trains beside the scores."""
+        self._gates = list(gates)
+        super().__init__([*(gate.score for gate in self._gates), *others], lr=lr, weight_decay=0.0)
+
+    @torch.no_grad()
+    def step(self, closure: None = None, *, scale: Tensor) -> Tensor:  # type: ignore[override]
+        """Take a step, see `ClippedAdamW.step`."""
+        norm = super().step(scale=scale)
+        renew_gates(self._gates)
+        return norm
 
 
 def make_optimizer(

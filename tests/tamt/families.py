@@ -27,6 +27,7 @@ MODERN = {**SPECIAL_IDS, "cls_token_id": 2, "sep_token_id": 3, "local_attention"
 RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0}
 BUCKETS = {**RELATIVE, "position_buckets": 16}
 XLM = {"emb_dim": 32, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 64, "embed_init_std": 0.2, **SPECIAL_IDS}
+DEPTH = ("ffn", "layers")
 
 Maker = Callable[..., Any]
 """Makes the model of a family with its MLM head; options are those of its configuration."""
@@ -48,6 +49,7 @@ class Family:
         questions: whether transformers has a model of it that answers questions.
         inputs: what its tokenizer gives the model.
         between: what its tokenizer puts between the texts of a pair.
+        shrinks: the kinds of groups that leave a smaller model of it; heads and hidden together, or each by itself.
     """
 
     title: str
@@ -56,6 +58,7 @@ class Family:
     questions: bool = True
     inputs: tuple[str, ...] = ("input_ids", "token_type_ids", "attention_mask")
     between: str = "[SEP]"
+    shrinks: tuple[str, ...] = ("ffn", "layers", "heads+hidden")
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -68,40 +71,51 @@ FAMILIES: Mapping[str, Family] = {
         maker("DistilBert", {}, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=64),
     ),
     "electra": Family("ELECTRA", maker("Electra", embedding_size=16)),
-    "mpnet": Family("MPNet", maker("MPNet")),
-    "deberta": Family("DeBERTa", maker("Deberta", **RELATIVE)),
-    "deberta-v2": Family("DeBERTa v2", maker("DebertaV2", **BUCKETS, conv_kernel_size=3)),
+    "mpnet": Family("MPNet", maker("MPNet"), shrinks=DEPTH),
+    "deberta": Family("DeBERTa", maker("Deberta", **RELATIVE), shrinks=DEPTH),
+    "deberta-v2": Family("DeBERTa v2", maker("DebertaV2", **BUCKETS, conv_kernel_size=3), shrinks=("ffn",)),
     "deberta-v3": Family("DeBERTa v3", maker("DebertaV2", **BUCKETS, share_att_key=True, norm_rel_ebd="layer_norm")),
-    "nomic": Family("Nomic BERT", maker("NomicBert"), questions=False),
+    "nomic": Family(
+        "Nomic BERT", maker("NomicBert"), questions=False, shrinks=("ffn", "layers", "heads+hidden", "heads", "hidden")
+    ),
     "gte": Family("GTE", maker("Gte"), questions=False),
     "jina": Family("Jina v3", maker("JinaEmbeddingsV3")),
     "ernie": Family("ERNIE", maker("Ernie")),
     "megatron": Family("Megatron-BERT", maker("MegatronBert")),
     "roformer": Family("RoFormer", maker("RoFormer", embedding_size=16)),
-    "convbert": Family("ConvBERT", maker("ConvBert", embedding_size=16)),
+    "convbert": Family("ConvBERT", maker("ConvBert", embedding_size=16), shrinks=DEPTH),
     "big-bird": Family("BigBird", maker("BigBird", block_size=4)),
     "longformer": Family("Longformer", maker("Longformer", attention_window=8, sep_token_id=3), between="[SEP] [SEP]"),
-    "esm": Family("ESM", maker("Esm", mask_token_id=4), mlm=False, questions=False),
+    "esm": Family("ESM", maker("Esm", mask_token_id=4), mlm=False, questions=False, shrinks=("ffn",)),
     "fnet": Family(
         "FNet",
         maker("FNet", {k: v for k, v in POSITIONS.items() if k != "num_attention_heads"}),
         inputs=("input_ids", "token_type_ids"),
+        shrinks=DEPTH,
     ),
     "data2vec": Family("Data2Vec text", maker("Data2VecText")),
     "nystromformer": Family(
         "Nyströmformer",
         maker("Nystromformer", num_landmarks=16, segment_means_seq_len=16, conv_kernel_size=3),
+        shrinks=DEPTH,
     ),
-    "modernbert": Family("ModernBERT", maker("ModernBert", **MODERN), mlm=False),
-    "eurobert": Family("EuroBERT", maker("EuroBert", **SPECIAL_IDS, num_key_value_heads=2), mlm=False, questions=False),
+    "modernbert": Family("ModernBERT", maker("ModernBert", **MODERN), mlm=False, shrinks=("ffn", "heads+hidden")),
+    "eurobert": Family(
+        "EuroBERT",
+        maker("EuroBert", **SPECIAL_IDS, num_key_value_heads=2),
+        mlm=False,
+        questions=False,
+        shrinks=DEPTH,
+    ),
     "mobilebert": Family(
         "MobileBERT",
         maker("MobileBert", embedding_size=16, intra_bottleneck_size=16, true_hidden_size=16),
         mlm=False,
+        shrinks=DEPTH,
     ),
-    "xlm": Family("XLM", maker("XLM", XLM, "WithLMHeadModel"), mlm=False),
-    "flaubert": Family("FlauBERT", maker("Flaubert", XLM, "WithLMHeadModel", pad_index=0), mlm=False),
-    "albert": Family("ALBERT", maker("Albert", embedding_size=16, num_hidden_groups=1), mlm=False),
+    "xlm": Family("XLM", maker("XLM", XLM, "WithLMHeadModel"), mlm=False, shrinks=()),
+    "flaubert": Family("FlauBERT", maker("Flaubert", XLM, "WithLMHeadModel", pad_index=0), mlm=False, shrinks=()),
+    "albert": Family("ALBERT", maker("Albert", embedding_size=16, num_hidden_groups=1), mlm=False, shrinks=()),
 }
 
 OTHERS: Mapping[str, Maker] = {
@@ -158,7 +172,7 @@ def page() -> str:
     """The page of the documentation that lists the families."""
     rows = "\n".join(
         f"| {family.title} | yes | {'yes' if family.mlm else 'no'} | yes | {'yes' if family.questions else 'no'} | "
-        f"{'with its MLM head' if family.mlm else 'without a head'} |"
+        f"{'with its MLM head' if family.mlm else 'without a head'} | {', '.join(family.shrinks) or 'no'} |"
         for family in FAMILIES.values()
     )
     return f"""# Encoders
@@ -167,12 +181,15 @@ def page() -> str:
 export that plain transformers opens with the same outputs (`tests/tamt/test_families.py`). Others whose layers are
 `nn.Linear` under an `nn.Embedding` may work too.
 
-| family | OMP, random, Wanda, TAMT-KD | TAMT-MLM, IMP | classification, regression | SQuAD | `tamt export` |
-|---|---|---|---|---|---|
+| family | OMP, random, Wanda, TAMT-KD | TAMT-MLM, IMP | classification | SQuAD | `tamt export` | shrinks by |
+|---|---|---|---|---|---|---|
 {rows}
 
+- Classification includes regression.
 - TAMT-MLM and IMP train an MLM head: they need one whose layers TAMT knows, as BERT, RoBERTa, DistilBERT and ELECTRA
   have it.
+- A [structured ticket](structured-tickets.md) of the kinds of groups in the last column makes a smaller model; heads
+  and hidden are pruned together, at one sparsity. Heads alone become zeros where this column has heads+hidden.
 - SQuAD needs a model of transformers that answers questions; some families have none.
 - No code of a model's repository is executed, so a family works where transformers itself has it.
 
