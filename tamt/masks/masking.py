@@ -249,6 +249,11 @@ def check_fits(masks: Mapping[str, Tensor], model: PreTrainedModel) -> list[str]
         UserError: a matrix is unknown or has another shape; the message names up to three.
     """
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
+    if all(len(shape) == 1 for shape in shapes.values()):
+        raise UserError(
+            f"the mask prunes groups of weights ({', '.join(list(shapes)[:3])}); shrink the model by tamt export "
+            "--shrink, or give a mask of single weights"
+        )
     weights = prunable_weights(model, pooler=f"{POOLER}.weight" in masks)
     if f"{POOLER}.weight" not in weights:
         shapes.pop(f"{POOLER}.weight", None)

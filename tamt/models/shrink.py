@@ -186,6 +186,8 @@ def _why_not(kind: str, masks: Mapping[str, Tensor], reason: str) -> str:
     remedy = "choose another --structure"
     if kinds & {"heads", "hidden"}:
         remedy = "prune heads and hidden at one sparsity that divides both, as heads:0.5,hidden:0.5 does in most models"
+    if MAY_BE_ZEROS.issuperset(kinds):
+        remedy += f", or leave --shrink out to set the weights of pruned {' and '.join(kinds)} to zero"
     return f"no configuration of {kind} has {sizes} ({reason}); {remedy}"
 
 
