@@ -56,14 +56,14 @@ def find_ticket(
     Args:
         model: hub name or folder of the pre-trained model, or "demo" or "demo-base".
         method: mask training on MLM, KD or both ("tamt-mlm", "tamt-kd", "tamt-mlm+kd"), on any `objective` ("tamt"),
-            iterative magnitude pruning ("imp"), one-shot pruning ("omp", "wanda"), or "rand".
+            iterative magnitude pruning ("imp"), one-shot pruning ("omp", "wanda"), "rand", or "drop" for layers.
         corpus: "wikitext-103" (from the hub), "demo", or text files, one paragraph per line; one-shot pruning by
             magnitude and random masks need none.
         sparsity: share of zeros in each mask, between 0 and 1; by default 0.7, or what the pattern gives.
         pattern: "N:M" to keep N of each M neighbours along the input instead, such as "2:4".
         output: new folder for the run, with its mask file, settings, metrics and results; by default
             `runs/MODEL-METHOD-SPARSITY-DATE`.
-        options: any other option of `tamt train`, such as `steps`, `seed`, `batch_size`, `max_length` (tokens) or
+        options: any other option of `tamt train`, such as `structure` ("ffn:0.5" prunes half of the neurons), `steps`, `seed`, `batch_size`, `max_length` (tokens) or
             `resume`; `help(tamt.options.train.TrainOptions)` lists them.
 
     Returns:

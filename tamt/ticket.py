@@ -301,7 +301,7 @@ class Ticket:
 
     def __repr__(self) -> str:
         described = self._described()
-        named = [f"{name} {described[name]}" for name in ("pattern", "step", "seed") if name in described]
+        named = [f"{name} {described[name]}" for name in ("pattern", "structure", "step", "seed") if name in described]
         return (
             f"Ticket({', '.join([described['model'], described['method'], described['pruned'] + ' pruned', *named])})"
         )

@@ -60,7 +60,7 @@ def _name(options: FinetuneOptions) -> list[str]:
     if options.mask is None:
         return [options.model, FULL, options.task]
     _, info = load_masks(options.mask)
-    return [options.model, info.method, f"{info.sparsity:g}", options.task]
+    return [options.model, info.method, info.structure or f"{info.sparsity:g}", options.task]
 
 
 def _finetune(options: FinetuneOptions) -> dict:

@@ -71,6 +71,12 @@ def model_card(described: Mapping[str, str], repo: str) -> str:
     model = described["model"]
     on_hub = NAME.fullmatch(model) is not None and not Path(model).exists() and model != "unknown"
     shown = model if on_hub else Path(model).name
+    small = "structure" in described
+    what, use = (
+        ("groups of weights", "model = ticket.shrink(model)  # a smaller model of the same class")
+        if small
+        else ("weights", "ticket.apply(model)  # zeros now, and zeros under any optimizer or Trainer")
+    )
     data = ModelCardData(
         base_model=model if on_hub else None,
         library_name="tamt",
@@ -83,8 +89,8 @@ def model_card(described: Mapping[str, str], repo: str) -> str:
 
 # A winning ticket of {_cell(shown)}
 
-This is a mask: one bit per weight that says which weights of the pre-trained model are kept. The kept weights are those
-of the pre-trained model, unchanged. A ticket is fine-tuned instead of the full model, and its pruned weights stay zero.
+This is a mask: it says by bits which {what} of the pre-trained model are kept. The kept weights are those of the
+pre-trained model, unchanged. A ticket is fine-tuned instead of the full model, and what it prunes does not come back.
 
 | | |
 | --- | --- |
@@ -96,7 +102,7 @@ from transformers import AutoModelForSequenceClassification
 
 ticket = tamt.Ticket.from_pretrained("{repo}")
 model = AutoModelForSequenceClassification.from_pretrained("{shown}")
-ticket.apply(model)  # zeros now, and zeros under any optimizer or Trainer
+{use}
 ```
 
 On the command line: `tamt finetune --model {shown} --mask {HUB}{repo} --task sst2 --output runs/sst2`

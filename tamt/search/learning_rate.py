@@ -20,8 +20,12 @@ TWO_VALUED = ShortRun(travel=0.045, ceiling=1e-3)
 GRADED = ShortRun(travel=0.18, ceiling=3e-4)
 """For scores by magnitude or activation, whose entries near the threshold change first."""
 
+GROUPS = ShortRun(travel=0.015, ceiling=1e-4)
+"""For the groups of a structure. Their importance differs less than that of weights, so the same rate would reorder
+all of them."""
 
-def default_rate(method: Method, scores: str, steps: int) -> float | None:
+
+def default_rate(method: Method, scores: str, steps: int, groups: bool = False) -> float | None:
     """The paper's rate (Table 1), raised for short mask training; None for a one-shot method.
 
     Measured on a 6-layer MiniLM at 70 % sparsity, KD, 8 × 128 tokens per step. Two-valued scores: 150 steps at 3e-4
@@ -32,8 +36,10 @@ def default_rate(method: Method, scores: str, steps: int) -> float | None:
         method: the method.
         scores: the kind of scores that mask training starts from.
         steps: optimizer steps of the run.
+        groups: whether the scores are those of groups.
     """
     if method.lr is None or not method.trains_scores:
         return method.lr
-    short = TWO_VALUED if scores == "two-valued" else GRADED
+    graded = GROUPS if groups else GRADED
+    short = TWO_VALUED if scores == "two-valued" else graded
     return max(method.lr, min(short.ceiling, short.travel / steps))

@@ -165,7 +165,7 @@ def _plan(options: TrainOptions, cuda_graphs: bool) -> Plan:
     return Plan(
         steps=steps,
         schedule_steps=options.steps or SCHEDULE_STEPS,
-        lr=(default_rate(method, scores, steps) if lr is None else lr) or 0.0,
+        lr=(default_rate(method, scores, steps, options.structure is not None) if lr is None else lr) or 0.0,
         scores=scores,
         cuda_graphs=cuda_graphs,
     )

@@ -56,7 +56,11 @@ class ClippedAdamW(AdamW):
 
 
 class GateAdamW(ClippedAdamW):
-    """AdamW for the scores of gates and other parameters, without weight decay; each step renews the masks."""
+    """AdamW for the scores of gates and other parameters, without weight decay; each step renews the masks.
+
+    The scores of a mask share one second moment, the mean of theirs, so that a group moves as far as its gradient says.
+    With moments of their own all groups would move equally fast, those that hardly matter at random.
+    """
 
     def __init__(self, gates: Iterable[Gate], others: Iterable[Tensor], lr: float) -> None:
         """`others`: what trains beside the scores."""
@@ -67,6 +71,9 @@ class GateAdamW(ClippedAdamW):
     def step(self, closure: None = None, *, scale: Tensor) -> Tensor:  # type: ignore[override]
         """Take a step, see `ClippedAdamW.step`."""
         norm = super().step(scale=scale)
+        for gate in self._gates:
+            second = self.state[gate.score]["exp_avg_sq"]
+            second.copy_(second.mean())
         renew_gates(self._gates)
         return norm
 

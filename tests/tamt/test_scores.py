@@ -285,6 +285,12 @@ def test_default_rates(method: str, scores: str, steps: int, rate: float | None)
     assert default_rate(METHODS[method], scores, steps) == (None if rate is None else pytest.approx(rate))
 
 
+def test_groups_move_more_slowly() -> None:
+    kd = METHODS["tamt-kd"]
+    assert [default_rate(kd, "activation", steps, groups=True) for steps in (150, 300, 3_000)] == [1e-4, 5e-5, 2e-5]
+    assert default_rate(kd, "two-valued", 150, groups=True) == pytest.approx(3e-4)
+
+
 def test_a_start_that_is_asked_for_has_two_values() -> None:
     assert scores_of_start(None, None) == DEFAULT_SCORES
     assert scores_of_start(None, "random") == "two-valued"

@@ -16,6 +16,7 @@ from tamt.masks.masking import Masks, random_masks
 from tamt.models.shrink import as_subnetwork, check_structure_fits, shrink
 from tamt.runtime.errors import UserError
 from tamt.runtime.structure import Structure
+from tamt.training.optimizer import GateAdamW
 from tests.tamt.families import FAMILIES
 
 SIZES = {"num_hidden_layers": 4, "num_attention_heads": 4}
@@ -203,3 +204,19 @@ def test_generators_do_not_change() -> None:
     state = torch.get_rng_state()
     shrink(model, masks)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_scores_of_a_mask_share_one_second_moment() -> None:
+    gates = put_gates(bert(), {f"ffn.{layer}": torch.arange(64) >= 32 for layer in range(4)})
+    optimizer = GateAdamW(gates.values(), [], lr=1e-3)
+    before = {name: gate.score.detach().clone() for name, gate in gates.items()}
+    gradient = torch.arange(64) / 1000.0
+    for _ in range(50):
+        for gate in gates.values():
+            gate.score.grad = gradient.clone()
+        optimizer.step(scale=torch.ones(()))
+    for name, gate in gates.items():
+        moved = before[name] - gate.score.detach()
+        assert moved[0] == 0
+        assert 20 * moved[1] < moved[60], "as far as the gradient says, but for the first steps"
+        assert int(gate.mask.sum()) == 32

@@ -18,6 +18,7 @@ from transformers import (
 from tamt.cli import main
 from tamt.masks.file import load_masks, load_packed, save_masks, save_packed
 from tamt.masks.gates import put_gates
+from tamt.masks.hub import model_card
 from tamt.masks.masking import keep_of
 from tamt.options.train import TrainOptions
 from tamt.runtime.errors import UserError
@@ -218,7 +219,8 @@ def test_a_ticket_shrinks_or_zeros_a_model(run, tmp_path: Path, tiny_bert: Path)
     run("rand", "layers", structure="layers:0.5")
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
     ticket, of_layers = Ticket.load(tmp_path / "ffn"), Ticket.load(tmp_path / "layers")
-    assert "50.0% of 132 groups, ffn:0.5,heads:0.5 pruned" in repr(ticket)
+    assert "50.0% of 132 groups pruned, structure ffn:0.5,heads:0.5" in repr(ticket)
+    assert "model = ticket.shrink(model)" in model_card(ticket._described(), "user/repo")
     assert of_layers.shrink(model).config.num_hidden_layers == 1
     with pytest.raises(UserError, match="pruned layers cannot be zeros of matrices; shrink the model instead"):
         of_layers.apply(model)
