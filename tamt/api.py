@@ -63,8 +63,8 @@ def find_ticket(
         pattern: "N:M" to keep N of each M neighbours along the input instead, such as "2:4".
         output: new folder for the run, with its mask file, settings, metrics and results; by default
             `runs/MODEL-METHOD-SPARSITY-DATE`.
-        options: any other option of `tamt train`, such as `structure` ("ffn:0.5" prunes half of the neurons), `steps`, `seed`, `batch_size`, `max_length` (tokens) or
-            `resume`; `help(tamt.options.train.TrainOptions)` lists them.
+        options: any other option of `tamt train`, such as `structure` ("ffn:0.5" prunes half of the neurons), `steps`,
+            `seed`, `batch_size`, `max_length` (tokens) or `resume`; `help(tamt.options.train.TrainOptions)` lists them.
 
     Returns:
         The ticket; its `path` is the mask file, its `results` has the dev losses.
