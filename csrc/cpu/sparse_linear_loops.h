@@ -133,34 +133,37 @@ TAMT_INLINE inline void walk_panel(const SparseMatrix& weight, int64_t panel, co
   }
 }
 
-// The sums of one row over the entries of one block, by two chains, so that no addition waits for the last.
+// The sums of one row over the entries of one block, by as many chains as the processor adds at once, so that no addition
+// waits for the last. Only their sum meets the other blocks': it waits for no memory, and rounds less.
 template <int vectors, typename Value>
 TAMT_INLINE inline void add_entries(
     const Value* value, const uint8_t* column, int64_t count, const float* x, Vector* sums) {
   constexpr int64_t tile = vectors * kLanes;
-  Vector even[vectors], odd[vectors];
-  for (int v = 0; v < vectors; ++v) {
-    even[v] = sums[v];
-    odd[v] = Vector{};
-  }
-  const auto add = [=](int64_t entry, Vector* to) TAMT_INLINE {
-    const auto* of_column = reinterpret_cast<const Vector*>(x + column[entry] * tile);
+  constexpr int chains = vectors < 3 ? 4 : 2;
+  Vector parts[chains][vectors] = {};
+  const auto add = [=](int64_t entry, int64_t number, Vector* to) TAMT_INLINE {
+    const auto* of_column = reinterpret_cast<const Vector*>(x + number * tile);
     const float factor = to_float(value[entry]);
     for (int v = 0; v < vectors; ++v) to[v] += factor * of_column[v];
   };
   int64_t entry = 0;
   for (; entry + 8 <= count; entry += 8) {
-    for (int64_t i = 0; i < 8; i += 2) {
-      add(entry + i, even);
-      add(entry + i + 1, odd);
-    }
+    uint64_t numbers;  // of 8 columns, the first in the lowest byte: loads are what these loops wait for
+    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "numbers are read from the lowest byte on");
+    std::memcpy(&numbers, column + entry, sizeof numbers);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) add(entry + i, numbers >> 8 * i & 0xff, parts[i % chains]);
   }
   for (; entry + 2 <= count; entry += 2) {
-    add(entry, even);
-    add(entry + 1, odd);
+    add(entry, column[entry], parts[0]);
+    add(entry + 1, column[entry + 1], parts[1]);
   }
-  if (entry < count) add(entry, even);
-  for (int v = 0; v < vectors; ++v) sums[v] = even[v] + odd[v];
+  if (entry < count) add(entry, column[entry], parts[0]);
+#pragma GCC unroll 8
+  for (int i = 1; i < chains; ++i) {
+    for (int v = 0; v < vectors; ++v) parts[0][v] += parts[i][v];
+  }
+  for (int v = 0; v < vectors; ++v) sums[v] += parts[0][v];
 }
 
 template <int vectors, typename Value>
