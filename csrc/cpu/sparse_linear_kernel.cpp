@@ -40,21 +40,22 @@ constexpr int64_t kBytes = 16;
 #include "sparse_linear_loops.h"
 }  // namespace generic
 
-const ProductLoops& float_loops() {
+const ProductLoops& float_loops(int64_t tokens) {
 #if TAMT_HAS_AVX2
   static constexpr ProductLoops wide{16, 64, 4, avx512::pack, avx512::multiply, avx512::unpack, avx512::add_products};
   static constexpr ProductLoops narrow{8, 32, 4, avx2::pack, avx2::multiply, avx2::unpack, avx2::add_products};
   static const bool has_fma = __builtin_cpu_supports("fma");
-  if (instruction_set == InstructionSet::kAvx512) return wide;
-  if (instruction_set == InstructionSet::kAvx2 && has_fma) return narrow;
+  // Fewer tokens would leave half of a wide vector empty.
+  if (instruction_set == InstructionSet::kAvx512 && tokens > narrow.lanes) return wide;
+  if (has_avx2() && has_fma) return narrow;
 #endif
   static constexpr ProductLoops plain{4, 16, 4, generic::pack, generic::multiply, generic::unpack, generic::add_products};
   return plain;
 }
 
-const ProductLoops& loops_for(Type type) {
+const ProductLoops& loops_for(Type type, int64_t tokens) {
   const bool halves = type == Type::kBFloat16 && instruction_set == InstructionSet::kAvx512 && bfloat16_loops();
-  return halves ? *bfloat16_loops() : float_loops();
+  return halves ? *bfloat16_loops() : float_loops(tokens);
 }
 
 // Memory that begins with a line of the cache. A small one is kept for the thread's next product, which would find new
@@ -128,7 +129,7 @@ void sparse_linear_kernel(
     const Matrix& x, const SparseMatrix& weight, const float* bias, void* y, Type y_type, const Parallel& parallel) {
   const Output output{y, y_type, x.rows, weight.rows, bias};
   if (sparse_linear_few_kernel(x, weight, output, parallel)) return;
-  const ProductLoops& loops = loops_for(weight.type);
+  const ProductLoops& loops = loops_for(weight.type, x.rows);
   const Tiles tiles(x, loops, parallel);
   parallel(tiles.count() * weight.panels(), [&](int64_t task) {
     const int64_t panel = task / tiles.count(), tile = task % tiles.count();
@@ -141,7 +142,7 @@ void sparse_linear_kernel(
 void sparse_linear_backward_values_kernel(
     const Matrix& grad_output, const Matrix& x, const SparseMatrix& pattern, float* grad_values,
     const Parallel& parallel) {
-  const ProductLoops& loops = float_loops();
+  const ProductLoops& loops = float_loops(x.rows);
   const Tiles grads(grad_output, loops, parallel), inputs(x, loops, parallel);
   parallel(pattern.panels(), [&](int64_t panel) {
     for (int64_t tile = 0; tile < inputs.count(); ++tile) {

@@ -133,34 +133,37 @@ TAMT_INLINE inline void walk_panel(const SparseMatrix& weight, int64_t panel, co
   }
 }
 
-// The sums of one row over the entries of one block, by two chains, so that no addition waits for the last.
+// The sums of one row over the entries of one block, by as many chains as the processor adds at once, so that no addition
+// waits for the last. Only their sum meets the other blocks': it waits for no memory, and rounds less.
 template <int vectors, typename Value>
 TAMT_INLINE inline void add_entries(
     const Value* value, const uint8_t* column, int64_t count, const float* x, Vector* sums) {
   constexpr int64_t tile = vectors * kLanes;
-  Vector even[vectors], odd[vectors];
-  for (int v = 0; v < vectors; ++v) {
-    even[v] = sums[v];
-    odd[v] = Vector{};
-  }
-  const auto add = [=](int64_t entry, Vector* to) TAMT_INLINE {
-    const auto* of_column = reinterpret_cast<const Vector*>(x + column[entry] * tile);
+  constexpr int chains = vectors < 3 ? 4 : 2;
+  Vector parts[chains][vectors] = {};
+  const auto add = [=](int64_t entry, int64_t number, Vector* to) TAMT_INLINE {
+    const auto* of_column = reinterpret_cast<const Vector*>(x + number * tile);
     const float factor = to_float(value[entry]);
     for (int v = 0; v < vectors; ++v) to[v] += factor * of_column[v];
   };
   int64_t entry = 0;
   for (; entry + 8 <= count; entry += 8) {
-    for (int64_t i = 0; i < 8; i += 2) {
-      add(entry + i, even);
-      add(entry + i + 1, odd);
-    }
+    uint64_t numbers;  // of 8 columns, the first in the lowest byte: loads are what these loops wait for
+    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "numbers are read from the lowest byte on");
+    std::memcpy(&numbers, column + entry, sizeof numbers);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) add(entry + i, numbers >> 8 * i & 0xff, parts[i % chains]);
   }
   for (; entry + 2 <= count; entry += 2) {
-    add(entry, even);
-    add(entry + 1, odd);
+    add(entry, column[entry], parts[0]);
+    add(entry + 1, column[entry + 1], parts[1]);
   }
-  if (entry < count) add(entry, even);
-  for (int v = 0; v < vectors; ++v) sums[v] = even[v] + odd[v];
+  if (entry < count) add(entry, column[entry], parts[0]);
+#pragma GCC unroll 8
+  for (int i = 1; i < chains; ++i) {
+    for (int v = 0; v < vectors; ++v) parts[0][v] += parts[i][v];
+  }
+  for (int v = 0; v < vectors; ++v) sums[v] += parts[0][v];
 }
 
 template <int vectors, typename Value>
@@ -185,17 +188,30 @@ inline void multiply(const SparseMatrix& weight, int64_t panel, int64_t tile, co
   run(weight, panel, tile, x, sums);
 }
 
+// Of four lanes each in turn, the even or the odd ones of two vectors: an instruction of its own, as no lane leaves its 16
+// bytes.
+template <bool odd>
+TAMT_INLINE inline Vector every_second(Vector a, Vector b) {
+  Lanes lanes{};
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i / 4 * 4 + i % 2 * 2 + odd + i / 2 % 2 * kLanes;
+  return __builtin_shuffle(a, b, lanes);
+}
+
+// The same of 16 bytes each, of the first vector and then of the second.
+template <bool odd>
+TAMT_INLINE inline Vector every_second_four(Vector a, Vector b) {
+  Lanes lanes{};
+  for (int i = 0; i < kLanes; ++i) lanes[i] = (i / 4 * 2 + odd) * 4 + i % 4;
+  return __builtin_shuffle(a, b, lanes);
+}
+
 // The sums of kLanes vectors' lanes.
 TAMT_INLINE inline Vector sums_of(Vector rows[kLanes]) {
   for (int64_t count = kLanes / 2; count > 0; count /= 2) {
     for (int64_t i = 0; i < count; ++i) {
-      Lanes even{}, odd{};
-      for (int lane = 0; lane < kLanes; ++lane) {
-        even[lane] = 2 * lane;
-        odd[lane] = 2 * lane + 1;
-      }
       const Vector a = rows[2 * i], b = rows[2 * i + 1];
-      rows[i] = __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+      rows[i] = count >= kLanes / 4 ? every_second<false>(a, b) + every_second<true>(a, b)
+                                    : every_second_four<false>(a, b) + every_second_four<true>(a, b);
     }
   }
   return rows[0];
@@ -208,23 +224,39 @@ TAMT_INLINE inline void add_gradients(
   constexpr int64_t tile = vectors * kLanes;
   Vector of_row[vectors];
   for (int v = 0; v < vectors; ++v) of_row[v] = reinterpret_cast<const Vector*>(grad)[v];
-  for (int64_t entry = 0; entry < count; entry += kLanes) {
-    const int64_t width = std::min(kLanes, count - entry);
+  const auto products_of = [&](const uint8_t* columns) TAMT_INLINE {
     Vector products[kLanes];
     for (int64_t i = 0; i < kLanes; ++i) {
-      const int64_t there = entry + std::min(i, width - 1);
-      const auto* of_column = reinterpret_cast<const Vector*>(x + column[there] * tile);
+      const auto* of_column = reinterpret_cast<const Vector*>(x + columns[i] * tile);
       products[i] = of_row[0] * of_column[0];
       for (int v = 1; v < vectors; ++v) products[i] += of_row[v] * of_column[v];
     }
-    const Vector sum = sums_of(products);
-    float* to = sums + entry;
-    if (width == kLanes) {
-      store(begin ? sum : load(to) + sum, to);
-    } else {
-      store_part(begin ? sum : load_part(to, width) + sum, to, width);
-    }
+    return sums_of(products);
+  };
+  int64_t entry = 0;
+  for (; entry + kLanes <= count; entry += kLanes) {
+    const Vector sum = products_of(column + entry);
+    store(begin ? sum : load(sums + entry) + sum, sums + entry);
   }
+  const int64_t left = count - entry;
+  if (left == 0) return;
+  if (entry > 0) {  // with the last of those that are done, which stay as they are
+    float* last = sums + count - kLanes;
+    const Vector sum = products_of(column + count - kLanes), before = load(last);
+    Lanes lanes;
+    for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+    store(lanes >= static_cast<int32_t>(kLanes - left) ? (begin ? sum : before + sum) : before, last);
+  } else {
+    uint8_t columns[kLanes] = {};
+    std::copy(column, column + count, columns);
+    const Vector sum = products_of(columns);
+    store_part(begin ? sum : load_part(sums, count) + sum, sums, count);
+  }
+}
+
+// Asks for what will be read in no order, which the processor does not foresee.
+TAMT_INLINE inline void prefetch(const float* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / sizeof(float)) __builtin_prefetch(from + i, 0, 2);
 }
 
 template <int vectors>
@@ -233,11 +265,15 @@ void add_products_by(
   constexpr int64_t tile = vectors * kLanes;
   SparseMatrix with_sums = pattern;
   with_sums.values = grad_values;
+  const float* of_panel = grad + panel * kCell * tile;
+  prefetch(of_panel, std::min(kCell, pattern.rows - panel * kCell) * tile);
+  prefetch(x, std::min(kCell, pattern.columns) * tile);
   walk_panel<float>(with_sums, panel, [=](int64_t row, int64_t block, const float* sums, const uint8_t* column,
                                           int64_t count) TAMT_INLINE {
+    const int64_t in_next_block = (block + 1) * kCell + row;
+    if (in_next_block < pattern.columns) prefetch(x + in_next_block * tile, tile);
     add_gradients<vectors>(
-        grad + (panel * kCell + row) * tile, x + block * kCell * tile, column, count, begin,
-        grad_values + (sums - grad_values));
+        of_panel + row * tile, x + block * kCell * tile, column, count, begin, grad_values + (sums - grad_values));
   });
 }
 
