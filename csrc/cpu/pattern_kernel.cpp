@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "convert.h"
 #include "instruction_set.h"
@@ -158,6 +159,52 @@ void by_words(const float* score, Pattern pattern, bool absolute, int64_t begin,
   }
 }
 
+#if TAMT_HAS_AVX2
+// The same for float32 and groups of two or four, which lie in half a vector: an entry is compared with each other one of
+// its group by a shuffle, and the counts stay in registers. Returns how many entries were masked; the rest is no vector.
+template <int M>
+TAMT_AVX2 int64_t keep_avx2(
+    const float* weight, const float* score, int64_t n, bool absolute, float* out, int64_t size) {
+  const __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3), most = _mm256_set1_epi32(static_cast<int32_t>(n));
+  const __m256 digits = _mm256_castsi256_ps(_mm256_set1_epi32(absolute ? INT32_MAX : -1));
+  const __m256 lowest = _mm256_set1_ps(-INFINITY);
+  __m256i others[M];
+  __m256 first[M];  // whether the other one has the lower index
+  for (int distance = 1; distance < M; ++distance) {
+    others[distance] = _mm256_xor_si256(place, _mm256_set1_epi32(distance));
+    first[distance] = _mm256_castsi256_ps(_mm256_cmpgt_epi32(place, others[distance]));
+  }
+  int64_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    const __m256 rank = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(score + i), digits), lowest);  // NaN becomes -inf
+    __m256i before = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int distance = 1; distance < M; ++distance) {
+      const __m256 other = _mm256_permutevar_ps(rank, others[distance]);
+      const __m256 more = _mm256_cmp_ps(other, rank, _CMP_GT_OQ), as_much = _mm256_cmp_ps(other, rank, _CMP_GE_OQ);
+      before = _mm256_sub_epi32(before, _mm256_castps_si256(_mm256_blendv_ps(more, as_much, first[distance])));
+    }
+    const __m256 kept = _mm256_castsi256_ps(_mm256_cmpgt_epi32(most, before));
+    _mm256_storeu_ps(out + i, _mm256_and_ps(_mm256_loadu_ps(weight + i), kept));
+  }
+  return i;
+}
+#endif
+
+// Masks what is fastest masked without ranks in memory; returns how many entries that are.
+template <typename Weight, typename Out>
+int64_t keep_without_ranks(
+    const Weight* weight, const float* score, Pattern pattern, bool absolute, Out* out, int64_t size) {
+#if TAMT_HAS_AVX2
+  if constexpr (std::is_same_v<Weight, float> && std::is_same_v<Out, float>) {
+    if (instruction_set != InstructionSet::kAvx2) return 0;
+    if (pattern.m == 4) return keep_avx2<4>(weight, score, pattern.n, absolute, out, size);
+    if (pattern.m == 2) return keep_avx2<2>(weight, score, pattern.n, absolute, out, size);
+  }
+#endif
+  return 0;
+}
+
 template <typename Weight, typename Out>
 TAMT_INLINE inline void keep_half(
     const Weight* __restrict__ from, Out* __restrict__ to, uint32_t kept, int32_t size) {
@@ -181,9 +228,13 @@ void pattern_weight_kernel(
     with_type(out_type, [&](auto out_element) {
       using Weight = decltype(weight_element);
       using Out = decltype(out_element);
-      by_words(score, pattern, absolute, begin, end, [=](int64_t first, int64_t size, uint64_t kept) {
-        const Weight* from = static_cast<const Weight*>(weight) + first;
-        Out* to = static_cast<Out*>(out) + first;
+      const auto* all = static_cast<const Weight*>(weight);
+      auto* masked = static_cast<Out*>(out);
+      const int64_t rest =
+          begin + keep_without_ranks(all + begin, score + begin, pattern, absolute, masked + begin, end - begin);
+      by_words(score, pattern, absolute, rest, end, [=](int64_t first, int64_t size, uint64_t kept) {
+        const Weight* from = all + first;
+        Out* to = masked + first;
         const auto low = static_cast<int32_t>(std::min(size, kWord / 2)), high = static_cast<int32_t>(size) - low;
         vectorised([=]() TAMT_INLINE {
           if (low == 32 && high == 32) {  // what vectorises without a remainder

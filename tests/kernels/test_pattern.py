@@ -43,10 +43,16 @@ def test_each_group_keeps_its_n_largest_ties_by_lower_index(draw, n, m):
 def test_more_than_a_block_of_groups(m):
     score = gaussian(400 * m).mul(3).round().reshape(4, 100 * m)  # with ties
     score[0, ::7], score[1, ::5], score[2, ::3] = math.nan, math.inf, -math.inf
+    score[3, ::2] *= -0.0
     for n in (1, m // 2, m - 1):
         mask = tk.pattern_mask(score, tk.Pattern(n, m))
         assert torch.equal(mask, reference.pattern_mask(score, n, m))
         assert mask.reshape(-1, m).sum(1).eq(n).all()
+        for some in (score, score[:3, : 33 * m]):  # the latter ends within a vector
+            for absolute, ranking in ((False, "signed"), (True, "abs")):
+                weight = 1 + some.nan_to_num(0, 2, -2).abs()
+                masked = tk.pattern_weight(weight, some, tk.Pattern(n, m), ranking=ranking)
+                assert same_bits(masked, reference.pattern_weight(weight, some, n, m, None, absolute))
 
 
 @pytest.mark.parametrize(("weight", "score", "out"), list(itertools.product(DTYPES, DTYPES, DTYPES)))
@@ -122,7 +128,7 @@ def gradients(count, dtype=torch.float32, shapes=SHAPES):
     return [torch.randn(shape, generator=noise).to(dtype) for shape in shapes]
 
 
-@pytest.mark.parametrize("pattern", [(2, 4), (1, 5), (7, 8), (3, 10)])
+@pytest.mark.parametrize("pattern", [(1, 2), (2, 4), (1, 5), (7, 8), (3, 10)])
 @pytest.mark.parametrize("absolute", [False, True])
 def test_steps(pattern, absolute):
     ours, theirs = (Problem(absolute=absolute, pattern=pattern) for _ in range(2))
@@ -186,7 +192,8 @@ def test_each_instruction_set(instructions):
     try:
         test_steps((2, 4), False)
         test_types_of_steps(torch.bfloat16, torch.bfloat16, torch.float16)
-        test_more_than_a_block_of_groups(7)
+        for m in (2, 4, 7):
+            test_more_than_a_block_of_groups(m)
     finally:
         extension.use_instruction_set(best)
 
