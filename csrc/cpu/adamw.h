@@ -105,10 +105,15 @@ inline int64_t size_of(Type type) { return type == Type::kFloat ? 4 : 2; }
 // a line to be read and written.
 constexpr int64_t kLine = 64;
 
+// Bytes by which masked weights are fetched ahead: the next block of them, which no prefetcher expects while the current
+// one's scores are updated.
+constexpr int64_t kMaskedAhead = 4096;
+
 #if TAMT_HAS_AVX2
 TAMT_AVX2 inline int64_t store_changed_avx2(const char* source, char* masked, int64_t bytes) {
   int64_t i = 0;
   for (; i + kLine <= bytes; i += kLine) {
+    __builtin_prefetch(masked + i + kMaskedAhead);
     const auto *from = reinterpret_cast<const __m256i*>(source + i);
     auto* to = reinterpret_cast<__m256i*>(masked + i);
     const __m256i first = _mm256_loadu_si256(from), second = _mm256_loadu_si256(from + 1);
