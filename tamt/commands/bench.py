@@ -16,6 +16,7 @@ from tamt.masks.file import load_masks
 from tamt.masks.masking import apply_masks, magnitude_masks, prunable_weights
 from tamt.masks.sparse_file import sparse_bytes
 from tamt.models.loading import load_as_saved
+from tamt.models.shrink import as_subnetwork
 from tamt.models.sparse import sparsify
 from tamt.models.tokenizer import longest_input
 from tamt.options.base import command
@@ -30,14 +31,14 @@ from tamt_kernels.backend.timing import times_by_turns
 
 TOKENS = (1, 8, 32, 128, 512)
 Forward = Callable[[], object]
-DENSE, ONEDNN, SPARSE = "dense", "dense by oneDNN", "sparse"
-"""The ways to run a model."""
+DENSE, ONEDNN, SPARSE, SHRUNK = "dense", "dense by oneDNN", "sparse", "shrunk"
+"""The ways to run a model; one that is shrunk is dense."""
 
 
 @command(BenchOptions)
 def bench(options: BenchOptions) -> dict:
     """Run `tamt bench`."""
-    model = _load(options)
+    model, shrunk = _load(options)
     longest = longest_input(model)
     for tokens in options.tokens or ():
         if tokens > longest:
@@ -52,6 +53,8 @@ def bench(options: BenchOptions) -> dict:
     try:
         rows = [_row(options, model, sparse, count, tokens) for count in threads for tokens in lengths]
         for row in rows:
+            if shrunk:
+                row["fastest"] = row["fastest"].replace(DENSE, SHRUNK)
             row |= {"megabytes": sizes["file in float32"][row["fastest"] == SPARSE], "cpu": cpu_model()}
     finally:
         torch.set_num_threads(before)
@@ -61,15 +64,21 @@ def bench(options: BenchOptions) -> dict:
     return {"results": rows, "megabytes": megabytes}
 
 
-def _load(options: BenchOptions) -> PreTrainedModel:
-    """The dense model with its zeros, in the precision of the benchmark."""
+def _load(options: BenchOptions) -> tuple[PreTrainedModel, bool]:
+    """The dense model with its zeros, in the precision of the benchmark, and whether a structured mask shrank it."""
     source, _ = run_of(options.model)
     model = load_as_saved(source)
+    shrunk = False
     if options.mask is not None:
-        apply_masks(model, load_masks(options.mask)[0])
+        masks, info = load_masks(options.mask)
+        if info.structure:
+            model, masks = as_subnetwork(model, masks)
+            shrunk = not masks
+        else:
+            apply_masks(model, masks)
     elif options.sparsity is not None:
         apply_masks(model, magnitude_masks(prunable_weights(model), options.sparsity))
-    return model.eval().to(DTYPES[options.precision])
+    return model.eval().to(DTYPES[options.precision]), shrunk
 
 
 def _sparse_twin(model: PreTrainedModel, options: BenchOptions) -> PreTrainedModel | None:

@@ -34,10 +34,7 @@ def _variant(config: Mapping[str, Any], with_scores: bool) -> str | None:
         words.append(f"from {Path(initial).parent.name or Path(initial).name}")
     if scores and with_scores:
         words.append(f"{scores} scores")
-    if isinstance(config.get("pattern"), str):
-        words.append(config["pattern"])
-    if isinstance(config.get("drop"), str):
-        words.append(config["drop"])
+    words += [config[option] for option in ("pattern", "structure", "drop") if isinstance(config.get(option), str)]
     if config.get("scope") == "row":
         words.append("per row")
     return ", ".join(words) or None

@@ -210,15 +210,15 @@ class _Planner:
                 and IMP in part.methods
                 and point.steps in part.search[IMP].get("steps", [None])
                 for amount in part.amounts
-                if amount.pattern is None
+                if amount == Amount(amount.sparsity)
             ),
             key=lambda amount: amount.sparsity,
         )
 
     def _name(self, point: GridPoint, amount: Amount, **marks: int | None) -> str:
         """The name of a search or a subnetwork."""
-        pruned = f"s{amount.sparsity!r}" if amount.pattern is None else _slug(amount.pattern)
-        start = [point.method, self.model_names[point.model], pruned]
+        pruned = amount.pattern or amount.structure or f"s{amount.sparsity!r}"
+        start = [point.method, self.model_names[point.model], _slug(pruned)]
         return "_".join([*start, *_variant_marks(point.variant), *_marks(steps=point.steps, **marks)])
 
     def evaluate(self, part: Part, model: str, subnetwork: Subnetwork) -> Subnetwork:

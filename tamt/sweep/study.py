@@ -13,6 +13,7 @@ from tamt.options.finetune import FinetuneOptions
 from tamt.options.train import TrainOptions
 from tamt.runtime.choices import Scope, Scores, share_pruned
 from tamt.runtime.errors import UserError
+from tamt.runtime.structure import Structure
 from tamt.sweep.document import CORPORA, Place, StudyDocument
 from tamt.terms import parse_objective
 
@@ -28,9 +29,9 @@ def options_of(kind: type[Options], *without: str) -> dict[str, Any]:
 
 VARIANTS = variant_options()
 """Options of the search that a study lists; each value is a separate search."""
-SEARCH_OPTIONS = options_of(TrainOptions, "method", "corpus", "dev_corpus", "sparsity", "pattern", *VARIANTS) | {
-    "steps": list[int]
-}
+SEARCH_OPTIONS = options_of(
+    TrainOptions, "method", "corpus", "dev_corpus", "sparsity", "pattern", "structure", *VARIANTS
+) | {"steps": list[int]}
 FINETUNE_OPTIONS = options_of(FinetuneOptions, "task", "mask", "seeds")
 BENCH_OPTIONS = options_of(BenchOptions, "mask", "sparsity")
 MASK_TRAINING = {"objective", "initial", "scores", "save_at", "ranking", "threshold_every"}
@@ -45,6 +46,7 @@ KEYS: dict[str, Any] = {
     "methods": list[MethodName],
     "sparsities": list[float],
     "patterns": list[str],
+    "structures": list[str],
     "mask_seeds": list[int],
     "initial": list[str],
     "objective": list[str],
@@ -66,10 +68,11 @@ WHOLE_STUDY: dict[str, Any] = {"output": Path, "keep_models": bool, "also": list
 
 @dataclass(frozen=True)
 class Amount:
-    """How much a search prunes: the share of zeros, and the pattern if it has one."""
+    """How much a search prunes: the share of zeros, and the pattern or the structure if it has one."""
 
     sparsity: float
     pattern: str | None = None
+    structure: str | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -145,8 +148,8 @@ def _part(document: StudyDocument, place: Place, content: Mapping[str, Any], dat
     """Check one grid. Errors in values that a part inherits name their line in the study."""
     found = document.mapping(place, content, KEYS)
     for key in ("models", "methods", "sparsities"):
-        if key not in found and not (key == "sparsities" and "patterns" in found):
-            needed = "a study needs models, methods, and sparsities or patterns"
+        if key not in found and not (key == "sparsities" and {"patterns", "structures"} & found.keys()):
+            needed = "a study needs models, methods, and sparsities, patterns or structures"
             raise document.error(place, f"the key {key} is missing; {needed}")
     variants = _variants(document, place, found)
     corpus, dev_corpus = _texts(document, place, found)
@@ -171,15 +174,18 @@ def _part(document: StudyDocument, place: Place, content: Mapping[str, Any], dat
 
 
 def _amounts(document: StudyDocument, place: Place, found: Mapping[str, Any]) -> list[Amount]:
-    """The sparsities, then the patterns."""
+    """The sparsities, then the patterns, then the structures."""
     amounts = []
     for number, sparsity in enumerate(found.get("sparsities", [])):
         if not 0 < sparsity < 1:
             at = (*place, "sparsities", number)
             raise document.error(at, f"the sparsity {sparsity:g} is not between 0 and 1; give 0.7 for 70 % zeros")
         amounts.append(Amount(sparsity))
-    patterns = enumerate(found.get("patterns", []))
-    return amounts + [_pattern(document, (*place, "patterns", number), pattern) for number, pattern in patterns]
+    patterns, structures = (enumerate(found.get(key, [])) for key in ("patterns", "structures"))
+    amounts += [_pattern(document, (*place, "patterns", number), pattern) for number, pattern in patterns]
+    for number, structure in structures:
+        amounts.append(_structure(document, (*place, "structures", number), structure, found["methods"]))
+    return amounts
 
 
 def _pattern(document: StudyDocument, place: Place, pattern: str) -> Amount:
@@ -187,6 +193,21 @@ def _pattern(document: StudyDocument, place: Place, pattern: str) -> Amount:
         return Amount(share_pruned(pattern), pattern)
     except UserError as error:
         raise document.error(place, str(error)) from error
+
+
+def _structure(document: StudyDocument, place: Place, structure: str, methods: Sequence[str]) -> Amount:
+    """What a structure prunes. Each method of the part must be able to."""
+    try:
+        parsed = Structure.parse(structure)
+    except UserError as error:
+        raise document.error(place, str(error)) from error
+    for method in methods:
+        can = METHODS[method].structures
+        if can == "none" or (can == "layers" and parsed.kinds != ["layers"]):
+            raise document.error(
+                place, f"{method} cannot prune the structure {structure}; list it in a part without it"
+            )
+    return Amount(parsed.most, structure=str(parsed))
 
 
 def _variants(document: StudyDocument, place: Place, found: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -54,6 +54,20 @@ def test_a_sparse_model_that_is_slower_is_said_to_be(
     assert "× smaller" in shown.err
 
 
+def test_a_structured_ticket_is_measured_shrunk(
+    tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    words = ["train", "--method", "omp", "--model", str(tiny_bert), "--structure", "ffn:0.5", "--output", run]
+    assert main(words) == 0
+    row, full = (
+        measured(capsys, str(tiny_bert), *more, "--tokens", "8", "--threads", "1")["results"][0]
+        for more in (["--mask", f"{run}/mask.safetensors"], [])
+    )
+    assert row["fastest"] in {"shrunk", "shrunk by oneDNN"}
+    assert row["megabytes"] < full["megabytes"]
+
+
 def test_a_model_without_zeros_is_measured_dense(tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(tiny_bert), "--tokens", "8", "--threads", "1", "--rounds", "1", "--json"]) == 0
     shown = capsys.readouterr()

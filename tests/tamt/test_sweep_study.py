@@ -164,6 +164,20 @@ def test_patterns_are_searches_of_their_own(load, tmp_path: Path) -> None:
     assert [run.name for run in make_plan(load_study(only)).runs] == ["omp_demo_2-4", "omp_demo_15-16"]
 
 
+def test_structures_are_searches_of_their_own(load) -> None:
+    plan = make_plan(load(methods=["omp", "tamt-kd"], sparsities=None, structures=["ffn:0.5", "heads:0.5,ffn:0.25"]))
+    searches = {run.name: run.settings for run in plan.runs if run.kind == "search"}
+    assert list(searches) == [
+        "omp_demo_ffn-0.5",
+        "omp_demo_ffn-0.25-heads-0.5",
+        "tamt-kd_demo_ffn-0.5_seed0",
+        "tamt-kd_demo_ffn-0.25-heads-0.5_seed0",
+    ]
+    last = searches["omp_demo_ffn-0.25-heads-0.5"]
+    assert (last["structure"], last["sparsity"]) == ("ffn:0.25,heads:0.5", 0.5)
+    assert TrainOptions(**last).settings()["structure"] == last["structure"]
+
+
 def test_parts_add_up_and_share_their_runs(load) -> None:
     part = {"sparsities": [0.7, 0.9], "search": {"save_at": [1000]}, "finetune": {"train_samples": [100, 200]}}
     plan = make_plan(load(methods=["tamt-kd", "imp"], also=[part]))
@@ -281,7 +295,9 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
         ({"search": [1]}, "search is .*, not keys and values"),
         ({"keep_models": "yes please"}, "keep_models is 'yes please', not true or false"),
         ({"models": None}, "the key models is missing; a study needs"),
-        ({"sparsities": None}, "the key sparsities is missing; a study needs models, methods, and sparsities or"),
+        ({"sparsities": None}, "the key sparsities is missing; a study needs models, methods, and sparsities, pa"),
+        ({"structures": ["ffn:2"]}, "line 15: .*ffn"),
+        ({"structures": ["ffn:0.5"]}, "line 15: imp cannot prune the structure ffn:0.5; list it in a part without it"),
         ({"patterns": ["2:4", "4:2"]}, "line 16: the pattern 4:2 is not N:M"),
         ({"search": {"pattern": "2:4"}}, "line 15: there is no key 'pattern' in search"),
         ({"corpus": None}, "tamt-kd needs text to train on; add a corpus"),
