@@ -287,7 +287,8 @@ def test_default_rates(method: str, scores: str, steps: int, rate: float | None)
 
 def test_groups_move_more_slowly() -> None:
     kd = METHODS["tamt-kd"]
-    assert [default_rate(kd, "activation", steps, groups=True) for steps in (150, 300, 3_000)] == [1e-4, 5e-5, 2e-5]
+    rates = [default_rate(kd, "activation", steps, groups=True) for steps in (60, 300, 3_000)]
+    assert rates == pytest.approx([1e-4, 5e-5, 2e-5])
     assert default_rate(kd, "two-valued", 150, groups=True) == pytest.approx(3e-4)
 
 
