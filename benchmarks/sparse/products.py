@@ -13,6 +13,7 @@ from torch import Tensor
 import tamt_kernels as tk
 from benchmarks import scores
 from benchmarks.clocks import keep_freed_memory
+from benchmarks.sparse import instructions
 from tamt_kernels.backend import onednn
 from tamt_kernels.backend.timing import times_by_turns
 
@@ -50,8 +51,11 @@ def csr_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def dtypes() -> tuple[torch.dtype, ...]:
-    """float32, and bfloat16 where the CPU multiplies it: torch's own products of it elsewhere are no contenders."""
-    return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
+    """float32, and bfloat16 where the instructions in use multiply it: elsewhere torch's own products of it are no
+    contenders, and oneDNN has none.
+    """
+    multiplied = torch.ops.mkldnn._is_mkldnn_bf16_supported() and instructions.used() != "avx2"
+    return (torch.float32, torch.bfloat16) if multiplied else (torch.float32,)
 
 
 class Layers:

@@ -67,6 +67,8 @@ def test_an_instruction_set_holds_for_both_sides(monkeypatch):
     try:
         instructions.limit("avx2")
         assert instructions.used() == "avx2"
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+        assert products.dtypes() == (torch.float32,)
         assert os.environ["ONEDNN_MAX_CPU_ISA"] == os.environ["MKL_ENABLE_INSTRUCTIONS"] == "AVX2"
     finally:
         extension.use_instruction_set(best)
