@@ -108,12 +108,16 @@ def _(options: ExportOptions, results: dict[str, Any]) -> Step | None:
 
 @next_step.register
 def _(options: BenchOptions, results: dict[str, Any]) -> Step:
-    if options.sparsity is not None:
-        words = ["tamt", "train", "--method", "tamt-kd", "--model", options.model, "--corpus", _corpus(options.model)]
-        return Step("search a winning ticket of this sparsity", [*words, "--sparsity", f"{options.sparsity:g}"])
+    runs, name = results["results"][0], Path(options.model).name
     mask = [] if options.mask is None else ["--mask", str(options.mask)]
-    words = ["tamt", "export", "--model", options.model, *mask, "--format", "sparse"]
-    return Step("write the sparse model", [*words, "--output", f"{Path(options.model).name}-sparse"])
+    export = ["tamt", "export", "--model", options.model, *mask]
+    if runs["fastest"].startswith("shrunk"):
+        return Step("write the smaller model", [*export, "--shrink", "--output", f"{name}-small"])
+    if options.sparsity is None and runs["sparse_ms"] is not None:
+        return Step("write the sparse model", [*export, "--format", "sparse", "--output", f"{name}-sparse"])
+    words = ["tamt", "train", "--method", "tamt-kd", "--model", options.model, "--corpus", _corpus(options.model)]
+    of = [] if options.sparsity is None else ["--sparsity", f"{options.sparsity:g}"]
+    return Step("search a winning ticket of this model", [*words, *of])
 
 
 @next_step.register

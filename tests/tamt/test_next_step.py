@@ -12,6 +12,7 @@ ROWS = {
     "train": {"mask": "runs/my run/mask.safetensors"},
     "finetune": {"output": "runs/my run-sst2"},
     "report": {"report": "runs/report/report.html"},
+    "bench": {"fastest": "dense", "sparse_ms": 2.0},
 }
 SHOWN = [
     ("train --method omp --model m", "tamt finetune --task sst2 --model m --mask 'runs/my run/mask.safetensors'"),
@@ -53,6 +54,21 @@ def test_the_next_command_can_be_pasted(words: str, shown: str) -> None:
     if command.split()[0] == "tamt":
         _, name, *arguments = shlex.split(command)
         parse(name, arguments)  # raises if something in it is wrong
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        (
+            {"fastest": "shrunk by oneDNN", "sparse_ms": None},
+            "tamt export --model m --mask k --shrink --output m-small",
+        ),
+        ({"fastest": "dense", "sparse_ms": None}, "tamt train --method tamt-kd --model m --corpus wikitext-103"),
+    ],
+)
+def test_the_step_after_a_measurement_is_what_the_model_allows(row: dict, shown: str) -> None:
+    options, _ = parse("bench", ["m", "--mask", "k"])
+    assert str(next_step(options, {"results": [row]})).splitlines()[1].strip() == shown
 
 
 def test_every_command_has_one() -> None:
