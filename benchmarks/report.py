@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from tamt.runtime.errors import UserError
+
 Row = dict[str, str | int | float | None]
 
 TICKS = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -17,6 +19,15 @@ class Csv:
     def __init__(self, path: Path) -> None:
         self._file: TextIO = path.open("w", encoding="utf-8", newline="")
         self._writer: csv.DictWriter | None = None
+
+    @classmethod
+    def in_folder(cls, folder: Path, name: str) -> "Csv":
+        """A new file in a folder, which is made. Raises UserError if it cannot be."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return cls(folder / name)
+        except OSError as error:
+            raise UserError(f"--output {folder} cannot be written to: {error.strerror}") from error
 
     def write(self, rows: Iterable[Row]) -> None:
         for row in rows:

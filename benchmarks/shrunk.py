@@ -48,11 +48,7 @@ def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     device = torch.device("cpu")
     folder = options.output or machine.results_folder(device)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        results = report.Csv(folder / "shrunk.csv")
-    except OSError as error:
-        raise UserError(f"--output {folder} cannot be written to: {error.strerror}") from error
+    results = report.Csv.in_folder(folder, "shrunk.csv")
     described = machine.describe(device)
     heading = ", ".join(f"{name} {value}" for name, value in described.items())
     torch.manual_seed(0)

@@ -9,7 +9,6 @@ from benchmarks.kernels import cosine, elementwise, layers, optimizer, threshold
 from benchmarks.kernels.setting import OURS, Setting
 from benchmarks.kernels.targets import TARGETS, Key
 from benchmarks.measure import Comparison, Measurement, check_seconds, measure
-from tamt.runtime.errors import UserError
 
 OPERATIONS: dict[str, Callable[[Setting], Iterator[Comparison]]] = {
     "topk_threshold": threshold.comparisons,
@@ -49,11 +48,7 @@ def run(options: argparse.Namespace) -> None:
     device = machine.device(options.device)
     check_seconds(options.seconds)
     folder = options.output or machine.results_folder(device)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        results = report.Csv(folder / "kernels.csv")
-    except OSError as error:
-        raise UserError(f"--output {folder} cannot be written to: {error.strerror}") from error
+    results = report.Csv.in_folder(folder, "kernels.csv")
     described = machine.describe(device)
     heading = ", ".join(f"{name} {value}" for name, value in described.items())
     print(heading, flush=True)

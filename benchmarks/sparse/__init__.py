@@ -57,11 +57,7 @@ def run(options: argparse.Namespace) -> None:
         instructions.limit(options.instructions)
     device = torch.device("cpu")
     folder = options.output or machine.results_folder(device) / (options.instructions or "")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        results = report.Csv(folder / "sparse.csv")
-    except OSError as error:
-        raise UserError(f"--output {folder} cannot be written to: {error.strerror}") from error
+    results = report.Csv.in_folder(folder, "sparse.csv")
     threads = " and ".join(map(str, options.threads))
     described = machine.describe(device) | {"threads": threads, "instructions": instructions.used()}
     heading = ", ".join(f"{name} {value}" for name, value in described.items())

@@ -72,11 +72,7 @@ def results_in(options: argparse.Namespace, setting: Setting, name: str) -> tupl
         UserError: the folder cannot be made.
     """
     folder = options.output or machine.results_folder(setting.device)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder, report.Csv(folder / f"{name}.csv")
-    except OSError as error:
-        raise UserError(f"--output {folder} cannot be written to: {error.strerror}") from error
+    return folder, report.Csv.in_folder(folder, f"{name}.csv")
 
 
 def run(options: argparse.Namespace) -> None:
