@@ -106,6 +106,7 @@ def swatch(series: Series) -> str:
         "s": '<rect x="9.5" y="2.5" width="7" height="7"',
         "o": '<circle cx="13" cy="6" r="3.8"',
         "D": '<path d="M13 1.5L17.5 6L13 10.5L8.5 6Z"',
+        "d": '<path d="M13 1.5L16 6L13 10.5L10 6Z"',
         "^": '<path d="M13 1.5L17.5 9.5H8.5Z"',
         "v": '<path d="M13 10.5L17.5 2.5H8.5Z"',
         "X": '<path d="M9.5 2.5L13 4.5L16.5 2.5L14.7 6L16.5 9.5L13 7.5L9.5 9.5L11.3 6Z"',
