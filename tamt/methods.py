@@ -4,7 +4,7 @@ Nothing here imports torch, so that help, studies and reports can read it at onc
 function that takes a `tamt.search.search.Search`; no other file lists the methods.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Annotated, Any, Literal
@@ -74,6 +74,10 @@ class Method:
     def needs_head(self) -> bool:
         """Whether the search trains the MLM head, which then must not be a random one."""
         return needs_head(self.objective)
+
+    def can_prune(self, kinds: Sequence[str]) -> bool:
+        """Whether it can prune these kinds of groups together."""
+        return self.structures == "any" or (self.structures == "layers" and list(kinds) == ["layers"])
 
     def function(self) -> Callable[[Any], list[dict]]:
         """The function that runs the search: takes a `Search`, returns the rows of the results."""

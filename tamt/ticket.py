@@ -192,9 +192,9 @@ class Ticket:
             UserError: the ticket is for another model, the model has a ticket already, or the ticket prunes layers or
                 hidden entries, which only `shrink` can take away.
         """
+        packed = self.packed
         if self.info.structure is not None:
-            zeros_for(model, self.masks)
-        packed = self._packed_for(model)
+            packed = pack_masks(zeros_for(model, self.masks), self.info)
         keep_zeros(model, _bits(packed), packed.shapes)
 
     def shrink(self, model: PreTrainedModel) -> PreTrainedModel:

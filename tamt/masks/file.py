@@ -18,13 +18,13 @@ from torch import Tensor
 
 import tamt_kernels as tk
 from tamt.masks.hub import download, is_on_hub
-from tamt.masks.masking import Masks, Sparsity, is_exact, keep_of, pattern_of, share_of, sparsity_of
+from tamt.masks.masking import Masks, Sparsity, is_exact, keep_of, share_of, sparsity_from, sparsity_of
 from tamt.masks.prune_format import MASK, as_mask, is_pruned, pruned_names
 from tamt.methods import FULL, PUBLISHED
 from tamt.runtime.choices import parse_pattern
 from tamt.runtime.errors import UserError
 from tamt.runtime.files import write_atomically
-from tamt.runtime.structure import Structure, kind_of, structure_of
+from tamt.runtime.structure import Structure, kind_of
 from tamt.runtime.tensor_files import METADATA, check_version, read_header, read_state, reproducible, unique_object
 from tamt.runtime.untrusted import check_pulled
 
@@ -65,7 +65,7 @@ class MaskInfo:
     @property
     def pruned(self) -> Sparsity:
         """How much the masks prune."""
-        return pattern_of(self.pattern) or structure_of(self.structure) or self.sparsity
+        return sparsity_from(self.pattern, self.structure, self.sparsity)
 
 
 def mask_in_row(path: Path | None, masks: Masks, info: MaskInfo | None) -> dict[str, Any]:

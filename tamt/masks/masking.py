@@ -12,7 +12,7 @@ import tamt_kernels as tk
 from tamt.runtime.choices import Ranking, parse_pattern
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
-from tamt.runtime.structure import Structure
+from tamt.runtime.structure import Structure, structure_of
 
 Sparsity = float | tk.Pattern | Structure
 """How much masks prune: a share of zeros of each matrix, all but n of each m neighbours, or a share of groups."""
@@ -102,6 +102,15 @@ def keep_of(entries: int, sparsity: float) -> int:
 def pattern_of(text: str | None) -> tk.Pattern | None:
     """The pattern that an option or a mask file names, such as "2:4". Raises UserError, see `parse_pattern`."""
     return None if text is None else tk.Pattern(*parse_pattern(text))
+
+
+def sparsity_from(pattern: str | None, structure: str | None, share: float) -> Sparsity:
+    """How much masks prune, by options or a mask file: the pattern or the structure, if there is one, else the share.
+
+    Raises:
+        UserError: see `parse_pattern` and `Structure.parse`.
+    """
+    return pattern_of(pattern) or structure_of(structure) or share
 
 
 def check_pattern_fits(weights: Mapping[str, Tensor], pattern: tk.Pattern) -> None:

@@ -190,7 +190,7 @@ class TrainOptions(Options):
             if method.structures == "layers":
                 raise UserError(f"{method.name} drops whole layers; give --structure layers:0.5, say")
             return
-        if method.structures == "none" or (method.structures == "layers" and structure.kinds != ["layers"]):
+        if not method.can_prune(structure.kinds):
             of = "layers only" if method.structures == "layers" else "single weights only"
             raise UserError(f"{method.name} prunes {of}, not the --structure {structure}; choose another method")
         of_weights = {

@@ -17,9 +17,9 @@ from tamt.masks.masking import (
     Sparsity,
     apply_masks,
     magnitude_masks,
-    pattern_of,
     prunable_weights,
     random_masks,
+    sparsity_from,
     sparsity_of,
     top_masks,
 )
@@ -29,7 +29,7 @@ from tamt.options.train import TrainOptions
 from tamt.runtime import processes
 from tamt.runtime.choices import Scores
 from tamt.runtime.files import write_atomically
-from tamt.runtime.structure import Structure, structure_of
+from tamt.runtime.structure import Structure
 from tamt.search.group_scores import group_importance
 from tamt.search.text import Text
 from tamt.training.compute import Compute
@@ -86,7 +86,7 @@ class Search:
     def sparsity(self) -> Sparsity:
         """How much the masks prune: a share of each matrix, a pattern, or a structure."""
         options = self.options
-        return pattern_of(options.pattern) or structure_of(options.structure) or options.share()
+        return sparsity_from(options.pattern, options.structure, options.share())
 
     def weights(self) -> dict[str, Tensor]:
         """The matrices of the student that masks are searched for; see `prunable_weights`."""

@@ -11,7 +11,7 @@ from torch import Tensor
 import tamt_kernels as tk
 from tamt.data.corpora import load_corpus, load_held_out
 from tamt.data.token_masking import TokenMasking
-from tamt.masks.masking import check_pattern_fits, pattern_of, prunable_weights
+from tamt.masks.masking import check_pattern_fits, prunable_weights, sparsity_from
 from tamt.methods import SCHEDULE_STEPS, find_method
 from tamt.models.language_model import MaskedLanguageModel, load_masked_language_model, read_head
 from tamt.models.loading import load_pooler
@@ -26,7 +26,7 @@ from tamt.runtime import processes
 from tamt.runtime.choices import MASKS_BY_NAME, scores_of_start
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
-from tamt.runtime.structure import Structure, structure_of
+from tamt.runtime.structure import Structure
 from tamt.search.head import warm_up_head
 from tamt.search.learning_rate import default_rate
 from tamt.search.scores import read_initial
@@ -127,7 +127,7 @@ def _load(options: TrainOptions) -> _Inputs:
             student.load_head(read_head(options.head), options.head)
         if "attention" in weights:
             projections_of(student.encoder)
-        sparsity = pattern_of(options.pattern) or structure_of(options.structure) or options.share()
+        sparsity = sparsity_from(options.pattern, options.structure, options.share())
         if isinstance(sparsity, tk.Pattern):
             check_pattern_fits(prunable_weights(student.encoder, embedding=not options.dense_embedding), sparsity)
         elif isinstance(sparsity, Structure):

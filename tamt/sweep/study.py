@@ -202,8 +202,7 @@ def _structure(document: StudyDocument, place: Place, structure: str, methods: S
     except UserError as error:
         raise document.error(place, str(error)) from error
     for method in methods:
-        can = METHODS[method].structures
-        if can == "none" or (can == "layers" and parsed.kinds != ["layers"]):
+        if not METHODS[method].can_prune(parsed.kinds):
             raise document.error(
                 place, f"{method} cannot prune the structure {structure}; list it in a part without it"
             )
