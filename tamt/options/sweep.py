@@ -16,9 +16,10 @@ class SweepOptions(Options):
         output: the folder for the runs and results.csv, instead of that in the study; by default a folder beside the
             study with its name.
         data_dir: GLUE's glue_data folder, instead of that in the study.
-        engine: where to run: here runs one after the other in this process; ray runs many at a time on a Ray cluster or
-            this machine.
-        cores: the CPU cores per run with ray; on a cluster with GPUs a run takes one GPU instead.
+        engine: where to run: here runs one after the other in this process; processes runs several at a time on this
+            machine, on one GPU too; ray runs many at a time on a Ray cluster.
+        cores: the CPU cores per run with processes and ray; on a Ray cluster with GPUs a run takes one GPU instead.
+        workers: how many runs at a time with processes; by default as many as the cores allow.
         dry_run: only list the runs, with their status and estimated time.
         redo: move runs by another version or with other settings to aside/, and run them again.
     """
@@ -26,7 +27,8 @@ class SweepOptions(Options):
     study: Path
     output: Path | None = None
     data_dir: Path | None = None
-    engine: Literal["here", "ray"] = "here"
+    engine: Literal["here", "processes", "ray"] = "here"
     cores: int = 1
+    workers: int | None = None
     dry_run: bool = False
     redo: bool = False

@@ -20,6 +20,7 @@ from tamt.sweep.plan import Run, StudyPlan, make_plan
 from tamt.sweep.runs import RunStatus, move_aside, status_of
 from tamt.sweep.study import load_study
 from tamt.sweep.table import TABLE, summary, table, write_table
+from tamt.sweep.worker_processes import WorkerProcesses
 
 LOCK = ".sweep.lock"
 
@@ -41,9 +42,7 @@ def sweep(options: SweepOptions) -> dict:
             if run.path in rejected:
                 say(f"{run.path} {rejected[run.path]}; moved to {move_aside(folder, run)}, and run again")
         rows = _finished_rows(plan, statuses, rejected)
-        engine: Engine = Here(folder, study.keep_models)
-        if options.engine == "ray":
-            engine = OnRay(folder, study.keep_models, options.cores)
+        engine = _engine(options, folder, study.keep_models)
         try:
             with _saved_on_interrupt():
                 failed, not_run = _run_all(folder, plan, rows, engine)
@@ -60,6 +59,14 @@ def sweep(options: SweepOptions) -> dict:
     say(f"{len(rows)} of {len(plan.runs)} runs done; all results are in {folder / TABLE}")
     results = summary(table(plan, rows))
     return {"results": results, "failed": [*failed, *not_run], "output": str(folder)}
+
+
+def _engine(options: SweepOptions, folder: Path, keep_models: bool) -> Engine:
+    if options.engine == "processes":
+        return WorkerProcesses(folder, keep_models, options.cores, options.workers)
+    if options.engine == "ray":
+        return OnRay(folder, keep_models, options.cores)
+    return Here(folder, keep_models)
 
 
 def _run_all(
