@@ -6,6 +6,8 @@
 Mask training of the demo's model by TAMT-KD from two-valued, magnitude and activation scores, for 150 to 20,000 steps
 of 16 × 512 tokens at 70 and 90 % sparsity, and fine-tunings of the masks. Each result is a line of
 ``OUT/results.jsonl`` as soon as it is known. A run that would not end within the time is left out; that is a line too.
+``--steps``, ``--scores`` and ``--sparsities`` choose a part: the model is small, and parts in processes of their own
+share the GPU well.
 """
 
 import argparse
@@ -13,8 +15,9 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +78,21 @@ def prepare(folder: Path, data: Path) -> None:
         shutil.copyfile(data / name, folder / name)
 
 
-def runs() -> Iterator[tuple[str, int, float]]:
-    """Scores, steps and sparsity of each search: the short ones first, the paper's length at 70 % before 90."""
-    for steps in LENGTHS:
-        for sparsity in SPARSITIES:
-            for scores in SCORES:
-                yield scores, steps, sparsity
+@dataclass(frozen=True)
+class Part:
+    """What of the study is done, all of it by default."""
+
+    lengths: Sequence[int] = LENGTHS
+    sparsities: Sequence[float] = SPARSITIES
+    scores: Sequence[str] = SCORES
+
+    def runs(self) -> Iterator[tuple[str, int, float]]:
+        """Scores, steps and sparsity of each search: the short ones first, the paper's length at 70 % before 90."""
+        for steps, sparsity, scores in product(self.lengths, self.sparsities, self.scores):
+            yield scores, steps, sparsity
 
 
-def run(folder: Path, output: Path, seconds: float = SECONDS, **options: Any) -> None:
+def run(folder: Path, output: Path, part: Part | None = None, seconds: float = SECONDS, **options: Any) -> None:
     """Search and fine-tune until the time is up; `options` are those of `tamt train`, for a smaller study."""
     from tamt.finetuning.finetune import finetune
     from tamt.search.train import train
@@ -103,7 +112,7 @@ def run(folder: Path, output: Path, seconds: float = SECONDS, **options: Any) ->
             "dev_corpus": [str(folder / TEXTS[2])],
         }
         search |= {"batch_size": 16, "max_length": 512, "save_every": 10**6, **options}
-        for scores, steps, sparsity in runs():
+        for scores, steps, sparsity in (part or Part()).runs():
             name = f"{scores}-{steps}-{sparsity:g}"
             if not clock.allows("search", steps):
                 write(left_out=name)
@@ -131,13 +140,19 @@ def main(arguments: list[str]) -> int:
     for command in ("prepare", "run"):
         commands.add_parser(command).add_argument("folder", type=Path, help="what travels to the GPU")
     commands.choices["prepare"].add_argument("--data", type=Path, required=True, help="glue/, text/, wikitext-103/")
-    commands.choices["run"].add_argument("output", type=Path, help="folder of the results")
+    of_run = commands.choices["run"]
+    of_run.add_argument("output", type=Path, help="folder of the results")
+    of_run.add_argument("--seconds", type=float, default=SECONDS, help=f"the time there is (default: {SECONDS})")
+    of_run.add_argument("--steps", type=int, nargs="+", default=LENGTHS, choices=LENGTHS)
+    of_run.add_argument("--scores", nargs="+", default=SCORES, choices=SCORES)
+    of_run.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES, choices=SPARSITIES)
     options = parser.parse_args(arguments)
     try:
         if options.command == "prepare":
             prepare(options.folder, options.data)
         else:
-            run(options.folder, options.output)
+            part = Part(options.steps, options.sparsities, options.scores)
+            run(options.folder, options.output, part, options.seconds)
     except UserError as error:
         print(f"gpu-study: error: {error}", file=sys.stderr)
         return 2

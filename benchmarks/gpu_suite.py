@@ -1,9 +1,9 @@
-"""Everything that needs a GPU, in one command for a bare machine: ``python3 -m benchmarks.gpu_suite DIR``.
+"""Everything that needs a GPU, in one command for a bare machine: ``python3 -m benchmarks.gpu_suite DIR [PART ...]``.
 
 It builds the extension in place, runs the tests of the kernels and of the GPU, measures, and looks for bad memory
-accesses and races in the CUDA kernels. The whole takes at most nine minutes: every part has its own limit, and
-the last parts give way. What a part found lies in DIR as soon as it has ended: ``suite.log`` has the output of all,
-``summary.json`` how each went.
+accesses and races in the CUDA kernels. With names of parts it does these alone. The whole takes at most nine minutes:
+every part has its own limit, and the last parts give way. What a part found lies in DIR as soon as it has ended:
+``suite.log`` has the output of all, ``summary.json`` how each went.
 
 It needs torch, Triton, transformers, numpy, pytest and nvcc; no network, no virtual environment, no installed tamt.
 """
@@ -152,22 +152,30 @@ def run_all(parts: list[Part], folder: Path, seconds: float, machine: dict[str, 
     return int(any(each["result"] == "failed" for each in found))
 
 
+def _chosen(parts: list[Part], names: list[str]) -> list[Part]:
+    """The parts of these names, all where none is given. Raises UserError for a name that no part has."""
+    known = [part.name for part in parts]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"there is no part {unknown[0]!r}; the parts are {', '.join(known)}")
+    return [part for part in parts if part.name in names or not names]
+
+
 def main(arguments: list[str]) -> int:
     """Run the suite; return 0, 1 where a part failed, or 2 where it cannot run."""
     try:
-        if len(arguments) != 1 or not arguments[0]:
-            raise UserError("it takes one argument, the folder for the results: make gpu-suite OUT=dir")
+        if not arguments or not arguments[0]:
+            raise UserError("it needs the folder for the results: make gpu-suite OUT=dir")
         device = machine.device("cuda")
         folder = Path(arguments[0]).resolve()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder} cannot be made: {error.strerror}") from error
+        chosen = _chosen(parts(folder, torch.cuda.get_device_capability(device)), arguments[1:])
     except UserError as error:
         print(f"gpu-suite: error: {error}", file=sys.stderr)
         return 2
-    capability = torch.cuda.get_device_capability(device)
-    return run_all(parts(folder, capability), folder, WHOLE_SECONDS, machine.describe(device))
+    return run_all(chosen, folder, WHOLE_SECONDS, machine.describe(device))
 
 
 if __name__ == "__main__":

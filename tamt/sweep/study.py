@@ -11,7 +11,7 @@ from tamt.options.base import Options
 from tamt.options.bench import BenchOptions
 from tamt.options.finetune import FinetuneOptions
 from tamt.options.train import TrainOptions
-from tamt.runtime.choices import Scope, Scores, share_pruned
+from tamt.runtime.choices import Drop, Scope, Scores, share_pruned
 from tamt.runtime.errors import UserError
 from tamt.runtime.structure import Structure
 from tamt.sweep.document import CORPORA, Place, StudyDocument
@@ -52,6 +52,7 @@ KEYS: dict[str, Any] = {
     "objective": list[str],
     "scores": list[Scores],
     "scope": list[Scope],
+    "drop": list[Drop],
     "corpus": list[str],
     "dev_corpus": list[str],
     "search": dict,

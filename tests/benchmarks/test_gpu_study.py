@@ -21,11 +21,12 @@ def folder(tiny_bert: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.Mo
     rows = "".join(f"gj04\t{i % 2}\t\tthe {('cat', 'dog')[i % 2]} sees\n" for i in range(24))
     for split in ("train", "dev"):
         (folder / "glue/CoLA" / f"{split}.tsv").write_text(rows)
-    monkeypatch.setattr(gpu_study, "LENGTHS", (1, 2))
     monkeypatch.setattr(gpu_study, "ROW_TOKENS", 16)
-    monkeypatch.setattr(gpu_study, "SCORES", ("activation",))
     monkeypatch.setattr(gpu_study, "TASKS", {"cola": {"data_dir": "glue/CoLA", "epochs": 1}})
     return folder
+
+
+PART = gpu_study.Part(lengths=(1, 2), scores=("activation",))
 
 
 def rows_of(output: Path) -> list[dict]:
@@ -33,7 +34,7 @@ def rows_of(output: Path) -> list[dict]:
 
 
 def test_every_search_and_fine_tuning_is_a_line(folder: Path, tmp_path: Path) -> None:
-    gpu_study.run(folder, tmp_path / "out", device="cpu", max_length=16, batch_size=2, eval_blocks=2)
+    gpu_study.run(folder, tmp_path / "out", PART, device="cpu", max_length=16, batch_size=2, eval_blocks=2)
     kinds = [next(iter(row)) for row in rows_of(tmp_path / "out")]
     assert kinds == ["machine", "search", "fine_tuning", "search", "search", "fine_tuning", "search"]
     scored = [row for row in rows_of(tmp_path / "out") if "fine_tuning" in row]
@@ -41,7 +42,7 @@ def test_every_search_and_fine_tuning_is_a_line(folder: Path, tmp_path: Path) ->
 
 
 def test_what_would_take_too_long_is_left_out(folder: Path, tmp_path: Path) -> None:
-    gpu_study.run(folder, tmp_path / "out", seconds=0, device="cpu")
+    gpu_study.run(folder, tmp_path / "out", PART, seconds=0, device="cpu")
     assert [row.get("left_out") for row in rows_of(tmp_path / "out")[1:]] == [
         "activation-1-0.7",
         "activation-1-0.9",

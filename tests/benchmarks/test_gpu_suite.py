@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import gpu_suite
 from benchmarks.gpu_suite import ROOT, Part
+from tamt.runtime.errors import UserError
 
 
 def part(name, code, seconds=60, **options):
@@ -116,3 +117,11 @@ def test_a_python_without_torch_is_told():
     assert done.returncode == 2
     assert "has no torch; name one that has: make gpu-suite PYTHON=..." in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_parts_are_chosen_by_name():
+    parts = [part("one", "pass"), part("two", "pass")]
+    assert gpu_suite._chosen(parts, []) == parts
+    assert gpu_suite._chosen(parts, ["two"]) == parts[1:]
+    with pytest.raises(UserError, match="there is no part 'three'; the parts are one, two"):
+        gpu_suite._chosen(parts, ["three"])
