@@ -1,7 +1,7 @@
 """The command line.
 
 A command is a module of this package: ``configure(parser)`` names its options, ``run(options)`` runs it. Nothing here
-nor in ``kernels`` needs more than torch, Triton, transformers and numpy, so that they run on a bare machine with a GPU;
+nor in ``kernels`` and ``semi`` needs more than torch, Triton, transformers and numpy, so that they run on a bare machine with a GPU;
 the other commands need what tamt needs.
 """
 

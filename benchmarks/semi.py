@@ -347,18 +347,16 @@ def layer_ms(rows: Sequence[Row], backend: object, mode: object) -> float | None
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """The largest relative error of each backend, and each reason for missing products with how many it explains."""
+    """The largest relative error of each backend, and a list of the reasons why products are missing."""
     errors: dict[object, float] = {}
-    reasons: dict[str, int] = {}
+    failures: dict[tuple[object, object], dict[object, None]] = {}
     for row in rows:
         error = row["relative_error"]
         if isinstance(error, float):
             errors[row["backend"]] = max(error, errors.get(row["backend"], 0.0))
         if row["reason"]:
-            line = f"{row['backend']}, {row['mode']}: {row['reason']}"
-            reasons[line] = reasons.get(line, 0) + 1
+            failures.setdefault((row["backend"], row["reason"]), {})[row["mode"]] = None
     exact = "; ".join(f"{name} {error:.2g}" for name, error in errors.items())
-    lines = [f"Largest relative error: {exact}."] if exact else []
-    if reasons:
-        lines.append("\n".join(f"- {line} ({count} products)" for line, count in reasons.items()))
-    return lines
+    lines = [f"- {name} ({', '.join(map(str, modes))}): {reason}" for (name, reason), modes in failures.items()]
+    paragraphs = (f"Largest relative error: {exact}." if exact else "", "\n".join(lines))
+    return [text for text in paragraphs if text]

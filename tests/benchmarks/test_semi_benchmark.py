@@ -1,5 +1,6 @@
 """``python -m benchmarks semi``: what its rows and its table say, with fakes of what needs a GPU."""
 
+import csv
 from functools import partial
 
 import pytest
@@ -186,8 +187,8 @@ def test_the_table_says_how_many_times_as_fast():
     ]
     assert lines[0] == "device A GPU, commit abc"
     assert "## bert-base, bfloat16" in lines
-    assert "- CUTLASS, eager: RuntimeError: compute capability 8.x (1 products)" in lines
-    assert "- CUTLASS, graph: RuntimeError: compute capability 8.x (3 products)" in lines
+    assert "- CUTLASS (eager, graph): RuntimeError: compute capability 8.x" in lines
+    assert "Largest relative error: dense 0.002; cuSPARSELt 0.002; CUTLASS 0.002." in lines
 
 
 def test_the_index_lists_the_page(tmp_path):
@@ -201,6 +202,27 @@ def test_the_products_of_a_layer_hold_its_weights():
     for model, layer in (("bert-base", 12 * 768**2), ("bert-large", 12 * 1024**2)):
         cases = [case for case in semi.cases(model, torch.bfloat16) if case.tokens == 512]
         assert sum(case.rows * case.columns * case.per_layer for case in cases) == layer
+
+
+def test_a_run_writes_every_row_and_the_page(tmp_path, monkeypatch):
+    """On a CPU, as if it were a GPU: only dense products succeed, and no graph is captured."""
+
+    def captured(run):
+        raise RuntimeError("there is no GPU")
+
+    monkeypatch.setattr(machine, "device", lambda name: CPU)
+    monkeypatch.setattr(semi, "EventClock", FakeClock)
+    monkeypatch.setattr(semi, "captured", captured)
+    monkeypatch.setattr(semi, "SIZES", {"bert-base": (32, 64), "bert-large": (64, 64)})
+    monkeypatch.setattr(semi, "TOKENS", (8,))
+    assert main(["semi", "--seconds", "0", "--output", str(tmp_path)]) == 0
+    with (tmp_path / "semi.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(semi.GROUPS) * 3 * len(semi.BACKENDS) * 2
+    assert all(row["commit"] and (row["reason"] == "") == (row["median_us"] != "") for row in rows)
+    assert {(row["backend"], row["mode"]) for row in rows if row["median_us"]} == {("dense", "eager")}
+    page = (tmp_path / "semi.md").read_text(encoding="utf-8")
+    assert page.count("- CUTLASS (eager, graph): RuntimeError: ") == len(semi.GROUPS)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
