@@ -1,8 +1,8 @@
 """The command line.
 
 A command is a module of this package: ``configure(parser)`` names its options, ``run(options)`` runs it. Nothing here
-nor in ``kernels`` and ``semi`` needs more than torch, Triton, transformers and numpy, so that they run on a bare machine with a GPU;
-the other commands need what tamt needs.
+nor in ``kernels`` and ``semi`` needs more than torch, Triton, transformers and numpy, so that they run on a bare
+machine with a GPU; the other commands need what tamt needs.
 """
 
 import argparse
