@@ -1,8 +1,8 @@
 """The command line.
 
 A command is a module of this package: ``configure(parser)`` names its options, ``run(options)`` runs it. Nothing here
-nor in ``kernels`` needs more than torch, Triton, transformers and numpy, so that they run on a bare machine with a GPU;
-the other commands need what tamt needs.
+nor in ``kernels`` and ``semi`` needs more than torch, Triton, transformers and numpy, so that they run on a bare
+machine with a GPU; the other commands need what tamt needs.
 """
 
 import argparse
@@ -16,6 +16,7 @@ COMMANDS = {
     "kernels": "each operation of tamt_kernels, forward and backward, against its alternatives",
     "sparse": "products with the kept entries of a weight, and a whole model, against the best dense ones",
     "shrunk": "an encoder without the groups of a structured mask, against the dense one",
+    "semi": "products with 2:4 weights by torch's semi-structured tensors, against dense ones, on a GPU",
     "step": "a whole step of a search, its time and its memory, against its alternatives",
     "search": "the time to a mask of IMP, TAMT-MLM and TAMT-KD, beside the paper's",
     "index": "write the page that lists the measured results",

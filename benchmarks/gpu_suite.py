@@ -67,6 +67,7 @@ def parts(folder: Path, capability: tuple[int, int]) -> list[Part]:
     one_thread = {"OMP_NUM_THREADS": "1"} if parallel else {}
     architecture = {"TAMT_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": f"{capability[0]}.{capability[1]}"}
     kernels = ["-m", "benchmarks", "kernels", "--device", "cuda", "--seconds", "0.5", "--output", str(folder)]
+    semi = ["-m", "benchmarks", "semi", "--output", str(folder)]
     step = ["-m", "benchmarks", "step", "--device", "cuda", "--seconds", "3"]
     compiled = [*step, "--objective", "mlm", "--no-memory", "--output", str(folder / "compile")]
     step += ["--no-compile", "--output", str(folder)]  # compiling takes longer than all else that is measured
@@ -78,6 +79,7 @@ def parts(folder: Path, capability: tuple[int, int]) -> list[Part]:
         Part("GPU tests", [*pytest, *parallel, "tests/gpu"], 200, one_thread),
         Part("step benchmarks", [*python, *step], 180, unavailable=unavailable),
         Part("kernel benchmarks", [*python, *kernels], 150),
+        Part("2:4 products", [*python, *semi], 90),
         *(sanitizer(tool) for tool in ("memcheck", "racecheck")),
         Part("kernel tests", [*pytest, *parallel, *without, "tests/kernels"], 100, one_thread),
         Part("compiled step benchmarks", [*python, *compiled], 120, unavailable=unavailable),
