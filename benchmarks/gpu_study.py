@@ -112,6 +112,7 @@ def run(folder: Path, output: Path, part: Part | None = None, seconds: float = S
             "dev_corpus": [str(folder / TEXTS[2])],
         }
         search |= {"batch_size": 16, "max_length": 512, "save_every": 10**6, **options}
+        found = []
         for scores, steps, sparsity in (part or Part()).runs():
             name = f"{scores}-{steps}-{sparsity:g}"
             if not clock.allows("search", steps):
@@ -119,18 +120,22 @@ def run(folder: Path, output: Path, part: Part | None = None, seconds: float = S
                 continue
             asked = {"scores": scores, "steps": steps, "sparsity": sparsity, "output": output / name}
             ask = {"method": "tamt-kd", "model": str(folder / "model"), **search, **asked}
-            found = clock.timed("search", steps, lambda ask=ask: train(**ask))  # type: ignore[misc]
-            write(search=name, **found["results"][-1])
-            for task, own in TASKS.items() if sparsity == SPARSITIES[0] else ():
-                settings: dict[str, Any] = {"task": task, "model": str(folder / "model"), "lr": list(RATES)}
-                settings |= {**own, "max_length": ROW_TOKENS, "data_dir": folder / own["data_dir"], "eval_every": 10**6}
-                settings |= {"mask": output / name / "mask.safetensors", "output": output / f"{name}-{task}"}
-                if clock.allows(task, 1):
-                    scored = clock.timed(task, 1, lambda settings=settings: finetune(**settings))  # type: ignore[misc]
-                    write(fine_tuning=name, **scored["results"][-1])
-                    shutil.rmtree(settings["output"], ignore_errors=True)  # its models are not asked for
-                else:
-                    write(left_out=f"{name}-{task}")
+            result = clock.timed("search", steps, lambda ask=ask: train(**ask))  # type: ignore[misc]
+            write(search=name, **result["results"][-1])
+            found.append((name, sparsity))
+        # After all searches: one fine-tuning takes as long as several short searches.
+        for (name, sparsity), (task, own) in product(found, TASKS.items()):
+            if sparsity != SPARSITIES[0]:
+                continue
+            settings: dict[str, Any] = {"task": task, "model": str(folder / "model"), "lr": list(RATES)}
+            settings |= {**own, "max_length": ROW_TOKENS, "data_dir": folder / own["data_dir"], "eval_every": 10**6}
+            settings |= {"mask": output / name / "mask.safetensors", "output": output / f"{name}-{task}"}
+            if clock.allows(task, 1):
+                scored = clock.timed(task, 1, lambda settings=settings: finetune(**settings))  # type: ignore[misc]
+                write(fine_tuning=name, **scored["results"][-1])
+                shutil.rmtree(settings["output"], ignore_errors=True)  # its models are not asked for
+            else:
+                write(left_out=f"{name}-{task}")
 
 
 def main(arguments: list[str]) -> int:

@@ -14,7 +14,9 @@ def on_gpu(*tensors):
 
 
 def test_no_operation_that_has_a_kernel_runs_on_plain_torch():
-    assert [operation for operation, device in tk.backends().items() if device["cuda"] == "eager"] == []
+    plain = {operation for operation, device in tk.backends().items() if device["cuda"] == "eager"}
+    # Dense products are torch's own on a GPU, and sparse ones have kernels for CPUs alone.
+    assert {operation for operation in plain if not operation.startswith(("linear", "sparse_"))} == set()
 
 
 def assert_thresholds(found, scores, keep, ranking="signed"):
