@@ -13,9 +13,9 @@ from tamt.report.scores import (
     Scores,
     main_tickets,
     mask_count,
+    other_lengths,
     scatter,
     series_of,
-    short_searches,
     suffixes,
 )
 from tamt.report.search_figures import along_the_search, by_start, by_steps
@@ -83,7 +83,7 @@ def by_sparsity(results: Results, model: str, scores: Scores) -> Figure | Missin
         return Missing(title, paper, "fine-tunings of masks, ideally at several sparsities with several seeds")
     caption = (
         f"Marks are means over all runs (mask seeds × fine-tuning seeds); bands are one standard deviation. "
-        f"{_trained_on(scores)} {short_searches(results, model)}"
+        f"{_trained_on(scores)} {other_lengths(results, model)}"
     )
     return Figure("fig-03-score-by-sparsity", title, paper, caption.strip(), tuple(panels))
 

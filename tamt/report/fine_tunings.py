@@ -57,7 +57,7 @@ def _fine_tuning(
         if ticket is None:
             folder = mask_key(str(mask))[0]
             if any(Path(name).name == folder for name in searches):
-                raise UserError(f"its mask of {folder} is missing, left out, replaced or of another model")
+                raise UserError(f"its mask of {folder} is left out, replaced or of another model")
             ticket = _ticket_without_search(run, row)
             ticket = without_search.setdefault(ticket.identity, ticket)
     return FineTuningRecord(

@@ -113,6 +113,9 @@ def _readable(
     for ticket in tickets:
         if ticket.mask is None:
             continue
+        if not ticket.mask.is_file():
+            results.skip(f"{ticket.run}/{ticket.mask.name}", "is not there any more; it is not compared with others")
+            continue
         try:
             mask = load_packed(ticket.mask)
         except UserError as error:

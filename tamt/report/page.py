@@ -93,7 +93,7 @@ def page(results: Results, found: Sequence[Figure | Missing], tables: Sequence[T
     figures = [item for item in found if isinstance(item, Figure)]
     missing = [item for item in found if isinstance(item, Missing)]
     by_name = {table.name: table for table in tables}
-    first = [table for name in ("scores",) if (table := by_name.get(name))]
+    first = [table for name in ("scores", "won-back") if (table := by_name.get(name))]
     rest = [table for table in tables if table not in first]
     title = f"Winning tickets: {results.folder.resolve().name}"
     links = [(figure.name, figure.title) for figure in figures]
@@ -208,7 +208,7 @@ def markdown(results: Results, found: Sequence[Figure | Missing], tables: Sequen
     """The main tables, the figures and the missing ones as Markdown, for a README."""
     parts = [f"# Winning tickets: {_plain(results.folder.resolve().name)}", _plain(summary(results))]
     for table in tables:
-        if table.name in ("scores", "times", "searches", "paper"):
+        if table.name in ("scores", "won-back", "times", "searches", "correlation", "paper"):
             parts += [f"## {table.title}", _plain(table.note), _markdown_table(table)]
     for item in found:
         if isinstance(item, Figure):

@@ -21,6 +21,7 @@ from tamt.report.tables import (
     scores_table,
     searches_table,
     skipped_table,
+    won_back_table,
 )
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
@@ -48,6 +49,7 @@ def report(options: ReportOptions) -> dict:
     figures = [item for item in found if isinstance(item, Figure)]
     tables = [
         scores_table(results),
+        won_back_table(results),
         latencies_table(results),
         searches_table(results, groups),
         paper_table(results, groups, figures),

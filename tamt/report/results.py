@@ -22,7 +22,7 @@ class TicketRecord:
         kd_loss: KD loss on the dev text before fine-tuning.
         seconds: search time up to this mask; None if the search was resumed, because that time does not compare.
         seconds_per_step: time of one optimizer step, dev evaluations included, head warm-up not; None if not known.
-        mask: mask file; None if it is not below the folder of the report.
+        mask: mask file, which may have been deleted since; None if the search is not below the folder of the report.
         run: folder of the search, relative to that of the study; empty if it is not below it.
         file: mask file as fine-tunings name it, if the search is not below the folder; else None.
     """

@@ -1,6 +1,7 @@
 """The scores of a model, and the order and the names in which a report shows its subnetworks."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tamt.methods import METHODS, PUBLISHED
@@ -83,33 +84,40 @@ def order_of(key: MethodVariant) -> tuple:
 
 
 def main_tickets(results: Results, model: str) -> dict[MethodVariant, dict[float, list[TicketRecord]]]:
-    """The final masks by method, variant and sparsity. Of searches of several lengths only the longest."""
-    found: dict[MethodVariant, dict[float, list[TicketRecord]]] = {}
-    for ticket in results.tickets:
-        if ticket.model == model and ticket.final:
-            found.setdefault((ticket.method, ticket.variant), {}).setdefault(ticket.sparsity, []).append(ticket)
+    """The final masks by method, variant and sparsity. Of searches of several lengths only those of `_main_length`."""
     return {
-        key: {
-            sparsity: [t for t in tickets if t.steps == max(other.steps for other in tickets)]
-            for sparsity, tickets in sorted(by_sparsity.items())
-        }
-        for key, by_sparsity in sorted(found.items(), key=lambda item: order_of(item[0]))
+        key: {sparsity: by_length[_main_length(results, by_length)] for sparsity, by_length in by_sparsity.items()}
+        for key, by_sparsity in tickets_by_length(results, model).items()
     }
 
 
-def short_searches(results: Results, model: str) -> str:
-    """A sentence about searches of several lengths, of which the longest are averaged; empty if there are none."""
-    lengths: dict[tuple[str, str | None, float], set[int]] = {}
-    for ticket in results.tickets:
-        if ticket.model == model and ticket.final and ticket.steps:
-            lengths.setdefault((ticket.method, ticket.variant, ticket.sparsity), set()).add(ticket.steps)
+def tickets_by_length(results: Results, model: str) -> dict[MethodVariant, dict[float, dict[int, list[TicketRecord]]]]:
+    """The final masks by method, variant, sparsity and length of the search in steps, in the order of a report."""
+    found: dict[MethodVariant, dict[float, dict[int, list[TicketRecord]]]] = {}
+    final = [ticket for ticket in results.tickets if ticket.model == model and ticket.final]
+    for ticket in sorted(final, key=lambda t: (order_of((t.method, t.variant)), t.sparsity, t.steps)):
+        by_sparsity = found.setdefault((ticket.method, ticket.variant), {})
+        by_sparsity.setdefault(ticket.sparsity, {}).setdefault(ticket.steps, []).append(ticket)
+    return found
+
+
+def _main_length(results: Results, by_length: Mapping[int, list[TicketRecord]]) -> int:
+    """The length whose masks have the most fine-tunings; of equals the longest."""
+    fine_tuned = Counter(item.mask_identity for item in results.fine_tunings)
+    return max(by_length, key=lambda steps: (sum(fine_tuned[t.identity] for t in by_length[steps]), steps))
+
+
+def other_lengths(results: Results, model: str) -> str:
+    """A sentence about searches of several lengths, of which one is shown; empty if there are none."""
     several = [
-        f"{label_of(method, variant)} at {percent(sparsity)}: {max(steps):,}, "
-        f"not {', '.join(f'{number:,}' for number in sorted(steps)[:-1])}"
-        for (method, variant, sparsity), steps in sorted(lengths.items(), key=lambda item: order_of(item[0][:2]))
-        if len(steps) > 1
+        f"{label_of(*key)} at {percent(sparsity)}: {shown:,}, "
+        f"not {', '.join(f'{steps:,}' for steps in by_length if steps != shown)}"
+        for key, by_sparsity in tickets_by_length(results, model).items()
+        for sparsity, by_length in by_sparsity.items()
+        if len(by_length) > 1
+        for shown in [_main_length(results, by_length)]
     ]
-    return f"Only the longest searches are shown (steps): {'; '.join(several)}." if several else ""
+    return f"Only searches of one length are shown (steps): {'; '.join(several)}." if several else ""
 
 
 def about_ticket(ticket: TicketRecord) -> str:

@@ -117,11 +117,10 @@ def _dev_text(config: Mapping[str, Any]) -> tuple:
     return (part, hashable(own), config.get("max_length"), config.get("eval_blocks"))
 
 
-def _mask_of(run: FinishedRun, row: Mapping[str, Any]) -> Path | None:
-    """The mask of a row, in its run's folder wherever that was moved to."""
+def _mask_of(run: FinishedRun, row: Mapping[str, Any]) -> Path:
+    """Where the mask of a row is or was: in its run's folder, wherever that was moved to."""
     parts = Path(str(row.get("mask"))).parts
-    path = run.path.joinpath(*parts[-2:] if parts[-2:-1] == ("masks",) else parts[-1:])
-    return path if path.is_file() else None
+    return run.path.joinpath(*parts[-2:] if parts[-2:-1] == ("masks",) else parts[-1:])
 
 
 def read_evaluations(results: Results, runs: list[FinishedRun]) -> None:

@@ -72,26 +72,87 @@ def paired_difference(differences: Sequence[tuple[int | None, float]]) -> Differ
 
 
 @dataclass(frozen=True)
+class WonBack:
+    """The share of a loss that was won back, and its 95 % intervals: for these tasks, and for others like them."""
+
+    share: float
+    these_tasks: tuple[float, float]
+    such_tasks: tuple[float, float]
+
+
+def share_won_back(tasks: Sequence[Sequence[tuple[float, float]]]) -> WonBack | None:
+    """The mean over tasks of what was won, over that of what was lost, with percentile bootstrap intervals.
+
+    For these tasks, runs of each task are drawn with replacement; for tasks like them, tasks are drawn first, as masks
+    are in `paired_difference`.
+
+    Args:
+        tasks: for each task, what was won and what was lost in each of its runs, one run or more.
+
+    Returns:
+        None if nothing was lost on the mean.
+    """
+    won, lost = np.mean([np.mean(runs, axis=0) for runs in tasks], axis=0)
+    if lost <= 0:
+        return None
+    generator = np.random.default_rng(SEED)
+    each = np.broadcast_to(np.arange(len(tasks)), (DRAWS, len(tasks)))
+    drawn = generator.integers(len(tasks), size=each.shape)
+    these, such = (_won_back_interval(tasks, chosen, generator) for chosen in (each, drawn))
+    return WonBack(float(won / lost), these, such)
+
+
+def _won_back_interval(
+    tasks: Sequence[Sequence[tuple[float, float]]], chosen: np.ndarray, generator: np.random.Generator
+) -> tuple[float, float]:
+    """The interval of the share over draws [draws, tasks], each of whose tasks has its runs drawn anew."""
+    totals = np.zeros((len(chosen), 2))
+    for column in chosen.T:
+        for index, runs in enumerate(tasks):
+            here = np.flatnonzero(column == index)
+            totals[here] += np.array(runs)[generator.integers(len(runs), size=(len(here), len(runs)))].mean(axis=1)
+    won, lost = totals.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = np.where(lost > 0, won / lost, np.copysign(np.inf, won))
+    low, high = np.quantile(shares, [0.025, 0.975], method="nearest")
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
 class Correlation:
-    """Spearman's ρ and its p value; None with fewer than `FEWEST_MASKS` masks, or if one side is constant."""
+    """Spearman's ρ, its 95 % interval and its p value; None with fewer than `FEWEST_MASKS` masks, or if one side is
+    constant.
+    """
 
     rho: float | None
+    interval: tuple[float, float] | None
     p: float | None
     masks: int
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> Correlation:
-    """Spearman's rank correlation with a seeded two-sided permutation test, (hits + 1) / (draws + 1)."""
+    """Spearman's rank correlation with a percentile bootstrap interval over masks, and a two-sided permutation test,
+    (hits + 1) / (draws + 1). Both are seeded.
+    """
     x, y = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     rho = spearman(x, y) if len(x) >= FEWEST_MASKS else None
     if rho is None:
-        return Correlation(None, None, len(x))
+        return Correlation(None, None, None, len(x))
     generator = np.random.default_rng(SEED)
     ranks_x, ranks_y = _centred_ranks(x), _centred_ranks(y)
     orders = generator.permuted(np.tile(ranks_y, (DRAWS, 1)), axis=1)
     products = np.abs(orders @ ranks_x)
     hits = int((products >= abs(ranks_x @ ranks_y) * (1 - 1e-12)).sum())
-    return Correlation(rho, (hits + 1) / (DRAWS + 1), len(x))
+    return Correlation(rho, _interval_of_rho(x, y), (hits + 1) / (DRAWS + 1), len(x))
+
+
+def _interval_of_rho(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """The percentile bootstrap interval of ρ. Draws with one side constant have no ρ, and are left out."""
+    generator = np.random.default_rng(SEED)
+    drawn = (generator.integers(len(x), size=len(x)) for _ in range(DRAWS // 10))
+    found = [rho for places in drawn if (rho := spearman(x[places], y[places])) is not None]
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _centred_ranks(values: np.ndarray) -> np.ndarray:

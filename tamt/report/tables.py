@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from tamt.finetuning.rates import rates_in_words
-from tamt.methods import FULL
+from tamt.methods import FULL, OMP
 from tamt.report.figure import Figure, HeatMap
 from tamt.report.masks import MaskGroup
 from tamt.report.results import LatencyRecord, Results, TicketRecord
-from tamt.report.scores import AVERAGE, LOSSES, Scores, label_of, main_tickets, order_of
+from tamt.report.scores import AVERAGE, LOSSES, Scores, label_of, main_tickets, order_of, tickets_by_length
 from tamt.report.statistics import (
     FEWEST_MASKS,
     FEWEST_PAIRS,
     Summary,
     paired_difference,
     rank_correlation,
+    share_won_back,
     summarise,
 )
 
@@ -62,21 +63,22 @@ def scores_table(results: Results) -> Table:
     for model in results.models:
         scores = Scores(results, model)
         if (full := [_full(scores, task) for task in tasks]) and any(full):
-            rows.append((model, 0.0, "full model", *full))
+            rows.append((model, 0.0, "full model", None, *full))
         found = [
-            (sparsity, key, tickets)
-            for key, by_sparsity in main_tickets(results, model).items()
-            for sparsity, tickets in by_sparsity.items()
+            (sparsity, key, steps, tickets)
+            for key, by_sparsity in tickets_by_length(results, model).items()
+            for sparsity, by_length in by_sparsity.items()
+            for steps, tickets in by_length.items()
         ]
-        for sparsity, key, tickets in sorted(found, key=lambda item: (item[0], order_of(item[1]))):
+        for sparsity, key, steps, tickets in sorted(found, key=lambda item: (item[0], order_of(item[1]), item[2])):
             cells = [scores.of(tickets, task) if task in scores.panels else None for task in tasks]
             if any(cells):
-                rows.append((model, sparsity, label_of(*key), *cells))
+                rows.append((model, sparsity, label_of(*key), steps or None, *cells))
     note = (
         "Scores × 100: mean ± standard deviation over runs (mask seeds × fine-tuning seeds); in brackets, the number "
         "of runs. An average is taken over all tasks for each run." + rates_note(results)
     )
-    return Table("scores", "Scores", note, ("model", "sparsity", "method", *tasks), rows)
+    return Table("scores", "Scores", note, ("model", "sparsity", "method", "steps", *tasks), rows)
 
 
 def rates_note(results: Results) -> str:
@@ -227,6 +229,49 @@ def differences_table(results: Results) -> Table:
     return Table("differences", "Paired differences between methods", note, columns, rows)
 
 
+def won_back_table(results: Results) -> Table:
+    """How much of what OMP loses against the full model each method wins back, over all tasks."""
+    rows: list[tuple[Cell, ...]] = []
+    for model in results.models:
+        scores = Scores(results, model)
+        tickets = main_tickets(results, model)
+        for sparsity, baseline in tickets.get((OMP, None), {}).items():
+            for key, by_sparsity in tickets.items():
+                if key == (OMP, None) or sparsity not in by_sparsity:
+                    continue
+                triples = {
+                    task: list(_won_and_lost(scores, task, by_sparsity[sparsity], baseline)) for task in scores.tasks
+                }
+                if not triples or not all(triples.values()) or not (found := share_won_back(list(triples.values()))):
+                    continue
+                counts = (len(triples), sum(map(len, triples.values())))
+                intervals = (*found.these_tasks, *found.such_tasks)
+                rows.append((model, sparsity, label_of(*key), found.share, *intervals, *counts))
+    note = (
+        "The score of the method minus that of OMP, over the score of the full model minus that of OMP, each a mean "
+        "over the tasks: 1 is as good as the full model, 0 as OMP. Runs are compared at the same fine-tuning seed. The "
+        "95 % intervals are percentile bootstraps with 10,000 draws: of the runs of each task (for these tasks), or of "
+        "tasks and then of their runs (for other tasks like these)."
+    )
+    columns = (
+        *("model", "sparsity", "method", "share won back", "low", "high"),
+        *("low, other tasks", "high, other tasks", "tasks", "runs"),
+    )
+    return Table("won-back", "What is won back of OMP's loss", note, columns, rows)
+
+
+def _won_and_lost(
+    scores: Scores, task: str, tickets: list[TicketRecord], baseline: list[TicketRecord]
+) -> Iterator[tuple[float, float]]:
+    """What each run of some masks won against OMP, and what OMP lost against the full model, at the same seed."""
+    full = scores.runs(None, task)
+    omp = {seed: score for ticket in baseline for seed, score in scores.runs(ticket, task).items()}
+    for ticket in tickets:
+        for seed, score in scores.runs(ticket, task).items():
+            if seed in full and seed in omp:
+                yield score - omp[seed], full[seed] - omp[seed]
+
+
 def _pairs(
     scores: Scores, task: str, first: list[TicketRecord], second: list[TicketRecord]
 ) -> list[tuple[int | None, float]]:
@@ -265,13 +310,15 @@ def correlation_table(results: Results) -> Table:
                     if found.rho is None:
                         few = found.masks < FEWEST_MASKS
                         reason = f"too few masks (fewer than {FEWEST_MASKS})" if few else "one side is constant"
-                    rows.append((model, task, sparsity, label, found.rho, found.p, found.masks, reason))
+                    interval = found.interval or (None, None)
+                    rows.append((model, task, sparsity, label, found.rho, *interval, found.p, found.masks, reason))
     note = (
         "Spearman's ρ over masks, each with the mean score of its fine-tunings. Negative: a lower loss comes with a "
-        f"higher score. p is from 10,000 random permutations, for {FEWEST_MASKS} masks or more. It is too small if it "
-        "includes several masks of one search, which are not independent."
+        f"higher score. The 95 % interval is a percentile bootstrap, and p is from 10,000 random permutations, for "
+        f"{FEWEST_MASKS} masks or more. Both are too narrow if they include several masks of one search, which are not "
+        "independent."
     )
-    columns = ("model", "task", "sparsity", "loss", "ρ", "p", "masks", "missing because")
+    columns = ("model", "task", "sparsity", "loss", "ρ", "low", "high", "p", "masks", "missing because")
     return Table("correlation", "Pre-training loss and score", note, columns, rows)
 
 

@@ -74,7 +74,7 @@ def test_means_are_those_of_the_runs(study: ExampleStudy) -> None:
     for folder, score in zip((*tamt, *omp), (0.5, 0.7, 0.4, 0.5), strict=True):
         set_score(folder, score)
     found = read_results(study.folder)
-    rows = {row[2]: row[3] for row in scores_table(found).rows}
+    rows = {row[2]: row[4] for row in scores_table(found).rows}
     assert rows["TAMT-KD"].mean == pytest.approx(60)
     assert rows["TAMT-KD"].std == pytest.approx(10 * 2**0.5)
     assert rows["TAMT-KD"].runs == 2
@@ -131,6 +131,17 @@ def test_a_truncated_mask_is_named_and_the_rest_compared(study: ExampleStudy) ->
     (group,) = compare_masks(found)
     assert group.labels == ["TAMT-KD 0", "OMP"]
     assert "is damaged" in why(found, "search/tamt-kd_bert-base-uncased_s0.7_steps200_seed1")
+
+
+def test_scores_stay_where_masks_were_deleted(study: ExampleStudy) -> None:
+    before = scores_table(read_results(study.folder)).rows
+    mask = study.folder / "search/tamt-kd_bert-base-uncased_s0.7_steps200_seed1/mask.safetensors"
+    mask.unlink()
+    found = read_results(study.folder)
+    assert scores_table(found).rows == before
+    (group,) = compare_masks(found)
+    assert group.labels == ["TAMT-KD 0", "OMP"]
+    assert "not there any more" in why(found, "search/tamt-kd_bert-base-uncased_s0.7_steps200_seed1")
 
 
 def test_runs_of_another_version_are_not_averaged_in(study: ExampleStudy) -> None:
@@ -251,7 +262,10 @@ def test_other_lengths_of_search_are_apart(study: ExampleStudy) -> None:
     short = study.search(MODEL, "tamt-kd", 0.7, 0, steps=20)[0]
     set_score(study.finetune(MODEL, "cola", short, 0), 0.0)
     found = read_results(study.folder)
-    assert min(row[3].mean for row in scores_table(found).rows) > 20  # the score of 0 is in no mean
+    means = {row[3]: row[4].mean for row in scores_table(found).rows if row[2] == "TAMT-KD"}
+    assert means.keys() == {20, 200}
+    assert means[20] == 0
+    assert means[200] > 20
     figure = next(f for f in figures_of(found) if isinstance(f, Figure) and f.paper == "Fig. 3, 4")
     assert "TAMT-KD at 70 %: 200, not 20" in figure.caption
 
@@ -268,7 +282,7 @@ def two_models(folder: Path, *models: str) -> Results:
 def test_models_of_one_name_are_apart(tmp_path: Path) -> None:
     found = two_models(tmp_path, "/a/bert", "/b/bert")
     assert found.skipped == []
-    assert sorted((row[3].mean, row[3].runs) for row in scores_table(found).rows) == [(20, 1), (80, 1)]
+    assert sorted((row[4].mean, row[4].runs) for row in scores_table(found).rows) == [(20, 1), (80, 1)]
     assert all(re.fullmatch("bert-[0-9a-f]{8}", model) for model in found.models)
     assert {row[3] for row in settings_table(found).rows if row[2] == "model"} == {"/a/bert", "/b/bert"}
 

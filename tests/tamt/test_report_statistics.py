@@ -2,7 +2,7 @@
 
 import pytest
 
-from tamt.report.statistics import paired_difference, rank_correlation, summarise
+from tamt.report.statistics import paired_difference, rank_correlation, share_won_back, summarise
 
 
 def test_mean_and_sample_deviation() -> None:
@@ -52,6 +52,29 @@ def test_rank_correlation_by_hand() -> None:
     assert rank_correlation([5, 4, 3, 2, 1], [1, 2, 3, 4, 5]).rho == pytest.approx(-1)
     # Ties take their mean rank: 1, 2.5, 2.5, 4, 5 against 1 to 5: Σxy = 9.5, √(Σx² Σy²) = √(9.5 · 10).
     assert rank_correlation([1, 2, 2, 3, 4], [1, 2, 3, 4, 5]).rho == pytest.approx(9.5 / 95**0.5)
+
+
+def test_the_interval_of_a_rank_correlation() -> None:
+    clear = rank_correlation(range(20), range(20)).interval
+    assert clear == (pytest.approx(1), pytest.approx(1))
+    mixed = rank_correlation(range(6), [1, 0, 3, 2, 5, 4])
+    assert mixed.interval is not None
+    assert mixed.interval[0] < mixed.rho < mixed.interval[1] <= 1
+
+
+def test_the_share_won_back_by_hand() -> None:
+    # Means over runs: 2 of 4 and 0 of 1, so 2 of 5 over both tasks.
+    found = share_won_back([[(1, 3), (3, 5)], [(0, 1)]])
+    assert found is not None
+    assert found.share == pytest.approx(0.4)
+    # Of these tasks, runs alone vary: (1, 3) twice to (3, 5) twice, beside (0, 1).
+    assert found.these_tasks == (pytest.approx(1 / 4), pytest.approx(3 / 6))
+    # Of such tasks, the second one may be drawn twice, or the first: four times (3, 5) is rarer than 1 in 40.
+    assert found.such_tasks == (pytest.approx(0), pytest.approx(10 / 18))
+
+
+def test_nothing_is_won_back_where_nothing_was_lost() -> None:
+    assert share_won_back([[(1, 1)], [(1, -1)]]) is None
 
 
 def test_no_rank_correlation_of_few_masks_or_of_a_constant() -> None:
