@@ -191,15 +191,54 @@ TAMT_AVX2 int64_t keep_avx2(
 }
 #endif
 
+#if TAMT_HAS_AVX2
+// The same with four groups of four or eight of two in a vector.
+template <int M>
+TAMT_AVX512 int64_t keep_avx512(
+    const float* weight, const float* score, int64_t n, bool absolute, float* out, int64_t size) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i most = _mm512_set1_epi32(static_cast<int32_t>(n)), one = _mm512_set1_epi32(1);
+  const __m512i digits = _mm512_set1_epi32(absolute ? INT32_MAX : -1);
+  const __m512 lowest = _mm512_set1_ps(-INFINITY);
+  __m512i others[M];
+  __mmask16 first[M];  // whether the other one has the lower index
+  for (int distance = 1; distance < M; ++distance) {
+    others[distance] = _mm512_xor_si512(lanes, _mm512_set1_epi32(distance));
+    first[distance] = _mm512_cmplt_epi32_mask(others[distance], lanes);
+  }
+  int64_t i = 0;
+  for (; i + 16 <= size; i += 16) {
+    const __m512 number = _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(score + i), digits));
+    const __m512 rank = _mm512_max_ps(number, lowest);  // NaN becomes -inf
+    __m512i before = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int distance = 1; distance < M; ++distance) {
+      const __m512 other = _mm512_permutevar_ps(rank, others[distance]);
+      const __mmask16 more = _mm512_cmp_ps_mask(other, rank, _CMP_GT_OQ);
+      const __mmask16 as_much = _mm512_mask_cmp_ps_mask(first[distance], other, rank, _CMP_EQ_OQ);
+      before = _mm512_mask_add_epi32(before, more | as_much, before, one);
+    }
+    const __mmask16 kept = _mm512_cmplt_epi32_mask(before, most);
+    _mm512_storeu_ps(out + i, _mm512_maskz_loadu_ps(kept, weight + i));
+  }
+  return i;
+}
+#endif
+
 // Masks what is fastest masked without ranks in memory; returns how many entries that are.
 template <typename Weight, typename Out>
 int64_t keep_without_ranks(
     const Weight* weight, const float* score, Pattern pattern, bool absolute, Out* out, int64_t size) {
 #if TAMT_HAS_AVX2
   if constexpr (std::is_same_v<Weight, float> && std::is_same_v<Out, float>) {
-    if (instruction_set != InstructionSet::kAvx2) return 0;
-    if (pattern.m == 4) return keep_avx2<4>(weight, score, pattern.n, absolute, out, size);
-    if (pattern.m == 2) return keep_avx2<2>(weight, score, pattern.n, absolute, out, size);
+    if (instruction_set == InstructionSet::kAvx512) {
+      if (pattern.m == 4) return keep_avx512<4>(weight, score, pattern.n, absolute, out, size);
+      if (pattern.m == 2) return keep_avx512<2>(weight, score, pattern.n, absolute, out, size);
+    }
+    if (instruction_set == InstructionSet::kAvx2) {
+      if (pattern.m == 4) return keep_avx2<4>(weight, score, pattern.n, absolute, out, size);
+      if (pattern.m == 2) return keep_avx2<2>(weight, score, pattern.n, absolute, out, size);
+    }
   }
 #endif
   return 0;
