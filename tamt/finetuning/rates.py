@@ -1,11 +1,12 @@
 """The learning rate of a fine-tuning: the default, and the choice among several."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from statistics import mean
 from typing import TypeVar
 
 Rate = TypeVar("Rate", float, float | None)
+Key = TypeVar("Key", bound=Hashable)
 
 WIDTH_OF_BASE = 768
 RATE_OF_BASE = 2e-5
@@ -38,15 +39,19 @@ def best_rate(scores: Mapping[Rate, float | None]) -> Rate:
     return max(scores, key=rank)
 
 
-def best_over_seeds(scores: Mapping[Rate, Mapping[int, float]]) -> tuple[Rate, list[int]]:
-    """The rate with the highest mean score over the seeds that every rate has, and those seeds, none perhaps.
+def best_over_runs(scores: Mapping[Rate, Mapping[Key, float]]) -> tuple[Rate, list[Key]]:
+    """The rate with the highest mean score over the runs that every rate has, and those runs, none perhaps.
+
+    A method is given one rate for all its masks. Were each mask given its own, methods whose masks have fewer
+    fine-tunings would gain more by the choice.
 
     Args:
-        scores: by rate and fine-tuning seed.
+        scores: by rate and run, that is the seeds of the mask and of the fine-tuning.
     """
-    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in scores.values())))
-    means = {rate: mean(by_seed[seed] for seed in seeds) if seeds else None for rate, by_seed in scores.items()}
-    return best_rate(means), seeds
+    first, *others = scores.values()
+    runs = [run for run in first if all(run in other for other in others)]
+    means = {rate: mean(by_run[run] for run in runs) if runs else None for rate, by_run in scores.items()}
+    return best_rate(means), runs
 
 
 def rates_in_words(rates: tuple[float | None, ...]) -> str:

@@ -1,11 +1,12 @@
-"""The fine-tunings of a study, at the best learning rate of each subnetwork."""
+"""The fine-tunings of a study, at the best learning rate of each kind of subnetwork."""
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tamt.finetuning.rates import best_over_seeds, rates_in_words
+from tamt.finetuning.rates import best_over_runs, rates_in_words
 from tamt.methods import trains_scores
 from tamt.report.results import FineTuningRecord, Results, TicketRecord
 from tamt.report.scan import FinishedRun, number_in, optional_number
@@ -28,7 +29,7 @@ def read_fine_tunings(results: Results, runs: list[FinishedRun], searches: set[s
         except (KeyError, TypeError, ValueError) as error:
             results.skip(run.name, f"has a row in {RESULTS} that is not from a fine-tuning ({error})")
             continue
-        key = (*_rated_together(fine_tuning), fine_tuning.lr, fine_tuning.seed)
+        key = (*_of_one_mask(fine_tuning), fine_tuning.lr, fine_tuning.seed)
         if key in runs_by_key:
             results.skip(run.name, f"repeats {runs_by_key[key]}; only that one is counted")
             continue
@@ -90,32 +91,44 @@ def _ticket_without_search(run: FinishedRun, row: Mapping[str, Any]) -> TicketRe
     )
 
 
-def _rated_together(item: FineTuningRecord) -> tuple:
-    """What fine-tunings share between which the best learning rate is chosen: model, task, mask, training samples."""
+def _of_one_mask(item: FineTuningRecord) -> tuple:
+    """What fine-tunings share that differ in learning rate and seed alone: model, task, mask, training samples."""
     return (item.model, item.task, item.mask_identity or (), item.train_samples)
 
 
+def _of_one_kind(item: FineTuningRecord) -> tuple:
+    """What fine-tunings share between which the best learning rate is chosen: all that `_of_one_mask` names but the
+    seed of the mask.
+    """
+    kind = replace(item.ticket, seed=None).identity if item.ticket else ()
+    return (item.model, item.task, kind, item.train_samples)
+
+
 def _choose_rates(results: Results) -> None:
-    """Keep the fine-tunings at the best learning rate of each mask, chosen from the same list for all masks of a task.
+    """Keep the fine-tunings at the best learning rate of each kind of mask, chosen from one list for all of a task.
 
     The list is the one that most masks of a model and task were given. A mask that lacks one of its rates is left out,
     as are runs at rates outside it, and seeds that were not run at every rate.
     """
     groups: dict[tuple, dict[float | None, dict[int, FineTuningRecord]]] = {}
     for item in results.fine_tunings:
-        groups.setdefault(_rated_together(item), {}).setdefault(item.lr, {})[item.seed] = item
+        groups.setdefault(_of_one_mask(item), {}).setdefault(item.lr, {})[item.seed] = item
     _find_rates(results, groups)
     results.fine_tunings = []
+    kinds: dict[tuple, dict[float | None, dict[tuple, FineTuningRecord]]] = {}
     for (model, task, *_), by_rate in groups.items():
         rates = results.rates[model, task]
         complete = all(rate in by_rate for rate in rates)
         for rate, by_seed in by_rate.items():
-            if not complete or rate not in rates:
-                why = f"has lr {rates_in_words((rate,))} where most runs of {task} have {rates_in_words(rates)}"
-                for item in by_seed.values():
+            for item in by_seed.values():
+                if complete and rate in rates:
+                    of_kind = kinds.setdefault(_of_one_kind(item), {})
+                    of_kind.setdefault(rate, {})[item.mask_identity, item.seed] = item
+                else:
+                    why = f"has lr {rates_in_words((rate,))} where most runs of {task} have {rates_in_words(rates)}"
                     results.skip(item.run, f"{why}; they are not compared")
-        if complete:
-            _keep_best_rate(results, {rate: by_rate[rate] for rate in rates})
+    for of_kind in kinds.values():
+        _keep_best_rate(results, of_kind)
 
 
 def _find_rates(results: Results, groups: Mapping[tuple, Mapping[float | None, Any]]) -> None:
@@ -130,12 +143,12 @@ def _find_rates(results: Results, groups: Mapping[tuple, Mapping[float | None, A
             results.settings.append((*place, None, "lr", rates_in_words(results.rates[place])))
 
 
-def _keep_best_rate(results: Results, by_rate: Mapping[float | None, Mapping[int, FineTuningRecord]]) -> None:
-    scores = {rate: {seed: item.score for seed, item in by_seed.items()} for rate, by_seed in by_rate.items()}
-    best, seeds = best_over_seeds(scores)
-    for rate, by_seed in by_rate.items():
-        for seed, item in by_seed.items():
-            if seed not in seeds:
-                results.skip(item.run, f"has seed {seed}, which was not run at every rate; they are not compared")
+def _keep_best_rate(results: Results, by_rate: Mapping[float | None, Mapping[tuple, FineTuningRecord]]) -> None:
+    scores = {rate: {run: item.score for run, item in by_run.items()} for rate, by_run in by_rate.items()}
+    best, runs = best_over_runs(scores)
+    for rate, by_run in by_rate.items():
+        for run, item in by_run.items():
+            if run not in runs:
+                results.skip(item.run, f"has seed {item.seed}, which was not run at every rate; they are not compared")
             else:
                 (results.fine_tunings if rate == best else results.other_rates).append(item)

@@ -177,7 +177,8 @@ def _layer_figures(groups: list[MaskGroup], suffix: str, stem: str) -> list[Figu
     charts: list[Chart] = []
     maps: list[HeatMap] = []
     for group in groups:
-        if not group.differences:
+        matrices = {name for distances in group.differences.values() for name in distances}
+        if all(place_of(name)[0] is None for name in matrices):  # no mask but OMP's, or none of a layer's matrices
             continue
         series = []
         for key, distances in group.differences.items():

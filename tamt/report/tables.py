@@ -92,8 +92,8 @@ def rates_note(results: Results) -> str:
         return ""
     listed = "; ".join(f"{words} for {', '.join(named)}" for words, named in tasks.items())
     return (
-        f" Learning rate: {listed}. Every mask and the full model are tried at the same rates. Each is shown at the "
-        "rate with the best mean over its fine-tuning seeds, on the same dev rows as the scores."
+        f" Learning rate: {listed}. Every mask and the full model are tried at the same rates. Each method is "
+        "shown at the rate with the best mean over its masks and seeds, on the same dev rows as the scores."
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tamt.finetuning.rates import best_over_seeds, rates_in_words
+from tamt.finetuning.rates import best_over_runs, rates_in_words
 from tamt.sweep.plan import StudyPlan, Subnetwork
 from tamt.sweep.study import AMOUNT, VARIANTS
 
@@ -80,9 +80,9 @@ KEYS = ("model", "method", *AMOUNT, *VARIANTS, "steps", "step")
 def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over the seeds of masks and fine-tunings: a row for each kind of subnetwork, a column for each task.
 
-    Scores stand as mean ± standard deviation (number of runs). Where a mask was fine-tuned at several learning rates
-    its scores are those of the best one, see `best_over_seeds`, and the column names the rates: masks that were given
-    other rates have another column.
+    Scores stand as mean ± standard deviation (number of runs). Where masks were fine-tuned at several learning
+    rates the scores are those of the best one, see `best_over_runs`, and the column names the rates: masks that were
+    given other rates have another column.
     """
     groups: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     for row in found:
@@ -103,21 +103,25 @@ def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _at_best_rates(found: list[dict[str, Any]]) -> Iterator[tuple[tuple[Any, ...], str, list[float]]]:
-    """For each mask and task: the kind of subnetwork, the name of the column, and the scores at the best rate."""
-    tuned: dict[tuple[Any, ...], dict[float | None, dict[int, float]]] = {}
+    """For each kind of subnetwork and task: the kind, the name of the column, and the scores at the best rate."""
+    masks: dict[tuple[Any, ...], dict[float | None, dict[int, float]]] = {}
     for row in found:
         if row["kind"] == "finetune" and row["score"] is not None:
             samples = f" n={row['train_samples']}" if row["train_samples"] else ""
             whose = (tuple(row.get(key) for key in KEYS), row.get("mask_seed"), f"{row['task']}{samples}")
-            tuned.setdefault(whose, {}).setdefault(row["lr"], {})[row["seed"]] = row["score"]
+            masks.setdefault(whose, {}).setdefault(row["lr"], {})[row["seed"]] = row["score"]
     lists: dict[str, set[tuple[float | None, ...]]] = {}
-    for (_, _, column), by_rate in tuned.items():
-        lists.setdefault(column, set()).add(tuple(by_rate))
-    for (group, _, column), by_rate in tuned.items():
-        rate, seeds = best_over_seeds(by_rate)
-        plain = lists[column] == {tuple(by_rate)} and len(by_rate) == 1
-        name = column if plain else f"{column} ({rates_in_words(tuple(by_rate))})"
-        yield group, name, [by_rate[rate][seed] for seed in seeds]
+    together: dict[tuple[Any, ...], dict[float | None, dict[tuple[Any, int], float]]] = {}
+    for (group, mask_seed, column), by_rate in masks.items():
+        rates = tuple(by_rate)
+        lists.setdefault(column, set()).add(rates)
+        of_group = together.setdefault((group, column, rates), {rate: {} for rate in rates})
+        for rate, by_seed in by_rate.items():
+            of_group[rate] |= {(mask_seed, seed): score for seed, score in by_seed.items()}
+    for (group, column, rates), by_run in together.items():
+        rate, runs = best_over_runs(by_run)
+        plain = lists[column] == {rates} and len(rates) == 1
+        yield group, column if plain else f"{column} ({rates_in_words(rates)})", [by_run[rate][run] for run in runs]
 
 
 def _mean(values: list[float], with_spread: bool) -> str | float | None:

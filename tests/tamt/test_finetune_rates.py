@@ -9,7 +9,7 @@ from tamt.cli import parse
 from tamt.finetuning import finetune as run_module
 from tamt.finetuning.finetune import finetune
 from tamt.finetuning.loop import Outcome
-from tamt.finetuning.rates import best_over_seeds, best_rate, default_rate, rates_in_words
+from tamt.finetuning.rates import best_over_runs, best_rate, default_rate, rates_in_words
 from tamt.masks.file import MaskInfo, save_masks
 from tamt.masks.masking import magnitude_masks, prunable_weights
 from tamt.models.task_models import load_classifier
@@ -53,8 +53,8 @@ def test_the_best_rate_is_the_first_of_the_highest() -> None:
 
 
 def test_rates_are_compared_on_the_seeds_that_all_have() -> None:
-    assert best_over_seeds({1e-4: {0: 0.5, 1: 0.6}, 3e-4: {0: 0.4, 1: 0.6, 2: 1.0}}) == (1e-4, [0, 1])
-    assert best_over_seeds({1e-4: {0: 0.5}, 3e-4: {1: 0.6}})[1] == []
+    assert best_over_runs({1e-4: {0: 0.5, 1: 0.6}, 3e-4: {0: 0.4, 1: 0.6, 2: 1.0}}) == (1e-4, [0, 1])
+    assert best_over_runs({1e-4: {0: 0.5}, 3e-4: {1: 0.6}})[1] == []
     assert rates_in_words((None,)) == "default"
     assert rates_in_words((1e-4, 3e-4)) == "best of 2 rates: 0.0001, 0.0003"
 

@@ -12,7 +12,7 @@ from tamt.cli import main
 from tamt.report.figure import Figure, Missing
 from tamt.report.figures import figures_of
 from tamt.report.latency_figure import by_latency
-from tamt.report.masks import compare_masks
+from tamt.report.masks import MaskGroup, compare_masks, mask_figures
 from tamt.report.paper import paper_table, settings_table
 from tamt.report.read import read_results
 from tamt.report.results import Results
@@ -195,6 +195,14 @@ def test_the_best_rate_of_each_mask_by_the_mean_over_seeds_counts(rated: Example
     assert ("IMP", 1e-4, "no") in kept
     shown = {row[3] for row in settings_table(found).rows if row[1:3] == ("rte", "lr")}
     assert shown == {"best of 2 rates: 0.0001, 0.0003"}
+
+
+def test_a_method_has_one_rate_for_all_its_masks(rated: ExampleStudy) -> None:
+    # Alone, the first mask of rand is best at 1e-4 (0.5) and this one at 3e-4 (0.9); together 3e-4 is (0.57, not 0.43).
+    at_rates(rated, rated.search(MODEL, "rand", 0.7, 1)[0], {1e-4: (0.3,), 3e-4: (0.9,)})
+    found = read_results(rated.folder)
+    rand = [item for item in found.fine_tunings if item.ticket and item.ticket.method == "rand" and item.task == "rte"]
+    assert [(item.lr, item.score) for item in rand] == [(3e-4, 0.7), (3e-4, 0.1), (3e-4, 0.9)]
 
 
 def test_masks_with_other_rates_are_not_compared(rated: ExampleStudy) -> None:
@@ -451,6 +459,15 @@ def test_score_against_time_has_every_mask_and_the_front(study: ExampleStudy) ->
     assert rows[0]["times as fast"] == 1
     assert {row["runs"] for row in rows if row["sparsity"] == 0.9} == {"sparse"}
     assert len(rows) == 2 * 4
+
+
+def test_masks_of_whole_layers_have_no_figure_by_layer(study: ExampleStudy) -> None:
+    group = MaskGroup(MODEL, 0.5, differences={("tamt-kd", "layers:0.5"): {"layers": 0.5}})
+    found = mask_figures(read_results(study.folder), [group])
+    assert [item.title for item in found if isinstance(item, Missing)][-2:] == [
+        "Mask similarity by layer",
+        "Where masks differ from OMP",
+    ]
 
 
 def test_nothing_to_report_is_refused(tmp_path: Path, capsys, study: ExampleStudy) -> None:

@@ -191,7 +191,7 @@ def test_the_summary_takes_the_best_of_the_same_rates() -> None:
     found = {row["method"]: row for row in summary(rows)}
     both = "rte (best of 2 rates: 0.0001, 0.0003)"
     assert found["omp"][both].startswith("0.6000")
-    assert found["kd"][both].startswith("0.6500")
+    assert found["kd"][both].startswith("0.6000")  # one rate for both masks, though 1e-4 is better for one
     assert found["kd"][both].endswith("(4)")
     assert found["rand"][both] is None, "one rate is not compared with the best of two"
     assert found["rand"]["rte (0.0003)"].startswith("0.2000")
