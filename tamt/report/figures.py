@@ -19,7 +19,7 @@ from tamt.report.scores import (
     suffixes,
 )
 from tamt.report.search_figures import along_the_search, by_start, by_steps
-from tamt.report.statistics import summarise
+from tamt.report.statistics import FEWEST_MASKS, summarise
 
 
 def figures_of(results: Results) -> list[Figure | Missing]:
@@ -99,7 +99,7 @@ def by_loss(results: Results, model: str, scores: Scores) -> Figure | Missing:
             for sparsity in sparsities:
                 chosen = [t for t in tickets if t.sparsity == sparsity and getattr(t, loss) is not None]
                 series = scatter([(t, getattr(t, loss)) for t in chosen], scores, task)
-                if sum(len(s.points) for s in series) > 1:
+                if len(series) > 1 or sum(len(s.points) for s in series) >= FEWEST_MASKS:
                     name = f"{task}, {percent(sparsity)} sparsity"
                     panels.append(Chart(name, x_label, scores.label(task), series, scores.full(task)))
     if not panels:
