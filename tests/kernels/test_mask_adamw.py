@@ -92,8 +92,8 @@ def assert_alike(steps, grad=torch.float32, options=lambda count: {}, **problem)
 
 
 @pytest.mark.parametrize(("absolute", "spread", "lr"), [(False, 0.0, 5e-5), (True, 0.0, 5e-5), (False, 0.01, 1e-2)])
-def test_40_steps(absolute, spread, lr):
-    assert_alike(40, options=lambda count: {"lr": lr}, absolute=absolute, spread=spread)
+def test_200_steps(absolute, spread, lr):
+    assert_alike(200, options=lambda count: {"lr": lr}, absolute=absolute, spread=spread)
 
 
 # Every pair of types once: the kernel converts each tensor apart from the others.
