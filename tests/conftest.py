@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # No test reaches a hub or the user's caches; Hugging Face's libraries read these when they are imported.
@@ -52,6 +52,14 @@ WORDS = [
     "on",
     "by",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _threads_of_torch() -> Iterator[None]:
+    """A test that sets the number of threads leaves it as it was: two of a process that shares its core only wait."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

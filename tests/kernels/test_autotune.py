@@ -2,9 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,8 @@ import tamt_kernels as tk
 from tamt_kernels import autotune
 from tamt_kernels.backend import choices
 
-ROOT = Path(tk.__file__).parents[1]
+from . import fresh
+
 SHOW = "import tamt_kernels as tk; found = tk.backends(); print(found['mask_weight']['cpu'], found['binarize']['cpu'])"
 CPU = torch.device("cpu")
 CPP, EAGER = ("cpp",) * 3, ("eager",) * 3
@@ -40,10 +38,10 @@ def keep(few_rows=None, break_even=None, **backends):
     choices.keep(CPU, choices.Choices(backends, few_rows or {}, break_even or {}))
 
 
-def run(*arguments, **environment):
-    command = [sys.executable, *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def measure(*arguments, **environment):
+    """`python -m tamt_kernels.autotune`."""
+    command = f"import runpy, sys; sys.argv[1:] = {arguments}; "
+    return fresh.run(command + "runpy.run_module('tamt_kernels.autotune', run_name='__main__')", **environment)
 
 
 def test_the_cache_file_is_where_the_environment_says(monkeypatch):
@@ -60,10 +58,10 @@ def test_the_cache_file_is_where_the_environment_says(monkeypatch):
 @needs_extension
 def test_what_was_measured_runs_unless_another_is_forced(cache):
     keep(mask_weight={"any": EAGER}, binarize={"any": CPP})
-    result = run("-c", SHOW)
+    result = fresh.run(SHOW)
     assert result.stdout.split() == ["eager", "cpp"]
     assert "Warning" not in result.stderr
-    assert run("-c", SHOW, TAMT_KERNELS="cpp").stdout.split() == ["cpp", "cpp"]
+    assert fresh.run(SHOW, TAMT_KERNELS="cpp").stdout.split() == ["cpp", "cpp"]
 
 
 # Each backend is told apart by what it is asked for: the definition, replaced, says that it ran.
@@ -86,7 +84,7 @@ SIZES = (9, 2**20, 2**20 + 1, 2**22 + 1)
 
 
 def chosen(code):
-    result = run("-c", CHOOSING + code)
+    result = fresh.run(CHOOSING + code)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
 
@@ -218,7 +216,7 @@ def test_the_break_even_is_where_sparse_products_become_faster(dense, low, high,
 
 
 def test_a_quick_run_writes_what_it_found(cache):
-    result = run("-m", "tamt_kernels.autotune", "--quick")
+    result = measure("--quick")
     assert result.returncode == 0, result.stderr
     (found,) = [each for name, each in json.loads(cache.read_text(encoding="utf-8")).items() if "cuda" not in name][:1]
     if tk.backends()["mask_weight"]["cpu"] == "cpp":
@@ -231,7 +229,7 @@ def test_a_quick_run_writes_what_it_found(cache):
 
 
 def test_nothing_is_measured_where_a_backend_is_forced(cache):
-    result = run("-m", "tamt_kernels.autotune", TAMT_KERNELS="eager")
+    result = measure(TAMT_KERNELS="eager")
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].endswith("TAMT_KERNELS=eager leaves no choice to measure; unset it")
     assert not cache.exists()

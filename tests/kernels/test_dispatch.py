@@ -1,10 +1,6 @@
 """What runs, what is said when the extension is missing, and TAMT_KERNELS. Each case is a fresh interpreter."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +8,9 @@ import torch
 import tamt_kernels as tk
 from tamt_kernels.backend import dispatch
 
+from . import fresh
+
 BUILT = importlib.util.find_spec("tamt_kernels._C") is not None
-ROOT = Path(tk.__file__).parents[1]
 
 # Put before the import, it makes the extension missing, broken, or one for another torch.
 MISSING = "import sys; sys.modules['tamt_kernels._C'] = None\n"
@@ -38,9 +35,7 @@ SHOW = (
 
 
 def run(code, kernels=None):
-    environment = {name: value for name, value in os.environ.items() if name != "TAMT_KERNELS"}
-    environment |= {"PYTHONPATH": str(ROOT)} | ({"TAMT_KERNELS": kernels} if kernels else {})
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    return fresh.run(code, TAMT_KERNELS=kernels)
 
 
 def test_backends_names_every_operation():

@@ -1,9 +1,6 @@
 """Dense linear layers: the right products by every library, chosen by measurement, by force or by a former run."""
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +10,8 @@ from torch import nn
 import tamt_kernels as tk
 from tamt_kernels.backend import choices, onednn, product_library
 from tamt_kernels.ops.linear import overwrite_linear_backward_weight
+
+from . import fresh
 
 PRODUCTS = ("linear", "linear_backward_x", "linear_backward_weight")
 needs_onednn = pytest.mark.skipif(onednn.problem() is not None, reason=f"no oneDNN: {onednn.problem()}")
@@ -230,6 +229,5 @@ def test_a_home_that_cannot_be_written_to_is_no_error(unchosen, monkeypatch):
 
 def test_the_variable_holds_in_a_process_of_its_own():
     code = "import torch, tamt_kernels as tk; print(tk.backends(torch.float32)['linear_backward_weight']['cpu'])"
-    environment = {**os.environ, "TAMT_PRODUCTS": "eager"}
-    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "eager"
+    found = fresh.run(code, TAMT_PRODUCTS="eager")
+    assert found.stdout.strip() == "eager", found.stderr

@@ -17,6 +17,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # More than a piece, the embedding of which few rows are looked up; a vector; nothing kept of one, and an empty one.
 SHAPES = [(600, 80), (70, 101), (37,), (9, 3), (0, 4)]
 KEEP = [14_000, 2_100, 11, 0, 0]
+PAIRS = list(itertools.product(range(3), range(3)))
 
 
 class Problem:
@@ -62,11 +63,13 @@ class Problem:
         )  # fmt: skip
 
 
+DRIFT = [0.1 * torch.randn(shape, generator=generator(1)) for shape in SHAPES]
+
+
 def gradients(count, dtype=torch.float32):
     """Noise on a drift; of the embedding, rows that are never looked up get none."""
-    drift = [0.1 * torch.randn(shape, generator=generator(1)) for shape in SHAPES]
     noise = generator(count + 2)
-    grads = [(each + torch.randn(each.shape, generator=noise)).to(dtype) for each in drift]
+    grads = [(each + torch.randn(each.shape, generator=noise)).to(dtype) for each in DRIFT]
     grads[0][100:] = 0
     return grads
 
@@ -93,9 +96,10 @@ def test_200_steps(absolute, spread, lr):
     assert_alike(200, options=lambda count: {"lr": lr}, absolute=absolute, spread=spread)
 
 
-@pytest.mark.parametrize(("weight", "grad", "masked"), list(itertools.product(DTYPES, DTYPES, DTYPES)))
+# Every pair of types once: the kernel converts each tensor apart from the others.
+@pytest.mark.parametrize(("weight", "grad", "masked"), [(DTYPES[i], DTYPES[j], DTYPES[i - j]) for i, j in PAIRS])
 def test_types(weight, grad, masked):
-    assert_alike(4, grad, weight=weight, masked=masked, absolute=grad == masked)
+    assert_alike(3, grad, weight=weight, masked=masked, absolute=grad == masked)
 
 
 @pytest.mark.parametrize("keep", [[0, 0, 0, 0, 0], [48_000, 7_070, 37, 27, 0], [1, 1, 1, 1, 0]])
@@ -143,7 +147,7 @@ class LookedUp:
     ],
 )
 # Rows of which a piece of the kernel holds thousands, hundreds, and not two: more entries than it moves at once.
-@pytest.mark.parametrize("shape", [(3000, 7), (600, 80), (40, 20_000)])
+@pytest.mark.parametrize("shape", [(3000, 7), (600, 80), (20, 20_000)])
 def test_gradients_of_some_rows(shape, dtype, options):
     ours, theirs, defined = (Problem(spread=1e-3, masked=dtype, shapes=[shape, *SHAPES[1:]]) for _ in range(3))
     looked_up, none = LookedUp(shape), torch.empty(0, dtype=torch.int32)

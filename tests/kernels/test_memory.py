@@ -1,12 +1,13 @@
 """Memory that is kept for tensors to come, in a process of its own, as it is kept for good."""
 
-import subprocess
 import sys
 
 import pytest
 
 import tamt_kernels as tk
 from tamt_kernels.backend.dispatch import find_extension
+
+from . import fresh
 
 MB = 1 << 18  # entries of float32
 
@@ -129,7 +130,7 @@ assert torch.ones(1).resize_(2 * MB)[0] == 1
 @pytest.mark.skipif(sys.platform != "linux" or find_extension()[0] is None, reason="needs Linux and the C++ extension")
 @pytest.mark.parametrize("what", CHECKS)
 def test_freed_memory_is_reused(what):
-    done = subprocess.run([sys.executable, "-c", START + CHECKS[what]], capture_output=True, text=True, check=False)
+    done = fresh.run(START + CHECKS[what])
     assert done.returncode == 0, done.stderr
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 COMPILER = shlex.split(os.environ.get("CXX") or "c++")
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 # As setup.py, but for the time that it takes to compile.
-FLAGS = "-std=c++17 -O1 -g1 -fno-trapping-math -ffp-contract=off"
+FLAGS = "-std=c++17 -O0 -g1 -fno-trapping-math -ffp-contract=off"
 TESTS = [
     "test_threshold", "test_masks", "test_mask_weights", "test_mask_adamw", "test_masked_layers", "test_modules",
     "test_operators", "test_cosine", "test_optim", "test_instruction_sets", "test_validation",

@@ -57,6 +57,7 @@ MODULES = (
 GPUS = (70, 75, 80, 90, 100)
 TRIED = GPUS if "TAMT_SOAK" in os.environ else (80, 90)
 """GPUs that the test compiles for; 20 seconds each."""
+soak = pytest.mark.skipif("TAMT_SOAK" not in os.environ, reason="each type and number of rows is there once")
 POINTERS = {
     torch.float64: "*fp64",
     torch.float32: "*fp32",
@@ -208,9 +209,12 @@ def compiled(launch, gpu):
     return Usage(found["REG"], found["STACK"], found["LOCAL"], shared, built.asm["ptx"])
 
 
-@pytest.fixture(autouse=True)
-def fresh_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+@pytest.fixture(autouse=True, scope="module")
+def fresh_cache(tmp_path_factory):
+    """What one test has compiled no other compiles again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
@@ -267,8 +271,14 @@ def test_products_read_16_bytes_at_a_time_ahead_of_their_use():
         assert len(re.findall(r"ld\.global", ptx)) == 2  # the threshold
 
 
-@pytest.mark.parametrize("rows", [3, 64])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "rows"),
+    [
+        (torch.float32, 3),
+        (torch.bfloat16, 64),
+        *(pytest.param(*other, marks=soak) for other in ((torch.float32, 64), (torch.bfloat16, 3))),
+    ],
+)
 def test_products_of_awkward_weights_compile(dtype, rows, monkeypatch):
     recorded = []
     record = lambda kernel, grid, *arguments, **options: recorded.append(Launch("", kernel, arguments, options))  # noqa: E731

@@ -17,10 +17,10 @@ def study(tmp_path: Path, tiny_bert: Path, corpus: Path) -> Path:
     content = {
         "models": str(tiny_bert),
         "methods": ["tamt-kd", "omp"],
-        "sparsities": [0.3, 0.5, 0.7],
+        "sparsities": [0.3, 0.5],
         "corpus": str(corpus),
         "dev_corpus": str(corpus),
-        "search": {"max_length": 16, "batch_size": 2, "steps": 8, "save_at": [4], "eval_blocks": 4},
+        "search": {"max_length": 16, "batch_size": 2, "steps": 4, "save_at": [2], "eval_blocks": 2},
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
     return tmp_path / "study.yaml"
