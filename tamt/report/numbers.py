@@ -5,7 +5,9 @@ from tamt.report.statistics import Summary
 
 def summary_text(summary: Summary) -> str:
     """Mean ± standard deviation with the same digits, and the number of runs."""
-    digits = 1 if abs(summary.mean) >= 10 else 3
+    digits = summary.digits
+    if digits is None:
+        digits = 1 if abs(summary.mean) >= 10 else 3
     spread = "" if summary.std is None else f" ± {summary.std:.{digits}f}"
     return f"{summary.mean:.{digits}f}{spread} ({summary.runs} run{'s' * (summary.runs != 1)})"
 

@@ -15,6 +15,8 @@ from tamt.runtime.names import distinct
 LABELS = {**{method.name: method.label for method in METHODS.values()}, PUBLISHED: "published mask"}
 """The names of methods in a report, in the order in which they are shown."""
 LOSSES = {"mlm_loss": "MLM dev loss (nats)", "kd_loss": "KD dev loss"}
+DIGITS = 1
+"""Digits behind the point of a score × 100."""
 AVERAGE = "average"
 """Stands for a task: the average over all of them."""
 
@@ -56,12 +58,12 @@ class Scores:
     def of(self, tickets: Iterable[TicketRecord], task: str) -> Summary | None:
         """Mean and spread over all fine-tunings of some tickets; None if there are none."""
         values = [score for ticket in tickets for score in self.runs(ticket, task).values()]
-        return summarise(values) if values else None
+        return summarise(values, DIGITS) if values else None
 
     def full(self, task: str) -> tuple[str, Summary] | None:
         """Label and mean of the full model; None if it was not fine-tuned."""
         values = self.runs(None, task)
-        return ("full model", summarise(list(values.values()))) if values else None
+        return ("full model", summarise(list(values.values()), DIGITS)) if values else None
 
     def label(self, task: str) -> str:
         """The label of an axis with a task's score."""

@@ -17,16 +17,20 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Summary:
-    """The mean of some runs. The standard deviation is that of a sample, with n − 1; None for one run."""
+    """The mean of some runs. The standard deviation is that of a sample, with n − 1; None for one run. `digits` is how
+    many of them readers see behind the point; None where the size of the mean decides.
+    """
 
     mean: float
     std: float | None
     runs: int
+    digits: int | None = None
 
 
-def summarise(values: Sequence[float]) -> Summary:
+def summarise(values: Sequence[float], digits: int | None = None) -> Summary:
     """Mean, standard deviation and number of one or more values."""
-    return Summary(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Summary(float(np.mean(values)), std, len(values), digits)
 
 
 @dataclass(frozen=True)
