@@ -222,6 +222,9 @@ template <typename Value>
 bool multiply_few(const Matrix& x, const SparseMatrix& weight, const Output& y, const Parallel& parallel) {
   constexpr int64_t kAtOnce = Block<Value>::kAtOnce;
   if (x.rows > Block<Value>::kMostTokens) return false;
+  // Passing twice takes a time for each row, other products one for each entry.
+  const int64_t kept = weight.starts[weight.panels() * weight.blocks()];
+  if (x.rows > kAtOnce && 8 * kept < weight.rows * weight.columns) return false;
   const std::vector<uint8_t> bytes = cut_into_bytes<Value>(x);
   parallel(weight.panels(), [&](int64_t panel) {
     for (int64_t token = 0; token < x.rows; token += kAtOnce) {
