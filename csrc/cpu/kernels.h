@@ -86,7 +86,8 @@ struct Matrix {
 // y [tokens][rows of the weight] = x [tokens][its columns] Wᵀ + bias, which may be null. x has the type of the weight's
 // values; y that or float.
 void sparse_linear_kernel(
-    const Matrix& x, const SparseMatrix& weight, const float* bias, void* y, Type y_type, const Parallel& parallel);
+    const Matrix& x, const SparseMatrix& weight, const float* bias, void* y, Type y_type, const Parallel& parallel,
+    int64_t threads);
 
 // dW at the kept entries, the sums over tokens of dY [tokens][rows] and X [tokens][columns], both float.
 void sparse_linear_backward_values_kernel(

@@ -29,7 +29,7 @@ at::Tensor product(
   if (y.numel() > 0) {
     sparse_linear_kernel(
         matrix_of(rows), weight, added ? added->const_data_ptr<float>() : nullptr, y.mutable_data_ptr(), type_of(y),
-        parallel);
+        parallel, at::get_num_threads());
   }
   return y.to(x.scalar_type());
 }

@@ -123,19 +123,38 @@ class Tiles {
   Scratch memory_;
 };
 
+// Calls visit(first, count) for parts of a matrix's rows: as many at a time as fit the second cache of each of so many
+// threads when they are packed, at least a tile of them. A part is used before another one is packed.
+template <typename Visit>
+void in_parts(const Matrix& x, const ProductLoops& loops, int64_t threads, const Visit& visit) {
+  constexpr int64_t kBytes = 1 << 20;
+  const int64_t tile = loops.most_lanes;
+  const int64_t most = std::max<int64_t>(threads * kBytes / (tile * x.columns * loops.bytes), 1) * tile;
+  for (int64_t first = 0; first < x.rows; first += most) visit(first, std::min(most, x.rows - first));
+}
+
+Matrix some_rows(const Matrix& x, int64_t first, int64_t count) {
+  const int64_t bytes = x.columns * (x.type == Type::kFloat ? 4 : 2);
+  return {static_cast<const char*>(x.data) + first * bytes, x.type, count, x.columns};
+}
+
 }  // namespace
 
 void sparse_linear_kernel(
-    const Matrix& x, const SparseMatrix& weight, const float* bias, void* y, Type y_type, const Parallel& parallel) {
+    const Matrix& x, const SparseMatrix& weight, const float* bias, void* y, Type y_type, const Parallel& parallel,
+    int64_t threads) {
   const Output output{y, y_type, x.rows, weight.rows, bias};
   if (sparse_linear_few_kernel(x, weight, output, parallel)) return;
   const ProductLoops& loops = loops_for(weight.type, x.rows);
-  const Tiles tiles(x, loops, parallel);
-  parallel(tiles.count() * weight.panels(), [&](int64_t task) {
-    const int64_t panel = task / tiles.count(), tile = task % tiles.count();
-    alignas(64) float sums[kCell * kMostTokens];
-    loops.multiply(weight, panel, tiles.size(tile), tiles[tile], sums);
-    loops.unpack(output, panel, tiles.first(tile), tiles.size(tile), sums);
+  in_parts(x, loops, threads, [&](int64_t first, int64_t count) {
+    const Tiles tiles(some_rows(x, first, count), loops, parallel);
+    // Panel after panel, for which the input of a tile stays in the second cache.
+    parallel(tiles.count() * weight.panels(), [&](int64_t task) {
+      const int64_t tile = task / weight.panels(), panel = task % weight.panels();
+      alignas(64) float sums[kCell * kMostTokens];
+      loops.multiply(weight, panel, tiles.size(tile), tiles[tile], sums);
+      loops.unpack(output, panel, first + tiles.first(tile), tiles.size(tile), sums);
+    });
   });
 }
 
@@ -143,11 +162,15 @@ void sparse_linear_backward_values_kernel(
     const Matrix& grad_output, const Matrix& x, const SparseMatrix& pattern, float* grad_values,
     const Parallel& parallel) {
   const ProductLoops& loops = float_loops(x.rows);
-  const Tiles grads(grad_output, loops, parallel), inputs(x, loops, parallel);
-  parallel(pattern.panels(), [&](int64_t panel) {
-    for (int64_t tile = 0; tile < inputs.count(); ++tile) {
-      loops.add_products(pattern, panel, inputs.size(tile), grads[tile], inputs[tile], tile == 0, grad_values);
-    }
+  in_parts(x, loops, 1, [&](int64_t first, int64_t count) {
+    const Tiles grads(some_rows(grad_output, first, count), loops, parallel);
+    const Tiles inputs(some_rows(x, first, count), loops, parallel);
+    parallel(pattern.panels(), [&](int64_t panel) {
+      for (int64_t tile = 0; tile < inputs.count(); ++tile) {
+        const bool begin = first + tile == 0;
+        loops.add_products(pattern, panel, inputs.size(tile), grads[tile], inputs[tile], begin, grad_values);
+      }
+    });
   });
 }
 

@@ -5,8 +5,11 @@
 constexpr int64_t kLanes = kBytes / sizeof(float);
 typedef float Vector __attribute__((vector_size(kBytes)));
 typedef float AnyVector __attribute__((vector_size(kBytes), aligned(4), may_alias));  // at any address
+typedef float Four __attribute__((vector_size(16)));
+typedef float AnyFour __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t Lanes __attribute__((vector_size(kBytes)));
 typedef uint32_t Bits __attribute__((vector_size(kBytes)));
+typedef uint64_t Pairs __attribute__((vector_size(kBytes)));
 typedef uint16_t Halves __attribute__((vector_size(kBytes / 2)));
 typedef uint16_t AnyHalves __attribute__((vector_size(kBytes / 2), aligned(2), may_alias));
 
@@ -117,20 +120,45 @@ inline void unpack(const Output& y, int64_t panel, int64_t token, int64_t tile, 
   run(y, panel, token, tile, sums);
 }
 
-// Calls visit(row, block, values, columns, count) for the rows of a panel, block by block, in the order of the memory.
+// Calls visit(row, values, columns, count) for the rows of a cell, in the order of the memory.
+template <typename Value, typename Visit>
+TAMT_INLINE inline void walk_cell(const SparseMatrix& weight, int64_t panel, int64_t block, const Visit& visit) {
+  const int64_t cell = weight.cell(panel, block);
+  const uint8_t *order = weight.order + cell * kCell, *counts = weight.counts + cell * kCell;
+  const auto* value = static_cast<const Value*>(weight.values) + weight.starts[cell];
+  const uint8_t* column = weight.column + weight.starts[cell];
+  for (int64_t i = 0; i < kCell && counts[i] > 0; ++i) {
+    visit(order[i], value, column, counts[i]);
+    value += counts[i];
+    column += counts[i];
+  }
+}
+
+// Calls visit(row, block, values, columns, count) for the rows of a panel, cell by cell.
 template <typename Value, typename Visit>
 TAMT_INLINE inline void walk_panel(const SparseMatrix& weight, int64_t panel, const Visit& visit) {
   for (int64_t block = 0; block < weight.blocks(); ++block) {
-    const int64_t cell = weight.cell(panel, block);
-    const uint8_t *order = weight.order + cell * kCell, *counts = weight.counts + cell * kCell;
-    const auto* value = static_cast<const Value*>(weight.values) + weight.starts[cell];
-    const uint8_t* column = weight.column + weight.starts[cell];
-    for (int64_t i = 0; i < kCell && counts[i] > 0; ++i) {
-      visit(order[i], block, value, column, counts[i]);
-      value += counts[i];
-      column += counts[i];
-    }
+    walk_cell<Value>(weight, panel, block, [&](int64_t row, const Value* value, const uint8_t* column,
+                                               int64_t count) TAMT_INLINE { visit(row, block, value, column, count); });
   }
+}
+
+// Two values by turns: float32, whatever their type.
+TAMT_INLINE inline Vector load_pair(const float* from) {
+  uint64_t pair;
+  std::memcpy(&pair, from, sizeof pair);
+  return reinterpret_cast<Vector>(Pairs{} + pair);
+}
+TAMT_INLINE inline Vector load_pair(const BFloat16* from) {
+  return reinterpret_cast<Vector>(Pairs{} + (uint64_t{from[1].bits} << 48 | uint64_t{from[0].bits} << 16));
+}
+
+// The first or the second of them in all lanes.
+template <bool second>
+TAMT_INLINE inline Vector one_of(Vector pair) {
+  Lanes lanes{};
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i / 2 * 2 + second;
+  return __builtin_shuffle(pair, lanes);
 }
 
 // The sums of one row over the entries of one block, by as many chains as the processor adds at once, so that no addition
@@ -140,24 +168,39 @@ TAMT_INLINE inline void add_entries(
     const Value* value, const uint8_t* column, int64_t count, const float* x, Vector* sums) {
   constexpr int64_t tile = vectors * kLanes;
   constexpr int chains = vectors < 3 ? 4 : 2;
+  // One load of two values, which instructions then spread, in place of two loads: some processors load but one vector
+  // of this width at a time.
+  constexpr bool pairs = kBytes == 64;
   Vector parts[chains][vectors] = {};
-  const auto add = [=](int64_t entry, int64_t number, Vector* to) TAMT_INLINE {
+  const auto add_product = [=](auto factor, int64_t number, Vector* to) TAMT_INLINE {
     const auto* of_column = reinterpret_cast<const Vector*>(x + number * tile);
-    const float factor = to_float(value[entry]);
     for (int v = 0; v < vectors; ++v) to[v] += factor * of_column[v];
+  };
+  const auto add = [=](int64_t entry, int64_t number, Vector* to) TAMT_INLINE {
+    add_product(to_float(value[entry]), number, to);
+  };
+  const auto add_two = [=](int64_t entry, int64_t first, int64_t second, Vector* to, Vector* to_other) TAMT_INLINE {
+    if constexpr (pairs) {
+      const Vector pair = load_pair(value + entry);
+      add_product(one_of<false>(pair), first, to);
+      add_product(one_of<true>(pair), second, to_other);
+    } else {
+      add(entry, first, to);
+      add(entry + 1, second, to_other);
+    }
   };
   int64_t entry = 0;
   for (; entry + 8 <= count; entry += 8) {
     uint64_t numbers;  // of 8 columns, the first in the lowest byte: loads are what these loops wait for
     static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "numbers are read from the lowest byte on");
     std::memcpy(&numbers, column + entry, sizeof numbers);
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) add(entry + i, numbers >> 8 * i & 0xff, parts[i % chains]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+      const int64_t first = numbers >> 8 * i & 0xff, second = numbers >> (8 * i + 8) & 0xff;
+      add_two(entry + i, first, second, parts[i % chains], parts[(i + 1) % chains]);
+    }
   }
-  for (; entry + 2 <= count; entry += 2) {
-    add(entry, column[entry], parts[0]);
-    add(entry + 1, column[entry + 1], parts[1]);
-  }
+  for (; entry + 2 <= count; entry += 2) add_two(entry, column[entry], column[entry + 1], parts[0], parts[1]);
   if (entry < count) add(entry, column[entry], parts[0]);
 #pragma GCC unroll 8
   for (int i = 1; i < chains; ++i) {
@@ -197,61 +240,53 @@ TAMT_INLINE inline Vector every_second(Vector a, Vector b) {
   return __builtin_shuffle(a, b, lanes);
 }
 
-// The same of 16 bytes each, of the first vector and then of the second.
-template <bool odd>
-TAMT_INLINE inline Vector every_second_four(Vector a, Vector b) {
+TAMT_INLINE inline Vector add_neighbours(Vector a, Vector b) {
+  return every_second<false>(a, b) + every_second<true>(a, b);
+}
+
+template <int distance>
+TAMT_INLINE inline Vector rotated(Vector vector) {
   Lanes lanes{};
-  for (int i = 0; i < kLanes; ++i) lanes[i] = (i / 4 * 2 + odd) * 4 + i % 4;
-  return __builtin_shuffle(a, b, lanes);
+  for (int i = 0; i < kLanes; ++i) lanes[i] = (i + distance) % kLanes;
+  return __builtin_shuffle(vector, lanes);
 }
 
-// The sums of kLanes vectors' lanes.
-TAMT_INLINE inline Vector sums_of(Vector rows[kLanes]) {
-  for (int64_t count = kLanes / 2; count > 0; count /= 2) {
-    for (int64_t i = 0; i < count; ++i) {
-      const Vector a = rows[2 * i], b = rows[2 * i + 1];
-      rows[i] = count >= kLanes / 4 ? every_second<false>(a, b) + every_second<true>(a, b)
-                                    : every_second_four<false>(a, b) + every_second_four<true>(a, b);
-    }
-  }
-  return rows[0];
+// The sums of four vectors' lanes.
+TAMT_INLINE inline Four sums_of(Vector a, Vector b, Vector c, Vector d) {
+  Vector sums = add_neighbours(add_neighbours(a, b), add_neighbours(c, d));  // in each 16 bytes those of its lanes
+  if constexpr (kLanes > 8) sums += rotated<8>(sums);
+  if constexpr (kLanes > 4) sums += rotated<4>(sums);
+  Four first;
+  std::memcpy(&first, &sums, sizeof first);
+  return first;
 }
 
-// Over the tokens of a tile, what one row's gradient and the columns of its entries in a block give.
+// Over the tokens of a tile, what one row's gradient and the columns of its entries in a block give: of four entries at a
+// time, as rows are short.
 template <int vectors>
 TAMT_INLINE inline void add_gradients(
     const float* grad, const float* x, const uint8_t* column, int64_t count, bool begin, float* sums) {
   constexpr int64_t tile = vectors * kLanes;
   Vector of_row[vectors];
   for (int v = 0; v < vectors; ++v) of_row[v] = reinterpret_cast<const Vector*>(grad)[v];
-  const auto products_of = [&](const uint8_t* columns) TAMT_INLINE {
-    Vector products[kLanes];
-    for (int64_t i = 0; i < kLanes; ++i) {
-      const auto* of_column = reinterpret_cast<const Vector*>(x + columns[i] * tile);
-      products[i] = of_row[0] * of_column[0];
-      for (int v = 1; v < vectors; ++v) products[i] += of_row[v] * of_column[v];
-    }
-    return sums_of(products);
+  const auto product = [&](int64_t number) TAMT_INLINE {
+    const auto* of_column = reinterpret_cast<const Vector*>(x + number * tile);
+    Vector sum = of_row[0] * of_column[0];
+    for (int v = 1; v < vectors; ++v) sum += of_row[v] * of_column[v];
+    return sum;
   };
   int64_t entry = 0;
-  for (; entry + kLanes <= count; entry += kLanes) {
-    const Vector sum = products_of(column + entry);
-    store(begin ? sum : load(sums + entry) + sum, sums + entry);
+  for (; entry + 4 <= count; entry += 4) {
+    const uint8_t* four = column + entry;
+    Four sum = sums_of(product(four[0]), product(four[1]), product(four[2]), product(four[3]));
+    if (!begin) sum += *reinterpret_cast<const AnyFour*>(sums + entry);
+    *reinterpret_cast<AnyFour*>(sums + entry) = sum;
   }
-  const int64_t left = count - entry;
-  if (left == 0) return;
-  if (entry > 0) {  // with the last of those that are done, which stay as they are
-    float* last = sums + count - kLanes;
-    const Vector sum = products_of(column + count - kLanes), before = load(last);
-    Lanes lanes;
-    for (int i = 0; i < kLanes; ++i) lanes[i] = i;
-    store(lanes >= static_cast<int32_t>(kLanes - left) ? (begin ? sum : before + sum) : before, last);
-  } else {
-    uint8_t columns[kLanes] = {};
-    std::copy(column, column + count, columns);
-    const Vector sum = products_of(columns);
-    store_part(begin ? sum : load_part(sums, count) + sum, sums, count);
-  }
+  if (entry == count) return;
+  const uint8_t *last = column + count - 1, *second = std::min(column + entry + 1, last);
+  const Four sum = sums_of(product(column[entry]), product(*second), product(*last), Vector{});
+  const float left[] = {sum[0], sum[1], sum[2]};
+  for (int64_t i = 0; i < count - entry; ++i) sums[entry + i] = left[i] + (begin ? 0.0f : sums[entry + i]);
 }
 
 // Asks for what will be read in no order, which the processor does not foresee.

@@ -36,8 +36,7 @@ constexpr int64_t kMostTokens = 64;
 // Those with the processor's bfloat16 products; null where it has none.
 const ProductLoops* bfloat16_loops();
 
-// Products of few tokens by looking up x in registers; false where the processor cannot, or too many tokens.
-constexpr int64_t kFewTokens = 4;
+// Products of few tokens by looking up x in registers; false where the processor cannot, or for too many tokens.
 bool sparse_linear_few_kernel(
     const Matrix& x, const SparseMatrix& weight, const Output& y, const Parallel& parallel);
 

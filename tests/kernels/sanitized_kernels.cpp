@@ -242,10 +242,10 @@ void run_sparse(int64_t tokens, int64_t rows, int64_t columns, Type type) {
   Entries x(tokens * columns, type), y(tokens * rows, type), wide(tokens * rows, Type::kFloat);
   Array<float> bias = numbers(rows), grad = numbers(tokens * rows), input = numbers(tokens * columns);
   Array<float> grad_values(matrix.column.size());
-  sparse_linear_kernel({x.data(), type, tokens, columns}, matrix.view(), nullptr, y.data(), type, in_order);
+  sparse_linear_kernel({x.data(), type, tokens, columns}, matrix.view(), nullptr, y.data(), type, in_order, 1);
   sparse_linear_kernel(
-      {x.data(), type, tokens, columns}, matrix.view(), bias.data(), wide.data(), Type::kFloat, in_order);
-  sparse_linear_kernel({y.data(), type, tokens, rows}, other.view(), nullptr, x.data(), type, in_order);
+      {x.data(), type, tokens, columns}, matrix.view(), bias.data(), wide.data(), Type::kFloat, in_order, 1);
+  sparse_linear_kernel({y.data(), type, tokens, rows}, other.view(), nullptr, x.data(), type, in_order, 1);
   sparse_linear_backward_values_kernel(
       {grad.data(), Type::kFloat, tokens, rows}, {input.data(), Type::kFloat, tokens, columns}, matrix.view(),
       grad_values.data(), in_order);
@@ -261,7 +261,7 @@ void run_sparse(int64_t tokens, int64_t rows, int64_t columns, Type type) {
 void run_sparse_products() {
   for (const Type type : {Type::kFloat, Type::kBFloat16}) {
     for (const int64_t tokens : {1, 3, 5, 16, 33, 70}) {
-      for (const auto& [rows, columns] : {std::pair{1, 1}, {7, 130}, {129, 9}, {140, 257}}) {
+      for (const auto& [rows, columns] : {std::pair{1, 1}, {7, 130}, {129, 9}, {140, 257}, {2, 4200}}) {
         run_sparse(tokens, rows, columns, type);
       }
     }

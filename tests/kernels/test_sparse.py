@@ -11,8 +11,8 @@ from tamt_kernels import reference
 
 from .scores import generator, same_bits
 
-# Of less than a vector, a block and a panel; of just one; of one more; of several.
-SHAPES = [(1, 1), (7, 9), (128, 128), (129, 131), (300, 257)]
+# Of less than a vector, a block and a panel; of just one; of one more; of several; so wide that tokens come in parts.
+SHAPES = [(1, 1), (7, 9), (128, 128), (129, 131), (300, 257), (3, 4200)]
 TOKENS = [1, 3, 4, 5, 17, 64, 100]
 SPARSITIES = [0.0, 0.3, 0.8, 1.0]
 ROUNDING = {torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
