@@ -1,6 +1,5 @@
 """A sweep that is killed, with SIGKILL, ends with the same results as one left alone."""
 
-import csv
 import multiprocessing
 import os
 import random
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_studies
 import torch
 import yaml
 
@@ -64,11 +64,6 @@ def study(tmp_path: Path, tiny_bert: Path, corpus: Path) -> Path:
     return tmp_path / "study.yaml"
 
 
-def table(output: Path) -> list[dict[str, str]]:
-    with (output / "results.csv").open() as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
-
-
 def test_a_killed_sweep_ends_with_the_same_results(study: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")  # imports torch once for all the sweeps
     context.set_forkserver_preload(["tamt.cli", "tamt.sweep.sweep"])
@@ -83,7 +78,7 @@ def test_a_killed_sweep_ends_with_the_same_results(study: Path, tmp_path: Path) 
 
     code, events = run(tmp_path / "alone")
     assert code == 0
-    alone = table(tmp_path / "alone")
+    alone = small_studies.table(tmp_path / "alone")
     assert {row["kind"] for row in alone} == {"mask", "finetune"}
     assert len(alone) == 4 + 4
     assert len({row["mlm_loss"] for row in alone}) > 3
@@ -95,4 +90,4 @@ def test_a_killed_sweep_ends_with_the_same_results(study: Path, tmp_path: Path) 
         assert code == -signal.SIGKILL
     else:
         assert run(tmp_path / "killed")[0] == 0
-    assert table(tmp_path / "killed") == alone
+    assert small_studies.table(tmp_path / "killed") == alone

@@ -1,12 +1,11 @@
 """A study in several processes of this machine."""
 
-import csv
 import os
 import signal
 from pathlib import Path
 
 import pytest
-import yaml
+import small_studies
 
 from tamt.cli import main
 from tamt.sweep.plan import Run
@@ -15,32 +14,17 @@ from tamt.sweep.worker_processes import WorkerProcesses
 
 @pytest.fixture
 def study(tmp_path: Path, tiny_bert: Path, corpus: Path) -> Path:
-    content = {
-        "models": str(tiny_bert),
-        "methods": ["tamt-kd", "omp"],
-        "sparsities": [0.3, 0.5],
-        "corpus": str(corpus),
-        "dev_corpus": str(corpus),
-        "search": {"max_length": 16, "batch_size": 2, "steps": 4, "save_at": [2], "eval_blocks": 2},
-    }
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
-    return tmp_path / "study.yaml"
-
-
-def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "results.csv").open() as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+    return small_studies.searches(tmp_path, tiny_bert, corpus)
 
 
 def test_two_processes_do_what_one_does(study: Path, tmp_path: Path) -> None:
     several = ["--engine", "processes", "--workers", "2"]
     assert main(["sweep", str(study), "--output", str(tmp_path / "several"), *several]) == 0
-    events = (tmp_path / "several").rglob("events.out.tfevents.*")
-    workers = {int(path.name.split(".")[-2]) for path in events}
+    workers = small_studies.workers(tmp_path / "several")
     assert len(workers) == 2
     assert os.getpid() not in workers
     assert main(["sweep", str(study), "--output", str(tmp_path / "here")]) == 0
-    assert table(tmp_path / "several") == table(tmp_path / "here")
+    assert small_studies.table(tmp_path / "several") == small_studies.table(tmp_path / "here")
 
 
 def test_more_cores_than_there_are_is_an_error(study: Path, tmp_path: Path, capsys) -> None:
