@@ -17,10 +17,12 @@ from tamt.methods import METHODS
 
 DOCS = Path(__file__).parent
 SPARSITY = "70 %"
+STEPS = "150"
+"""The length of searches in the picture; one-shot methods and the full model have none."""
 TASKS = {
     "stsb": "STS-B, Pearson × 100",
+    "sst2": "SST-2, accuracy in %",
     "classification of trec": "TREC, accuracy in %",
-    "classification of subj": "Subj, accuracy in %",
 }
 SHOWN = {
     "TAMT-KD, activation scores": ("TAMT-KD", "tamt-kd"),
@@ -45,7 +47,7 @@ THEMES = {"light": Theme("#1f2328", "#d1d9e0", "#ffffff", 0), "dark": Theme("#f0
 
 
 def scores(report: str) -> dict[str, dict[str, float]]:
-    """The mean scores of the report by method and task, at `SPARSITY` and of the full model, as far as run."""
+    """The mean scores of the report by method and task, at `SPARSITY` after `STEPS`, and of the full model."""
     lines = report.partition("## Scores")[2].partition("\n## ")[0].splitlines()
     heading, _, *table = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")
@@ -54,7 +56,7 @@ def scores(report: str) -> dict[str, dict[str, float]]:
     return {
         row["method"]: {task: float(found[0]) for task in TASKS if (found := re.match(r"[\d.]+", row[task]))}
         for row in rows
-        if row["sparsity"] in ("0 %", SPARSITY)
+        if row["sparsity"] in ("0 %", SPARSITY) and row["steps"] in ("–", STEPS)
     }
 
 
