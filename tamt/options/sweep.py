@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from tamt.options.base import Options
+from tamt.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -32,3 +33,10 @@ class SweepOptions(Options):
     workers: int | None = None
     dry_run: bool = False
     redo: bool = False
+
+    def check(self) -> None:
+        """Check the options together. Raises UserError if they cannot work."""
+        if self.workers is not None and self.engine != "processes":
+            raise UserError(
+                f"--workers {self.workers} has no meaning with --engine {self.engine}; add --engine processes"
+            )

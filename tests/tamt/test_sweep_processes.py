@@ -27,6 +27,11 @@ def test_two_processes_do_what_one_does(study: Path, tmp_path: Path) -> None:
     assert small_studies.table(tmp_path / "several") == small_studies.table(tmp_path / "here")
 
 
+def test_workers_without_processes_are_an_error(study: Path, capsys) -> None:
+    assert main(["sweep", str(study), "--workers", "2"]) == 2
+    assert capsys.readouterr().err.endswith("has no meaning with --engine here; add --engine processes\n")
+
+
 def test_more_cores_than_there_are_is_an_error(study: Path, tmp_path: Path, capsys) -> None:
     assert main(["sweep", str(study), "--output", str(tmp_path / "x"), "--engine", "processes", "--cores", "9999"]) == 2
     assert "--cores 9999 is more than the" in capsys.readouterr().err
