@@ -87,8 +87,9 @@ def order_of(key: MethodVariant) -> tuple:
 
 def main_tickets(results: Results, model: str) -> dict[MethodVariant, dict[float, list[TicketRecord]]]:
     """The final masks by method, variant and sparsity. Of searches of several lengths only those of `_main_length`."""
+    fine_tuned = _fine_tuned(results)
     return {
-        key: {sparsity: by_length[_main_length(results, by_length)] for sparsity, by_length in by_sparsity.items()}
+        key: {sparsity: by_length[_main_length(fine_tuned, by_length)] for sparsity, by_length in by_sparsity.items()}
         for key, by_sparsity in tickets_by_length(results, model).items()
     }
 
@@ -103,21 +104,26 @@ def tickets_by_length(results: Results, model: str) -> dict[MethodVariant, dict[
     return found
 
 
-def _main_length(results: Results, by_length: Mapping[int, list[TicketRecord]]) -> int:
+def _fine_tuned(results: Results) -> Counter:
+    """The number of fine-tunings of each mask, by its identity."""
+    return Counter(item.mask_identity for item in results.fine_tunings)
+
+
+def _main_length(fine_tuned: Counter, by_length: Mapping[int, list[TicketRecord]]) -> int:
     """The length whose masks have the most fine-tunings; of equals the longest."""
-    fine_tuned = Counter(item.mask_identity for item in results.fine_tunings)
     return max(by_length, key=lambda steps: (sum(fine_tuned[t.identity] for t in by_length[steps]), steps))
 
 
 def other_lengths(results: Results, model: str) -> str:
     """A sentence about searches of several lengths, of which one is shown; empty if there are none."""
+    fine_tuned = _fine_tuned(results)
     several = [
         f"{label_of(*key)} at {percent(sparsity)}: {shown:,}, "
         f"not {', '.join(f'{steps:,}' for steps in by_length if steps != shown)}"
         for key, by_sparsity in tickets_by_length(results, model).items()
         for sparsity, by_length in by_sparsity.items()
         if len(by_length) > 1
-        for shown in [_main_length(results, by_length)]
+        for shown in [_main_length(fine_tuned, by_length)]
     ]
     return f"Only searches of one length are shown (steps): {'; '.join(several)}." if several else ""
 

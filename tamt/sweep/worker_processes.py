@@ -46,14 +46,15 @@ class WorkerProcesses:
         self._team: list[_Worker] = []
 
     def start(self, run: Run) -> None:
-        idle = [worker for worker in self._team if worker.run is None]
+        idle = [worker for worker in self._team if worker.run is None and worker.process.is_alive()]
         worker = idle[0] if idle else self._hire()
         worker.run = run
         worker.connection.send(run)
 
     def finished(self) -> Attempt:
-        busy = {worker.connection: worker for worker in self._team if worker.run is not None}
-        worker = next(busy[ready] for ready in wait(list(busy)) if isinstance(ready, Connection))
+        busy = [worker for worker in self._team if worker.run is not None]
+        ready = wait([worker.connection for worker in busy])
+        worker = next(worker for worker in busy if worker.connection in ready)
         assert worker.run is not None
         run, worker.run = worker.run, None
         try:
