@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--masks {options.masks} must be 2 or more; give at least a pair")
     check_seconds(options.seconds)
     described = machine.describe(torch.device("cpu"))
-    print(", ".join(f"{name} {value}" for name, value in described.items()), flush=True)
+    print(machine.in_words(described), flush=True)
     with torch.device("meta"):
         model = BertForMaskedLM(BertConfig())
     weights = {name: torch.empty(weight.shape) for name, weight in prunable_weights(model).items()}

@@ -42,6 +42,11 @@ def describe(device: torch.device) -> dict[str, str]:
     }
 
 
+def in_words(described: dict[str, str]) -> str:
+    """What `describe` says, as the heading of a page."""
+    return ", ".join(f"{name} {value}" for name, value in described.items())
+
+
 def commit() -> str:
     """The commit that is checked out, "-dirty" where files differ from it; TAMT_COMMIT names it where git cannot."""
     if named := os.environ.get("TAMT_COMMIT"):

@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> None:
     folder = options.output or machine.results_folder(device)
     results = report.Csv.in_folder(folder, "semi.csv")
     described = machine.describe(device)
-    heading = ", ".join(f"{name} {value}" for name, value in described.items())
+    heading = machine.in_words(described)
     print(heading, flush=True)
     clock = EventClock()
     make = partial(operands, device=device)

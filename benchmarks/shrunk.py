@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     folder = options.output or machine.results_folder(device)
     results = report.Csv.in_folder(folder, "shrunk.csv")
     described = machine.describe(device)
-    heading = ", ".join(f"{name} {value}" for name, value in described.items())
+    heading = machine.in_words(described)
     torch.manual_seed(0)
     models = shrunk_models(BertModel(BertConfig(**(TINY if options.quick else {}))).eval())
     times = measured(models, torch.randint(1000, 2000, (options.batch_size, options.tokens)), options.rounds)

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     folder = options.output or machine.results_folder(device)
     results = report.Csv.in_folder(folder, "kernels.csv")
     described = machine.describe(device)
-    heading = ", ".join(f"{name} {value}" for name, value in described.items())
+    heading = machine.in_words(described)
     print(heading, flush=True)
     setting, clock = Setting(device, options.quick), clocks.clock(device)
     medians: dict[Key, float] = {}

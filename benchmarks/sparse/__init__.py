@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     results = report.Csv.in_folder(folder, "sparse.csv")
     threads = " and ".join(map(str, options.threads))
     described = machine.describe(device) | {"threads": threads, "instructions": instructions.used()}
-    heading = ", ".join(f"{name} {value}" for name, value in described.items())
+    heading = machine.in_words(described)
     print(heading, flush=True)
     measured = {count: measure(options, count, results, described) for count in options.threads}
     results.close()
