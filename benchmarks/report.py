@@ -55,6 +55,11 @@ def figure(value: float) -> str:
     return f"{value:.4g}" if value < 1e4 else f"{value:.0f}"
 
 
+def counted(number: int, what: str) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{number} {what}" + "s" * (number != 1)
+
+
 def bars(
     path: Path, title: str, panels: dict[str, dict[str, float]], ours: str, ticks: tuple[float, ...] = TICKS
 ) -> str | None:

@@ -1,8 +1,8 @@
 """``python -m benchmarks sparse``: products with the kept entries of a weight, by turns with the best dense ones.
 
-The six products of a BERT-base layer, and a whole BERT-base, with each number of threads. Gains are over the fastest
-dense contender of the same type in the same run. With one thread, times are its CPU time, else wall clock; what a layer
-does besides, such as packing its input, is within them.
+The six products of a BERT-base layer, a whole BERT-base, and a step of its fine-tuning, with each number of threads.
+Gains are over the fastest dense contender of the same type in the same run. With one thread, times are its CPU time,
+else wall clock; what a layer does besides, such as packing its input, is within them.
 """
 
 import argparse
@@ -14,12 +14,13 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import machine, report
-from benchmarks.sparse import instructions, model, picture
+from benchmarks.sparse import instructions, model, picture, step
 from benchmarks.sparse.products import CSR, SPARSE, Layers, Times, break_even, dtypes, gain, timed
-from benchmarks.sparse.targets import verdicts
+from benchmarks.sparse.targets import MODEL, PRODUCTS, STEP, verdicts
 from tamt.runtime.errors import UserError
 
 TOKENS, SPARSITIES, MODEL_TOKENS = (1, 8, 32, 128, 512), (0.5, 0.7, 0.8, 0.9), 128
+PARTS = {"products": PRODUCTS, "model": MODEL, "step": STEP}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--instructions", choices=("avx2",), help="use no newer instruction set, dense and sparse (default: the CPU's)"
     )
+    parser.add_argument("--part", choices=PARTS, action="append", help="one of several; all by default")
     parser.add_argument("--quick", action="store_true", help="tiny matrices: a check, no figures")
     parser.add_argument("--output", type=Path, help="folder (default: benchmarks/results/DEVICE)")
 
@@ -64,14 +66,15 @@ def run(options: argparse.Namespace) -> None:
     print(heading, flush=True)
     measured = {count: measure(options, count, results, described) for count in options.threads}
     results.close()
-    page = [heading, *(section for count, each in measured.items() for section in sections(count, each))]
+    page = [heading, *(section for count, each in measured.items() for section in sections(count, each.times))]
     first = next(iter(measured.values()))
-    page.append(facts_table(first.facts))
+    if first.facts:
+        page.append(facts_table(first.facts))
     page.append("A quick run: no figures." if options.quick else judged(measured, described["instructions"]))
     (folder / "sparse.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
     print("\n" + "\n\n".join(page[1:]))
-    title = f"{described['cpu']}, {options.threads[0]} threads, torch {described['torch']}"
-    if problem := picture.draw(folder / "sparse.png", title, first.products):
+    title = f"{described['cpu']}, {report.counted(options.threads[0], 'thread')}, torch {described['torch']}"
+    if PRODUCTS in first.times and (problem := picture.draw(folder / "sparse.png", title, first.times[PRODUCTS])):
         print(problem)
     print(f"\nresults: {folder}")
 
@@ -80,11 +83,13 @@ Facts = dict[tuple[str, float], tuple[float, float]]  # how many times smaller, 
 
 
 class Measured(NamedTuple):
-    """What was measured with one number of threads. See ``measure_products`` and ``measure_model``."""
+    """The times of each part that was asked for, and what else there is to say: see ``Layers`` and ``model.measured``.
 
-    products: Times
+    Facts are by type and sparsity, differences by sparsity.
+    """
+
+    times: dict[str, Times]
     facts: Facts
-    forwards: Times
     differences: dict[float, float]
 
 
@@ -92,60 +97,40 @@ def measure(options: argparse.Namespace, threads: int, results: report.Csv, desc
     """Measure with so many threads."""
     torch.set_num_threads(threads)
     described = described | {"threads": str(threads)}
-    products, facts = measure_products(options, results, described)
-    return Measured(products, facts, *measure_model(options, results, described))
+    measured = Measured({}, {}, {})
+
+    def keep(part: str, times: Times) -> None:
+        measured.times.setdefault(part, {}).update(times)
+        results.write(rows(part, times, described))
+        print("\n" + listed(times), flush=True)
+
+    asked = [PARTS[each] for each in options.part or PARTS]
+    if PRODUCTS in asked:
+        for dtype in dtypes():
+            layers = Layers(dtype, options.sparsities, options.quick)
+            for sparsity in options.sparsities:
+                smaller, difference = layers.times_smaller(sparsity), layers.largest_difference(sparsity)
+                measured.facts[layers.name, sparsity] = smaller, difference
+            for tokens in options.tokens:
+                keep(PRODUCTS, timed(dict(layers.contenders(tokens)), options.rounds))
+    if MODEL in asked:  # the dense contenders' times are those of the last sparsity, which changes none
+        for sparsity in options.sparsities:
+            times, difference = model.measured(sparsity, MODEL_TOKENS, options.rounds, options.quick)
+            measured.differences[sparsity] = difference
+            keep(MODEL, times)
+    if STEP in asked:  # of seconds each, so that fewer will do
+        keep(STEP, step.measured(options.sparsities, math.ceil(options.rounds / 2), options.quick))
+    return measured
 
 
-def sections(threads: int, measured: Measured) -> list[str]:
+def sections(threads: int, times: dict[str, Times]) -> list[str]:
     """The tables of gains."""
-    with_threads = f"{threads} thread" + "s" * (threads > 1)
-    return [
-        gains(f"six products of a layer, {with_threads}", measured.products),
-        gains(f"BERT-base, {with_threads}", measured.forwards),
-    ]
+    return [gains(f"{part}, {report.counted(threads, 'thread')}", each) for part, each in times.items()]
 
 
 def judged(measured: dict[int, Measured], used: str) -> str:
     """The targets, which are for one thread."""
-    if 1 not in measured:
-        return "Targets are for one thread."
-    products, facts, forwards, differences = measured[1]
-    return verdicts(used, products, forwards, facts, differences)
-
-
-def measure_products(
-    options: argparse.Namespace, results: report.Csv, described: dict[str, str]
-) -> tuple[Times, Facts]:
-    """The times of the six products, and by type and sparsity what else there is to say of them."""
-    times: Times = {}
-    facts: Facts = {}
-    for dtype in dtypes():
-        layers = Layers(dtype, options.sparsities, options.quick)
-        for sparsity in options.sparsities:
-            facts[layers.name, sparsity] = layers.times_smaller(sparsity), layers.largest_difference(sparsity)
-        for tokens in options.tokens:
-            measured = timed(dict(layers.contenders(tokens)), options.rounds)
-            results.write(rows("six products of a layer", measured, described))
-            print("\n" + listed(measured), flush=True)
-            times.update(measured)
-    return times, facts
-
-
-def measure_model(
-    options: argparse.Namespace, results: report.Csv, described: dict[str, str]
-) -> tuple[Times, dict[float, float]]:
-    """The times of a forward, and the largest difference of float32 hidden states by sparsity.
-
-    The dense contenders' are those of the last sparsity, which change no time.
-    """
-    times: Times = {}
-    differences = {}
-    for sparsity in options.sparsities:
-        measured, differences[sparsity] = model.measured(sparsity, MODEL_TOKENS, options.rounds, options.quick)
-        results.write(rows("BERT-base", measured, described))
-        print("\n" + listed(measured), flush=True)
-        times.update(measured)
-    return times, differences
+    return verdicts(used, *measured[1]) if 1 in measured else "Targets are for one thread."
 
 
 def rows(part: str, times: Times, described: dict[str, str]) -> Iterator[report.Row]:
@@ -163,7 +148,7 @@ def listed(times: Times) -> str:
             str(key.tokens),
             "" if key.sparsity is None else f"{key.sparsity:.0%}",
             key.contender,
-            f"{each:.4g}",
+            report.figure(each),
         )
         for key, each in times.items()
     ]

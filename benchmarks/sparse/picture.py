@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from benchmarks.report import counted
 from benchmarks.sparse.products import SPARSE, Times, gain
 
 
@@ -21,7 +22,9 @@ def draw(path: Path, title: str, times: Times) -> str | None:
         for tokens in dict.fromkeys(each for each, _ in points):
             sparsities = [sparsity for each, sparsity in points if each == tokens and sparsity is not None]
             shares = [gain(times, dtype, tokens, each) for each in sparsities]
-            axis.plot([100 * each for each in sparsities], shares, marker="o", markersize=4, label=f"{tokens} tokens")
+            axis.plot(
+                [100 * each for each in sparsities], shares, marker="o", markersize=4, label=counted(tokens, "token")
+            )
         axis.axhline(1, color="black", linewidth=0.8)
         axis.annotate("as fast as dense", (0.02, 1), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
         axis.set_ylim(bottom=0)

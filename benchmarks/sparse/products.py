@@ -19,7 +19,8 @@ from tamt_kernels.backend.timing import times_by_turns
 
 LAYERS = 4  # 113 MB of float32 weights, more than any cache holds
 SPARSE, LINEAR, ONEDNN, PREPACKED, CSR = "tamt_kernels", "F.linear", "oneDNN", "oneDNN, prepacked", "torch.sparse CSR"
-DENSE = (LINEAR, ONEDNN, PREPACKED)
+OFF, HUGGING_FACE = "tamt --sparse off", "Hugging Face"  # steps of fine-tuning
+DENSE = (LINEAR, ONEDNN, PREPACKED, OFF, HUGGING_FACE)
 
 Run = Callable[[], object]
 Calls = Sequence[Run]

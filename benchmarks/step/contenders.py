@@ -26,6 +26,7 @@ from benchmarks.kernels.threshold import by_kthvalue
 from tamt.data.corpora import Blocks, train_batches
 from tamt.data.token_masking import TokenMasking
 from tamt.finetuning.loop import SPARE_MEMORY
+from tamt.finetuning.sparse import train_kept_only
 from tamt.masks.masking import apply_masks, keep_of, magnitude_masks, packed_masks, prunable_modules, prunable_weights
 from tamt.models.language_model import MaskedLanguageModel
 from tamt.models.speed import dense_twin, speed_up
@@ -344,14 +345,15 @@ class _FloatMasked(nn.Module):
         return F.linear(x, weight, self.layer.bias)
 
 
-def fine_tuning(setting: Setting, pruned: bool, cuda_graphs: bool = True) -> Step:
-    """Fine-tuning as `tamt finetune` does it, of a subnetwork or of the full model."""
+def fine_tuning(setting: Setting, sparsity: float = 0.0, sparse: bool = False, cuda_graphs: bool = True) -> Step:
+    """Fine-tuning as `tamt finetune` does it: of a subnetwork, dense or with `--sparse on`, or of the full model."""
     model, compute = setting.classifier(), setting.compute(SPARE_MEMORY)
     speed_up(model)
-    masks = magnitude_masks(prunable_weights(model), SPARSITY) if pruned else {}
-    if pruned:
+    masks = magnitude_masks(prunable_weights(model), sparsity) if sparsity else {}
+    if masks:
         apply_masks(model, masks)
-    optimizer, schedule = make_optimizer(model.parameters(), LEARNING_RATE, STEPS, pruned=packed_masks(model, masks))
+    pruned = (train_kept_only if sparse else packed_masks)(model, masks)
+    optimizer, schedule = make_optimizer(model.parameters(), LEARNING_RATE, STEPS, pruned=pruned)
     size = setting.batch // setting.accumulation
 
     def batches() -> Iterator[dict[str, Tensor]]:
@@ -409,10 +411,10 @@ CONTENDERS: dict[str, dict[str, Callable[[Setting], Step]]] = {
         for objective in ("attention", "logits", "contrastive", "kd+attention", "kd+contrastive")
     },
     FINE_TUNING: {
-        OURS: partial(fine_tuning, pruned=True),
-        NO_GRAPHS: partial(fine_tuning, pruned=True, cuda_graphs=False),
-        OURS_BF16: in_bf16(partial(fine_tuning, pruned=True)),
-        DENSE: partial(fine_tuning, pruned=False),
+        OURS: partial(fine_tuning, sparsity=SPARSITY),
+        NO_GRAPHS: partial(fine_tuning, sparsity=SPARSITY, cuda_graphs=False),
+        OURS_BF16: in_bf16(partial(fine_tuning, sparsity=SPARSITY)),
+        DENSE: fine_tuning,
         HF_FINE_TUNING: hugging_face_fine_tuning,
         HF_FINE_TUNING_BF16: in_bf16(hugging_face_fine_tuning),
     },

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.sparse import instructions, products
-from benchmarks.sparse.products import CSR, LINEAR, PREPACKED, SPARSE, Key, break_even, gain
+from benchmarks.sparse import instructions, products, targets
+from benchmarks.sparse.products import CSR, HUGGING_FACE, LINEAR, OFF, PREPACKED, SPARSE, Key, break_even, gain
 from tamt.runtime.errors import UserError
 
 TIMES = {
@@ -41,7 +41,30 @@ def test_the_benchmark_runs(tmp_path):
     assert "slower" in page
     assert ", threads 1 and 2, " in page.splitlines()[0]
     assert "BERT-base, 2 threads" in page
+    assert "a step of fine-tuning BERT-base, 1 thread " in page
     assert "A quick run: no figures." in page
+
+
+def test_a_step_is_held_to_the_best_dense_one():
+    times = {Key("float32", 2048, None, HUGGING_FACE): 9.0, Key("float32", 2048, None, OFF): 8.0}
+    times |= {Key("float32", 2048, share, SPARSE): ms for share, ms in ((0.7, 4.0), (0.8, 5.0), (0.9, 2.0))}
+    lines = targets.verdicts("avx512", {targets.STEP: times}, {}, {0.5: 1.0, 0.7: 3e-6}).splitlines()
+    judged = {case.strip(): (found.strip(), met.strip()) for _, case, _, found, met, _ in (x.split("|") for x in lines)}
+    assert judged[f"{targets.STEP}, float32, 2048 tokens, 70%"] == ("2.00 ×", "yes")
+    assert judged[f"{targets.STEP}, float32, 2048 tokens, 80%"] == ("1.60 ×", "no")
+    assert judged[f"{targets.STEP}, float32, 2048 tokens, 90%"] == ("4.00 ×", "yes")
+    assert judged["BERT-base, float32, hidden states"] == ("3.0e-06", "no")
+    assert judged["memory, float32, 70%"][0] == "not measured"
+
+
+def test_one_part_is_measured_alone(tmp_path):
+    assert main(["sparse", "--quick", "--part", "step", "--rounds", "1", "--output", str(tmp_path)]) == 0
+    page = (tmp_path / "sparse.md").read_text(encoding="utf-8")
+    assert page.count("faster from") == 1
+    with (tmp_path / "sparse.csv").open(encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    assert {row["contender"] for row in rows} == {SPARSE, OFF, HUGGING_FACE}
+    assert {row["tokens"] for row in rows} == {"512"}
 
 
 def test_with_one_thread_a_median_counts_and_with_more_the_shortest(monkeypatch):
