@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -10,7 +11,20 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 import tamt_kernels as tk
-from benchmarks.sparse.products import LINEAR, PREPACKED, SPARSE, Calls, Key, Times, dtypes, name, random_mask, timed
+from benchmarks.sparse.products import (
+    LINEAR,
+    ONNX,
+    PREPACKED,
+    SPARSE,
+    Calls,
+    Key,
+    Times,
+    dtypes,
+    name,
+    random_mask,
+    timed,
+)
+from tamt.models import onnx_runtime
 from tamt_kernels.backend import onednn
 
 
@@ -47,10 +61,17 @@ def measured(sparsity: float, tokens: int, rounds: int, quick: bool) -> tuple[Ti
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             tk.sparsify(sparse, masks, at_least=0)
-        ways = {LINEAR: model, PREPACKED: by_onednn(copy.deepcopy(model), tokens), SPARSE: sparse}
+        ways: dict[str, Callable[[Tensor], object]] = {
+            LINEAR: model,
+            PREPACKED: by_onednn(copy.deepcopy(model), tokens),
+            SPARSE: sparse,
+        }
         if dtype == torch.float32:
             hidden = [cast("Tensor", each(ids).last_hidden_state) for each in (model, sparse)]
             difference = float((hidden[0] - hidden[1]).abs().max())
+        if dtype == torch.float32 and onnx_runtime.problem() is None:
+            with onnx_runtime.exported(model) as path:
+                ways[ONNX] = onnx_runtime.session(path, torch.get_num_threads())
         for way, each in ways.items():
             key = Key(name(dtype), tokens, sparsity if way == SPARSE else None, way)
             contenders[key] = [partial(each, ids)]

@@ -14,13 +14,15 @@ import tamt_kernels as tk
 from benchmarks import scores
 from benchmarks.clocks import keep_freed_memory
 from benchmarks.sparse import instructions
+from tamt.models import onnx_runtime
 from tamt_kernels.backend import onednn
 from tamt_kernels.backend.timing import times_by_turns
 
 LAYERS = 4  # 113 MB of float32 weights, more than any cache holds
 SPARSE, LINEAR, ONEDNN, PREPACKED, CSR = "tamt_kernels", "F.linear", "oneDNN", "oneDNN, prepacked", "torch.sparse CSR"
+ONNX = "ONNX Runtime"  # where it is installed; it has no bfloat16 on CPUs
 OFF, HUGGING_FACE = "tamt --sparse off", "Hugging Face"  # steps of fine-tuning
-DENSE = (LINEAR, ONEDNN, PREPACKED, OFF, HUGGING_FACE)
+DENSE = (LINEAR, ONEDNN, PREPACKED, ONNX, OFF, HUGGING_FACE)
 
 Run = Callable[[], object]
 Calls = Sequence[Run]
@@ -49,6 +51,18 @@ def random_mask(weight: Tensor, sparsity: float) -> Tensor:
 def csr_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A product by torch.sparse, which takes the input by columns."""
     return (weight @ x.t()).t() + bias
+
+
+def onnx_linear(weight: Tensor, bias: Tensor) -> Callable[[Tensor], object]:
+    """A dense product by ONNX Runtime, which arranges the weight as it likes once."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    kept = [numpy_helper.from_array(each.numpy(), each_name) for each, each_name in ((weight, "w"), (bias, "b"))]
+    ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, ["tokens", None]) for end in "xy"]
+    node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)
+    graph = helper.make_graph([node], "linear", ends[:1], ends[1:], kept)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return onnx_runtime.session(made.SerializeToString(), torch.get_num_threads())
 
 
 def dtypes() -> tuple[torch.dtype, ...]:
@@ -84,6 +98,11 @@ class Layers:
             (None, ONEDNN): self._calls(onednn.linear, x, self.weights),
             (None, PREPACKED): self._calls(onednn.linear, x, prepacked),
         }
+        if self.dtype == torch.float32 and onnx_runtime.problem() is None:
+            calls[None, ONNX] = [
+                partial(onnx_linear(weight, bias), x[weight.shape[1]])
+                for weight, bias in zip(self.weights, self.biases, strict=True)
+            ]
         for sparsity, packed in self.sparse.items():
             calls[sparsity, SPARSE] = self._calls(tk.sparse_linear, x, packed)
             if self.dtype == torch.float32 and tokens <= 128:

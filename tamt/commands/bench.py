@@ -2,19 +2,22 @@
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tamt.finetuning.saved import run_of
 from tamt.masks.file import load_masks
 from tamt.masks.masking import apply_masks, magnitude_masks, prunable_weights
 from tamt.masks.sparse_file import sparse_bytes
+from tamt.models import onnx_runtime
 from tamt.models.loading import load_as_saved
 from tamt.models.shrink import as_subnetwork
 from tamt.models.sparse import sparsify
@@ -31,7 +34,7 @@ from tamt_kernels.backend.timing import times_by_turns
 
 TOKENS = (1, 8, 32, 128, 512)
 Forward = Callable[[], object]
-DENSE, ONEDNN, SPARSE, SHRUNK = "dense", "dense by oneDNN", "sparse", "shrunk"
+DENSE, ONEDNN, ONNX, SPARSE, SHRUNK = "dense", "dense by oneDNN", "dense by ONNX Runtime", "sparse", "shrunk"
 """The ways to run a model; one that is shrunk is dense."""
 
 
@@ -51,7 +54,8 @@ def bench(options: BenchOptions) -> dict:
         say(f"{name}: dense {dense_size:.1f} MB, sparse {sparse_size:.1f} MB, {dense_size / sparse_size:.1f} × smaller")
     before = torch.get_num_threads()
     try:
-        rows = [_row(options, model, sparse, count, tokens) for count in threads for tokens in lengths]
+        with _onnx_file(options, model) as onnx:
+            rows = [_row(options, model, sparse, onnx, count, tokens) for count in threads for tokens in lengths]
         for row in rows:
             if shrunk:
                 row["fastest"] = row["fastest"].replace(DENSE, SHRUNK)
@@ -102,6 +106,22 @@ def _onednn_twin(model: PreTrainedModel, tokens: int) -> PreTrainedModel:
     return twin
 
 
+@contextmanager
+def _onnx_file(options: BenchOptions, model: PreTrainedModel) -> Iterator[Path | None]:
+    """The dense model as an ONNX file; None where ONNX Runtime cannot run it, which is said."""
+    problem = onnx_runtime.problem() if options.precision == "fp32" else "it has no products of bfloat16 on CPUs"
+    with ExitStack() as stack:
+        path = None
+        if problem is None:
+            try:
+                path = stack.enter_context(onnx_runtime.exported(model))
+            except Exception as error:  # nearly anything, of a model that torch cannot trace
+                problem = f"torch cannot export {options.model} ({type(error).__name__})"
+        if problem:
+            say(f"ONNX Runtime is not measured, as {problem}")
+        yield path
+
+
 def _sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
 
@@ -129,15 +149,22 @@ def _sizes(dense: nn.Module, sparse: nn.Module) -> dict[str, tuple[float, float]
 
 
 def _row(
-    options: BenchOptions, dense: PreTrainedModel, sparse: PreTrainedModel | None, threads: int, tokens: int
+    options: BenchOptions,
+    dense: PreTrainedModel,
+    sparse: PreTrainedModel | None,
+    onnx: Path | None,
+    threads: int,
+    tokens: int,
 ) -> dict[str, Any]:
     """The row of results for a number of threads and of tokens."""
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(dense.config.vocab_size, (options.batch_size, tokens), generator=generator)
-    models = {DENSE: dense} | ({SPARSE: sparse} if sparse else {})
+    models: dict[str, Callable[[Tensor], object]] = {DENSE: dense} | ({SPARSE: sparse} if sparse else {})
     if options.precision == "fp32" and onednn.problem() is None:
         models[ONEDNN] = _onednn_twin(dense, options.batch_size * tokens)
+    if onnx:
+        models[ONNX] = onnx_runtime.session(onnx, threads)
     with torch.inference_mode():
         times = _times({name: partial(model, ids) for name, model in models.items()}, options.rounds)
     best = min(time for way, time in times.items() if way != SPARSE)
@@ -151,6 +178,7 @@ def _row(
         "tokens": tokens,
         "dense_ms": times[DENSE],
         "dense_onednn_ms": times.get(ONEDNN),
+        "dense_onnx_ms": times.get(ONNX),
         "sparse_ms": times.get(SPARSE),
         "dense_tokens_per_s": 1000 * ids.numel() / best,
         "sparse_tokens_per_s": 1000 * ids.numel() / times[SPARSE] if sparse else None,

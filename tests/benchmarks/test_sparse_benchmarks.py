@@ -8,7 +8,19 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.sparse import instructions, products, targets
-from benchmarks.sparse.products import CSR, HUGGING_FACE, LINEAR, OFF, PREPACKED, SPARSE, Key, break_even, gain
+from benchmarks.sparse.products import (
+    CSR,
+    HUGGING_FACE,
+    LINEAR,
+    OFF,
+    ONNX,
+    PREPACKED,
+    SPARSE,
+    Key,
+    break_even,
+    gain,
+    onnx_linear,
+)
 from tamt.runtime.errors import UserError
 
 TIMES = {
@@ -19,6 +31,12 @@ TIMES = {
     Key("float32", 8, 0.9, CSR): 8.0,
     Key("bfloat16", 8, None, LINEAR): 1.0,
 }
+
+
+def test_onnx_runtime_computes_the_same_product():
+    x, weight, bias = torch.randn(3, 20), torch.randn(8, 20), torch.randn(8)
+    (product,) = onnx_linear(weight, bias)(x)
+    torch.testing.assert_close(torch.as_tensor(product), torch.nn.functional.linear(x, weight, bias))
 
 
 def test_gains_are_over_the_best_dense_product():
@@ -34,7 +52,7 @@ def test_the_benchmark_runs(tmp_path):
     assert main([*command, "--output", str(tmp_path)]) == 0
     with (tmp_path / "sparse.csv").open(encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
-    assert {row["contender"] for row in rows} >= {SPARSE, CSR, LINEAR}
+    assert {row["contender"] for row in rows} >= {SPARSE, CSR, LINEAR, ONNX}
     assert {row["threads"] for row in rows} == {"1", "2"}
     assert len({row["instructions"] for row in rows}) == 1
     page = (tmp_path / "sparse.md").read_text(encoding="utf-8")
