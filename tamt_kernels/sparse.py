@@ -283,7 +283,7 @@ def sparsify(
     types = {name: check_kept(weights[name], mask, values) for name, mask in masks.items()}
     dense: dict[str, float] = {}
     for name, mask in masks.items():
-        weight, sparsity = weights[name], 1 - int(mask.sum()) / mask.numel()
+        weight, sparsity = weights[name], 1 - int(mask.count_nonzero()) / mask.numel()
         if sparsity < (least_sparsity(types[name]) if at_least is None else at_least):
             dense[name] = sparsity
             weight.data.masked_fill_(~mask, 0)
@@ -297,6 +297,29 @@ def sparsify(
             f"({shares}{more})",
             stacklevel=2,
         )
+
+
+def set_sparse(model: nn.Module, name: str, weight: SparseWeight) -> None:
+    """Replace the ``nn.Linear`` and ``nn.Embedding`` layers that use one weight by sparse ones of another, in place.
+
+    Args:
+        model: the model.
+        name: of the weight, in ``model.named_parameters()``; its entries are not read.
+        weight: of the same shape; its tensors are taken, not copied.
+
+    Raises:
+        KeyError: there is no weight of such a layer with this name.
+        ValueError: the shapes differ, or the weight is used by a module of another kind, too.
+    """
+    weights, users = _layers(model)
+    if name not in weights:
+        raise KeyError(f"set_sparse: name is {name!r}, but no nn.Linear or nn.Embedding of the model has such a weight")
+    if weights[name].shape != weight.shape:
+        raise ValueError(
+            f"set_sparse: weight has shape {tuple(weight.shape)} but must have {tuple(weights[name].shape)}, as {name} "
+            "has"
+        )
+    _replace(users[weights[name]], weight)
 
 
 def _layers(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[nn.Parameter, Users]]:

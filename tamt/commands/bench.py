@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+import tamt_kernels as tk
 from tamt.finetuning.saved import run_of
 from tamt.masks.file import load_masks
 from tamt.masks.masking import apply_masks, magnitude_masks, prunable_weights
@@ -20,7 +21,7 @@ from tamt.masks.sparse_file import sparse_bytes
 from tamt.models import onnx_runtime
 from tamt.models.loading import load_as_saved
 from tamt.models.shrink import as_subnetwork
-from tamt.models.sparse import sparsify
+from tamt.models.sparse import running_sparse
 from tamt.models.tokenizer import longest_input
 from tamt.options.base import command
 from tamt.options.bench import BenchOptions
@@ -88,7 +89,8 @@ def _load(options: BenchOptions) -> tuple[PreTrainedModel, bool]:
 def _sparse_twin(model: PreTrainedModel, options: BenchOptions) -> PreTrainedModel | None:
     """The model with sparse matrices; what stays dense is shared. None if no matrix can run sparse, which is said."""
     twin = _sharing_copy(model)
-    sparse, matrices = sparsify(twin)
+    tk.sparsify(twin)
+    sparse, matrices = running_sparse(twin)
     if not sparse:
         say(
             f"no matrix of {options.model} has zeros enough to run sparse, so it is measured dense; give the --mask of "

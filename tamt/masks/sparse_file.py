@@ -91,7 +91,7 @@ def save_sparse(path: Path, state: Mapping[str, Tensor], values: Values) -> Size
             continue
         matrix = tensor.dim() == 2 and tensor.numel() <= MAX_ENTRIES
         mask = tensor != 0
-        count = int(mask.sum())
+        count = int(mask.count_nonzero())
         if matrix:
             matrices, entries, nonzero = matrices + 1, entries + tensor.numel(), nonzero + count
         if not matrix or sparse_bytes(tensor.numel(), count, values) >= tensor.numel() * dtype.itemsize:
@@ -124,11 +124,52 @@ def sparse_bytes(entries: int, kept: int, values: Values) -> int:
     return -(-entries // 8) + kept * TYPES[values].itemsize
 
 
+@dataclass(frozen=True)
+class SparseMatrix:
+    """A matrix as a sparse file holds it.
+
+    Attributes:
+        shape: rows and columns.
+        bits: its mask, as `tk.pack_mask` packs it.
+        values: the kept entries in row-major order, float32.
+    """
+
+    shape: tuple[int, int]
+    bits: Tensor
+    values: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool, of the shape."""
+        return tk.unpack_mask(self.bits, self.shape)
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros."""
+        return 1 - self.values.numel() / math.prod(self.shape)
+
+    def to_dense(self) -> Tensor:
+        """The matrix, float32."""
+        return torch.zeros(self.shape).masked_scatter_(self.mask, self.values)
+
+
 def load_sparse_state(path: Path) -> dict[str, Tensor]:
     """Read a sparse file: its tensors by name, all dense, floating-point ones as float32, on the CPU.
 
-    Widening float16 and bfloat16 is exact. Nothing is believed: names, types, sizes and the digest are checked before
-    memory is taken for the matrices, which is at most 32 times the size of the file.
+    The matrices take at most 32 times the size of the file.
+
+    Raises:
+        UserError: see `read_sparse`.
+    """
+    state, matrices = read_sparse(path)
+    return state | {name: matrix.to_dense() for name, matrix in matrices.items()}
+
+
+def read_sparse(path: Path) -> tuple[dict[str, Tensor], dict[str, SparseMatrix]]:
+    """Read a sparse file: its dense tensors and its sparse matrices, by name, on the CPU.
+
+    Floating-point numbers are float32; widening float16 and bfloat16 is exact. Nothing is believed: names, types, sizes
+    and the digest are checked before memory is taken.
 
     Raises:
         UserError: the file is missing, damaged in any bit, of another format or version, or claims what it does not
@@ -150,16 +191,17 @@ def load_sparse_state(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:  # which checks that the file has the bytes its header claims
             _check_digest(path, header)
             state = {name: _widened(file.get_tensor(name)) for name in dense}
+            matrices = {}
             for name, shape in shapes.items():
-                mask = _mask(file.get_tensor(f"{name}{MASK}"), shape, kept[name], name)
                 values = _widened(file.get_tensor(f"{name}{VALUES}"))
-                state[name] = torch.zeros(shape).masked_scatter_(mask, values)
+                matrices[name] = SparseMatrix(shape, file.get_tensor(f"{name}{MASK}"), values)
+                _check_mask(matrices[name], name)
     except (SafetensorError, OSError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(
             f"the sparse file {path} is damaged or no safetensors file ({' '.join(str(error).split())[:300]}); write "
             "it anew with tamt export --format sparse"
         ) from error
-    return state
+    return state, matrices
 
 
 def _add(tensors: dict[str, Tensor], name: str, tensor: Tensor, path: Path) -> None:
@@ -217,15 +259,13 @@ def _check_tensors(
     return dense
 
 
-def _mask(packed: Tensor, shape: tuple[int, int], kept: int, name: str) -> Tensor:
-    """The mask in these bits. Raises ValueError if it has not the ones that it should have."""
-    rest = math.prod(shape) % 8
-    if rest and int(packed[-1]) >> rest:
+def _check_mask(matrix: SparseMatrix, name: str) -> None:
+    """Check that the mask of a matrix has a one for each value. Raises ValueError if not."""
+    rest, kept, ones = math.prod(matrix.shape) % 8, matrix.values.numel(), int(matrix.mask.count_nonzero())
+    if rest and int(matrix.bits[-1]) >> rest:
         raise ValueError(f"{name} has ones after its last entry")
-    mask = tk.unpack_mask(packed, shape)
-    if int(mask.sum()) != kept:
-        raise ValueError(f"the mask of {name} has {int(mask.sum())} ones and not the {kept} of its metadata")
-    return mask
+    if ones != kept:
+        raise ValueError(f"the mask of {name} has {ones} ones and not the {kept} of its metadata")
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -46,19 +46,23 @@ def load_encoder(name: str) -> tuple[PreTrainedModel, set[str]]:
     return encoder, missing
 
 
-def load_as_saved(name: str) -> PreTrainedModel:
+def load_as_saved(name: str, state: dict[str, Tensor] | None = None) -> PreTrainedModel:
     """The model `name`, fp32, in the class that its configuration names, with whatever numbers it holds.
 
     Tensors that the checkpoint lacks are random, which is reported.
+
+    Args:
+        name: hub name or folder.
+        state: tensors to load instead of the checkpoint's.
 
     Raises:
         UserError: the model cannot be loaded, or transformers has no such class.
     """
     (kind, *_) = load_config(name).architectures or ["nameless model"]
     factory = getattr(transformers, kind, None)
-    if not isinstance(factory, type) or not issubclass(factory, PreTrainedModel):
+    if not isinstance(factory, type) or not issubclass(factory, PreTrainedModel) or factory is PreTrainedModel:
         raise UserError(f"the model {name!r} is a {kind[:100]}, which transformers does not have; {REMEDY}")
-    model, missing = load_model(factory, name, finite=False)
+    model, missing = load_model(factory, name, finite=False, state=state)
     if missing:
         say(f"the checkpoint {name} lacks {len(missing)} tensors, {min(missing)} the first, which are random now")
     return model
@@ -75,7 +79,12 @@ def load_pooler(name: str) -> Tensor:
 
 
 def load_model(
-    factory: Any, name: str, fresh_head: bool = False, finite: bool = True, **options: Any
+    factory: Any,
+    name: str,
+    fresh_head: bool = False,
+    finite: bool = True,
+    state: dict[str, Tensor] | None = None,
+    **options: Any,
 ) -> tuple[PreTrainedModel, set[str]]:
     """A model, fp32, and the names of what the checkpoint lacks, in the head or the pooler, which is random.
 
@@ -84,6 +93,7 @@ def load_model(
         name: hub name or folder, or "demo".
         fresh_head: the head is not the checkpoint's, whose own may have another shape.
         finite: refuse NaN and infinity.
+        state: tensors to load instead of the checkpoint's.
         options: of the configuration.
 
     Raises:
@@ -93,8 +103,10 @@ def load_model(
     # Always fp32: transformers would keep the precision of the checkpoint, and mixed precision needs fp32 weights.
     # Different shapes are checked below, because transformers' message names an option that the user did not give.
     how = {"output_loading_info": True, "dtype": torch.float32, "ignore_mismatched_sizes": True, **options}
-    if is_sparse(name):
-        factory = _OfState(factory, load_sparse_state(Path(resolve(name)) / SPARSE_FILE))
+    if state is None and is_sparse(name):
+        state = load_sparse_state(Path(resolve(name)) / SPARSE_FILE)
+    if state is not None:
+        factory = _OfState(factory, state)
     model, info = load(factory, name, "model", **how)
     if is_pruned(info["unexpected_keys"]):
         model, info = load(_OfState(factory, _merged_state(name)), name, "model", **how)

@@ -7,10 +7,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import tamt_kernels as tk
-from tamt.masks.sparse_file import SPARSE_FILE
+from tamt.masks.sparse_file import SPARSE_FILE, read_sparse
 from tamt.models.loading import is_sparse, load_as_saved
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
+from tamt_kernels.sparse import least_sparsity, set_sparse
 
 
 def load_sparse(folder: str | Path, values: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -36,8 +37,28 @@ def load_sparse(folder: str | Path, values: torch.dtype = torch.float32) -> PreT
     name = str(folder)
     if not is_sparse(name):
         raise UserError(f"the folder {name} holds no {SPARSE_FILE}; write one with tamt export --format sparse")
-    model = load_as_saved(name)
-    run_sparse(model, name, values)
+    state, matrices = read_sparse(Path(name) / SPARSE_FILE)
+    # A number in place of each sparse matrix: transformers keeps the view, so that no dense model takes memory.
+    places = {key: torch.zeros(()).expand(matrix.shape) for key, matrix in matrices.items()}
+    model = load_as_saved(name, state | places)
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    if not weights.keys() >= matrices.keys():  # transformers has other names for some of them
+        model = load_as_saved(name)
+        run_sparse(model, name, values)
+        return model
+    names = {weight: key for key, weight in model.named_parameters()}  # a shared weight has one here
+    layers = {module.weight for module in model.modules() if type(module) in (nn.Linear, nn.Embedding)}
+    while matrices:  # which frees each as soon as it is packed
+        key, matrix = matrices.popitem()
+        weight = weights[key]
+        parameter = names.pop(weight, None)
+        if parameter is None:  # a shared weight that the file has twice
+            continue
+        if weight in layers and matrix.sparsity >= least_sparsity(values):
+            set_sparse(model, parameter, tk.SparseWeight.from_kept(matrix.mask, matrix.values.to(values)))
+        else:
+            weight.data = matrix.to_dense()
+    _say_what_runs(model, name, values)
     return model
 
 
@@ -68,17 +89,16 @@ def run_sparse(model: nn.Module, name: str, dtype: torch.dtype) -> None:
         say(f"{name} runs dense, as sparse products are for CPUs and it is on {device}")
         return
     values = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-    sparse, matrices = sparsify(model, values)
+    tk.sparsify(model, values=values)
+    _say_what_runs(model, name, values)
+
+
+def _say_what_runs(model: nn.Module, name: str, values: torch.dtype) -> None:
+    sparse, matrices = running_sparse(model)
     say(f"{name}: {sparse} of {matrices} matrices run sparse in {str(values).removeprefix('torch.')}, the others dense")
 
 
-def sparsify(model: nn.Module, values: torch.dtype | None = None) -> tuple[int, int]:
-    """Let the matrices of a model that hold zeros enough run sparse, in place, by `tk.sparsify`.
-
-    Returns:
-        The numbers of layers that run sparse, and of all that could.
-    """
-    matrices = sum(isinstance(module, nn.Linear | nn.Embedding) for module in model.modules())
-    tk.sparsify(model, values=values)
+def running_sparse(model: nn.Module) -> tuple[int, int]:
+    """The numbers of layers that run sparse, and of those with the others that have a matrix."""
     sparse = sum(isinstance(module, tk.SparseLinear | tk.SparseEmbedding) for module in model.modules())
-    return sparse, matrices
+    return sparse, sparse + sum(isinstance(module, nn.Linear | nn.Embedding) for module in model.modules())

@@ -2,14 +2,17 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tamt_kernels import reference
 from tamt_kernels.backend import checks
 
 VALUE_TYPES = (torch.float32, torch.bfloat16)
+BAND = 1 << 20  # entries that are packed at a time: on the way they take many times the memory of the result
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -50,18 +53,25 @@ class SparseWeight:
         checks.tensor("SparseWeight", "values", values)
         checks.dtype("SparseWeight", "values", values, VALUE_TYPES)
         checks.device("SparseWeight", "values", values, mask.device, "mask")
-        checks.shape("SparseWeight", "values", values, (int(mask.sum()),), "a value for each true entry of mask")
-        dense = values.new_zeros(mask.shape)
-        dense[mask] = values.detach()
-        return cls.of(dense, mask)
+        kept = int(mask.count_nonzero())
+        checks.shape("SparseWeight", "values", values, (kept,), "a value for each true entry of mask")
+        _check_entries(mask)
+        bands = mask.split(_rows_at_once(mask))
+        parts = values.detach().split([int(band.sum()) for band in bands])
+        return cls._joined(mask.shape, (_pack(*band) for band in zip(map(_spread, parts, bands), bands, strict=True)))
 
     @classmethod
     def of(cls, dense: Tensor, mask: Tensor) -> "SparseWeight":
         """The entries of a matrix where a mask is true. ``pack_sparse`` checks its arguments first."""
         _check_entries(mask)
-        columns, order, counts, starts = reference.sparse_pattern(mask)
-        values = dense[reference.sparse_positions(columns, order, counts)]
-        return cls(mask.shape, values, columns, order, counts, starts)
+        rows = _rows_at_once(mask)
+        return cls._joined(mask.shape, map(_pack, dense.split(rows), mask.split(rows)))
+
+    @classmethod
+    def _joined(cls, shape: torch.Size, bands: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]) -> "SparseWeight":
+        values, columns, order, counts = map(torch.cat, zip(*bands, strict=True))
+        starts = F.pad(counts.sum(-1).flatten().cumsum(0), (1, 0))
+        return cls(shape, values, columns, order, counts, starts)
 
     @property
     def pattern(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -115,6 +125,25 @@ class SparseWeight:
     def __repr__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
         return f"SparseWeight({tuple(self.shape)}, {name}, sparsity={self.sparsity:.4f}, {self.nbytes / 1e6:.3g} MB)"
+
+
+def _rows_at_once(mask: Tensor) -> int:
+    """Of whole cells, so that bands of a matrix can be packed one by one, which takes less memory than all at once."""
+    cell = reference.SPARSE_CELL
+    return max(BAND // (cell * mask.shape[1]), 1) * cell
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """A matrix of these values where a mask is true, and zeros."""
+    dense = values.new_zeros(mask.shape)
+    dense[mask] = values
+    return dense
+
+
+def _pack(dense: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The values of whole cells, and their pattern but the starts."""
+    columns, order, counts, _ = reference.sparse_pattern(mask)
+    return dense[reference.sparse_positions(columns, order, counts)], columns, order, counts
 
 
 def pack_sparse(weight: Tensor, mask: Tensor | None = None, *, values: torch.dtype | None = None) -> SparseWeight:

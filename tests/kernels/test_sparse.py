@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import tamt_kernels as tk
 from tamt_kernels import reference
+from tamt_kernels.ops import pack_sparse
 
 from .scores import generator, same_bits
 
@@ -231,6 +232,17 @@ def test_what_a_packed_weight_tells():
     assert repr(packed).startswith("SparseWeight((300, 257), float32, sparsity=0.8")
     with pytest.raises(AttributeError):
         packed.values = values
+
+
+def test_a_matrix_packed_in_bands_is_that_packed_at_once(monkeypatch):
+    weight, mask = matrix((300, 257), 0.8)
+    monkeypatch.setattr(pack_sparse, "BAND", 1)
+    packed = tk.pack_sparse(weight, mask)
+    columns, order, counts, starts = reference.sparse_pattern(mask)
+    assert all(map(torch.equal, packed.pattern, (columns, order, counts, starts)))
+    assert torch.equal(packed.values, weight[reference.sparse_positions(columns, order, counts)])
+    again = tk.SparseWeight.from_kept(mask, weight[mask])
+    assert all(map(torch.equal, (again.values, *again.pattern), (packed.values, *packed.pattern)))
 
 
 @pytest.mark.parametrize(

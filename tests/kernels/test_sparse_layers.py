@@ -12,6 +12,7 @@ from torch import nn
 
 import tamt_kernels as tk
 from tamt_kernels.backend import choices
+from tamt_kernels.sparse import set_sparse
 
 from .scores import generator, same_bits
 
@@ -178,6 +179,21 @@ def test_a_tie_trains_as_one():
         each(IDS).square().mean().backward()
     sums = tk.SparseWeight(model.words.weight.shape, model.words.values.grad, *model.words.weight.pattern).to_dense()
     torch.testing.assert_close(sums, dense.words.weight.grad * of["words.weight"])
+
+
+def test_a_packed_weight_takes_the_place_of_a_model_s_own():
+    model, of = Model(), masks(Model())
+    expected = pruned(model, of)(IDS)
+    for name, mask in of.items():
+        weight = tk.pack_sparse(model.get_parameter(name), mask)
+        model.get_parameter(name).data.fill_(float("nan"))  # is not read
+        set_sparse(model, name, weight)
+    assert model.decoder.values is model.words.values
+    torch.testing.assert_close(model(IDS), expected)
+    with pytest.raises(KeyError, match=r"name is 'norm.weight', but no nn.Linear"):
+        set_sparse(model, "norm.weight", weight)
+    with pytest.raises(ValueError, match=r"weight has shape .* but must have \(50, 30\), as words.weight has"):
+        set_sparse(Model(), "words.weight", weight)
 
 
 def test_zeros_are_the_mask_by_default():

@@ -257,7 +257,7 @@ def test_a_file_that_claims_what_is_not_there_takes_no_memory(path: Path, monkey
     rewrite(path, metadata(shapes={WEIGHT: [1 << 15, 1 << 15]}, kept={WEIGHT: entries}))
     rewrite(path, entry(f"{WEIGHT}.mask", shape=[entries // 8], data_offsets=[0, entries // 8]))
     rewrite(path, entry(f"{WEIGHT}.values", shape=[entries], data_offsets=[0, entries * 4]))
-    for name in ("_mask", "_widened"):  # which all tensors pass
+    for name in ("_check_mask", "_widened"):  # which all tensors pass
         monkeypatch.setattr(sparse_file, name, lambda *_: pytest.fail("a tensor is read"))
     with pytest.raises(UserError, match="damaged"):
         load_sparse_state(path)
