@@ -113,11 +113,10 @@ def measure(options: argparse.Namespace, threads: int, results: report.Csv, desc
                 measured.facts[layers.name, sparsity] = smaller, difference
             for tokens in options.tokens:
                 keep(PRODUCTS, timed(dict(layers.contenders(tokens)), options.rounds))
-    if MODEL in asked:  # the dense contenders' times are those of the last sparsity, which changes none
-        for sparsity in options.sparsities:
-            times, difference = model.measured(sparsity, MODEL_TOKENS, options.rounds, options.quick)
-            measured.differences[sparsity] = difference
-            keep(MODEL, times)
+    if MODEL in asked:
+        times, differences = model.measured(options.sparsities, MODEL_TOKENS, options.rounds, options.quick)
+        measured.differences.update(differences)
+        keep(MODEL, times)
     if STEP in asked:  # of seconds each, so that fewer will do
         keep(STEP, step.measured(options.sparsities, math.ceil(options.rounds / 2), options.quick))
     return measured
