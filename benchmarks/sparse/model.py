@@ -47,7 +47,7 @@ def by_onednn(model: BertModel, tokens: int) -> BertModel:
 
 @torch.inference_mode()
 def measured(sparsities: tuple[float, ...], tokens: int, rounds: int, quick: bool) -> tuple[Times, dict[float, float]]:
-    """Milliseconds of a forward, all taken by turns, and the largest difference of float32 hidden states by sparsity."""
+    """Milliseconds of a forward, taken by turns, and the largest difference of float32 hidden states by sparsity."""
     ids = torch.randint(1000, 2000, (1, tokens))
     contenders: dict[Key, Calls] = {}
     differences = {}
