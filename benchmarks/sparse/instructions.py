@@ -21,6 +21,12 @@ def limit(name: str) -> None:
         os.environ[variable] = name if variable == "ATEN_CPU_CAPABILITY" else name.upper()
 
 
+def limited() -> bool:
+    """Whether the CPU has a newer instruction set than the one in use. ONNX Runtime would take it all the same."""
+    extension, problem = dispatch.find_extension()
+    return not problem and extension.instruction_set() != extension.instruction_sets()[-1]
+
+
 def used() -> str:
     """What the kernels run in: generic, avx2 or avx512, or "eager" where they are not built."""
     extension, problem = dispatch.find_extension()

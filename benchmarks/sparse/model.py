@@ -20,6 +20,7 @@ from benchmarks.sparse.products import (
     Key,
     Times,
     dtypes,
+    has_onnx_runtime,
     name,
     random_mask,
     timed,
@@ -59,7 +60,7 @@ def measured(sparsities: tuple[float, ...], tokens: int, rounds: int, quick: boo
         dense = build(quick).to(dtype)
         add(dtype, None, LINEAR, dense)
         add(dtype, None, PREPACKED, by_onednn(copy.deepcopy(dense), tokens))
-        if dtype == torch.float32 and onnx_runtime.problem() is None:
+        if has_onnx_runtime(dtype):
             with onnx_runtime.exported(dense) as path:
                 add(dtype, None, ONNX, onnx_runtime.session(path, torch.get_num_threads()))
         for sparsity in sparsities:

@@ -53,6 +53,11 @@ def csr_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (weight @ x.t()).t() + bias
 
 
+def has_onnx_runtime(dtype: torch.dtype) -> bool:
+    """Whether ONNX Runtime is there, has products of the type, and takes no newer instructions than the others."""
+    return dtype == torch.float32 and onnx_runtime.problem() is None and not instructions.limited()
+
+
 def onnx_linear(weight: Tensor, bias: Tensor) -> Callable[[Tensor], object]:
     """A dense product by ONNX Runtime, which arranges the weight as it likes once."""
     from onnx import TensorProto, helper, numpy_helper
@@ -98,7 +103,7 @@ class Layers:
             (None, ONEDNN): self._calls(onednn.linear, x, self.weights),
             (None, PREPACKED): self._calls(onednn.linear, x, prepacked),
         }
-        if self.dtype == torch.float32 and onnx_runtime.problem() is None:
+        if has_onnx_runtime(self.dtype):
             calls[None, ONNX] = [
                 partial(onnx_linear(weight, bias), x[weight.shape[1]])
                 for weight, bias in zip(self.weights, self.biases, strict=True)

@@ -108,6 +108,8 @@ def test_an_instruction_set_holds_for_both_sides(monkeypatch):
     try:
         instructions.limit("avx2")
         assert instructions.used() == "avx2"
+        assert instructions.limited() == (best == "avx512")
+        assert products.has_onnx_runtime(torch.float32) == (best == "avx2")
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
         assert products.dtypes() == (torch.float32,)
         assert os.environ["ONEDNN_MAX_CPU_ISA"] == os.environ["MKL_ENABLE_INSTRUCTIONS"] == "AVX2"
