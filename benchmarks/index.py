@@ -42,7 +42,11 @@ def _row(path: Path, folder: Path) -> tuple[str, ...] | None:
         return None
     name = path.relative_to(folder).as_posix()
     on_cpu = described["device"] == "cpu"
-    device = f"{described['cpu']}, {described['threads']} threads" if on_cpu else described["device"]
+    device = (
+        f"{described['cpu']}, {described['threads']} thread" + "s" * (described["threads"] != "1")
+        if on_cpu
+        else described["device"]
+    )
     versions = f"torch {described['torch']}, Triton {described['triton']}"
     met, missed = (len(re.findall(rf"\| {word} +\|$", text, re.MULTILINE)) for word in ("yes", "no"))
     targets = f"{met} of {met + missed}" if met + missed else "–"

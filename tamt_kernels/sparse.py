@@ -272,7 +272,7 @@ def sparsify(
         TypeError, ValueError: a mask has the wrong dtype, shape or device, or the weight is used by a module of another
             kind, too. Nothing is replaced then.
     """
-    weights, users = _layers(model)
+    weights, users = _layers("sparsify", model)
     if masks is None:
         masks, named = {name: weight.detach() != 0 for name, weight in weights.items()}, False
     else:
@@ -311,7 +311,7 @@ def set_sparse(model: nn.Module, name: str, weight: SparseWeight) -> None:
         KeyError: there is no weight of such a layer with this name.
         ValueError: the shapes differ, or the weight is used by a module of another kind, too.
     """
-    weights, users = _layers(model)
+    weights, users = _layers("set_sparse", model)
     if name not in weights:
         raise KeyError(f"set_sparse: name is {name!r}, but no nn.Linear or nn.Embedding of the model has such a weight")
     if weights[name].shape != weight.shape:
@@ -322,7 +322,7 @@ def set_sparse(model: nn.Module, name: str, weight: SparseWeight) -> None:
     _replace(users[weights[name]], weight)
 
 
-def _layers(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[nn.Parameter, Users]]:
+def _layers(operation: str, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[nn.Parameter, Users]]:
     """The weights of a model's layers that can be sparse, by name, and the layers that use each."""
     users: dict[nn.Parameter, Users] = {}
     others: dict[nn.Parameter, str] = {}
@@ -336,7 +336,7 @@ def _layers(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[nn.Paramete
                 others.update((parameter, inside) for parameter in module.parameters(recurse=False))
     if shared := users.keys() & others.keys():
         raise ValueError(
-            f"sparsify: {others[shared.pop()]} shares the weight of an nn.Linear or nn.Embedding but is neither; "
+            f"{operation}: {others[shared.pop()]} shares the weight of an nn.Linear or nn.Embedding but is neither; "
             "untie it first"
         )
     return {name: weight for name, weight in model.named_parameters() if weight in users}, users

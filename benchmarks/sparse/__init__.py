@@ -8,6 +8,7 @@ else wall clock; what a layer does besides, such as packing its input, is within
 import argparse
 import math
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from benchmarks import machine, report
 from benchmarks.sparse import instructions, model, picture, step
 from benchmarks.sparse.products import CSR, SPARSE, Layers, Times, break_even, dtypes, gain, timed
 from benchmarks.sparse.targets import MODEL, PRODUCTS, STEP, verdicts
+from tamt.models import onnx_runtime
 from tamt.runtime.errors import UserError
 
 TOKENS, SPARSITIES, MODEL_TOKENS = (1, 8, 32, 128, 512), (0.5, 0.7, 0.8, 0.9), 128
@@ -58,10 +60,12 @@ def run(options: argparse.Namespace) -> None:
     if options.instructions:
         instructions.limit(options.instructions)
     device = torch.device("cpu")
-    folder = options.output or machine.results_folder(device) / (options.instructions or "")
+    parts = "-".join(dict.fromkeys(options.part or ()))
+    folder = options.output or machine.results_folder(device) / (options.instructions or "") / parts
     results = report.Csv.in_folder(folder, "sparse.csv")
     threads = " and ".join(map(str, options.threads))
     described = machine.describe(device) | {"threads": threads, "instructions": instructions.used()}
+    described["onnxruntime"] = onnx_runtime.problem() or version("onnxruntime")
     heading = machine.in_words(described)
     print(heading, flush=True)
     measured = {count: measure(options, count, results, described) for count in options.threads}

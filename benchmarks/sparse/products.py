@@ -83,9 +83,7 @@ class Layers:
 
     def __init__(self, dtype: torch.dtype, sparsities: tuple[float, ...], quick: bool) -> None:
         shapes = (
-            scores.bert_shapes(hidden=32, intermediate=64, vocabulary=300, layers=1)
-            if quick
-            else (scores.bert_shapes())
+            scores.bert_shapes(hidden=32, intermediate=64, vocabulary=300, layers=1) if quick else scores.bert_shapes()
         )
         weights = [scores.weight(shape, torch.device("cpu")) for _ in range(LAYERS) for shape in shapes[1:7]]
         self.dtype, self.name, self.inputs = dtype, name(dtype), sorted({weight.shape[1] for weight in weights})

@@ -117,8 +117,10 @@ def _onnx_file(options: BenchOptions, model: PreTrainedModel) -> Iterator[Path |
         if problem is None:
             try:
                 path = stack.enter_context(onnx_runtime.exported(model))
-            except Exception as error:  # nearly anything, of a model that torch cannot trace
-                problem = f"torch cannot export {options.model} ({type(error).__name__})"
+                onnx_runtime.session(path, threads=1)
+            except Exception as error:  # nearly anything, of a model that torch cannot trace, or that ONNX lacks
+                path, why = None, (str(error).splitlines() or [""])[0][:200]
+                problem = f"{options.model} cannot be exported to it ({type(error).__name__}: {why})"
         if problem:
             say(f"ONNX Runtime is not measured, as {problem}")
         yield path

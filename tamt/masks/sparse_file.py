@@ -148,6 +148,11 @@ class SparseMatrix:
         """The share of zeros."""
         return 1 - self.values.numel() / math.prod(self.shape)
 
+    def equals(self, other: "SparseMatrix") -> bool:
+        """Whether both are the same matrix."""
+        same_mask = self.shape == other.shape and torch.equal(self.bits, other.bits)
+        return same_mask and torch.equal(self.values, other.values)
+
     def to_dense(self) -> Tensor:
         """The matrix, float32."""
         return torch.zeros(self.shape).masked_scatter_(self.mask, self.values)

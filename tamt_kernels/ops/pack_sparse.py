@@ -57,7 +57,7 @@ class SparseWeight:
         checks.shape("SparseWeight", "values", values, (kept,), "a value for each true entry of mask")
         _check_entries(mask)
         bands = mask.split(_rows_at_once(mask))
-        parts = values.detach().split([int(band.sum()) for band in bands])
+        parts = values.detach().split([int(band.count_nonzero()) for band in bands])
         return cls._joined(mask.shape, (_pack(*band) for band in zip(map(_spread, parts, bands), bands, strict=True)))
 
     @classmethod
@@ -128,7 +128,7 @@ class SparseWeight:
 
 
 def _rows_at_once(mask: Tensor) -> int:
-    """Of whole cells, so that bands of a matrix can be packed one by one, which takes less memory than all at once."""
+    """The rows of a band: whole cells, so that bands can be packed one by one, which takes less memory."""
     cell = reference.SPARSE_CELL
     return max(BAND // (cell * mask.shape[1]), 1) * cell
 

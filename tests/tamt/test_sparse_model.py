@@ -33,7 +33,7 @@ from tamt.finetuning.finetune import finetune
 from tamt.masks.file import MaskInfo, save_masks
 from tamt.masks.masking import apply_masks, magnitude_masks, prunable_weights
 from tamt.masks.sparse_file import SPARSE_FILE, load_sparse_state, save_sparse
-from tamt.models.loading import dense_state
+from tamt.models.loading import dense_state, load_as_saved
 from tamt.runtime.errors import UserError
 
 KINDS = (BertModel, BertForMaskedLM, BertForSequenceClassification, BertForQuestionAnswering)
@@ -179,6 +179,46 @@ def test_a_shared_weight_that_a_file_has_twice_is_shared(tiny_bert: Path, tmp_pa
     save_sparse(tmp_path / "sparse" / SPARSE_FILE, dense.state_dict(), "float32")
     loaded = tamt.load_sparse(tmp_path / "sparse")
     torch.testing.assert_close(outputs(loaded), outputs(dense), rtol=1e-5, atol=1e-5)
+
+
+def test_two_matrices_that_a_configuration_ties_stay_two_if_they_differ(tiny_bert: Path, tmp_path: Path) -> None:
+    save_pruned(BertForMaskedLM, tiny_bert, tmp_path / "model")
+    sparse(tmp_path / "model", tmp_path / "sparse")
+    state = {
+        name: tensor.clone()
+        for name, tensor in BertForMaskedLM.from_pretrained(tmp_path / "model").state_dict().items()
+    }
+    state["cls.predictions.decoder.weight"] = state["cls.predictions.decoder.weight"].flip(0)
+    save_sparse(tmp_path / "sparse" / SPARSE_FILE, state, "float32")
+    expected = load_as_saved(str(tmp_path / "sparse")).eval()
+    torch.testing.assert_close(outputs(tamt.load_sparse(tmp_path / "sparse")), outputs(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_a_matrix_without_a_place_in_the_model_is_left_out(tiny_bert: Path, tmp_path: Path) -> None:
+    dense = save_pruned(BertModel, tiny_bert, tmp_path / "model")
+    sparse(tmp_path / "model", tmp_path / "sparse")
+    state = dense.state_dict() | {"other.weight": torch.eye(64)}
+    save_sparse(tmp_path / "sparse" / SPARSE_FILE, state, "float32")
+    loaded = tamt.load_sparse(tmp_path / "sparse")
+    assert any(isinstance(module, tk.SparseLinear) for module in loaded.modules())
+    torch.testing.assert_close(outputs(loaded), outputs(dense), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("values", [torch.float32, torch.bfloat16])
+def test_matrices_below_the_break_even_are_dense_weights(values: torch.dtype, tiny_bert: Path, tmp_path: Path) -> None:
+    dense = save_pruned(BertModel, tiny_bert, tmp_path / "model", sparsity=0.4)
+    sparse(tmp_path / "model", tmp_path / "sparse")
+    loaded = tamt.load_sparse(tmp_path / "sparse", values)
+    running = any(isinstance(module, tk.SparseLinear) for module in loaded.modules())
+    assert running == (values == torch.float32)  # whose break-even is at 35 %; that of bfloat16 is at 45 %
+    assert all(weight.is_contiguous() for weight in loaded.parameters())
+    torch.testing.assert_close(outputs(loaded), outputs(dense), rtol=1e-5, atol=1e-5)
+
+
+def test_values_of_another_type_are_refused(classifier: Path, tmp_path: Path) -> None:
+    sparse(classifier, tmp_path / "sparse")
+    with pytest.raises(UserError, match=r"values is torch.float16 but must be torch.float32 or torch.bfloat16"):
+        tamt.load_sparse(tmp_path / "sparse", torch.float16)
 
 
 LOAD = """
