@@ -1,10 +1,10 @@
 """Models that run sparse: their matrices hold kept weights alone, and products skip the zeros."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import tamt_kernels as tk
@@ -42,37 +42,43 @@ def load_sparse(folder: str | Path, values: torch.dtype = torch.float32) -> PreT
     if not is_sparse(name):
         raise UserError(f"the folder {name} holds no {SPARSE_FILE}; write one with tamt export --format sparse")
     state, matrices = read_sparse(Path(name) / SPARSE_FILE)
-    # A number in place of each sparse matrix, the same for equal ones, which transformers may tie. It keeps the views,
-    # so that no dense model takes memory.
-    numbers = _numbers(list(matrices.values()))
-    places = {number: torch.tensor(float(number)) for number in numbers}
-    of_number = dict(zip(numbers, matrices.values(), strict=True))
-    views = {key: places[n].expand(matrix.shape) for n, (key, matrix) in zip(numbers, matrices.items(), strict=True)}
-    model = load_as_saved(name, state | views)
-    of_storage = {place.untyped_storage().data_ptr(): number for number, place in places.items()}
-    storages = {key: weight.untyped_storage().data_ptr() for key, weight in model.named_parameters()}
-    found = {key: of_storage[storage] for key, storage in storages.items() if storage in of_storage}
-    if set(found.values()) < of_number.keys():  # the class of the model has no place for some
-        del model, state, views, matrices, of_number
+    loaded = _load_with_places(name, state, matrices)
+    if loaded is None:
+        del state, matrices
         model = load_as_saved(name)
         run_sparse(model, name, values)
         return model
-    del matrices
-    last = {number: key for key, number in found.items()}
-    for key, number in found.items():
-        _set(model, key, of_number[number], values)
-        if last[number] == key:
-            del of_number[number]
+    model, matrix_of = loaded
+    last = {key: parameter for parameter, key in matrix_of.items()}
+    for parameter, key in matrix_of.items():
+        _set(model, parameter, matrices[key], values)
+        if last[key] == parameter:
+            del matrices[key]
     _say_what_runs(model, name, values)
     return model
 
 
-def _numbers(matrices: Sequence[SparseMatrix]) -> list[int]:
-    """A number for each matrix: that of the first one equal to it."""
-    numbers: list[int] = []
-    for i, matrix in enumerate(matrices):
-        numbers.append(next((n for n in sorted(set(numbers)) if matrices[n].equals(matrix)), i))
-    return numbers
+def _load_with_places(
+    name: str, state: dict[str, Tensor], matrices: Mapping[str, SparseMatrix]
+) -> tuple[PreTrainedModel, dict[str, str]] | None:
+    """A model with a number in place of each sparse matrix, so that no dense model takes memory.
+
+    Equal matrices have the same number, as transformers ties them. It keeps the view of a number, by whose memory
+    parameters are found, whatever their names.
+
+    Returns:
+        The model, and the names of the matrices by those of the parameters; None if the model has no place for some.
+    """
+    same: dict[str, str] = {}  # the first matrix equal to each
+    for key, matrix in matrices.items():
+        same[key] = next((each for each in set(same.values()) if matrices[each].equals(matrix)), key)
+    places = {key: torch.tensor(float(i)) for i, key in enumerate(dict.fromkeys(same.values()))}
+    views = {key: places[same[key]].expand(matrix.shape) for key, matrix in matrices.items()}
+    model = load_as_saved(name, state | views)
+    at = {place.untyped_storage().data_ptr(): key for key, place in places.items()}
+    storages = {key: weight.untyped_storage().data_ptr() for key, weight in model.named_parameters()}
+    matrix_of = {parameter: at[storage] for parameter, storage in storages.items() if storage in at}
+    return (model, matrix_of) if set(matrix_of.values()) == places.keys() else None
 
 
 def _set(model: nn.Module, name: str, matrix: SparseMatrix, values: torch.dtype) -> None:
