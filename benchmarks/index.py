@@ -41,12 +41,9 @@ def _row(path: Path, folder: Path) -> tuple[str, ...] | None:
     if "commit" not in described:
         return None
     name = path.relative_to(folder).as_posix()
-    on_cpu = described["device"] == "cpu"
-    device = (
-        f"{described['cpu']}, {described['threads']} thread" + "s" * (described["threads"] != "1")
-        if on_cpu
-        else described["device"]
-    )
+    device = described["device"]
+    if device == "cpu":
+        device = f"{described['cpu']}, {report.counted(described['threads'], 'thread')}"
     versions = f"torch {described['torch']}, Triton {described['triton']}"
     met, missed = (len(re.findall(rf"\| {word} +\|$", text, re.MULTILINE)) for word in ("yes", "no"))
     targets = f"{met} of {met + missed}" if met + missed else "–"

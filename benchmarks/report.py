@@ -55,9 +55,9 @@ def figure(value: float) -> str:
     return f"{value:.4g}" if value < 1e4 else f"{value:.0f}"
 
 
-def counted(number: int, what: str) -> str:
-    """`1 thread`, `2 threads`."""
-    return f"{number} {what}" + "s" * (number != 1)
+def counted(number: int | str, what: str) -> str:
+    """`1 thread`, `2 threads`, `1 and 2 threads`."""
+    return f"{number} {what}" + "s" * (str(number) != "1")
 
 
 def bars(

@@ -511,8 +511,12 @@ def sparse_pattern(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     counts, order = cells.sum(-1).sort(dim=-1, descending=True, stable=True)
     kept = cells.gather(2, order.unsqueeze(-1).expand(cells.shape))
     column = torch.arange(SPARSE_CELL, dtype=torch.uint8, device=mask.device).expand(kept.shape)[kept]
-    starts = F.pad(counts.sum(-1).flatten().cumsum(0), (1, 0))
-    return column, order.to(torch.uint8), counts.to(torch.uint8), starts
+    return column, order.to(torch.uint8), counts.to(torch.uint8), sparse_starts(counts)
+
+
+def sparse_starts(counts: Tensor) -> Tensor:
+    """Where the entries of each cell begin, and the last ones end: int64 [cells + 1], for counts [P, B, 128]."""
+    return F.pad(counts.sum(-1).flatten().cumsum(0), (1, 0))
 
 
 def sparse_positions(columns: Tensor, order: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,8 +55,11 @@ def bench(options: BenchOptions) -> dict:
         say(f"{name}: dense {dense_size:.1f} MB, sparse {sparse_size:.1f} MB, {dense_size / sparse_size:.1f} × smaller")
     before = torch.get_num_threads()
     try:
-        with _onnx_file(options, model) as onnx:
-            rows = [_row(options, model, sparse, onnx, count, tokens) for count in threads for tokens in lengths]
+        rows = []
+        with _onnx_file(options, model) as path:
+            for count in threads:
+                onnx = onnx_runtime.session(path, count) if path else None
+                rows += [_row(options, model, sparse, onnx, count, tokens) for tokens in lengths]
         for row in rows:
             if shrunk:
                 row["fastest"] = row["fastest"].replace(DENSE, SHRUNK)
@@ -156,7 +159,7 @@ def _row(
     options: BenchOptions,
     dense: PreTrainedModel,
     sparse: PreTrainedModel | None,
-    onnx: Path | None,
+    onnx: Callable[[Tensor], object] | None,
     threads: int,
     tokens: int,
 ) -> dict[str, Any]:
@@ -168,7 +171,7 @@ def _row(
     if options.precision == "fp32" and onednn.problem() is None:
         models[ONEDNN] = _onednn_twin(dense, options.batch_size * tokens)
     if onnx:
-        models[ONNX] = onnx_runtime.session(onnx, threads)
+        models[ONNX] = onnx
     with torch.inference_mode():
         times = _times({name: partial(model, ids) for name, model in models.items()}, options.rounds)
     best = min(time for way, time in times.items() if way != SPARSE)

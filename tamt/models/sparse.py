@@ -50,8 +50,13 @@ def load_sparse(folder: str | Path, values: torch.dtype = torch.float32) -> PreT
         return model
     model, matrix_of = loaded
     last = {key: parameter for parameter, key in matrix_of.items()}
+    layers = {module.weight for module in model.modules() if type(module) in (nn.Linear, nn.Embedding)}
     for parameter, key in matrix_of.items():
-        _set(model, parameter, matrices[key], values)
+        matrix, weight = matrices[key], model.get_parameter(parameter)
+        if weight in layers and matrix.sparsity >= least_sparsity(values):
+            set_sparse(model, parameter, tk.SparseWeight.from_kept(matrix.mask, matrix.values.to(values)))
+        else:
+            weight.data = matrix.to_dense()
         if last[key] == parameter:
             del matrices[key]
     _say_what_runs(model, name, values)
@@ -79,16 +84,6 @@ def _load_with_places(
     storages = {key: weight.untyped_storage().data_ptr() for key, weight in model.named_parameters()}
     matrix_of = {parameter: at[storage] for parameter, storage in storages.items() if storage in at}
     return (model, matrix_of) if set(matrix_of.values()) == places.keys() else None
-
-
-def _set(model: nn.Module, name: str, matrix: SparseMatrix, values: torch.dtype) -> None:
-    """Make a matrix the weight of this name: sparse if it has zeros enough and belongs to layers that can be."""
-    weight = model.get_parameter(name)
-    layers = {module.weight for module in model.modules() if type(module) in (nn.Linear, nn.Embedding)}
-    if weight in layers and matrix.sparsity >= least_sparsity(values):
-        set_sparse(model, name, tk.SparseWeight.from_kept(matrix.mask, matrix.values.to(values)))
-    else:
-        weight.data = matrix.to_dense()
 
 
 def save_as_dense(model: PreTrainedModel, folder: Path) -> None:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tamt_kernels import reference
@@ -70,8 +69,7 @@ class SparseWeight:
     @classmethod
     def _joined(cls, shape: torch.Size, bands: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]) -> "SparseWeight":
         values, columns, order, counts = map(torch.cat, zip(*bands, strict=True))
-        starts = F.pad(counts.sum(-1).flatten().cumsum(0), (1, 0))
-        return cls(shape, values, columns, order, counts, starts)
+        return cls(shape, values, columns, order, counts, reference.sparse_starts(counts))
 
     @property
     def pattern(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
