@@ -16,8 +16,8 @@ RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 def search_recipe(recipe: str, method: Method) -> dict[str, Any]:
     """The options of `tamt train` that a recipe sets; the short one sets none.
 
-    paper: scores of two values (eq. 5) and the learning rate of Table 1, however short the run. The steps (Table 2),
-    the batch (Table 1) and a threshold after every step (3.4.2) are the paper's by default.
+    paper: scores of two values (eq. 5), the learning rate of Table 1, however short the run, and the dropout of the
+    model. The steps (Table 2), the batch (Table 1) and a threshold after every step (3.4.2) are the paper's by default.
 
     Raises:
         UserError: there is no such recipe.
@@ -25,4 +25,4 @@ def search_recipe(recipe: str, method: Method) -> dict[str, Any]:
     check_choice("recipe", recipe, RECIPES)
     if recipe == "short":
         return {}
-    return {"lr": method.lr, **({"scores": "two-valued"} if method.trains_scores else {})}
+    return {"lr": method.lr, **({"scores": "two-valued", "dropout": "model"} if method.trains_scores else {})}

@@ -20,10 +20,12 @@ class Term:
     Attributes:
         teacher: it compares the student with the dense model.
         logits: it is a loss of logits at masked tokens. So tokens are masked, and the MLM head trains.
+        dropout: it compares two views of a block, which differ by the student's dropout alone.
     """
 
     teacher: bool = False
     logits: bool = False
+    dropout: bool = False
 
 
 TERMS = {
@@ -31,10 +33,15 @@ TERMS = {
     "kd": Term(teacher=True),
     "attention": Term(teacher=True),
     "logits": Term(teacher=True, logits=True),
-    "contrastive": Term(),
+    "contrastive": Term(dropout=True),
 }
 """The terms by name: cross-entropy of the masked tokens; KD of the hidden states, of the last layer's attention and of
 the logits; and SimCSE."""
+
+
+def needs_dropout(terms: Iterable[str]) -> bool:
+    """Whether a term needs the student's dropout."""
+    return any(TERMS[name].dropout for name in terms)
 
 
 def needs_teacher(terms: Iterable[str]) -> bool:

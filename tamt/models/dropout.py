@@ -10,12 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "tamt_sdpa"
 """The name under which transformers knows `attention`."""
+
+
+def dropout_rates(config: PreTrainedConfig) -> list[str]:
+    """The entries of a model's configuration that are rates of dropout; families call them differently."""
+    return [name for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)]
 
 
 def drop(x: Tensor, p: float) -> Tensor:
@@ -28,10 +33,10 @@ def drop(x: Tensor, p: float) -> Tensor:
         x: any shape, of a floating-point type.
         p: from 0 to 1.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():  # a compiled model has generators of its own
-        return nn.functional.dropout(x, p)
     if p == 0:
         return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # a compiled model has generators of its own
+        return nn.functional.dropout(x, p)
     dropped: Tensor = _Dropout.apply(x, p)
     return dropped
 

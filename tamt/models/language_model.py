@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,8 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from tamt.masks.masking import prunable_modules
 from tamt.methods import methods_without_head
-from tamt.models.loading import load_model
+from tamt.models.dropout import dropout_rates
+from tamt.models.loading import load_config, load_model
 from tamt.models.speed import speed_up
 from tamt.runtime.errors import UserError
 from tamt.runtime.untrusted import check_pulled
@@ -73,7 +75,7 @@ class MaskedLanguageModel:
         self.fresh_head = False
 
 
-def load_masked_language_model(name: str, need_head: bool = True) -> MaskedLanguageModel:
+def load_masked_language_model(name: str, need_head: bool = True, dropout: bool = True) -> MaskedLanguageModel:
     """The model `name` with an MLM head. Its decoder is untied: it stays dense and frozen while the embedding changes.
 
     The decoder is the checkpoint's own, or a copy of the word embedding where it is tied to that or missing. A
@@ -83,11 +85,13 @@ def load_masked_language_model(name: str, need_head: bool = True) -> MaskedLangu
         name: hub name or folder, or "demo".
         need_head: whether the head is used. If not, a model whose head is not known here, such as ModernBERT, has a
             `fresh_head`, so that no MLM loss is measured.
+        dropout: whether the model has the dropout of its configuration in training, or none.
 
     Raises:
         UserError: the model cannot be loaded, has no prunable matrix or no MLM head that is known here but needed.
     """
-    model, missing = load_model(AutoModelForMaskedLM, name)
+    rates: dict[str, Any] = {} if dropout else dict.fromkeys(dropout_rates(load_config(name)), 0.0)
+    model, missing = load_model(AutoModelForMaskedLM, name, **rates)
     known = _head_is_known(model)
     if not known and need_head:
         raise UserError(

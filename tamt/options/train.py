@@ -6,11 +6,12 @@ from typing import Any
 
 from tamt.methods import METHODS, STAGES, Method, MethodName, find_method, last_step, objective_of, variant_options
 from tamt.options.base import Options
-from tamt.recipes import Recipe
+from tamt.recipes import Recipe, search_recipe
 from tamt.runtime.choices import (
     CHECK_EVERY,
     KEEP,
     Drop,
+    Dropout,
     Precision,
     Ranking,
     Scope,
@@ -22,6 +23,7 @@ from tamt.runtime.choices import (
 )
 from tamt.runtime.errors import UserError, check_sparsity
 from tamt.runtime.structure import structure_of
+from tamt.terms import needs_dropout
 
 SPARSITY = 0.7
 
@@ -61,7 +63,10 @@ class TrainOptions(Options):
             two values as in the paper; by default activation, or two-valued with --initial.
         initial: the mask from which mask training starts: omp, random or a mask file; by default the mask of the
             highest initial scores.
-        recipe: how scores and lr are chosen if they are not given: short by the rules above, paper as in the paper.
+        dropout: the dropout of the student in mask training: none, or that of the model's configuration; by default
+            none, and the model's with a contrastive term or --recipe paper.
+        recipe: how scores, lr and dropout are chosen if they are not given: short by the rules above, paper as in the
+            paper.
         scope: the weights that wanda ranks together: those of a matrix (default), or of each output row, as its authors
             do.
         drop: the layers that the method drop takes away: the last (default), the first, or alternate ones.
@@ -110,6 +115,7 @@ class TrainOptions(Options):
     objective: str | None = None
     scores: Scores | None = None
     initial: str | None = None
+    dropout: Dropout | None = None
     recipe: Recipe = "short"
     scope: Scope | None = None
     drop: Drop | None = None
@@ -136,6 +142,14 @@ class TrainOptions(Options):
     def weights(self) -> dict[str, float]:
         """The weight of each term of the loss; see `objective_of`."""
         return objective_of(find_method(self.method), self.objective)
+
+    def drops_out(self) -> bool:
+        """Whether the student trains with the dropout of its configuration, as IMP always does."""
+        method = find_method(self.method)
+        if not method.trains_scores:
+            return True
+        asked = self.dropout or search_recipe(self.recipe, method).get("dropout")
+        return needs_dropout(self.weights()) if asked is None else asked == "model"
 
     def last_step(self) -> int:
         """The optimizer step after which the search ends."""
@@ -213,6 +227,8 @@ class TrainOptions(Options):
             raise UserError(f"{method.name} needs text; give --corpus wikitext-103, demo or text files")
         if self.compile and not method.trains_scores:
             raise UserError(f"--compile is for mask training, not {method.name}; leave it out")
+        if self.dropout is not None and not method.trains_scores:
+            raise UserError(f"--dropout is for mask training, not {method.name}; leave it out")
         if self.activation_checkpointing and method.one_shot:
             raise UserError(f"--activation-checkpointing is for methods that train, not {method.name}; leave it out")
         if self.activation_checkpointing and self.compile:
@@ -221,7 +237,11 @@ class TrainOptions(Options):
             if getattr(self, option) is not None and option not in method.variants:
                 having = ", ".join(other.name for other in METHODS.values() if option in other.variants)
                 raise UserError(f"--{option} is for {having}, not {method.name}; leave it out")
-        self.weights()
+        if needs_dropout(self.weights()) and not self.drops_out():
+            raise UserError(
+                "--dropout none leaves the contrastive term nothing to compare, as its two views differ by dropout "
+                "alone; leave it out"
+            )
         if method.trains == "weights" and self.steps is not None and self.steps < STAGES:
             raise UserError(f"--steps {self.steps} is too few for IMP's {STAGES} prunings; give at least {STAGES}")
 

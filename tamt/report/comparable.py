@@ -21,6 +21,7 @@ SEARCH_SETTINGS = (
     "max_length",
     "recipe",
     "lr",
+    "dropout",
     "precision",
     "ranking",
     "threshold_every",

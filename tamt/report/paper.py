@@ -152,8 +152,8 @@ def settings_table(results: Results) -> Table:
         paper = (SETTINGS_OF_SEARCHES if searching else SETTINGS_OF_TASKS).get(key, "—")
         rows.append((model, label_of(name, variant) if searching else name, key, value, paper))
     note = (
-        "The settings of the runs. Defaults are those of the paper, with three exceptions: scores and learning rate of "
-        "mask training without --recipe paper; the learning rate of fine-tuning without it, "
+        "The settings of the runs. Defaults are those of the paper, with three exceptions: scores, dropout and "
+        "learning rate of mask training without --recipe paper; the learning rate of fine-tuning without it, "
         f"{RATE_OF_BASE:g} · {WIDTH_OF_BASE} / width · (1 + {RISE_BY_SPARSITY:g} · sparsity); and tasks that are not "
         "in the paper."
     )

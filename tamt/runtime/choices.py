@@ -38,6 +38,8 @@ Drop = Literal["first", "last", "alternate"]
 Scores = Literal["magnitude", "activation", "two-valued"]
 """The scores at the start: proportional to |W|, to |W| · ‖x‖, or 0.02 and 0 (paper eq. 5)."""
 DEFAULT_SCORES: Scores = "activation"
+Dropout = Literal["none", "model"]
+"""The dropout of the student in mask training: none, or that of the model's configuration (the paper's)."""
 MASKS_BY_NAME = ("omp", "random")
 """Masks to start from that are not read from a file."""
 HUB = "hub:"

@@ -122,7 +122,7 @@ def _load(options: TrainOptions) -> _Inputs:
     weights, corpus, dev_corpus = options.weights(), options.corpus, options.dev_corpus
     with processes.one_first():
         need_head = needs_head(weights) or options.head is not None
-        student = load_masked_language_model(options.model, need_head=need_head)
+        student = load_masked_language_model(options.model, need_head, options.drops_out())
         if options.head is not None:
             student.load_head(read_head(options.head), options.head)
         if "attention" in weights:

@@ -20,6 +20,7 @@ from tamt.commands.export import export
 from tamt.finetuning.finetune import finetune
 from tamt.masks.file import MaskInfo, load_masks, save_masks
 from tamt.masks.masking import Masks, apply_masks, keep_of, magnitude_masks, prunable_modules, prunable_weights
+from tamt.models.language_model import load_masked_language_model
 from tamt.models.task_models import load_question_answerer
 from tamt.runtime.errors import UserError
 from tamt.search.imp import STAGES
@@ -94,6 +95,16 @@ def test_masks_are_found(name: str, method: str, saved, files: Path, tmp_path: P
     assert 0 < row["kd_loss"] < 2
     assert all(torch.equal(masks[each], expected[each]) for each in masks) == (method == "omp")
     assert row.get("changed", 1) > 0
+
+
+@each_family
+def test_a_student_without_dropout_computes_the_same_in_training_and_evaluation(name: str, saved) -> None:
+    encoder = load_masked_language_model(str(saved(name)[0]), need_head=False, dropout=False).encoder
+    ids = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        evaluated = encoder.eval()(input_ids=ids)[0]
+        trained = encoder.train()(input_ids=ids)[0]
+    torch.testing.assert_close(trained, evaluated)
 
 
 @each_family

@@ -416,7 +416,7 @@ def test_masks_with_the_same_score_and_other_numbers_of_runs_are_drawn(study: Ex
 
 def test_settings_say_which_learning_rate_is_not_the_papers(study: ExampleStudy) -> None:
     note = settings_table(read_results(study.folder)).note
-    assert "scores and learning rate of mask training without --recipe paper" in note
+    assert "scores, dropout and learning rate of mask training without --recipe paper" in note
 
 
 def test_searches_alone_without_losses_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
