@@ -162,10 +162,11 @@ def _plan(options: TrainOptions, cuda_graphs: bool) -> Plan:
     recipe = search_recipe(options.recipe, method)
     scores = scores_of_start(options.scores or recipe.get("scores"), options.initial)
     lr = recipe.get("lr") if options.lr is None else options.lr
+    default = default_rate(method, scores, steps, options.share(), options.structure is not None)
     return Plan(
         steps=steps,
         schedule_steps=options.steps or SCHEDULE_STEPS,
-        lr=(default_rate(method, scores, steps, options.structure is not None) if lr is None else lr) or 0.0,
+        lr=(default if lr is None else lr) or 0.0,
         scores=scores,
         cuda_graphs=cuda_graphs,
     )

@@ -267,29 +267,35 @@ def test_an_option_wins_over_the_recipe(first_masks, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "scores", "steps", "rate"),
+    ("method", "scores", "steps", "sparsity", "rate"),
     [
-        ("tamt-kd", "two-valued", 12, 1e-3),
-        ("tamt-kd", "two-valued", 150, 3e-4),
-        ("tamt-kd", "two-valued", 17_000, 2e-5),
-        ("tamt-kd", "activation", 12, 3e-4),
-        ("tamt-kd", "magnitude", 600, 3e-4),
-        ("tamt-kd", "activation", 3_000, 6e-5),
-        ("tamt-kd", "activation", 17_000, 2e-5),
-        ("tamt-mlm", "activation", 17_000, 5e-5),
-        ("imp", "activation", 10, 5e-5),
-        ("omp", "activation", 10, None),
+        ("tamt-kd", "two-valued", 12, 0.7, 1e-3),
+        ("tamt-kd", "two-valued", 150, 0.7, 3e-4),
+        ("tamt-kd", "two-valued", 17_000, 0.7, 2e-5),
+        ("tamt-kd", "activation", 12, 0.7, 3e-4),
+        ("tamt-kd", "magnitude", 600, 0.7, 3e-4),
+        ("tamt-kd", "activation", 3_000, 0.7, 6e-5),
+        ("tamt-kd", "activation", 150, 0.5, 3e-4),
+        ("tamt-kd", "activation", 150, 0.8, 3e-4),
+        ("tamt-kd", "activation", 150, 0.9, 6e-4),
+        ("tamt-kd", "activation", 150, 0.99, 6e-4),
+        ("tamt-kd", "activation", 600, 0.9, 3e-4),
+        ("tamt-kd", "two-valued", 150, 0.9, 3e-4),
+        ("tamt-kd", "activation", 17_000, 0.7, 2e-5),
+        ("tamt-mlm", "activation", 17_000, 0.7, 5e-5),
+        ("imp", "activation", 10, 0.7, 5e-5),
+        ("omp", "activation", 10, 0.7, None),
     ],
 )
-def test_default_rates(method: str, scores: str, steps: int, rate: float | None) -> None:
-    assert default_rate(METHODS[method], scores, steps) == (None if rate is None else pytest.approx(rate))
+def test_default_rates(method: str, scores: str, steps: int, sparsity: float, rate: float | None) -> None:
+    assert default_rate(METHODS[method], scores, steps, sparsity) == (None if rate is None else pytest.approx(rate))
 
 
 def test_groups_move_more_slowly() -> None:
     kd = METHODS["tamt-kd"]
-    rates = [default_rate(kd, "activation", steps, groups=True) for steps in (60, 300, 3_000)]
+    rates = [default_rate(kd, "activation", steps, 0.9, groups=True) for steps in (60, 300, 3_000)]
     assert rates == pytest.approx([1e-4, 5e-5, 2e-5])
-    assert default_rate(kd, "two-valued", 150, groups=True) == pytest.approx(3e-4)
+    assert default_rate(kd, "two-valued", 150, 0.5, groups=True) == pytest.approx(3e-4)
 
 
 def test_a_start_that_is_asked_for_has_two_values() -> None:
