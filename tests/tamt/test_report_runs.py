@@ -542,15 +542,21 @@ def test_scores_are_not_named_where_all_searches_share_them(tmp_path: Path) -> N
     assert found == {0: None, 1: None, 2: "random start"}
 
 
-def test_searches_on_other_text_or_with_another_recipe_are_not_averaged(tmp_path: Path) -> None:
+def test_searches_with_another_text_recipe_or_dropout_are_not_averaged(tmp_path: Path) -> None:
     study = ExampleStudy(tmp_path / "study", ("m",))
     for seed in (0, 1, 2):
         study.search("m", "wanda", 0.7, seed=seed, corpus=["demo"] if seed else ["other.txt"])
         recipe = "short" if seed else "paper"
         study.search("m", "tamt-kd", 0.7, seed=seed, initial=None, scores="two-valued", recipe=recipe)
+        study.search("m", "tamt-mlm", 0.7, seed=seed, initial=None, dropout=None if seed else "model")
     read = read_results(study.folder)
     assert sorted((ticket.method, ticket.seed) for ticket in read.tickets) == [
         *(("tamt-kd", seed) for seed in (1, 2)),
+        *(("tamt-mlm", seed) for seed in (1, 2)),
         *(("wanda", seed) for seed in (1, 2)),
     ]
-    assert {item.why.split(" where")[0] for item in read.skipped} == {"has recipe paper", "has corpus other.txt"}
+    assert {item.why.split(" where")[0] for item in read.skipped} == {
+        "has recipe paper",
+        "has dropout model",
+        "has corpus other.txt",
+    }
