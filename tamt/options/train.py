@@ -240,7 +240,7 @@ class TrainOptions(Options):
         if needs_dropout(self.weights()) and not self.drops_out():
             raise UserError(
                 "--dropout none leaves the contrastive term nothing to compare, as its two views differ by dropout "
-                "alone; leave it out"
+                "alone; leave --dropout out"
             )
         if method.trains == "weights" and self.steps is not None and self.steps < STAGES:
             raise UserError(f"--steps {self.steps} is too few for IMP's {STAGES} prunings; give at least {STAGES}")
