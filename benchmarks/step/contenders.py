@@ -154,7 +154,7 @@ class Setting(NamedTuple):
 
 
 def tamt(setting: Setting, objective: str, compiled: bool = False, cuda_graphs: bool = True) -> Step:
-    """Mask training as `tamt train` does it, with or without `--compile` and `--no-cuda-graphs`."""
+    """Mask training as `tamt train --dropout model` does it, with or without `--compile` and `--no-cuda-graphs`."""
     weights = dict.fromkeys(objective.split("+"), 1.0)
     search = setting.search(needs_teacher(weights), cuda_graphs, compiled)
     return _mask_training(search, needs_head(weights), lambda: Losses(weights, search.student, search.teacher))

@@ -18,9 +18,9 @@ ATTENTION = "tamt_sdpa"
 """The name under which transformers knows `attention`."""
 
 
-def dropout_rates(config: PreTrainedConfig) -> list[str]:
-    """The entries of a model's configuration that are rates of dropout; families call them differently."""
-    return [name for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)]
+def without_dropout(config: PreTrainedConfig) -> dict[str, float]:
+    """The entries of a configuration that are rates of dropout, all 0; families call them differently."""
+    return {name: 0.0 for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)}
 
 
 def drop(x: Tensor, p: float) -> Tensor:

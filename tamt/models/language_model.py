@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from tamt.masks.masking import prunable_modules
 from tamt.methods import methods_without_head
-from tamt.models.dropout import dropout_rates
+from tamt.models.dropout import without_dropout
 from tamt.models.loading import load_config, load_model
 from tamt.models.speed import speed_up
 from tamt.runtime.errors import UserError
@@ -90,8 +90,8 @@ def load_masked_language_model(name: str, need_head: bool = True, dropout: bool 
     Raises:
         UserError: the model cannot be loaded, has no prunable matrix or no MLM head that is known here but needed.
     """
-    rates: dict[str, Any] = {} if dropout else dict.fromkeys(dropout_rates(load_config(name)), 0.0)
-    model, missing = load_model(AutoModelForMaskedLM, name, **rates)
+    changes: dict[str, Any] = {} if dropout else without_dropout(load_config(name))
+    model, missing = load_model(AutoModelForMaskedLM, name, **changes)
     known = _head_is_known(model)
     if not known and need_head:
         raise UserError(

@@ -225,10 +225,9 @@ class TrainOptions(Options):
     def _check_method(self, method: Method) -> None:
         if method.needs_text and not self.corpus:
             raise UserError(f"{method.name} needs text; give --corpus wikitext-103, demo or text files")
-        if self.compile and not method.trains_scores:
-            raise UserError(f"--compile is for mask training, not {method.name}; leave it out")
-        if self.dropout is not None and not method.trains_scores:
-            raise UserError(f"--dropout is for mask training, not {method.name}; leave it out")
+        for flag, given in {"compile": self.compile, "dropout": self.dropout is not None}.items():
+            if given and not method.trains_scores:
+                raise UserError(f"--{flag} is for mask training, not {method.name}; leave it out")
         if self.activation_checkpointing and method.one_shot:
             raise UserError(f"--activation-checkpointing is for methods that train, not {method.name}; leave it out")
         if self.activation_checkpointing and self.compile:

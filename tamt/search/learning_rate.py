@@ -29,8 +29,8 @@ all of them."""
 def default_rate(method: Method, scores: str, steps: int, sparsity: float, groups: bool = False) -> float | None:
     """The paper's rate (Table 1), raised for short mask training; None for a one-shot method.
 
-    Measured on a 6-layer MiniLM, KD, 8 × 128 tokens per step: docs/method.md has the losses at a quarter to four times
-    the rate, for 50 to 3,000 steps. Two-valued scores: 150 steps at 3e-4 train well, at 3e-3 they ruin the mask.
+    Measured on a 6-layer MiniLM, KD, 8 × 128 tokens per step: docs/method.md has the losses at several rates, for 50 to
+    3,000 steps. Two-valued scores: 150 steps at 3e-4 train well, at 3e-3 they ruin the mask.
 
     Args:
         method: the method.
