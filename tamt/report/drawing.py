@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tamt.report.figure import Chart, Figure, HeatMap
+from tamt.report.figure import Chart, Figure, HeatMap, Series
 from tamt.report.style import INK, RULE, SETTINGS, colour_of, line_style, styles_of
 from tamt.runtime.errors import UserError
 from tamt.runtime.files import write_atomically
@@ -141,14 +141,23 @@ def write_pictures(figure: Figure, folder: Path, columns: int = 3) -> None:
             cell.set_axis_off()
         drawing.suptitle(figure.title, fontsize=11, color=INK)
         if shown := styles_of(figure):
-            handles = [plt.Line2D([], [], **line_style(series)) for series in shown]
-            drawing.legend(handles, [s.label for s in shown], loc="outside lower center", ncols=min(5, len(shown)))
+            put_legend(drawing, shown)
         for kind, extra in (("png", {"dpi": 130}), ("pdf", {"metadata": {"CreationDate": None}})):
             buffer = io.BytesIO()
             drawing.savefig(buffer, format=kind, **extra)
             drawing.set_layout_engine("none")  # the layout is known from the first format, and takes half the time
             write_atomically(folder / f"{figure.name}.{kind}", buffer.getvalue())
         plt.close(drawing)
+
+
+def put_legend(drawing: Any, series: Sequence[Series]) -> None:
+    """Put the legend below the panels, in as many columns as fit into the picture, five at most."""
+    handles = [pyplot().Line2D([], [], **line_style(each)) for each in series]
+    for columns in range(min(5, len(series)), 0, -1):
+        legend = drawing.legend(handles, [s.label for s in series], loc="outside lower center", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= drawing.bbox.width:
+            return
+        legend.remove()
 
 
 def columns_of(panels: Sequence[Chart | HeatMap]) -> int:

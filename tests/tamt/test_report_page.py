@@ -11,6 +11,7 @@ import pytest
 from example_study import ExampleStudy, write_example
 
 from tamt.methods import METHODS
+from tamt.report.drawing import put_legend, pyplot
 from tamt.report.figure import Chart, Figure, Point, Series
 from tamt.report.figures import figures_of
 from tamt.report.read import read_results
@@ -158,3 +159,14 @@ def test_ticks_are_labelled_with_their_values() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_mark_in_the_legend(method: str) -> None:
     assert "fill=" in swatch(Series(method, method, ()))
+
+
+@pytest.mark.parametrize(("words", "columns"), [(1, 5), (6, 3), (40, 1)])
+def test_the_legend_of_a_picture_takes_as_many_columns_as_fit(words: int, columns: int) -> None:
+    drawing = pyplot().figure(figsize=(11, 3), layout="constrained")
+    put_legend(drawing, [Series(f"label {i}" + " more" * words, "omp", ()) for i in range(6)])
+    drawing.canvas.draw()
+    (legend,) = drawing.legends
+    assert (legend.get_window_extent().width <= drawing.bbox.width) == (columns > 1)
+    assert len({round(text.get_window_extent().x0) for text in legend.get_texts()}) == columns
+    pyplot().close(drawing)
