@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +75,15 @@ class Attempt:
     rows: list[dict] = field(default_factory=list)
     error: str | None = None
     seconds: float = 0.0
+
+
+def check_options(study: Path, runs: Iterable[Run]) -> None:
+    """Raise UserError if a run has settings that its command refuses, before any run starts."""
+    for run in runs:
+        try:
+            OPTIONS[run.kind](**run.settings)
+        except UserError as error:
+            raise UserError(f"{study}: {run.path} cannot run: {error}") from error
 
 
 def status_of(output: Path, run: Run) -> RunStatus:

@@ -34,9 +34,18 @@ SEARCH_OPTIONS = options_of(
 ) | {"steps": list[int]}
 FINETUNE_OPTIONS = options_of(FinetuneOptions, "task", "mask", "seeds")
 BENCH_OPTIONS = options_of(BenchOptions, "mask", "sparsity")
-MASK_TRAINING = {"objective", "initial", "scores", "save_at", "ranking", "threshold_every"}
+MASK_TRAINING = {"objective", "initial", "scores", "save_at", "ranking", "threshold_every", "dropout", "compile"}
 """Options of the search that only mask training has."""
-TRAINING = {"steps", "accumulation", "lr", "head_warmup_steps", "log_every", "eval_every", "save_every"}
+TRAINING = {
+    "steps",
+    "accumulation",
+    "lr",
+    "head_warmup_steps",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "activation_checkpointing",
+}
 """Options of the search that one-shot methods do not have."""
 OF_FILES = {"train_file", "dev_file", "text_column", "label_column"}
 """Options for the tasks with your own files."""

@@ -17,7 +17,7 @@ from tamt.runtime.termination import SIGTERM, Terminated
 from tamt.sweep.engine import Engine, Here, OnRay
 from tamt.sweep.forecast import Forecast, duration
 from tamt.sweep.plan import Run, StudyPlan, make_plan
-from tamt.sweep.runs import RunStatus, move_aside, status_of
+from tamt.sweep.runs import RunStatus, check_options, move_aside, status_of
 from tamt.sweep.study import load_study
 from tamt.sweep.table import TABLE, summary, table, write_table
 from tamt.sweep.worker_processes import WorkerProcesses
@@ -30,6 +30,7 @@ def sweep(options: SweepOptions) -> dict:
     """Run `tamt sweep`."""
     study = load_study(options.study, options.output, options.data_dir)
     plan = make_plan(study)
+    check_options(study.file, plan.runs)
     folder = study.output
     if options.dry_run:
         return {"results": _show(folder, plan, options.redo)}

@@ -415,6 +415,16 @@ def test_the_table_is_written_while_the_study_goes_on(sweep, commands, tmp_path)
     assert seen == list(range(9, 27))
 
 
+def test_settings_that_do_not_go_together_are_refused_before_anything_runs(sweep, commands, capsys) -> None:
+    together = {"compile": True, "activation_checkpointing": True}
+    assert sweep("--dry-run", search=together) == 2
+    err = capsys.readouterr().err.replace("\n", " ")
+    assert "study.yaml: search/tamt-kd_demo_s0.5_seed0 cannot run: --compile and --activation-checkpointing" in err
+    assert sweep(search={}, finetune={"sparse": "on"}) == 2
+    assert "finetune/demo_full_demo_seed0 cannot run: --sparse on needs a --mask" in capsys.readouterr().err
+    assert commands.called == []
+
+
 def test_mistakes_on_the_command_line(sweep, tmp_path, capsys) -> None:
     assert main(["sweep"]) == 2
     assert sweep("--engine", "slurm") == 2

@@ -10,6 +10,7 @@ import yaml
 from tamt.options.train import TrainOptions
 from tamt.runtime.errors import UserError
 from tamt.sweep.plan import StudyPlan, make_plan, model_names
+from tamt.sweep.runs import check_options
 from tamt.sweep.study import FINETUNE_OPTIONS, KEYS, SEARCH_OPTIONS, WHOLE_STUDY, Study, load_study
 
 BASE = {
@@ -204,16 +205,16 @@ def test_parts_that_contradict_each_other_are_refused(load) -> None:
 
 def test_options_of_methods_and_tasks(load, tmp_path: Path) -> None:
     (tmp_path / "glue").mkdir()
-    search = {"batch_size": 8, "steps": 50, "threshold_every": 2, "imp": {"steps": 100, "lr": "5e-5"}}
+    search = {"batch_size": 8, "steps": 50, "threshold_every": 2, "dropout": "model", "imp": {"steps": 100, "lr": "5e-5"}}
     tasks = {"demo": {"epochs": 1}, "sst2": {"lr": 1e-5}}
     plan = make_plan(load(search=search, tasks=tasks, data_dir="glue", finetune={"epochs": 2, "precision": "bf16"}))
     settings = {run.name: run.settings for run in plan.runs}
     kd, imp, omp = (
         settings[name] for name in ("tamt-kd_demo_s0.7_steps50_seed0", "imp_demo_s0.7_steps100_seed0", "omp_demo_s0.7")
     )
-    assert (kd["batch_size"], kd["steps"], kd["threshold_every"]) == (8, 50, 2)
+    assert (kd["batch_size"], kd["steps"], kd["threshold_every"], kd["dropout"]) == (8, 50, 2, "model")
     assert (imp["batch_size"], imp["steps"], imp["lr"]) == (8, 100, 5e-5)
-    assert "threshold_every" not in imp
+    assert not {"threshold_every", "dropout"} & (imp.keys() | omp.keys())
     assert (omp["batch_size"], "steps" in omp) == (8, False)
     demo, sst2 = settings["demo_omp_demo_s0.7_seed0"], settings["sst2_omp_demo_s0.7_lr1e-05_seed0"]
     assert (demo["epochs"], demo["precision"], "data_dir" in demo) == (1, "bf16", False)
@@ -380,6 +381,7 @@ def test_the_studies_that_ship_are_sound(file: Path, tmp_path: Path) -> None:
         (tmp_path / data).touch()
     shutil.copy(file, tmp_path)
     plan = make_plan(load_study(tmp_path / file.name))
+    check_options(file, plan.runs)
     assert {run.kind for run in plan.runs} >= {"search", "evaluate", "finetune"}
     described = file.read_text() + (file.parents[1] / "docs" / "studies.md").read_text(encoding="utf-8")
     for line in described.splitlines():
@@ -391,6 +393,7 @@ def test_the_example_of_the_documentation_is_sound(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
     (tmp_path / "study.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
     plan = make_plan(load_study(tmp_path / "study.yaml"))
+    check_options(tmp_path / "study.yaml", plan.runs)
     assert "finetune/sst2_imp_my-bert_s0.7_mask0_n1000_seed0" in [run.path for run in plan.runs]
     keys = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     assert set(keys) == KEYS.keys() | WHOLE_STUDY.keys()
