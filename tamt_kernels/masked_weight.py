@@ -38,7 +38,9 @@ class MaskedWeight:
     def holds_gradient(self) -> bool:
         """Whether d(W ⊙ m) lies where W ⊙ m was, until the next step."""
         grad = self.tensor.grad
-        return grad is not None and not grad.is_sparse and grad.data_ptr() == self.tensor.data_ptr()
+        if grad is None or grad.is_sparse or grad.numel() == 0:  # all empty tensors have the same address
+            return False
+        return grad.data_ptr() == self.tensor.data_ptr()
 
     @property
     def written(self) -> Tensor:

@@ -257,7 +257,7 @@ class MaskedEmbedding(_MaskedLayer):
     ) -> None:
         super().__init__(weight, keep, mask, ranking)
         if padding_idx is not None:
-            checks.row("MaskedEmbedding", "padding_idx", padding_idx, weight)
+            checks.row("MaskedEmbedding", "padding_idx", padding_idx, tuple(weight.shape))
         self.padding_idx = padding_idx
         self.num_embeddings, self.embedding_dim = weight.shape
 

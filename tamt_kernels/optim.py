@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
@@ -152,6 +153,7 @@ class MaskAdamW(Optimizer):
         finite = norm.isfinite()
         self._step_scores(grads, weights, grad_rows, clip, finite, renew)
         for masked in self.masked_weights:
+            increment_version(masked.tensor)  # a graph that saved the old W ⊙ m must not go on
             masked.forwards = 0
             if masked.holds_gradient:
                 masked.tensor.grad = None

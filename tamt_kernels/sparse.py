@@ -18,6 +18,9 @@ from tamt_kernels.ops.sparse_linear import sparse_linear
 # on AVX-512 CPUs (benchmarks/results), by the type of the values.
 BREAK_EVEN = {torch.float32: 0.35, torch.bfloat16: 0.45}
 
+_PATTERN = ("columns", "order", "counts", "starts")
+"""The buffers of a layer that hold its weight's pattern, in the order of ``SparseWeight.pattern``."""
+
 
 def least_sparsity(values: torch.dtype) -> float:
     """The sparsity below which a layer stays dense: what ``autotune`` measured on this machine, else ``BREAK_EVEN``.
@@ -32,8 +35,8 @@ class _SparseModule(nn.Module):
     """A layer whose weight is a ``SparseWeight``: a parameter, the values, and the buffers of their pattern.
 
     Its state holds what any program can read: ``mask``, the bits of ``pack_mask``, and ``values``, the kept entries in
-    row-major order. Loading a state takes over its mask; where that is the layer's own, the parameter stays the same,
-    so that an optimizer still has it.
+    row-major order. Loading a state takes over its mask. The parameter stays the same, with another length if the mask
+    keeps another number of entries, so that an optimizer and tied layers still have it.
     """
 
     values: nn.Parameter
@@ -45,14 +48,14 @@ class _SparseModule(nn.Module):
     def __init__(self, weight: SparseWeight, trainable: bool = True) -> None:
         super().__init__()
         self._shape = weight.shape
-        self._take(weight, trainable)
-
-    def _take(self, weight: SparseWeight, trainable: bool) -> None:
         values = weight.values
         if not isinstance(values, nn.Parameter):  # otherwise the parameter of another layer of the same weight
             values = nn.Parameter(values, requires_grad=trainable)
         self.values = values
-        for name, part in zip(("columns", "order", "counts", "starts"), weight.pattern, strict=True):
+        self._set_pattern(weight)
+
+    def _set_pattern(self, weight: SparseWeight) -> None:
+        for name, part in zip(_PATTERN, weight.pattern, strict=True):
             self.register_buffer(name, part, persistent=False)
 
     @property
@@ -76,8 +79,9 @@ class _SparseModule(nn.Module):
             try:
                 mask = unpack_mask(packed, self._shape).to(self.values.device)
                 new = SparseWeight.from_kept(mask, values.detach().to(self.values))
-                if not all(map(torch.equal, new.pattern, self.weight.pattern)):
-                    self._take(new, self.values.requires_grad)
+                if not all(map(torch.equal, new.pattern, (getattr(self, name) for name in _PATTERN))):
+                    self.values.data = new.values  # the same parameter, so that tied layers stay tied
+                    self._set_pattern(new)
                 state[f"{prefix}values"] = new.values
             except (TypeError, ValueError) as error:
                 errors.append(f"{prefix.rstrip('.')}: {error}")
@@ -195,7 +199,7 @@ class SparseEmbedding(_SparseModule):
     def _set(self, padding_idx: int | None) -> None:
         self.num_embeddings, self.embedding_dim = self._shape
         if padding_idx is not None:
-            checks.row_of("SparseEmbedding", "padding_idx", padding_idx, tuple(self._shape))
+            checks.row("SparseEmbedding", "padding_idx", padding_idx, tuple(self._shape))
             padding_idx %= self.num_embeddings
         self.padding_idx = padding_idx
 

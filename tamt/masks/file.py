@@ -27,14 +27,13 @@ from tamt.runtime.files import write_atomically
 from tamt.runtime.structure import Structure, kind_of
 from tamt.runtime.tensor_files import METADATA, check_version, read_header, read_state, reproducible, unique_object
 from tamt.runtime.untrusted import check_pulled
+from tamt_kernels.backend.checks import MAX_ENTRIES
 
 MASK_FILE = "mask.safetensors"
 """The mask of a run, in its folder."""
 FORMAT = "tamt-mask"
 VERSION = 2
 FIELDS = {"format", "format_version", "model", "method", "sparsity", "seed", "step", "shapes", "kept", "digest"}
-MAX_ENTRIES = 1 << 31
-"""Of one matrix, as far as the kernels go."""
 PUBLISHED_PREFIXES = ("module.", "bert.", "roberta.", "distilbert.", "electra.")
 """Of names in a file that has none of an embedding."""
 EMBEDDINGS = re.compile(r"((?:\w+\.)*?)embed")
@@ -135,7 +134,7 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], info: MaskInfo, exact: b
             raise UserError(
                 f"{path} is not written: its mask of {name} keeps {kept} entries where {_due(info)} keeps "
                 f"{_keep_of(name, masks[name].numel(), info)}, which is a fault of tamt or of this machine; report it, "
-                "and go on with --resume"
+                "and continue with --resume"
             )
     save_packed(path, packed)
 

@@ -51,7 +51,7 @@ def as_mask(values: Tensor, name: str, source: object) -> Tensor:
 
 
 def merge(state: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
-    """A plain state dict: the original with zeros where the mask prunes in place of each pair.
+    """A plain state dict: the original with zeros where the mask prunes, instead of each pair.
 
     Raises:
         UserError: see `pruned_names` and `as_mask`.
@@ -66,7 +66,7 @@ def merge(state: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
 def split(
     state: Mapping[str, Tensor], originals: Mapping[str, Tensor], masks: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The state dict of the pruned model: a pair in place of each tensor that has a mask, which is float as torch's."""
+    """The state dict of the pruned model: a pair instead of each tensor that has a mask, which is float as torch's."""
     pairs = {name: tensor for name, tensor in state.items() if name not in masks}
     for name, mask in masks.items():
         pairs[f"{name}{ORIGINAL}"] = originals[name]

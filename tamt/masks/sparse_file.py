@@ -19,6 +19,7 @@ from tamt.runtime.errors import UserError
 from tamt.runtime.files import write_atomically
 from tamt.runtime.tensor_files import METADATA, check_version, join_header, read_header, split_header, unique_object
 from tamt.runtime.untrusted import check_pulled
+from tamt_kernels.backend.checks import MAX_ENTRIES
 
 SPARSE_FILE = "sparse.safetensors"
 """The tensors of a sparse model, in its folder. Under another name transformers would draw the matrices at random."""
@@ -39,8 +40,6 @@ WHOLE = {
     torch.bool: "BOOL",
 }
 """The types of tensors that are no weights, such as ids of positions; they are stored as they are."""
-MAX_ENTRIES = 1 << 31
-"""The most entries of a matrix, as in the mask file."""
 CHUNK = 1 << 20
 
 

@@ -25,7 +25,7 @@ class _Zeros:
     def __init__(self, packed: Mapping[str, Tensor]) -> None:
         """`packed`: the mask of each weight by the weight's name in the encoder, as `tk.pack_mask` packs it."""
         self._packed = dict(packed)
-        self._watched: dict[str, tuple[ReferenceType[Tensor], RemovableHandle]] = {}
+        self._watched: dict[str, tuple[ReferenceType[Tensor], RemovableHandle | None]] = {}  # None: frozen
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or unpickled model has parameters of its own, which get hooks at its next forward pass.
@@ -40,7 +40,8 @@ class _Zeros:
     def remove(self, encoder: torch.nn.Module) -> None:
         """Take all hooks off. Those of the encoder are found by their owner, as a copied encoder has no handles."""
         for _, handle in self._watched.values():
-            handle.remove()
+            if handle is not None:
+                handle.remove()
         for hooks in (encoder._forward_pre_hooks, encoder._load_state_dict_post_hooks):
             for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
                 del hooks[key]
@@ -57,17 +58,19 @@ class _Zeros:
         self.watch(encoder)  # with assign=True the parameters are others
 
     def watch(self, encoder: torch.nn.Module) -> None:
-        """Zero the pruned entries of each weight that has no hook of ours yet, and give it one."""
+        """Zero the pruned entries of each weight that is new here, and give it a hook once it trains."""
         fresh = {}
         for name in self._packed:
             weight = encoder.get_parameter(name)
-            if name not in self._watched or self._watched[name][0]() is not weight:
+            known, handle = self._watched.get(name, (None, None))
+            if known is None or known() is not weight or (handle is None and weight.requires_grad):
                 fresh[name] = weight
         self._prune(fresh)
         for name, weight in fresh.items():
+            handle = None
             if weight.requires_grad:
                 handle = weight.register_post_accumulate_grad_hook(lambda weight, name=name: self._clear(weight, name))
-                self._watched[name] = ref(weight), handle
+            self._watched[name] = ref(weight), handle
 
     def _prune(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():

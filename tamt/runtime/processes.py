@@ -289,7 +289,7 @@ def check_trained(step: int, tensors: Iterable["Tensor"]) -> None:
     except DifferError as error:
         raise DifferError(
             f"after step {step} {error}, so the run stopped and the last checkpoint, where all were the same, is kept; "
-            "look at the memory of that machine, then go on with --resume"
+            "look at the memory of that machine, then continue with --resume"
         ) from error
 
 

@@ -23,9 +23,12 @@ class PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: Any) -> Any:
@@ -37,7 +40,7 @@ PlainLoader.add_constructor("tag:yaml.org,2002:int", PlainLoader.construct_yaml_
 
 
 def lfs_pointer(path: Path) -> bool:
-    """Whether a file is the few lines that Git keeps in place of a large one, which `git lfs pull` fetches."""
+    """Whether a file is the few lines that Git keeps instead of a large one, which `git lfs pull` fetches."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -45,7 +48,7 @@ def lfs_pointer(path: Path) -> bool:
 
 
 def check_pulled(path: Path) -> None:
-    """Check that a file is not what Git LFS puts in place of one. Raises UserError if it is."""
+    """Check that a file is not what Git LFS puts there instead. Raises UserError if it is."""
     if lfs_pointer(path):
         raise UserError(f"{path} is a pointer of Git LFS and not the file itself; run git lfs pull in {path.parent}")
 

@@ -1,7 +1,7 @@
 """A study file as YAML: its values by type, and errors that name the line."""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -33,19 +33,6 @@ Place = tuple[str | int, ...]
 """The place of a value in the file: keys and, in a list, its number from 0."""
 
 
-class _Loader(PlainLoader):
-    """The safe loader, but a duplicate key is an error; YAML would take the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 class StudyDocument:
     """A YAML file that checks its values one by one; errors name their line."""
 
@@ -56,7 +43,7 @@ class StudyDocument:
         if file.stat().st_size > MAX_YAML:
             raise UserError(f"the study {file} is larger than {MAX_YAML >> 20} MB; give a YAML file")
         try:
-            loader = _Loader(file.read_text(encoding="utf-8"))
+            loader = PlainLoader(file.read_text(encoding="utf-8"))
             root = loader.get_single_node()
             content = loader.construct_document(root) if root else None
         except UnicodeDecodeError as error:

@@ -80,10 +80,16 @@ class Attempt:
 def check_options(study: Path, runs: Iterable[Run]) -> None:
     """Raise UserError if a run has settings that its command refuses, before any run starts."""
     for run in runs:
-        try:
-            OPTIONS[run.kind](**run.settings)
-        except UserError as error:
-            raise UserError(f"{study}: {run.path} cannot run: {error}") from error
+        if refusal := _refusal(run):
+            raise UserError(f"{study}: {run.path} cannot run: {refusal}")
+
+
+def _refusal(run: Run) -> UserError | None:
+    try:
+        OPTIONS[run.kind](**run.settings)
+    except UserError as error:
+        return error
+    return None
 
 
 def status_of(output: Path, run: Run) -> RunStatus:

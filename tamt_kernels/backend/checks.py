@@ -14,7 +14,8 @@ Ranking = Literal["signed", "abs"]
 
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 LONGEST_GROUP = 16  # of a pattern
-MAX_ENTRIES = 2**31  # kernels use flat indices of 32 bits
+MAX_ENTRIES = 2**31
+"""Of one matrix: kernels use flat indices of 32 bits."""
 
 
 def tensor(operation: str, name: str, value: object) -> None:
@@ -104,12 +105,7 @@ def pattern(operation: str, name: str, value: Tensor, pattern_: tuple[int, int])
         )
 
 
-def row(operation: str, name: str, index: int, weight: Tensor) -> None:
-    """Must be the index of a row of a weight; negative indices count from the end."""
-    row_of(operation, name, index, tuple(weight.shape))
-
-
-def row_of(operation: str, name: str, index: int, shape_: tuple[int, ...]) -> None:
+def row(operation: str, name: str, index: int, shape_: tuple[int, ...]) -> None:
     """Must be the index of a row of a weight of this shape; negative indices count from the end."""
     integers(operation, name, [index])
     rows = shape_[0]

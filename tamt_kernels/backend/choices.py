@@ -63,7 +63,7 @@ NONE = Choices({}, {}, {})
 
 def path() -> Path:
     """The cache file."""
-    folder = os.environ.get("TAMT_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = os.environ.get("TAMT_CACHE") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(folder) / "tamt" / "kernels.json"
 
 
@@ -71,7 +71,7 @@ def path() -> Path:
 def of(device: torch.device) -> Choices:
     """What was measured on a device with these versions; ``NONE`` if nothing was."""
     no_gpu = device.type == "cuda" and not torch.cuda.is_available()
-    return NONE if no_gpu or not path().is_file() else _read().get(name(device), NONE)
+    return NONE if no_gpu else _read().get(name(device), NONE)
 
 
 def operations_with(backend: str) -> set[str]:
@@ -163,10 +163,10 @@ def _parsed(written: dict[str, Any]) -> Choices:
 
 @functools.cache
 def _read() -> dict[str, Choices]:
-    """The whole file. A damaged file is ignored with a warning."""
+    """The whole file; empty if there is none to read. A damaged file is ignored with a warning."""
     try:
         return {name: _parsed(row) for name, row in json.loads(path().read_text(encoding="utf-8")).items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return {}
     except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         warnings.warn(

@@ -18,6 +18,8 @@ CHECKED = (37, 130, 65)
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear`` of float32 tensors on a CPU, with any strides; without a gradient."""
+    if bias is not None:
+        bias = bias.expand(weight.shape[0]).contiguous()  # oneDNN reads the bias without its strides
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 

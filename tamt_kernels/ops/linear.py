@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from tamt_kernels import reference
 from tamt_kernels.backend import onednn, product_library
@@ -205,6 +206,7 @@ def overwrite_linear_backward_weight(out: Tensor, grad_output: Tensor, x: Tensor
         torch.mm(grad_output.flatten(0, -2).t(), x.flatten(0, -2), out=out.detach())
     else:
         out.data = _backward_weight(grad_output, x)
+        increment_version(out)  # a graph that saved the old content must not go on
 
 
 class Linear(nn.Linear):

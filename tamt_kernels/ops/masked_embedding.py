@@ -98,7 +98,7 @@ def masked_embedding(
     checks.device("masked_embedding", "ids", ids, weight.device, "weight")
     checks.threshold("masked_embedding", value, cut, score.device)
     if padding_idx is not None:
-        checks.row("masked_embedding", "padding_idx", padding_idx, weight)
+        checks.row("masked_embedding", "padding_idx", padding_idx, tuple(weight.shape))
         padding_idx %= weight.shape[0]
     absolute = checks.absolute("masked_embedding", ranking)
     rows_of_masked_weight: Tensor = _operator(ids, weight, score, value, cut, padding_idx, absolute)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from tamt_kernels import reference
 from tamt_kernels.backend import checks
@@ -44,3 +45,5 @@ def prune_(tensors: Sequence[Tensor], packed: Sequence[Tensor]) -> None:
         checks.device("prune_", f"packed[{i}]", bits, tensor.device, f"tensors[{i}]")
     if tensors:
         _prune([tensor.detach() for tensor in tensors], packed)
+        for tensor in tensors:
+            increment_version(tensor)

@@ -104,7 +104,7 @@ def sparse_embedding(ids: Tensor, weight: SparseWeight, padding_idx: int | None 
     checks.dtype("sparse_embedding", "ids", ids, (torch.int64, torch.int32))
     checks.device("sparse_embedding", "ids", ids, weight.device, "weight")
     if padding_idx is not None:
-        checks.row_of("sparse_embedding", "padding_idx", padding_idx, tuple(weight.shape))
+        checks.row("sparse_embedding", "padding_idx", padding_idx, tuple(weight.shape))
         padding_idx %= weight.shape[0]
     rows: Tensor = operator(ids, weight.values, *weight.pattern, *weight.shape, padding_idx)
     return rows

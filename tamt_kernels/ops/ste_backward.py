@@ -102,8 +102,7 @@ def ste_backward(
         The product, contiguous, computed in float32 and rounded once to ``dtype``; or ``add_to``, with the product
         added in float32 and rounded once. It cannot be differentiated again. With ``squared_norm`` a pair of this and
         the sum of the squares of its rounded entries: float32, 0-dim, summed in float64 in an order that does not
-            depend on the
-        number of threads.
+        depend on the number of threads.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape or device, or more than 2**31 entries.

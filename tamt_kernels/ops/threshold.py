@@ -98,7 +98,7 @@ def topk_threshold(
     if not scores:
         return Thresholds(*_fake([], []))
     detached = [score.detach() for score in scores]
-    check_nan = check_nan or not scores or not scores[0].is_cuda
+    check_nan = check_nan or not scores[0].is_cuda
     if last is None and check_nan:
         values, cuts = _operator(detached, keep, absolute)
         return Thresholds(values, cuts)

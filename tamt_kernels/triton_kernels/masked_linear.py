@@ -2,8 +2,7 @@
 
 With few rows a product waits for W, not for its multiplications, so reading W and S once beats writing W ⊙ m and
 reading it again: on an H200, for 768 → 3,072, one row takes 10.5 µs instead of 14.9, and 64 rows 12.1 µs instead of
-    15.3. For more
-rows cuBLAS with a W ⊙ m that is written once per step is faster.
+15.3. For more rows cuBLAS with a W ⊙ m that is written once per step is faster.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
 # A kernel's arguments have types of Triton's own language, which annotations cannot express.
@@ -119,8 +118,7 @@ def _blocks(rows: int, dtype: torch.dtype) -> tuple[int, int, int]:
     """Rows, outputs and terms of the sum in a tile.
 
     The fastest of those that never spill: on an H200 one row takes 10.5 µs, and 10.7 to 18.6 with ten other tiles; 64
-        rows
-    take 12.1 µs, and 12.7 to 16.4 with six others.
+    rows take 12.1 µs, and 12.7 to 16.4 with six others.
     """
     if dtype == torch.float32:  # without tensor cores, larger tiles spill
         return (16 if rows <= 16 else 32), 16, 32

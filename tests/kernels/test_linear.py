@@ -70,7 +70,8 @@ def test_products_are_right(library, leading, with_bias):
 def test_operands_may_have_any_strides(library):
     x = torch.randn(6, 5, 4).transpose(0, 2)
     weight = torch.randn(6, 9).t()
-    close(tk.linear(x, weight), F.linear(x.double(), weight.double()))
+    bias = torch.randn(9, 2)[:, 0]
+    close(tk.linear(x, weight, bias), F.linear(x.double(), weight.double(), bias.double()))
     grad = torch.randn(9, 5, 4).transpose(0, 2)
     close(tk.linear_backward_x(grad, weight), grad.double() @ weight.double())
     expected = grad.double().flatten(0, 1).t() @ x.double().flatten(0, 1)

@@ -102,6 +102,21 @@ def test_a_state_is_canonical_and_loads_anywhere():
     assert empty.values.any()  # copied
 
 
+def test_tied_layers_stay_tied_when_another_mask_is_loaded():
+    layers = []
+    for sparsity in (0.6, 0.8):
+        weight = tk.pack_sparse(torch.randn(50, 30), mask_of(torch.empty(50, 30), sparsity))
+        words = tk.SparseEmbedding.from_weight(weight)
+        layers.append(nn.ModuleDict({"words": words, "decoder": tk.SparseLinear.from_weight(words.weight)}))
+    tied, other = layers
+    before = tied["words"].values
+    assert tied.load_state_dict(other.state_dict()) == ([], [])
+    assert tied["words"].values is tied["decoder"].values is before
+    x = torch.randn(3, 30)
+    assert torch.equal(tied["words"](IDS), other["words"](IDS))
+    assert torch.equal(tied["decoder"](x), other["decoder"](x))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -256,7 +256,7 @@ def test_null_behind_an_option_of_a_config_leaves_it_as_it_is(name: str, null: s
     [
         ("", "{file} has no options; write 'name: value' on each line, or leave --config out"),
         ("# nothing\n", "{file} has no options; write"),
-        ("seed: 1\nsparsity: 0.5\nseed: 2\n", "(seed is there twice in line 1); correct it"),
+        ("seed: 1\nsparsity: 0.5\nseed: 2\n", "(duplicate key seed in line 3); correct it"),
         ("resume: 3\n", "resume in {file} is 3; write true or false"),
         ("prune_pooler: 'no'\n", "prune_pooler in {file} is 'no'; write true or false"),
         ("config: other.yaml\n", "config in {file} is not an option"),

@@ -205,7 +205,13 @@ def test_parts_that_contradict_each_other_are_refused(load) -> None:
 
 def test_options_of_methods_and_tasks(load, tmp_path: Path) -> None:
     (tmp_path / "glue").mkdir()
-    search = {"batch_size": 8, "steps": 50, "threshold_every": 2, "dropout": "model", "imp": {"steps": 100, "lr": "5e-5"}}
+    search = {
+        "batch_size": 8,
+        "steps": 50,
+        "threshold_every": 2,
+        "dropout": "model",
+        "imp": {"steps": 100, "lr": "5e-5"},
+    }
     tasks = {"demo": {"epochs": 1}, "sst2": {"lr": 1e-5}}
     plan = make_plan(load(search=search, tasks=tasks, data_dir="glue", finetune={"epochs": 2, "precision": "bf16"}))
     settings = {run.name: run.settings for run in plan.runs}

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 import tamt
+import tamt_kernels as tk
 from tamt.masks.masking import apply_masks, packed_masks, prunable_weights
 from tamt.runtime.errors import UserError
 from tamt.training.optimizer import make_optimizer
@@ -397,6 +398,18 @@ def test_a_sparsity_is_between_0_and_1(sparsity: float, model: PreTrainedModel) 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Tickets'"):
         _ = tamt.Tickets
+
+
+def test_a_frozen_weight_is_pruned_once(model: PreTrainedModel, ticket: tamt.Ticket, monkeypatch) -> None:
+    pruned: list[int] = []
+    prune = tk.prune_
+    monkeypatch.setattr(tk, "prune_", lambda tensors, packed: (pruned.append(1), prune(tensors, packed)))
+    model.requires_grad_(False)
+    ticket.apply(model)
+    count = len(pruned)
+    assert revived(model, ticket) == 0
+    model(**model.dummy_inputs)
+    assert len(pruned) == count > 0
 
 
 def test_a_frozen_weight_is_pruned_too(model: PreTrainedModel, ticket: tamt.Ticket) -> None:
