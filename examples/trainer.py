@@ -51,7 +51,7 @@ def main() -> None:
 
     trainer = Trainer(
         model,
-        TrainingArguments(options.output, num_train_epochs=options.epochs, learning_rate=1e-4, report_to="none"),
+        TrainingArguments(options.output, num_train_epochs=options.epochs, learning_rate=1.6e-4, report_to="none"),
         data_collator=DataCollatorWithPadding(tokenizer),
         train_dataset=rows["train"],
         eval_dataset=rows["dev"],

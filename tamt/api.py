@@ -4,7 +4,7 @@ They take what the commands take, return objects and raise `UserError`, whose me
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -75,7 +75,7 @@ def find_ticket(
     """
     named = {"model": model, "method": method, "corpus": corpus, "sparsity": sparsity, "pattern": pattern}
     named["output"] = output
-    rows = _run("find_ticket", run_train, TrainOptions, **named, **options)
+    rows = _run("find_ticket", run_train, TrainOptions, named, options)
     processes.wait()  # for the process that writes the mask
     ticket = Ticket.load(rows[-1]["mask"])
     ticket.results = rows[-1]
@@ -126,7 +126,7 @@ def finetune(
             raise UserError("the ticket is in no file, which the run needs; give output, or call ticket.save before")
         mask = _save_beside(ticket, Path(output))
     named = {"model": model, "task": task, "mask": mask, "output": output}
-    return FinetuneResult(_run("finetune", run_finetune, FinetuneOptions, **named, **options))
+    return FinetuneResult(_run("finetune", run_finetune, FinetuneOptions, named, options))
 
 
 def evaluate(
@@ -165,7 +165,7 @@ def evaluate(
         task, model = task or model.task, model.run
     with _as_file(ticket) as mask:
         named = {"model": model, "corpus": corpus, "mask": mask, "task": task}
-        rows = _run("evaluate", run_evaluate, EvaluateOptions, **named, **options)
+        rows = _run("evaluate", run_evaluate, EvaluateOptions, named, options)
     if isinstance(ticket, Ticket):
         rows[0]["mask"] = ticket.path
     return EvaluateResult(rows)
@@ -205,21 +205,26 @@ def export(
         model = model.run
     with _as_file(ticket) as mask:
         named = {"model": model, "mask": mask, "output": output}
-        return Path(_run("export", run_export, ExportOptions, **named, **options)[0]["output"])
+        return Path(_run("export", run_export, ExportOptions, named, options)[0]["output"])
 
 
 def _run(
-    function: str, command: Callable[[Any], dict[str, Any]], kind: type[Options], /, **given: Any
+    function: str,
+    command: Callable[[Any], dict[str, Any]],
+    kind: type[Options],
+    named: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """The rows of a command for values from Python. None leaves an option as it is."""
+    """The rows of a command for values from Python: named parameters, and other options. None leaves one as it is."""
     types = {field.name: field.type for field in fields(kind)}
-    for name in given:
-        if name not in types:
-            hint = did_you_mean(name, types, f"help({kind.__module__}.{kind.__name__}) lists them")
+    for name in options:
+        if name in PARAMETERS or name not in types:
+            hint = f"help({kind.__module__}.{kind.__name__}) lists them"
+            hint = f"use {PARAMETERS[name]}" if name in PARAMETERS else did_you_mean(name, types, hint)
             raise TypeError(f"tamt.{function}() has no option {name!r}; {hint}")
     values = {}
     try:
-        for name, value in given.items():
+        for name, value in {**named, **options}.items():
             if value is not None:
                 values[name] = from_python(types[name], value)
     except WrongValueError as error:

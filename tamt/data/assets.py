@@ -92,7 +92,7 @@ DEV_EVERY = 16
 
 def cache_folder() -> Path:
     """The folder of the demo's files: `tamt/demo` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tamt" / "demo"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "tamt" / "demo"
 
 
 def model_folder(name: str) -> Path:

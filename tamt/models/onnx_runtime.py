@@ -55,7 +55,7 @@ def exported(model: PreTrainedModel) -> Iterator[Path]:
 
 
 def session(model: Path | bytes, threads: int) -> Callable[[Tensor], object]:
-    """Makes a forward pass of an ONNX model with one input, in so many threads."""
+    """Makes a forward pass of an ONNX model with one input, on `threads` threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

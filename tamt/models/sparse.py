@@ -66,7 +66,7 @@ def load_sparse(folder: str | Path, values: torch.dtype = torch.float32) -> PreT
 def _load_with_places(
     name: str, state: dict[str, Tensor], matrices: Mapping[str, SparseMatrix]
 ) -> tuple[PreTrainedModel, dict[str, str]] | None:
-    """A model with a number in place of each sparse matrix, so that no dense model takes memory.
+    """A model with a number instead of each sparse matrix, so that no dense model takes memory.
 
     Equal matrices have the same number, as transformers ties them. It keeps the view of a number, by whose memory
     parameters are found, whatever their names.

@@ -14,7 +14,8 @@ class BenchOptions(Options):
 
     Args:
         model: a hub name, a folder, the run folder of tamt finetune, or "demo" or "demo-base".
-        mask: the mask file of a subnetwork of the model; by default the zeros are the model's own.
+        mask: the ticket: a mask file, a run folder of tamt train, or hub:USER/REPO; by default the zeros are the
+            model's own.
         sparsity: prune this share of each matrix by magnitude instead, between 0 and 1: what any mask of this sparsity
             would gain.
         tokens: the tokens per row; by default 1,8,32,128,512, as far as the model reads them.

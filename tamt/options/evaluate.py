@@ -20,7 +20,8 @@ class EvaluateOptions(Options):
         model: the pre-trained model: a hub name, a folder, "demo" or "demo-base". With --task, a fine-tuned model: the
             run folder of tamt finetune, a folder or a hub name.
         corpus: the text: wikitext-103 (its validation split), demo, or text files with one paragraph per line.
-        mask: the mask file of the subnetwork; by default the full model is measured.
+        mask: the ticket: a mask file, a run folder of tamt train, or hub:USER/REPO; by default the full model is
+            measured.
         head: the head.safetensors of a run: for a checkpoint without an MLM head, or to measure with the trained head.
         max_length: the tokens per block; by default 512, or the longest input of the model if that is less. With
             --task, the tokens per row; by default as in fine-tuning.

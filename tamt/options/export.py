@@ -20,8 +20,8 @@ class ExportOptions(Options):
         model: hub name or folder of the pre-trained model, or "demo" or "demo-base"; without a mask the run folder of
             tamt finetune, or the folder of any model with zeros.
         output: new folder for the model and its tokenizer.
-        mask: mask file of the subnetwork, or the run folder of tamt train; without one the zeros of the model are its
-            own.
+        mask: the ticket: a mask file, a run folder of tamt train, or hub:USER/REPO; without one the zeros of the model
+            are its own.
         format: dense, which transformers opens; sparse, which tamt.load_sparse and all commands open; or prune, the
             state dict of a model pruned by torch.nn.utils.prune: for each pruned weight the pre-trained one and the
             mask, as weight_orig and weight_mask.

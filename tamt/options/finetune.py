@@ -22,7 +22,8 @@ class FinetuneOptions(Options):
         model: the pre-trained model: a hub name, a folder, "demo" or "demo-base".
         output: a new folder for the run: results.json, metrics.jsonl, config.yaml, the best model, its predictions
             on the dev rows and a plot of them. A number is added to the default if that is taken.
-        mask: the mask file of the subnetwork; by default the full model is fine-tuned.
+        mask: the ticket: a mask file, a run folder of tamt train, or hub:USER/REPO; by default the full model is
+            fine-tuned.
         data_dir: GLUE's glue_data folder, or the folder with SQuAD's train-v1.1.json and dev-v1.1.json (squad2: v2.0);
             by default the hub.
         train_file: the train rows of classification or regression: .tsv (unquoted, like GLUE's), .csv or .jsonl.

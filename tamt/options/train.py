@@ -34,13 +34,15 @@ class TrainOptions(Options):
 
     Args:
         method: the search: mask training on MLM, on KD, on both, or on any --objective; iterative magnitude pruning
-            (imp); one-shot pruning by magnitude (omp) or by magnitude times activation (wanda); or a random mask.
+            (imp); one-shot pruning by magnitude (omp) or by magnitude times activation (wanda); a random mask (rand);
+            or layers left out by their place (drop).
         model: the pre-trained model: a hub name, a folder, "demo" or "demo-base".
         output: a new folder for the run: mask.safetensors, config.yaml, metrics.jsonl, results.json. A number is
             added to the default if that is taken.
-        corpus: the training text: wikitext-103 (from the hub), demo, or text files with one paragraph per line; omp and
-            rand need none.
-        dev_corpus: the text for the dev losses; by default WikiText's validation split or the last 5 % of the files.
+        corpus: the training text: wikitext-103 (from the hub), demo, or text files with one paragraph per line; omp,
+            rand and drop need none.
+        dev_corpus: the text for the dev losses; by default WikiText's validation split, or the last 5 % of the files'
+            blocks.
         sparsity: the share of zeros in each mask, between 0 and 1; by default 0.7, or what the pattern gives.
         pattern: keep N of each M neighbours along the input instead, such as 2:4, which GPUs from Ampere on multiply
             faster; N < M, M at most 16.
