@@ -11,6 +11,7 @@ from typing import Any
 from tamt.methods import FULL, METHODS, OMP, RANDOM
 from tamt.options.base import command
 from tamt.options.demo import DemoOptions
+from tamt.report.drawing import pyplot
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
 from tamt.runtime.files import write_atomically
@@ -82,14 +83,7 @@ def draw(results: list[dict], path: Path) -> None:
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise UserError("the picture needs matplotlib; install it with pip install 'tamt[demo]'") from error
-    if mpl.get_backend(auto_select=False) is None:  # a notebook keeps its own
-        mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot("demo")
     found = [row for row in results if row["method"] != FULL]
     full = next(row for row in results if row["method"] == FULL)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)

@@ -12,7 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import tamt_kernels as tk
-from tamt.masks.file import MASK_FILE, MaskInfo, PackedMasks, as_bytes, load_packed, pack_masks, save_packed
+from tamt.masks.file import (
+    MASK_FILE,
+    TORCH_SUFFIXES,
+    MaskInfo,
+    PackedMasks,
+    as_bytes,
+    load_packed,
+    pack_masks,
+    save_packed,
+)
 from tamt.masks.hub import MODEL_CARD, download, model_card, upload
 from tamt.masks.masking import Masks, Sparsity, check_pattern_fits, magnitude_masks, prunable_weights, random_masks
 from tamt.masks.similarity import check_same_matrices, similarity
@@ -125,7 +134,13 @@ class Ticket:
         return cls.from_masks(random_masks(weights, pruned, seed), info)
 
     def save(self, path: str | Path) -> None:
-        """Write the ticket as a mask file, which every command takes as `--mask`. An existing file is replaced."""
+        """Write the ticket as a mask file, which every command takes as `--mask`. An existing file is replaced.
+
+        Raises:
+            UserError: the name ends in .pt, .bin or .pth, by which files of torch are known.
+        """
+        if Path(path).suffix in TORCH_SUFFIXES:
+            raise UserError(f"{path} would be taken for a file of torch; end its name in .safetensors")
         save_packed(Path(path), self.packed)
         self.path = str(path)
 
@@ -326,7 +341,7 @@ def _pruned(weights: Mapping[str, Tensor], sparsity: float | None, pattern: str 
         raise UserError(f'{given} given; give one of them, such as sparsity=0.7 or pattern="2:4"')
     if sparsity is not None:
         check_sparsity("sparsity", sparsity)
-        return sparsity
+        return float(sparsity)  # it may be a number of NumPy
     groups = tk.Pattern(*parse_pattern(str(pattern)))
     check_pattern_fits(weights, groups)
     return groups

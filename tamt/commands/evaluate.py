@@ -2,13 +2,14 @@
 
 import copy
 import time
+from dataclasses import replace
 
 from transformers import PreTrainedModel
 
 from tamt.data.corpora import load_dev_corpus
 from tamt.data.token_masking import TokenMasking
 from tamt.finetuning.saved import open_finetuned, score_finetuned
-from tamt.masks.file import MaskInfo, load_masks, mask_in_row
+from tamt.masks.file import MaskInfo, load_masks, mask_file, mask_in_row
 from tamt.masks.gates import put_gates
 from tamt.masks.masking import Masks, apply_masks
 from tamt.models.language_model import load_masked_language_model, read_head
@@ -48,7 +49,7 @@ def evaluate(options: EvaluateOptions) -> dict:
     if options.task is not None:
         saved = open_finetuned(options)
         return {"results": [score_finetuned(saved, options.data_dir, options.dev_file, started)]}
-    row = or_in_fp32(_losses, options)
+    row = or_in_fp32(_losses, replace(options, mask=mask_file(options.mask)))
     return {"results": [{**row, "seconds": round(time.monotonic() - started, 1)}]}
 
 

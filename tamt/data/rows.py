@@ -202,6 +202,8 @@ def _by_columns(file: Path, lines: Iterator[tuple[int, list[str]]], task: Task) 
     if first is None:
         return
     columns: Sequence[str] = first[1]
+    if twice := next((name for name in (*task.text_columns, task.label_column) if columns.count(name) > 1), None):
+        raise UserError(f"{file}: the column {twice!r} is there twice; rename or delete one of them")
     if task.header is not None and not set(task.text_columns) <= set(columns):  # only CoLA's test set has a header
         columns, lines = task.header, chain([first], lines)
     broken = []
@@ -229,8 +231,14 @@ def _read_jsonl(file: Path, text: str, _: Task) -> Iterator[Numbered]:
             raise UserError(f"{file}, line {number}: not JSON ({error}); write one object per line") from error
         if not isinstance(row, dict):
             raise UserError(f"{file}, line {number}: not a JSON object; write one object per line")
-        # Numbers become text, as in a .csv file: labels are often 0 and 1.
-        yield number, {key: str(value) if isinstance(value, int | float) else value for key, value in row.items()}
+        yield number, {key: _cell(value) for key, value in row.items()}
+
+
+def _cell(value: Any) -> Any:
+    """Numbers become text, as in a .csv file: labels are often 0 and 1. NaN is what pandas writes for no value."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return str(value) if isinstance(value, int | float) else value
 
 
 READERS: dict[str, Callable[[Path, str, Task], Iterator[Numbered]]] = {

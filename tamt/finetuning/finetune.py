@@ -20,7 +20,7 @@ from tamt.finetuning.plots import draw_predictions
 from tamt.finetuning.question_answering import MAX_ANSWER_LENGTH, N_BEST, QuestionAnswering, make_windows
 from tamt.finetuning.rates import best_rate, default_rate
 from tamt.finetuning.sparse import check_sparse, choose_sparse
-from tamt.masks.file import MaskInfo, load_masks, mask_in_row
+from tamt.masks.file import MaskInfo, load_masks, mask_file, mask_in_row
 from tamt.masks.masking import Masks, apply_masks, sparsity_of
 from tamt.methods import FULL
 from tamt.models.shrink import as_subnetwork
@@ -51,6 +51,7 @@ The rows are read once for all seeds."""
 def finetune(options: FinetuneOptions) -> dict:
     """Run `tamt finetune`."""
     processes.join()
+    options = replace(options, mask=mask_file(options.mask))
     with with_output(options, partial(_name, options)) as settled:
         return _finetune(settled)
 
@@ -241,10 +242,10 @@ def _finish(task: Task, folder: RunFolder, result: dict) -> None:
     """Write the result of a run and a picture of its predictions, and log where they are."""
     if result["score"] is None:
         say(f"{task.metrics[0]} {UNDEFINED}, as in every evaluation; the score is null")
-    if processes.first():
-        draw_predictions(task, folder.path)
     folder.finish({"results": [result]})
     drop_former_models(folder)
+    if processes.first():
+        draw_predictions(task, folder.path)
     say(f"best at step {result['best_step']} of {result['final_step']}: {scores_in_words(result['dev'])}")
     model, predictions = folder.path / MODEL_FOLDER, folder.path / predictions_file("")
     say(f"the best model is in {model}, its predictions are in {predictions}")

@@ -52,10 +52,11 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float | None:
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float | None:
     """Pearson's correlation of the ranks, ties at their mean rank; None if either side is constant."""
-    return pearson(_ranks(predictions), _ranks(labels))
+    return pearson(ranks(predictions), ranks(labels))
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def ranks(values: np.ndarray) -> np.ndarray:
+    """The rank of each value from 1, ties at their mean rank."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 

@@ -12,6 +12,8 @@ from tamt.runtime.console import say
 from tamt.runtime.files import write_atomically
 
 PICTURE = "predictions.png"
+MOST_LABELS = 100
+"""Of a confusion matrix; more are not readable, and its size grows with their square."""
 
 
 def draw_predictions(task: Task, output: Path) -> None:
@@ -21,7 +23,11 @@ def draw_predictions(task: Task, output: Path) -> None:
     """
     if task.kind == "question-answering":
         return
+    if task.label_names is not None and len(task.label_names) > MOST_LABELS:
+        say(f"no {PICTURE} was drawn, as {len(task.label_names):,} labels are more than {MOST_LABELS}")
+        return
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
         say(f"no {PICTURE} was drawn, it needs matplotlib: pip install 'tamt[plots]'")
@@ -30,14 +36,15 @@ def draw_predictions(task: Task, output: Path) -> None:
     lines = (output / predictions_file("")).read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line]
     predicted, true = ([row[side] for row in rows] for side in ("prediction", "label"))
-    figure = Figure(figsize=(4.8, 4.4), constrained_layout=True)
-    axes = figure.subplots()
-    if task.label_names is None:
-        _scatter(axes, predicted, true)
-    else:
-        _confusion(axes, predicted, true, task.label_names)
-    axes.set_title(f"{task.name}, {len(rows):,} dev rows", fontsize=10)
-    write_atomically(output / PICTURE, lambda file: figure.savefig(file, format="png", dpi=150))
+    with rc_context({"text.parse_math": False}):  # a label such as $ is no formula
+        figure = Figure(figsize=(4.8, 4.4), constrained_layout=True)
+        axes = figure.subplots()
+        if task.label_names is None:
+            _scatter(axes, predicted, true)
+        else:
+            _confusion(axes, predicted, true, task.label_names)
+        axes.set_title(f"{task.name}, {len(rows):,} dev rows", fontsize=10)
+        write_atomically(output / PICTURE, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
 def _scatter(axes: Any, predicted: list[float], true: list[float]) -> None:

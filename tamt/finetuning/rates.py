@@ -40,19 +40,23 @@ def best_rate(scores: Mapping[Rate, float | None]) -> Rate:
     return max(scores, key=rank)
 
 
-def best_over_runs(scores: Mapping[Rate, Mapping[Key, float]]) -> tuple[Rate, list[Key]]:
+def best_over_runs(scores: Mapping[Rate, Mapping[Key, float | None]]) -> tuple[Rate, list[Key]]:
     """The rate with the highest mean score over the runs that every rate has, and those runs, none perhaps.
 
     A method is given one rate for all its masks. Were each mask given its own, methods whose masks have fewer
-    fine-tunings would gain more by the choice.
+    fine-tunings would gain more by the choice. A rate with fewer undefined scores is better than any with more.
 
     Args:
         scores: by rate and run, that is the seeds of the mask and of the fine-tuning.
     """
     first, *others = scores.values()
     runs = [run for run in first if all(run in other for other in others)]
-    means = {rate: mean(by_run[run] for run in runs) if runs else None for rate, by_run in scores.items()}
-    return best_rate(means), runs
+
+    def rank(rate: Rate) -> tuple[int, float]:
+        defined = [score for run in runs if (score := scores[rate][run]) is not None]
+        return len(defined), mean(defined) if defined else -math.inf
+
+    return max(scores, key=rank), runs
 
 
 def rates_in_words(rates: tuple[float | None, ...]) -> str:

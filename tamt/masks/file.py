@@ -31,6 +31,8 @@ from tamt_kernels.backend.checks import MAX_ENTRIES
 
 MASK_FILE = "mask.safetensors"
 """The mask of a run, in its folder."""
+TORCH_SUFFIXES = {".pt", ".bin", ".pth"}
+"""Of files of torch, such as the published masks."""
 FORMAT = "tamt-mask"
 VERSION = 2
 FIELDS = {"format", "format_version", "model", "method", "sparsity", "seed", "step", "shapes", "kept", "digest"}
@@ -65,6 +67,11 @@ class MaskInfo:
     def pruned(self) -> Sparsity:
         """How much the masks prune."""
         return sparsity_from(self.pattern, self.structure, self.sparsity)
+
+
+def mask_file(path: Path | None) -> Path | None:
+    """A mask file, also of a run folder, so that its mask has one name; None for the full model."""
+    return path / MASK_FILE if path is not None and path.is_dir() else path
 
 
 def mask_in_row(path: Path | None, masks: Masks, info: MaskInfo | None) -> dict[str, Any]:
@@ -187,7 +194,7 @@ def load_packed(path: Path) -> PackedMasks:
     if not path.is_file():
         raise UserError(f"there is no mask file {path}; give the mask.safetensors of a run folder")
     check_pulled(path)
-    if path.suffix in {".pt", ".bin", ".pth"}:
+    if path.suffix in TORCH_SUFFIXES:
         return pack_masks(*_load_published(path))
     try:
         names = read_header(path)

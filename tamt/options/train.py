@@ -1,5 +1,6 @@
 """The options of `tamt train`."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,8 +181,8 @@ class TrainOptions(Options):
         self._check_pattern()
         self._check_structure()
         check_sparsity("--sparsity", self.share())
-        if self.lr is not None and not self.lr > 0:
-            raise UserError(f"--lr {self.lr:g} must be more than 0; raise it or leave it out")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise UserError(f"--lr {self.lr:g} must be more than 0 and finite; correct it or leave it out")
         self._check_method(find_method(self.method))
         self._check_save_at(find_method(self.method))
 

@@ -68,6 +68,8 @@ def from_python(kind: Any, value: Any) -> Any:
         return None
     if takes_several(kind) and isinstance(value, str | Path):
         value = [value]
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a number of NumPy or torch
+        value = value.item()
     if isinstance(value, Path):
         value = str(value)
     elif isinstance(value, list | tuple | range):

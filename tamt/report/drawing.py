@@ -15,12 +15,12 @@ PANEL = (3.7, 2.75)
 """Width and height of a panel in inches; its 266 pt fit the width of a phone."""
 
 
-def pyplot() -> Any:
-    """matplotlib without a display. Raises UserError if it is not installed."""
+def pyplot(extra: str = "plots") -> Any:
+    """matplotlib without a display. Raises UserError if it is not installed; `extra` of tamt brings it."""
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise UserError("figures need matplotlib; install it with pip install 'tamt[plots]'") from error
+        raise UserError(f"figures need matplotlib; install it with pip install 'tamt[{extra}]'") from error
     if mpl.get_backend(auto_select=False) is None:  # a notebook keeps its own
         mpl.use("Agg")
     from matplotlib import pyplot as plt

@@ -1,5 +1,6 @@
 """The fine-tunings of a study, at the best learning rate of each kind of subnetwork."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -42,15 +43,13 @@ def read_fine_tunings(results: Results, runs: list[FinishedRun], searches: set[s
 def _fine_tuning(
     results: Results, run: FinishedRun, searches: set[str], without_search: dict[tuple, TicketRecord]
 ) -> FineTuningRecord:
-    """The fine-tuning of a run.
+    """The fine-tuning of a run. Its score is NaN if it is undefined, until the learning rates are chosen.
 
     Raises:
         UserError: it cannot be used; the message says why, as `Results.skip` takes it.
         KeyError, TypeError, ValueError: its row is not one of a fine-tuning.
     """
     row = run.rows[0]
-    if row.get("score") is None:
-        raise UserError("has no score: its metric is undefined")
     ticket = None
     if mask := row.get("mask") or run.config.get("mask"):
         row = {**row, "mask": mask}
@@ -69,7 +68,7 @@ def _fine_tuning(
         seed=int(row["seed"]),
         train_samples=int(row["train_samples"]),
         lr=optional_number(run.config, "lr"),
-        score=number_in(row, "score"),
+        score=math.nan if row.get("score") is None else number_in(row, "score"),
         seconds=optional_number(row, "seconds"),
         run=run.name,
     )
@@ -144,11 +143,16 @@ def _find_rates(results: Results, groups: Mapping[tuple, Mapping[float | None, A
 
 
 def _keep_best_rate(results: Results, by_rate: Mapping[float | None, Mapping[tuple, FineTuningRecord]]) -> None:
-    scores = {rate: {run: item.score for run, item in by_run.items()} for rate, by_run in by_rate.items()}
+    scores = {
+        rate: {run: None if math.isnan(item.score) else item.score for run, item in by_run.items()}
+        for rate, by_run in by_rate.items()
+    }
     best, runs = best_over_runs(scores)
     for rate, by_run in by_rate.items():
         for run, item in by_run.items():
             if run not in runs:
                 results.skip(item.run, f"has seed {item.seed}, which was not run at every rate; they are not compared")
+            elif math.isnan(item.score):
+                results.skip(item.run, "has no score: its metric is undefined")
             else:
                 (results.fine_tunings if rate == best else results.other_rates).append(item)

@@ -10,7 +10,7 @@ from tamt.report.numbers import percent
 from tamt.report.results import FineTuningRecord, Results, TicketRecord
 from tamt.report.statistics import Summary, summarise
 from tamt.report.variants import is_unusual
-from tamt.runtime.names import distinct
+from tamt.runtime.names import distinct, slug
 
 LABELS = {**{method.name: method.label for method in METHODS.values()}, PUBLISHED: "published mask"}
 """The names of methods in a report, in the order in which they are shown."""
@@ -167,9 +167,4 @@ def suffixes(models: Sequence[str]) -> dict[str, str]:
     """The end of the file names of each model's figures: nothing if there is one model."""
     if len(models) < 2:
         return dict.fromkeys(models, "")
-    return {model: f"-{name}" for model, name in distinct({model: _slug(model) for model in models}).items()}
-
-
-def _slug(text: str) -> str:
-    """A text as part of a file name."""
-    return "".join(c if c.isalnum() or c in ".-" else "-" for c in text).strip("-.") or "model"
+    return {model: f"-{name}" for model, name in distinct({model: slug(model) for model in models}).items()}

@@ -127,7 +127,11 @@ def read_evaluations(results: Results, runs: list[FinishedRun]) -> None:
     """Add the losses of runs of `tamt evaluate` to their masks, and those of the full model."""
     for run in runs:
         row = run.rows[0]
-        losses = {key: value for key in ("mlm_loss", "kd_loss") if (value := optional_number(row, key)) is not None}
+        try:
+            losses = {key: value for key in ("mlm_loss", "kd_loss") if (value := optional_number(row, key)) is not None}
+        except (TypeError, ValueError) as error:
+            results.skip(run.name, f"has a row in {RESULTS} that is not from an evaluation ({error})")
+            continue
         if not losses:
             results.skip(run.name, "is not a run of tamt train, finetune or evaluate")
             continue

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tamt.finetuning.metrics import spearman
+from tamt.finetuning.metrics import ranks, spearman
 
 FEWEST_PAIRS = 5
 """Fewest pairs for a bootstrap interval: three values have only ten different resamples."""
@@ -160,6 +160,5 @@ def _interval_of_rho(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def _centred_ranks(values: np.ndarray) -> np.ndarray:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    return ranks - ranks.mean()
+    found = ranks(values)
+    return found - found.mean()

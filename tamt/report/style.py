@@ -37,6 +37,7 @@ PAGE |= {light: f"var(--{style.replace('+', '-')})" for style, (light, _) in COL
 SETTINGS = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
+    "text.parse_math": False,  # a name may hold $
     "font.size": 8.5,
     "axes.titlesize": 9,
     "axes.labelsize": 8.5,

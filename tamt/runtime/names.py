@@ -1,6 +1,7 @@
-"""Short names that stay apart."""
+"""Short names, also for files, that stay apart."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 
 
@@ -18,3 +19,8 @@ def distinct(names: Mapping[str, str]) -> dict[str, str]:
         full: name if same.count(name.casefold()) == 1 else f"{name}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
         for full, name in names.items()
     }
+
+
+def slug(text: str) -> str:
+    """A text as part of a file name: what is no ASCII letter, digit, dot, plus or minus is a minus."""
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip(".-") or "model"

@@ -116,9 +116,7 @@ class IterativePruning(Training):
         share = sparsity_of(self._masks) if isinstance(sparsity, tk.Pattern) else sparsity
         final = sparsity == search.sparsity
         path = search.save(self._masks, step, MASK_FILE if final else f"masks/sparsity-{share:g}.safetensors", sparsity)
-        dev = search.dev_losses()
-        figures = {f"dev_{name}": value for name, value in dev.items()}
-        search.folder.log(step, sparsity=sparsity_of(self._masks), **figures)
+        dev = search.log_dev_losses(step, sparsity=sparsity_of(self._masks))
         self.results.append({**search.result(self._masks, step, search.folder.seconds, dev), "mask": str(path)})
 
     def _set_masks(self, masks: Masks) -> None:

@@ -146,8 +146,7 @@ class MaskTraining(Training):
         search.save(masks, step, MASK_FILE)
         if self._head:
             search.save_head()
-        dev = search.dev_losses()
-        search.folder.log(step, **{f"dev_{name}": value for name, value in dev.items()})
+        dev = search.log_dev_losses(step)
         return [{**search.result(masks, step, seconds, dev), "changed": self._changed(masks)}]
 
     def _changed(self, masks: Masks) -> float:

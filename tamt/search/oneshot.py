@@ -42,7 +42,4 @@ def oneshot(search: Search, find: Callable[[dict[str, Tensor]], Masks]) -> list[
     seconds = time.monotonic() - started
     search.save(masks, 0, MASK_FILE)
     search.apply(masks)
-    losses = search.dev_losses()
-    if losses:
-        search.folder.log(0, **{f"dev_{name}": value for name, value in losses.items()})
-    return [search.result(masks, 0, seconds, losses)]
+    return [search.result(masks, 0, seconds, search.log_dev_losses(0))]

@@ -30,6 +30,7 @@ from tamt.runtime import processes
 from tamt.runtime.choices import Scores
 from tamt.runtime.files import write_atomically
 from tamt.runtime.structure import Structure
+from tamt.runtime.tensor_files import reproducible
 from tamt.search.group_scores import group_importance
 from tamt.search.text import Text
 from tamt.training.compute import Compute
@@ -122,10 +123,12 @@ class Search:
         text = self.text
         return dev_losses(self.compute, self.student, self.teacher, self.text.dev, text.masking, text.batch_size)
 
-    def log_dev_losses(self, step: int) -> None:
-        """Measure the dev losses and log them."""
-        dev = self.dev_losses()
-        self.folder.log(step, **{f"dev_{name}": value for name, value in dev.items()})
+    def log_dev_losses(self, step: int, **figures: float) -> dict[str, float]:
+        """Measure the dev losses, log them beside other figures, and return them."""
+        losses = self.dev_losses()
+        if figures := figures | {f"dev_{name}": value for name, value in losses.items()}:
+            self.folder.log(step, **figures)
+        return losses
 
     def evaluation_due(self, step: int) -> bool:
         """Whether the dev losses are to be measured after `step`; at the end they always are."""
@@ -157,7 +160,7 @@ class Search:
     def save_head(self, name: str = HEAD_FILE) -> None:
         """Write the trained MLM head into the run folder."""
         head = {name: p.detach().cpu() for name, p in self.student.head_parameters().items()}
-        content = save(head, {"format": "tamt-head", "model": self.options.model})
+        content = reproducible(save(head, {"format": "tamt-head", "model": self.options.model}))
         if processes.first():
             write_atomically(self.folder.path / name, content)
 

@@ -47,7 +47,8 @@ class Forecast:
             return "time left unknown"
         if unknown:
             return f"about {duration(left / workers)} left, plus {unknown} runs of unknown length"
-        return f"{self._spent / (self._spent + left):.0%} of the time, about {duration(left / workers)} left"
+        share = self._spent / (self._spent + left) if self._spent + left else 0
+        return f"{share:.0%} of the time, about {duration(left / workers)} left"
 
     def _add(self, run: Run, seconds: float) -> None:
         self._spent += seconds

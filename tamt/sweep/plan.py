@@ -1,6 +1,5 @@
 """The runs of a study: what they are, their names, and which run needs which."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -10,7 +9,7 @@ from typing import Any, Literal, get_args
 from tamt.masks.file import MASK_FILE
 from tamt.methods import FULL, IMP, METHODS, STAGES, last_step, objective_of
 from tamt.runtime.errors import UserError
-from tamt.runtime.names import distinct
+from tamt.runtime.names import distinct, slug
 from tamt.search.search import HEAD_FILE
 from tamt.sweep.study import Amount, Part, Study
 from tamt.terms import needs_head
@@ -218,7 +217,7 @@ class _Planner:
     def _name(self, point: GridPoint, amount: Amount, **marks: int | None) -> str:
         """The name of a search or a subnetwork."""
         pruned = amount.pattern or amount.structure or f"s{amount.sparsity!r}"
-        start = [point.method, self.model_names[point.model], _slug(pruned)]
+        start = [point.method, self.model_names[point.model], slug(pruned)]
         return "_".join([*start, *_variant_marks(point.variant), *_marks(steps=point.steps, **marks)])
 
     def evaluate(self, part: Part, model: str, subnetwork: Subnetwork) -> Subnetwork:
@@ -253,7 +252,7 @@ class _Planner:
                 settings = {**options, "model": model, **own}
                 if subnetwork.search:
                     settings["mask"] = self._mask(subnetwork)
-                name = "_".join([_slug(task), subnetwork.name, *_marks(n=samples, lr=rate, seed=seed)])
+                name = "_".join([slug(task), subnetwork.name, *_marks(n=samples, lr=rate, seed=seed)])
                 labels = {**subnetwork.labels, "task": task, **own}
                 like = ("finetune", task, subnetwork.labels["model"], samples)
                 self.add(Run("finetune", name, settings, labels, needs=subnetwork.search, like=like))
@@ -277,11 +276,7 @@ def model_names(models: Iterable[str]) -> dict[str, str]:
 
     Where two models would have the same name, each gets the start of its path's sha256.
     """
-    return distinct({model: _slug(Path(model).name if Path(model).is_absolute() else model) for model in models})
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip(".-") or "model"
+    return distinct({model: slug(Path(model).name if Path(model).is_absolute() else model) for model in models})
 
 
 def _variant_marks(variant: Mapping[str, Any]) -> list[str]:
@@ -291,7 +286,7 @@ def _variant_marks(variant: Mapping[str, Any]) -> list[str]:
         file = Path(value)
         return "-".join(file.with_suffix("").parts[-2:]) if file.is_absolute() else value
 
-    return [_slug(named(value)) for value in variant.values() if value is not None]
+    return [slug(named(value)) for value in variant.values() if value is not None]
 
 
 def _marks(**settings: Any) -> list[str]:

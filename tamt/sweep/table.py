@@ -104,14 +104,14 @@ def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _at_best_rates(found: list[dict[str, Any]]) -> Iterator[tuple[tuple[Any, ...], str, list[float]]]:
     """For each kind of subnetwork and task: the kind, the name of the column, and the scores at the best rate."""
-    masks: dict[tuple[Any, ...], dict[float | None, dict[int, float]]] = {}
+    masks: dict[tuple[Any, ...], dict[float | None, dict[int, float | None]]] = {}
     for row in found:
-        if row["kind"] == "finetune" and row["score"] is not None:
+        if row["kind"] == "finetune":
             samples = f" n={row['train_samples']}" if row["train_samples"] else ""
             whose = (tuple(row.get(key) for key in KEYS), row.get("mask_seed"), f"{row['task']}{samples}")
             masks.setdefault(whose, {}).setdefault(row["lr"], {})[row["seed"]] = row["score"]
     lists: dict[str, set[tuple[float | None, ...]]] = {}
-    together: dict[tuple[Any, ...], dict[float | None, dict[tuple[Any, int], float]]] = {}
+    together: dict[tuple[Any, ...], dict[float | None, dict[tuple[Any, int], float | None]]] = {}
     for (group, mask_seed, column), by_rate in masks.items():
         rates = tuple(by_rate)
         lists.setdefault(column, set()).add(rates)
@@ -121,7 +121,8 @@ def _at_best_rates(found: list[dict[str, Any]]) -> Iterator[tuple[tuple[Any, ...
     for (group, column, rates), by_run in together.items():
         rate, runs = best_over_runs(by_run)
         plain = lists[column] == {rates} and len(rates) == 1
-        yield group, column if plain else f"{column} ({rates_in_words(rates)})", [by_run[rate][run] for run in runs]
+        defined = [score for run in runs if (score := by_run[rate][run]) is not None]
+        yield group, column if plain else f"{column} ({rates_in_words(rates)})", defined
 
 
 def _mean(values: list[float], with_spread: bool) -> str | float | None:

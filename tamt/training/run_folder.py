@@ -325,13 +325,27 @@ def finished_results(path: Path, settings: Mapping[str, Any]) -> list[dict] | No
 
 
 def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
+    """The output may be named in another way, or have moved with the study that it is in."""
     started = read_yaml(path / CONFIG)
+    former, now = _apart(Path(str(started.get("output"))), Path(str(settings.get("output"))))
     for key, value in settings.items():
-        if key not in HARMLESS and value != AUTO and started.get(key) != _plain(value):
+        if key in HARMLESS or key == "output" or value == AUTO:
+            continue
+        there = moved = started.get(key)
+        if isinstance(there, str) and Path(there).is_relative_to(former):
+            moved = str(now / Path(there).relative_to(former))
+        if _plain(value) not in (there, moved):
             raise UserError(
                 f"the run in {path} was started with {key} = {started.get(key)!r}, not {_plain(value)!r}; "
                 "continue it with its own settings or give a new --output"
             )
+
+
+def _apart(former: Path, now: Path) -> tuple[Path, Path]:
+    """Two paths without the parts that they have in common at their ends."""
+    while former.name and former.name == now.name:
+        former, now = former.parent, now.parent
+    return former, now
 
 
 def _plain(value: Any) -> Any:

@@ -1,14 +1,12 @@
 """The masked weight, W ⊙ m."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from tamt_kernels import reference
 from tamt_kernels.backend import checks
-from tamt_kernels.backend.library import define, differentiate
-from tamt_kernels.ops.ste_backward import operator as _ste_backward
+from tamt_kernels.backend.library import define
+from tamt_kernels.ops.ste_backward import differentiate_straight_through
 
 
 def _fake(
@@ -22,18 +20,6 @@ def _fake(
     return torch.empty(weight.shape, dtype=dtype or weight.dtype, device=weight.device)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    weight, score, *_ = inputs
-    ctx.save_for_backward(weight)
-    ctx.score_dtype = score.dtype
-
-
-def _backward(ctx: Any, grad_masked_weight: Tensor) -> tuple[Tensor | None, ...]:
-    (weight,) = ctx.saved_tensors
-    grad_score = _ste_backward(grad_masked_weight, weight, ctx.score_dtype)
-    return None, grad_score, None, None, None, None
-
-
 operator = define(
     "mask_weight(Tensor weight, Tensor score, Tensor value, Tensor cut, ScalarType? dtype=None, "
     "bool absolute=False) -> Tensor",
@@ -41,7 +27,7 @@ operator = define(
     fake=_fake,
     triton="mask_weight",
 )
-differentiate("mask_weight", _backward, _save)
+differentiate_straight_through("mask_weight")
 
 
 def mask_weight(

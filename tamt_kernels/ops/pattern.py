@@ -1,14 +1,12 @@
 """Masks that keep n of each m neighbours, such as 2:4, and weights under them."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from tamt_kernels import reference
 from tamt_kernels.backend import checks
-from tamt_kernels.backend.library import define, differentiate
-from tamt_kernels.ops.ste_backward import operator as _ste_backward
+from tamt_kernels.backend.library import define
+from tamt_kernels.ops.ste_backward import differentiate_straight_through
 from tamt_kernels.reference import Pattern
 
 
@@ -20,18 +18,6 @@ def _fake_weight(
     weight: Tensor, score: Tensor, n: int, m: int, dtype: torch.dtype | None = None, absolute: bool = False
 ) -> Tensor:
     return torch.empty(weight.shape, dtype=dtype or weight.dtype, device=weight.device)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    weight, score, *_ = inputs
-    ctx.save_for_backward(weight)
-    ctx.score_dtype = score.dtype
-
-
-def _backward(ctx: Any, grad_masked_weight: Tensor) -> tuple[Tensor | None, ...]:
-    (weight,) = ctx.saved_tensors
-    grad_score = _ste_backward(grad_masked_weight, weight, ctx.score_dtype)
-    return None, grad_score, None, None, None, None
 
 
 _mask = define(
@@ -46,7 +32,7 @@ operator = define(
     fake=_fake_weight,
     triton="pattern",
 )
-differentiate("pattern_weight", _backward, _save)
+differentiate_straight_through("pattern_weight")
 
 
 def pattern_mask(score: Tensor, pattern: Pattern, *, ranking: checks.Ranking = "signed") -> Tensor:

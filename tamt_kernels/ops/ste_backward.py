@@ -37,6 +37,22 @@ _into = define(
 )
 
 
+def differentiate_straight_through(name: str) -> None:
+    """Give an operator of six arguments, W, S and four settings, whose result is W ⊙ m, its gradient in S (eq. 4)."""
+    differentiate(name, _to_score, _keep_weight)
+
+
+def _keep_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    weight, score, *_ = inputs
+    ctx.save_for_backward(weight)
+    ctx.score_dtype = score.dtype
+
+
+def _to_score(ctx: Any, grad_masked_weight: Tensor) -> tuple[Tensor | None, ...]:
+    (weight,) = ctx.saved_tensors
+    return None, operator(grad_masked_weight, weight, ctx.score_dtype), None, None, None, None
+
+
 def _composed(*arguments: Any) -> Tensor:
     return reference.ste_backward_all(*arguments, ste_backward=operator)
 

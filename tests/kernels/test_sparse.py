@@ -114,15 +114,14 @@ def test_kept_values_that_are_no_numbers_reach_their_rows_alone(kernels, values,
 @pytest.mark.parametrize("tokens", [2, 6, 40])
 @pytest.mark.parametrize("values", VALUES)
 def test_what_is_pruned_is_not_multiplied(values, tokens):
-    pytest.importorskip("tamt_kernels._C")
+    if tk.backends()["sparse_linear"]["cpu"] != "cpp":
+        pytest.skip("the definition multiplies by zeros")
     weight, mask = matrix((50, 200), 0.5)
     mask[::2, 130] = False
     packed = tk.pack_sparse(weight, mask, values=values)
     x = rows(tokens, 200)
     x[:, 130] = torch.inf
-    y = tk.sparse_linear(x, packed)
-    if tk.backends()["sparse_linear"]["cpu"] == "cpp":
-        assert torch.equal(y.isfinite().all(0), ~mask[:, 130])
+    assert torch.equal(tk.sparse_linear(x, packed).isfinite().all(0), ~mask[:, 130])
 
 
 def test_threads_change_no_bit():

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 import tamt
 from tamt.api import in_python
+from tamt.commands.evaluate import evaluate
 from tamt.masks.masking import prunable_weights
 from tamt.options.train import TrainOptions
 from tamt.runtime.errors import UserError
@@ -98,6 +99,8 @@ def test_losses_of_a_ticket_wherever_it_is(tiny_bert: Path, corpus: Path, found:
     assert results[0].metrics["kd_loss"] > 0
     assert results[0].score is None
     assert "mlm_loss" in results[0]._repr_html_()
+    row = evaluate(model=str(tiny_bert), corpus=[str(corpus)], mask=file.parent, blocks=4, max_length=16)["results"][0]
+    assert row["mask"] == str(file), "a run folder names its mask file"
 
 
 def test_an_export_is_a_plain_model(tiny_bert: Path, found: tamt.Ticket, tmp_path: Path) -> None:

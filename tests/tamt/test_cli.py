@@ -131,6 +131,7 @@ def test_overview_and_version(capsys) -> None:
         ({"method": None}, "--method is missing"),
         ({"method": "tamt-kd", "steps": "0"}, "--steps 0 must be 1 or more"),
         ({"method": "tamt-kd", "lr": "-1"}, "--lr -1 must be more than 0"),
+        ({"method": "tamt-kd", "lr": "inf"}, "--lr inf must be more than 0 and finite"),
         ({"method": "tamt-kd", "corpus": None}, "tamt-kd needs text"),
         ({"method": "imp", "steps": "9"}, "too few for IMP"),
         ({"method": "imp", "save_at": "3"}, "--save-at is for mask training"),

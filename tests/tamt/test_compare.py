@@ -79,6 +79,17 @@ def test_distance_from_the_omp_of_a_model(tmp_path: Path, capsys, tiny_bert: Pat
     assert row["second_omp_distance"] == 1 - overall
 
 
+def test_distance_of_structured_masks_from_the_omp_of_a_model(tmp_path: Path, capsys, tiny_bert: Path) -> None:
+    for method in ("omp", "rand"):
+        words = ["--method", method, "--model", str(tiny_bert), "--structure", "ffn:0.5"]
+        assert main(["train", *words, "--output", str(tmp_path / method)]) == 0
+    capsys.readouterr()
+    words = [str(tmp_path / method / "mask.safetensors") for method in ("omp", "rand")]
+    assert main(["compare", *words, "--model", str(tiny_bert), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["results"]
+    assert row["first_omp_distance"] == 0 < row["second_omp_distance"] == row["distance"]
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys, tiny_bert: Path) -> None:
     one, other = write(tmp_path / "1.safetensors"), write(tmp_path / "2.safetensors", shape=(9, 7))
     for words, message in (

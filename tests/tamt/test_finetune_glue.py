@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,20 @@ def test_bad_requests_are_refused(options: dict, message: str, tiny_bert: Path, 
     with pytest.raises(UserError, match=message):
         finetune(model=str(tiny_bert), output=tmp_path / "run", **chosen)
     assert not (tmp_path / "run").exists()
+
+
+def test_labels_are_drawn_as_they_are_written(tmp_path: Path) -> None:
+    task = replace(find_task("classification"), label_names=("$", "$$", "a_$b"))
+    rows = [{"prediction": name, "label": "$"} for name in task.label_names]
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draw_predictions(task, tmp_path)
+    assert (tmp_path / "predictions.png").is_file()
+
+
+def test_no_matrix_of_very_many_labels_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw_predictions(replace(find_task("classification"), label_names=tuple(map(str, range(101)))), tmp_path)
+    assert "as 101 labels are more than 100" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_picture_without_matplotlib_and_that_is_said(

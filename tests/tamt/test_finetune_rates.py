@@ -55,6 +55,11 @@ def test_the_best_rate_is_the_first_of_the_highest() -> None:
 def test_rates_are_compared_on_the_seeds_that_all_have() -> None:
     assert best_over_runs({1e-4: {0: 0.5, 1: 0.6}, 3e-4: {0: 0.4, 1: 0.6, 2: 1.0}}) == (1e-4, [0, 1])
     assert best_over_runs({1e-4: {0: 0.5}, 3e-4: {1: 0.6}})[1] == []
+
+
+def test_an_undefined_score_makes_a_rate_worse_than_any_other() -> None:
+    assert best_over_runs({3e-4: {0: 0.9, 1: None}, 1e-4: {0: 0.1, 1: 0.1}}) == (1e-4, [0, 1])
+    assert best_over_runs({3e-4: {0: None, 1: 0.9}, 1e-4: {0: 0.1, 1: None}})[0] == 3e-4
     assert rates_in_words((None,)) == "default"
     assert rates_in_words((1e-4, 3e-4)) == "best of 2 rates: 0.0001, 0.0003"
 

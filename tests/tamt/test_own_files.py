@@ -136,12 +136,17 @@ def test_numbers_of_a_jsonl_file_are_read_as_those_of_a_csv_file(rows, value: st
     assert label in task.label_names
 
 
-@pytest.mark.parametrize(("value", "what"), [("null", "null"), ("[1]", "a list"), ("{}", "an object")])
+@pytest.mark.parametrize(("value", "what"), [("null", "null"), ("NaN", "null"), ("[1]", "a list"), ("{}", "an object")])
 @pytest.mark.parametrize("column", ["text", "label"])
 def test_what_is_no_text_is_named(rows, column: str, value: str, what: str) -> None:
     row = {"text": '"x"', "label": '"a"'} | {column: value}
     with pytest.raises(UserError, match=f"line 1: '{column}' is {what}, not text; write it as text or a number"):
         rows("rows.jsonl", f'{{"text": {row["text"]}, "label": {row["label"]}}}\n')
+
+
+def test_a_column_that_is_there_twice_is_refused(rows) -> None:
+    with pytest.raises(UserError, match="the column 'text' is there twice"):
+        rows("rows.csv", "text,text,label\na,b,c\n")
 
 
 def test_what_is_in_other_columns_does_not_matter(rows) -> None:

@@ -1,6 +1,7 @@
 """What the report reads: a whole study, and everything that can be wrong with one."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -103,7 +104,7 @@ def test_an_average_takes_only_runs_with_every_task(study: ExampleStudy) -> None
         ("results.json", '{"results": []}', "damaged results.json"),
         ("results.json", "\udcff", "damaged results.json"),
         ("results.json", '{"results": [{"task": "cola"}]}', "not from a fine-tuning"),
-        ("results.json", '{"results": [{"score": null}]}', "no score"),
+        ("results.json", '{"results": [{"score": null}]}', "not from a fine-tuning"),
         ("results.json", None, "not finished"),
         ("config.yaml", "a: [", "damaged config.yaml"),
         ("config.yaml", "text", "damaged config.yaml"),
@@ -162,7 +163,7 @@ def test_fine_tunings_with_other_settings_are_not_averaged_in(study: ExampleStud
     assert len(found.fine_tunings) == 6
 
 
-def at_rates(study: ExampleStudy, mask: tuple[str, dict] | None, scores: dict[float, tuple[float, ...]]) -> None:
+def at_rates(study: ExampleStudy, mask: tuple[str, dict] | None, scores: dict[float, tuple[float | None, ...]]) -> None:
     """Fine-tunings of a mask on RTE at several learning rates, with these scores of the seeds 0, 1, …"""
     for rate, values in scores.items():
         for seed, score in enumerate(values):
@@ -203,6 +204,19 @@ def test_a_method_has_one_rate_for_all_its_masks(rated: ExampleStudy) -> None:
     found = read_results(rated.folder)
     rand = [item for item in found.fine_tunings if item.ticket and item.ticket.method == "rand" and item.task == "rte"]
     assert [(item.lr, item.score) for item in rand] == [(3e-4, 0.7), (3e-4, 0.1), (3e-4, 0.9)]
+
+
+def test_a_rate_at_which_a_score_is_undefined_is_not_the_best(rated: ExampleStudy) -> None:
+    at_rates(rated, rated.search(MODEL, "rand", 0.7, 1)[0], {1e-4: (0.3,), 3e-4: (None,)})
+    found = read_results(rated.folder)
+    rand = [item for item in found.fine_tunings if item.ticket and item.ticket.method == "rand" and item.task == "rte"]
+    assert [(item.lr, item.score) for item in rand] == [(1e-4, 0.5), (1e-4, 0.5), (1e-4, 0.3)]
+    assert [item.why for item in found.skipped] == ["has no score: its metric is undefined"]
+
+
+def test_an_evaluation_that_is_no_number_is_named_and_left_out(study: ExampleStudy) -> None:
+    study.write("evaluate/x", {"model": MODEL}, [{"model": MODEL, "mlm_loss": math.nan, "kd_loss": 0.25}])
+    assert "is not from an evaluation (mlm_loss is nan" in why(read_results(study.folder), "evaluate/x")
 
 
 def test_masks_with_other_rates_are_not_compared(rated: ExampleStudy) -> None:

@@ -84,6 +84,27 @@ def test_a_resume_is_told_and_what_changes_no_result_may_change(run: Path) -> No
     assert logged(run)[-1] == {"step": 4, "resumed": True}
 
 
+@pytest.mark.parametrize(
+    ("former", "now"), [("old", "new"), ("old", "{here}/old"), ("{here}/old", "{here}/new"), ("a/b", "b")]
+)
+def test_a_run_that_was_moved_with_its_study_goes_on(former: str, now: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    former, now = (study.format(here=tmp_path) for study in (former, now))
+
+    def settings(study: str) -> dict:
+        mask = f"{study}/search/kd/mask.safetensors"
+        return {"output": f"{study}/finetune/sst2", "mask": mask, "train_file": "rows.tsv"}
+
+    with RunFolder.start(Path(former) / "finetune/sst2", settings(former)):
+        pass
+    Path(former).rename(now)
+    with RunFolder.start(Path(now) / "finetune/sst2", settings(now), resume=True):
+        pass
+    for changed in ({"mask": f"{now}/other"}, {"train_file": f"{now}/rows.tsv"}):
+        with pytest.raises(UserError, match=f"was started with {next(iter(changed))}"):
+            RunFolder.start(Path(now) / "finetune/sst2", settings(now) | changed, resume=True)
+
+
 def test_time_before_the_checkpoint_counts(run: Path) -> None:
     with RunFolder.start(run, {}, resume=True) as folder:
         first = folder.seconds

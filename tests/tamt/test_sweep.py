@@ -180,6 +180,7 @@ def test_the_summary_takes_the_best_of_the_same_rates() -> None:
         ("kd", 0): {1e-4: (0.7, 0.7), 3e-4: (0.8, 0.4)},
         ("kd", 1): {1e-4: (0.1, 0.1), 3e-4: (0.6, 0.6)},
         ("rand", 0): {3e-4: (0.2, 0.2)},
+        ("imp", 0): {1e-4: (0.1, 0.1), 3e-4: (None, 0.9)},
     }
     rows = [
         {"kind": "finetune", **ticket, "method": method, "mask_seed": mask, "task": "rte", "train_samples": None}
@@ -193,6 +194,7 @@ def test_the_summary_takes_the_best_of_the_same_rates() -> None:
     assert found["omp"][both].startswith("0.6000")
     assert found["kd"][both].startswith("0.6000")  # one rate for both masks, though 1e-4 is better for one
     assert found["kd"][both].endswith("(4)")
+    assert found["imp"][both].startswith("0.1000"), "an undefined score is below all others"
     assert found["rand"][both] is None, "one rate is not compared with the best of two"
     assert found["rand"]["rte (0.0003)"].startswith("0.2000")
 
@@ -390,6 +392,16 @@ def test_a_study_can_be_moved(sweep, commands, tmp_path) -> None:
     (tmp_path / "study").rename(tmp_path / "elsewhere")
     assert sweep("--output", str(tmp_path / "elsewhere")) == 0
     assert commands.called == []
+
+
+def test_runs_that_took_no_time_can_be_forecast(sweep, tmp_path, capsys) -> None:
+    folder = tmp_path / "study" / "search" / "omp_demo_s0.5"
+    assert sweep(methods="omp", sparsities=0.5, search={}, tasks={}, full_model=False) == 0
+    results = json.loads((folder / "results.json").read_text())
+    results["results"][0]["seconds"] = 0.0
+    (folder / "results.json").write_text(json.dumps(results))
+    assert sweep("--dry-run", methods="omp", sparsities=[0.5, 0.7], search={}, tasks={}, full_model=False) == 0
+    assert "0% of the time" in capsys.readouterr().err
 
 
 def test_two_sweeps_do_not_share_a_folder(sweep, commands, tmp_path, capsys) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -359,6 +360,18 @@ def test_a_ticket_is_saved_and_loaded(ticket: tamt.Ticket, tmp_path: Path) -> No
         assert read.info == ticket.info
         assert read.similarity(ticket) == 1
         assert all(torch.equal(mask, ticket.masks[name]) for name, mask in read.masks.items())
+
+
+def test_a_ticket_is_not_saved_as_a_file_of_torch(ticket: tamt.Ticket, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"end its name in \.safetensors"):
+        ticket.save(tmp_path / "mask.pt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [np.float64(0.7), torch.tensor(0.7, dtype=torch.float64)])
+def test_a_sparsity_may_be_a_number_of_numpy_or_torch(number, model: PreTrainedModel, tiny_bert, tmp_path) -> None:
+    assert tamt.Ticket.magnitude(model, number).info.sparsity == 0.7
+    assert tamt.find_ticket(tiny_bert, "omp", sparsity=number, output=tmp_path / "run").info.sparsity == 0.7
 
 
 def test_what_a_ticket_knows(model: PreTrainedModel, ticket: tamt.Ticket) -> None:
