@@ -196,7 +196,7 @@ def _run_once(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
     if checkpointing:
         checkpoint_activations(job.model, options.model)
     check_runs(job.model, options.model, compute, partial(_read_two_rows, job))
-    lr = _rate(task, options, job.model, masks)
+    lr = _rate(task, options, job.model, zeros)
     tokens = next(job.batches(1))["input_ids"].numel()
     sparse, why = choose_sparse(options, compute, job.model, zeros, tokens)
     options = replace(options, sparse=sparse)
@@ -256,14 +256,14 @@ def _step_rows(task: Task, options: FinetuneOptions) -> int:
     return task.batch_size * (options.processes_of_step or 1)
 
 
-def _rate(task: Task, options: FinetuneOptions, model: PreTrainedModel, masks: Masks) -> float:
-    """The learning rate asked for, or the default."""
+def _rate(task: Task, options: FinetuneOptions, model: PreTrainedModel, zeros: Masks) -> float:
+    """The learning rate asked for, or the default; a shrunk model has no zeros, and counts as a full one."""
     (asked,) = options.rates()
     if asked is not None:
         return float(asked)
     if options.recipe == "paper":
         return task.lr
-    return default_rate(model.config.hidden_size, sparsity_of(masks) if masks else 0.0)
+    return default_rate(model.config.hidden_size, sparsity_of(zeros) if zeros else 0.0)
 
 
 def _read_two_rows(job: Job) -> None:

@@ -37,8 +37,8 @@ class FinetuneOptions(Options):
             default the paper's 128 (384 for squad, 64 for demo and questions), or the longest input of the model if
             that is less.
         lr: the peak learning rate, from which it falls linearly to 0; by default 2e-5 * 768 / width *
-            (1 + 10 * sparsity). With several rates, such as 1e-4,3e-4, each is run in OUTPUT/lr-RATE, and the one
-            with the best mean score over the seeds is the result.
+            (1 + 10 * sparsity), where a shrunk model has sparsity 0. With several rates, such as 1e-4,3e-4, each is
+            run in OUTPUT/lr-RATE, and the one with the best mean score over the seeds is the result.
         recipe: how lr is chosen if it is not given: short by the rule above, paper 2e-5 (3e-5 for squad).
         weight_decay: the weight decay of AdamW, for all parameters.
         eval_every: the steps between two evaluations; by default the paper's 50 (500 for mnli, qnli and qqp, 1000 for

@@ -14,6 +14,7 @@ from tamt.masks.file import MaskInfo, save_masks
 from tamt.masks.masking import magnitude_masks, prunable_weights
 from tamt.models.task_models import load_classifier
 from tamt.runtime.errors import UserError
+from tamt.search.train import train
 
 SCORES = {(1e-3, 0): 0.6, (1e-3, 1): 0.7, (3e-3, 0): 0.9, (3e-3, 1): 0.5, (1e-2, 0): 0.5, (1e-2, 1): 0.5}
 """By rate and seed. The best single run is not at the best rate."""
@@ -130,6 +131,12 @@ def test_the_default_knows_the_mask_and_options_win(
     assert result["lr"] == rate
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert max(line["lr"] for line in lines if "lr" in line) <= rate
+
+
+def test_a_shrunk_model_counts_as_a_full_one(options: dict, tiny_bert: Path, tmp_path: Path) -> None:
+    mask = train(method="omp", model=str(tiny_bert), structure="ffn:0.5", output=tmp_path / "omp")["results"][0]["mask"]
+    (result,) = finetune(**options, mask=Path(mask), output=tmp_path / "run")["results"]
+    assert result["lr"] == default_rate(32, 0.0)
 
 
 def test_rates_come_with_commas_or_as_a_list_in_yaml(tmp_path: Path) -> None:
