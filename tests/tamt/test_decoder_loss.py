@@ -17,7 +17,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from tamt.models import decoder_loss as module
+from tamt.models import decoder_rows as module
 from tamt.models.decoder_loss import decoder_loss
 from tamt.models.language_model import MaskedLanguageModel
 

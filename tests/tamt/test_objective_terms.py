@@ -14,7 +14,7 @@ from tamt import objectives
 from tamt.data.token_masking import IGNORED, TokenMasking, prepare
 from tamt.masks.file import load_masks
 from tamt.masks.masking import keep_of, magnitude_masks, prunable_weights, wrap
-from tamt.models import decoder_divergence as divergence_module
+from tamt.models import decoder_rows
 from tamt.models.decoder_divergence import decoder_divergence
 from tamt.models.language_model import load_masked_language_model
 from tamt.models.relations import projections_of, relation_heads, relation_loss
@@ -132,7 +132,7 @@ def test_an_attention_that_hides_its_queries_is_refused() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("count", [1, 7, 8, 30])
 def test_the_divergence_is_that_of_the_logits(count: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(divergence_module, "ROWS", 8)
+    monkeypatch.setattr(decoder_rows, "ROWS", 8)
     torch.manual_seed(0)
     ours, theirs = nn.Linear(16, 60, bias=bias), nn.Linear(16, 60, bias=bias)
     ours.weight.requires_grad_(False)
