@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tamt_kernels.backend import choices, product_library
 from tamt_kernels.backend.checks import FLOAT_TYPES
-from tamt_kernels.backend.library import COMPOSED, EAGER, LIBRARY, MATRIX, ONEDNN, OPERATORS, TRITON
+from tamt_kernels.backend.library import LIBRARY, OPERATORS
 
 INSTALL = "to build it, install tamt again where a C++ compiler is found: pip install --force-reinstall --no-deps ."
 
@@ -146,8 +146,9 @@ def serves_product(device: torch.device) -> bool:
 
 
 def _register_triton(key: str) -> None:
-    for name in TRITON:  # the first use warns if Triton is missing: most machines without it have no GPU
-        if not has_kernel(name, key):
+    for name, operator in OPERATORS.items():
+        # The first use warns if Triton is missing: most machines without it have no GPU.
+        if operator.triton and not has_kernel(name, key):
             LIBRARY.impl(name, _choosing(name), key)
             _triton_registered.add((name, key))
 
@@ -156,7 +157,7 @@ def _choosing(name: str) -> Callable[..., Any]:
     """A kernel of an operator that calls the kernel of the fastest backend for its arguments."""
 
     def run(*arguments: Any, **options: Any) -> Any:
-        matrix = arguments[MATRIX[name]]
+        matrix = arguments[OPERATORS[name].matrix]
         first = matrix if isinstance(matrix, Tensor) else matrix[0]
         entries = first.numel() if matrix is first else sum(tensor.numel() for tensor in matrix)
         backend = _fastest(name, first.device, first.dtype)[choices.size_class(entries)]
@@ -193,9 +194,10 @@ def kernel(name: str, backend: str) -> Callable[..., Any]:
     """The function that runs an operator by a backend. Imports Triton kernels only when they are asked for."""
     if backend == "cpp":
         return getattr(torch.ops.tamt_kernels_cpp, name).default
+    operator = OPERATORS[name]
     if backend == "triton":
-        return getattr(importlib.import_module(TRITON[name].module), TRITON[name].launcher)
-    return EAGER[name]
+        return getattr(importlib.import_module(str(operator.triton)), name)
+    return operator.eager
 
 
 def has_kernel(operator: str, key: str, library: str = "tamt_kernels") -> bool:
@@ -222,10 +224,10 @@ def backends(dtype: torch.dtype | None = None, entries: int | None = None) -> di
     gpu = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cuda")
 
     def chosen(operator: str, device: torch.device) -> set[str]:
-        rows = product_library.row if operator in ONEDNN else _fastest
+        rows = product_library.row if OPERATORS[operator].onednn else _fastest
         backends = {backend for kind in dtypes for backend in rows(operator, device, kind)[sizes]}
-        if "eager" in backends and operator in COMPOSED:
-            backends = backends - {"eager"} | chosen(COMPOSED[operator], device)
+        if "eager" in backends and (called := OPERATORS[operator].composed_of):
+            backends = backends - {"eager"} | chosen(called, device)
         return backends
 
     def described(operator: str) -> dict[str, str]:

@@ -4,37 +4,39 @@ Each operator is defined once, with its plain-torch definition as the kernel of 
 registered for its device and takes precedence there; callers and fake kernels stay the same.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 
 LIBRARY = torch.library.Library("tamt_kernels", "DEF")
-OPERATORS: list[str] = []
 
 # The same operators with only the extension's kernels, for operators that must first choose one of several kernels.
 CPP = torch.library.Library("tamt_kernels_cpp", "DEF")
 
-# The position of the argument whose dtype and size decide which kernel is fastest: the weight, else the first argument.
-MATRIX: dict[str, int] = {}
+
+@dataclass(frozen=True)
+class Operator:
+    """What is known of an operator, beside what torch knows.
+
+    Attributes:
+        eager: the plain-torch definition.
+        matrix: the position of the argument whose dtype and size decide which kernel is fastest: the weight, else the
+            first argument.
+        triton: the module of its Triton launcher, which has the operator's name; None if it has none.
+        onednn: functions that compute a dense product by oneDNN on a CPU, by the name of the backend.
+        composed_of: the operator that ``eager`` calls, and whose kernels therefore run; None if it calls none.
+    """
+
+    eager: Callable[..., Any]
+    matrix: int
+    triton: str | None
+    onednn: Mapping[str, Callable[..., Any]]
+    composed_of: str | None
 
 
-class TritonKernel(NamedTuple):
-    """The module and the function of an operator's Triton launcher."""
-
-    module: str
-    launcher: str
-
-
-TRITON: dict[str, TritonKernel] = {}
-
-EAGER: dict[str, Callable[..., Any]] = {}  # each operator's plain-torch definition
-
-# The functions by which oneDNN computes the dense products of a linear layer on a CPU: {operator: {backend: function}}.
-ONEDNN: dict[str, dict[str, Callable[..., Any]]] = {}
-
-# {operator: the operator that its definition calls, and whose kernels therefore run}.
-COMPOSED: dict[str, str] = {}
+OPERATORS: dict[str, Operator] = {}
 
 
 def define(
@@ -61,18 +63,15 @@ def define(
     LIBRARY.impl(name, eager, "CompositeExplicitAutograd")
     CPP.define(schema)
     torch.library.register_fake(f"tamt_kernels::{name}", fake, lib=LIBRARY)
-    OPERATORS.append(name)
-    EAGER[name] = eager
-    if triton:
-        TRITON[name] = TritonKernel(f"tamt_kernels.triton_kernels.{triton}", name)
-    if composed_of:
-        COMPOSED[name] = composed_of
-    if onednn:
-        ONEDNN[name] = onednn
-    operator = getattr(torch.ops.tamt_kernels, name).default
-    arguments = operator._schema.arguments
-    MATRIX[name] = next((i for i, argument in enumerate(arguments) if argument.name.startswith("weight")), 0)
-    call: Callable[..., Any] = operator
+    call: Callable[..., Any] = getattr(torch.ops.tamt_kernels, name).default
+    arguments = call._schema.arguments  # type: ignore[attr-defined]
+    OPERATORS[name] = Operator(
+        eager=eager,
+        matrix=next((i for i, argument in enumerate(arguments) if argument.name.startswith("weight")), 0),
+        triton=f"tamt_kernels.triton_kernels.{triton}" if triton else None,
+        onednn=onednn or {},
+        composed_of=composed_of,
+    )
     return call
 
 

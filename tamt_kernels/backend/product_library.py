@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tamt_kernels.backend import choices, onednn
-from tamt_kernels.backend.library import EAGER, ONEDNN
+from tamt_kernels.backend.library import OPERATORS
 from tamt_kernels.backend.timing import times_by_turns
 
 VARIABLE = "TAMT_PRODUCTS"
@@ -79,7 +79,7 @@ def choose(table: Mapping[str, Sequence[str]]) -> list[str]:
     Returns:
         The operations for which the backends cannot be used here; they use the default.
     """
-    usable = {name: tuple(row) for name, row in table.items() if name in ONEDNN and set(row) <= set(backends())}
+    usable = {name: tuple(row) for name, row in table.items() if name in _products() and set(row) <= set(backends())}
     _use({**default(), **usable})
     return [name for name in table if name not in usable]
 
@@ -91,7 +91,13 @@ def backends() -> tuple[str, ...]:
 
 def kernel(name: str, backend: str) -> Callable[..., Tensor]:
     """The function that computes a product by a backend."""
-    return EAGER[name] if backend == "eager" else ONEDNN[name][backend]
+    operator = OPERATORS[name]
+    return operator.eager if backend == "eager" else operator.onednn[backend]
+
+
+def _products() -> list[str]:
+    """The operators that oneDNN can compute."""
+    return [name for name, operator in OPERATORS.items() if operator.onednn]
 
 
 def _forced() -> Table | None:
@@ -103,18 +109,18 @@ def _forced() -> Table | None:
         raise RuntimeError(f"{VARIABLE} is {backend!r} but must be {', '.join(names[:-1])} or {names[-1]}, or unset")
     if backend not in backends():
         raise RuntimeError(f"{VARIABLE} is {backend!r}, but {onednn.problem()}; unset it")
-    return {name: (backend,) * len(SHAPES) for name in ONEDNN}
+    return {name: (backend,) * len(SHAPES) for name in _products()}
 
 
 def _kept() -> Table | None:
-    table = {name: choices.of(CPU).row(name, torch.float32) for name in ONEDNN}
+    table = {name: choices.of(CPU).row(name, torch.float32) for name in _products()}
     rows = {name: row for name, row in table.items() if row is not None and set(row) <= set(backends())}
     return rows if len(rows) == len(table) else None
 
 
 def _measure_and_keep() -> Table:
     if len(backends()) == 1:
-        return {name: ("eager",) * len(SHAPES) for name in ONEDNN}
+        return {name: ("eager",) * len(SHAPES) for name in _products()}
     table = measure()
     before = choices.of(CPU)
     with contextlib.suppress(OSError):  # the folder cannot be written to, so the next process measures again
@@ -142,7 +148,7 @@ def measure(shapes: tuple[tuple[int, int], ...] = SHAPES, rows: int = ROWS) -> T
 
 
 def _measure(shapes: tuple[tuple[int, int], ...], rows: int) -> Table:
-    fastest: dict[str, list[str]] = {name: [] for name in ONEDNN}
+    fastest: dict[str, list[str]] = {name: [] for name in _products()}
     generator = torch.Generator().manual_seed(0)
     for out, width in shapes:
         weight = torch.randn(out, width, generator=generator)

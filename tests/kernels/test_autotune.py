@@ -66,13 +66,15 @@ def test_what_was_measured_runs_unless_another_is_forced(cache):
 
 # Each backend is told apart by what it is asked for: the definition, replaced, says that it ran.
 CHOOSING = """
+from dataclasses import replace
 import torch, tamt_kernels as tk
 from torch.library import opcheck
 from tamt_kernels.backend import dispatch, library
-real, ran = dict(library.EAGER), []
+real, ran = {name: operator.eager for name, operator in library.OPERATORS.items()}, []
 def recording(name):
     return lambda *arguments, **options: ran.append(name) or real[name](*arguments, **options)
-library.EAGER.update({name: recording(name) for name in real})
+for name, operator in library.OPERATORS.items():
+    library.OPERATORS[name] = replace(operator, eager=recording(name))
 def ran_eager(call):
     ran.clear()
     call()

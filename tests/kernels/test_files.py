@@ -6,7 +6,7 @@
 import re
 from pathlib import Path
 
-from tamt_kernels.backend.library import OPERATORS, TRITON
+from tamt_kernels.backend.library import OPERATORS
 
 ROOT = Path(__file__).parents[2]
 HEADER = "| operators | Python | Triton | C++, CUDA |"
@@ -20,7 +20,8 @@ def python_file(operator: str) -> str:
 
 
 def triton_file(operator: str) -> list[str]:
-    return [f"{TRITON[operator].module.replace('.', '/')}.py"] if operator in TRITON else []
+    module = OPERATORS[operator].triton
+    return [f"{module.replace('.', '/')}.py"] if module else []
 
 
 def compiled_files(operator: str) -> list[str]:
