@@ -96,16 +96,15 @@ def main(arguments: list[str] | None = None) -> int:
             cause = " ".join(str(error).split())
             _report(f"{prefix}: error: a file cannot be read or written ({cause}); correct that and try again")
             return 2
-        except termination.Terminated as error:
-            saved = f"step {error.last_good} is saved; repeat the command with --resume to continue from it"
-            general = "saved files are kept; repeat the command, with --resume for a run"
-            message = str(error) or f"terminated; {saved if error.last_good else general}"
-            _report(f"{prefix}: {message}")
-            return termination.EXIT_CODE
         except KeyboardInterrupt as stop:
-            message = str(stop) or "interrupted; the last checkpoint is kept, --resume continues from it"
+            terminated = isinstance(stop, termination.Terminated) and not termination.interrupted()
+            ended = "terminated" if terminated else "interrupted"
+            kept = "saved files are kept; repeat the command, with --resume for a run"
+            if step := getattr(stop, "last_good", 0):
+                kept = f"step {step} is saved; repeat the command with --resume to continue from it"
+            message = str(stop) or f"{ended}; {kept}"
             _report(f"{prefix}: {message}")
-            return 130
+            return termination.EXIT_CODE if terminated else termination.EXIT_CODE_OF_INTERRUPT
 
 
 def _report(sentence: str) -> None:

@@ -102,8 +102,9 @@ def _(options: CompareOptions, results: dict[str, Any]) -> Step | None:
 def _(options: ExportOptions, results: dict[str, Any]) -> Step | None:
     if options.mask is None:  # a fine-tuned model, say, of a task that is not known here
         return None
-    words = ["tamt", "evaluate", "--model", str(options.output), "--corpus", _corpus(options.model)]
-    return Step("measure the exported model", words)
+    # Not of the exported model, whose KD loss would be that from itself.
+    words = ["tamt", "evaluate", "--model", options.model, "--mask", str(options.mask)]
+    return Step("measure the subnetwork", [*words, "--corpus", _corpus(options.model)])
 
 
 @next_step.register

@@ -95,8 +95,10 @@ def _named() -> Choice | None:
 def _measured(model: PreTrainedModel, masks: Mapping[str, Tensor], tokens: int) -> Choice:
     dense, sparse = measure(model, masks, min(tokens, MOST_TOKENS))
     chosen: Sparse = "on" if sparse <= GAIN * dense else "off"
-    compared = f"{dense / sparse:.1f} × faster" if sparse < dense else f"{sparse / dense:.1f} × slower"
-    return Choice(chosen, f"sparse {chosen}, as sparse products are {compared} here (--sparse on or off decides)")
+    compared = f"are {dense / sparse:.1f} × faster" if sparse < dense else f"are {sparse / dense:.1f} × slower"
+    if chosen == "off" and sparse < dense:
+        compared = f"gain less than {1 - GAIN:.0%}"
+    return Choice(chosen, f"sparse {chosen}, as sparse products {compared} here (--sparse on or off decides)")
 
 
 def measure(model: PreTrainedModel, masks: Mapping[str, Tensor], tokens: int) -> tuple[float, float]:

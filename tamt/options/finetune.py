@@ -140,8 +140,8 @@ class FinetuneOptions(Options):
         self._check_rates()
         if self.sparse == "on" and self.mask is None:
             raise UserError("--sparse on needs a --mask, as a full model has no zeros; give it or leave --sparse out")
-        if self.weight_decay < 0:
-            raise UserError(f"--weight-decay {self.weight_decay:g} must not be negative; leave it out for none")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"--weight-decay {self.weight_decay:g} must be 0 or more and finite; leave it out for none")
 
     def _check_task(self, task: Task) -> None:
         with_columns(task, self.text_column, self.label_column)

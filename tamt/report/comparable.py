@@ -54,6 +54,9 @@ FINETUNE_SETTINGS = (
 )
 """What fine-tunings on one task must share to be averaged, beside the list of learning rates."""
 
+TASK_DEFAULTS = ("epochs", "max_length", "eval_every")
+"""Settings of a fine-tuning that its task gives where they are left out."""
+
 Settings = tuple[tuple[str, Any], ...]
 
 
@@ -88,7 +91,7 @@ def keep_shared_settings(results: Results, runs: list[FinishedRun]) -> list[Fini
                 continue
             differing = [(own, other) for own, other in zip(settings, common, strict=True) if own != other]
             own, others = (_in_words(side) for side in zip(*differing, strict=True))
-            results.skip(run.name, f"{own} where most runs of {name} {others}; they are not averaged")
+            results.skip(run.name, f"has {own} where most runs of {name} have {others}; they are not averaged")
         results.settings += [(model, name, variant, key, plain(value)) for key, value in common if value is not None]
     return kept
 
@@ -100,14 +103,21 @@ def _settings(run: FinishedRun) -> Settings:
         names = FINETUNE_SETTINGS
     elif is_one_shot(method := run.config["method"]):
         names = CALIBRATED_SETTINGS if METHODS[method].needs_text else ONE_SHOT_SETTINGS
-    return tuple(
-        (name, _effective_batch(run.config) if name == EFFECTIVE_BATCH else hashable(run.config.get(name)))
-        for name in names
-    )
+    return tuple((name, _value(run.config, name)) for name in names)
+
+
+def _value(config: Mapping[str, Any], name: str) -> Any:
+    """A setting of a run; that of its task where it was left out."""
+    if name == EFFECTIVE_BATCH:
+        return _effective_batch(config)
+    value, task = config.get(name), TASKS.get(str(config.get("task")))
+    if value is None and task and name in TASK_DEFAULTS:
+        value = getattr(task, name)
+    return hashable(value)
 
 
 def _in_words(settings: Iterable[tuple[str, Any]]) -> str:
-    return "has " + ", ".join(f"{name} {plain(value)}" for name, value in settings)
+    return ", ".join(f"{name} {'by default' if value is None else plain(value)}" for name, value in settings)
 
 
 def _effective_batch(config: Mapping[str, Any]) -> Any:

@@ -17,6 +17,9 @@ from tamt.runtime import processes
 UNBROKEN = 10_000
 """Width of a table in a file or a pipe, so that each row is one line."""
 
+QUIET = 60.0
+"""Seconds after which a training that prints to a file tells again how far it is."""
+
 console = Console(stderr=True, highlight=False)
 
 
@@ -27,11 +30,13 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """A progress bar with the latest figures on a terminal; elsewhere a line at every tenth of the steps."""
+    """A progress bar with the latest figures on a terminal; elsewhere a line at every tenth of the steps, and at least
+    one in a minute."""
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
         self._what, self._total = what, total
         self._start, self._first = time.monotonic(), done
+        self._told, self._told_at = done, self._start
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -53,9 +58,11 @@ class Progress:
     def update(self, step: int, figures: str) -> None:
         """Show that `step` steps are done."""
         self._bar.update(self._task, completed=step, figures=figures)
-        tenth = max(1, self._total // 10)
-        if not console.is_terminal and (step % tenth == 0 or step == self._total):
-            left = (time.monotonic() - self._start) / max(1, step - self._first) * (self._total - step)
+        now, tenth = time.monotonic(), max(1, self._total // 10)
+        passed = step // tenth > self._told // tenth or step == self._total
+        if not console.is_terminal and (passed or now - self._told_at >= QUIET):
+            self._told, self._told_at = step, now
+            left = (now - self._start) / max(1, step - self._first) * (self._total - step)
             say(f"{self._what} {step}/{self._total} {figures} {left:.0f} s left")
 
 

@@ -1,19 +1,15 @@
 """`tamt sweep`: run a study file."""
 
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tamt.options.base import command
 from tamt.options.sweep import SweepOptions
 from tamt.runtime.console import console, say
 from tamt.runtime.errors import UserError
 from tamt.runtime.files import lock, write_atomically
-from tamt.runtime.termination import SIGTERM, Terminated
 from tamt.sweep.engine import Engine, Here, OnRay
 from tamt.sweep.forecast import Forecast, duration
 from tamt.sweep.plan import Run, StudyPlan, make_plan
@@ -45,8 +41,7 @@ def sweep(options: SweepOptions) -> dict:
         rows = _finished_rows(plan, statuses, rejected)
         engine = _engine(options, folder, study.keep_models)
         try:
-            with _saved_on_interrupt():
-                failed, not_run = _run_all(folder, plan, rows, engine)
+            failed, not_run = _run_all(folder, plan, rows, engine)
         except KeyboardInterrupt as stop:
             stop.args = (f"stopped with {len(rows)} of {len(plan.runs)} runs done; repeat the command to continue",)
             raise
@@ -186,31 +181,6 @@ def _locked(folder: Path) -> Iterator[None]:
     with (folder / LOCK).open("wb") as file:
         lock(file, "sweep", folder)
         yield
-
-
-@contextmanager
-def _saved_on_interrupt() -> Iterator[None]:
-    """Handle Ctrl-C like SIGTERM: the current training saves after its step and ends. A second Ctrl-C ends at once."""
-    answer = signal.getsignal(SIGTERM) if SIGTERM else None
-    if threading.current_thread() is not threading.main_thread() or not callable(answer):
-        yield
-        return
-    interrupted = False
-
-    def handle(number: int, frame: Any) -> None:
-        nonlocal interrupted
-        interrupted = True
-        answer(number, frame)
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    except Terminated:
-        if interrupted:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ SHOWN = [
     ("report runs", "-m webbrowser runs/report/report.html"),
     ("compare a b", "tamt compare a b --output similarities"),
     ("compare a b --model m --output o", "tamt finetune --task sst2 --model m --mask a"),
-    ("export --model demo --mask k --output o", "tamt evaluate --model o --corpus demo"),
+    ("export --model demo --mask k --output o", "tamt evaluate --model demo --mask k --corpus demo"),
     ("bench m --mask k", "tamt export --model m --mask k --format sparse --output m-sparse"),
     ("bench runs/sst2", "tamt export --model runs/sst2 --format sparse --output sst2-sparse"),
     ("bench demo --sparsity 0.8", "tamt train --method tamt-kd --model demo --corpus demo --sparsity 0.8"),
