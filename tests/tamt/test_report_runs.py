@@ -10,6 +10,7 @@ import pytest
 from example_study import ExampleStudy
 
 from tamt.cli import main
+from tamt.data.tasks import TASKS
 from tamt.report.figure import Figure, Missing
 from tamt.report.figures import figures_of
 from tamt.report.latency_figure import by_latency
@@ -250,6 +251,19 @@ def test_runs_with_another_effective_batch_are_not_averaged_in(tmp_path: Path, u
     assert "has effective batch 256 where most" in why(found, f"finetune/{folder.name}")
     assert [item.seed for item in found.fine_tunings] == [0, 1]
     assert ("cola", "effective batch", "32", "32, 16 for squad") in [row[1:] for row in settings_table(found).rows]
+
+
+def test_a_default_that_is_written_out_is_the_same_setting(tmp_path: Path) -> None:
+    example = ExampleStudy(tmp_path / "study")
+    ticket = example.search(MODEL, "omp", 0.7)[0]
+    task = TASKS["cola"]
+    for seed, settings in enumerate(({}, {"epochs": task.epochs}, {"max_length": task.max_length}, {"epochs": 1})):
+        example.finetune(MODEL, "cola", ticket, seed, **settings)
+    found = read_results(example.folder)
+    assert [item.seed for item in found.fine_tunings] == [0, 1, 2]
+    assert [item.why for item in found.skipped] == [
+        f"has epochs 1 where most runs of cola have epochs {task.epochs}; they are not averaged"
+    ]
 
 
 def test_searches_with_another_effective_batch_or_head_are_not_averaged_in(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from tamt.runtime.console import Progress
 from tamt.training.compute import Compute
 from tamt.training.loss_scale import FIRST_LOSS_SCALE, GROWTH_INTERVAL, LARGEST_LOSS, LossScale, NonFiniteError
 from tamt.training.optimizer import MAX_GRADIENT_NORM, make_optimizer
@@ -147,3 +148,18 @@ def test_an_error_of_prefetched_batches_is_raised_where_its_batch_is_due() -> No
     assert next(ready)["x"] == 1
     with pytest.raises(ValueError, match="torn"):
         next(ready)
+
+
+def test_a_training_that_prints_to_a_file_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("tamt.runtime.console.time.monotonic", lambda: clock[0])
+    with Progress("tamt-kd", 1000) as progress:
+        for step in range(30, 1001, 30):  # no multiple of a tenth
+            clock[0] += 1
+            progress.update(step, "loss 0.1")
+    assert capsys.readouterr().err.count("tamt-kd ") == 9
+    with Progress("tamt-kd", 10_000) as progress:
+        for step in range(1, 7):
+            clock[0] += 20
+            progress.update(step, "loss 0.1")
+    assert [line.split(" ")[1] for line in capsys.readouterr().err.splitlines()] == ["3/10000", "6/10000"]
