@@ -117,7 +117,9 @@ def _run_unless_finished(task: Task, make_job: MakeJob, options: FinetuneOptions
     done = processes.by_first(partial(_finished, options))
     if done:
         say(f"the run in {options.output} is finished")
-    return done[0] if done else _run(task, make_job, options)
+        return done[0]
+    begun = processes.by_first(options.output.exists)
+    return _run(task, make_job, replace(options, resume=options.resume and begun))
 
 
 def _run_seeds(task: Task, make_job: MakeJob, options: FinetuneOptions, seeds: list[int]) -> dict:

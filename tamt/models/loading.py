@@ -17,7 +17,7 @@ from tamt.masks.masking import POOLER, prunable_modules
 from tamt.masks.prune_format import is_pruned, merge
 from tamt.masks.sparse_file import SPARSE_FILE, load_sparse_state
 from tamt.runtime.console import say
-from tamt.runtime.errors import UserError
+from tamt.runtime.errors import UserError, did_you_mean
 from tamt.runtime.tensor_files import read_weights
 from tamt.runtime.untrusted import check_pulled
 
@@ -211,7 +211,9 @@ def _reason(error: Exception, name: str, what: str) -> str:
     reason = first.rstrip(".:")
     folder = Path(resolve(name))
     if not folder.exists():
-        return f"the {what} {name!r} is no folder, nor can it be fetched from the hub ({reason}); {REMEDY}"
+        what = "model" if what == "configuration" else what
+        remedy = REMEDY if "/" in name else did_you_mean(name, demo.MODELS, REMEDY)
+        return f"the {what} {name!r} is no folder, nor can it be fetched from the hub ({reason}); {remedy}"
     if what == "tokenizer" and not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
         return (
             f"the folder {name!r} holds no tokenizer, none of {', '.join(TOKENIZER_FILES)}; save the tokenizer that "

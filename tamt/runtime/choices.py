@@ -68,12 +68,17 @@ def scores_of_start(scores: str | None, initial: str | None) -> Scores:
 
 
 def check_initial(initial: str | None) -> None:
-    """Check that `initial` is omp, random, a mask on the hub or a mask file that is there. Raises UserError if not."""
+    """Check that `initial` is omp, random, a mask on the hub, or a mask file or run folder that is there.
+
+    Raises UserError if not.
+    """
     if initial is None or initial in MASKS_BY_NAME or initial.startswith(HUB):
         return
-    if not Path(initial).is_file():
+    if not Path(initial).exists():
         hint = did_you_mean(initial, MASKS_BY_NAME, "correct it")
-        raise UserError(f"--initial {initial} is not one of {', '.join(MASKS_BY_NAME)} and no mask file; {hint}")
+        raise UserError(
+            f"--initial {initial} is neither {' nor '.join(MASKS_BY_NAME)} nor a mask file or run folder; {hint}"
+        )
 
 
 def parse_pattern(text: str) -> tuple[int, int]:

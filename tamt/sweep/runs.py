@@ -202,7 +202,7 @@ def attempt(output: Path, run: Run, keep_models: bool) -> Attempt:
 def _do(output: Path, run: Run) -> list[dict]:
     folder, do = output / run.path, COMMANDS[run.kind]
     if run.kind in RESUMABLE:
-        return do(**run.settings, output=folder, resume=True)["results"]
+        return do(**run.settings, output=folder, resume=folder.exists())["results"]
     write_config(folder, run.settings)
     results = do(**run.settings)
     write_atomically(folder / RESULTS, json.dumps(results, indent=2) + "\n")

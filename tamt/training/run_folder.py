@@ -255,6 +255,8 @@ def _prepare(path: Path, settings: Mapping[str, Any], resume: bool) -> bool:
     if check_output(path, resume):
         _check_same(path, settings)
         return True
+    if resume:
+        say(f"{path} holds no run to resume, so a new one begins")
     write_config(path, settings)
     return False
 

@@ -69,6 +69,12 @@ def test_lines_after_the_checkpoint_are_dropped_as_they_will_come_again(run: Pat
     assert logged(run) == [{"step": step, "loss": 1 / step} for step in range(1, 6)]
 
 
+def test_a_folder_that_holds_no_run_to_resume_is_told(tmp_path: Path, capsys) -> None:
+    with RunFolder.start(tmp_path / "run", {}, resume=True):
+        pass
+    assert "run holds no run to resume, so a new one begins" in " ".join(capsys.readouterr().err.split())
+
+
 def test_without_a_checkpoint_a_run_starts_again(run: Path) -> None:
     for path in checkpoints(run):
         path.unlink()

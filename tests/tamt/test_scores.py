@@ -206,8 +206,9 @@ def test_random_and_file_masks_start_from_two_values(first_masks, tmp_path: Path
     masks, scores, _ = first_masks("random", initial="random", seed=4)
     assert all(torch.equal(masks[name], mask) for name, mask in random_masks(weights, 0.7, 4).items())
     former = tmp_path / "random" / "mask.safetensors"
-    masks, scores, row = first_masks("file", initial=str(former))
-    assert all(torch.equal(masks[name], mask) for name, mask in load_masks(former)[0].items())
+    for name, given in (("folder", former.parent), ("file", former)):
+        masks, scores, row = first_masks(name, initial=str(given))
+        assert all(torch.equal(masks[name], mask) for name, mask in load_masks(former)[0].items())
     assert all(score.unique().tolist() == pytest.approx([0.0, 0.02]) for score in scores.values())
     assert row["sparsity"] == pytest.approx(0.7, abs=0.002)
 
