@@ -64,8 +64,8 @@ class TrainOptions(Options):
             contrastive (SimCSE).
         scores: the scores from which mask training starts: proportional to |W|, to |W| times the norm of its input, or
             two values as in the paper; by default activation, or two-valued with --initial.
-        initial: the mask from which mask training starts: omp, random, a mask file, a run folder or
-            hub:USER/REPO; by default the mask of the highest initial scores.
+        initial: the mask from which mask training starts: omp, random, a mask file or a run folder; by default
+            the mask of the highest initial scores.
         dropout: the dropout of the student in mask training: none, or that of the model's configuration; by default
             none, and the model's with a contrastive term or --recipe paper.
         recipe: how scores, lr and dropout are chosen if they are not given: short by the rules above, paper as in the

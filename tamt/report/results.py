@@ -130,6 +130,8 @@ class Results:
     folder: Path
     version: str | None = None
     tickets: list[TicketRecord] = field(default_factory=list)
+    copies: list[tuple[TicketRecord, TicketRecord]] = field(default_factory=list)
+    """Tickets of other searches that found the same mask, each with the one in `tickets`."""
     fine_tunings: list[FineTuningRecord] = field(default_factory=list)
     """Fine-tunings at the best learning rate of their mask."""
     other_rates: list[FineTuningRecord] = field(default_factory=list)

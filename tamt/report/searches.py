@@ -103,6 +103,7 @@ def _add_tickets(results: Results, tickets: list[tuple[TicketRecord, tuple]]) ->
         if other := known.get(ticket.identity):
             if ticket.final:
                 results.skip(ticket.run, f"found the same mask as {other.run}; only that one is counted")
+            results.copies.append((ticket, other))
             continue
         known[ticket.identity] = ticket
         results.tickets.append(ticket)
@@ -151,9 +152,10 @@ def ticket_of(results: Results, run: FinishedRun, row: Mapping[str, Any]) -> Tic
     """The ticket with the mask that a row names, even if the study was moved since; None if there is none."""
     key = mask_key(str(row["mask"]))
     seed, step = row.get("mask_seed"), row.get("mask_step")
+    counted = [(ticket, ticket) for ticket in results.tickets] + results.copies
     candidates = [
-        ticket
-        for ticket in results.tickets
+        (ticket, one)
+        for ticket, one in counted
         if ticket.mask is not None
         and mask_key(str(ticket.mask)) == key
         and ticket.model == run.model
@@ -163,8 +165,9 @@ def ticket_of(results: Results, run: FinishedRun, row: Mapping[str, Any]) -> Tic
         and (step is None or ticket.step == step)
     ]
     if len(candidates) > 1:  # folders of one name in several places
-        candidates = [t for t in candidates if t.mask and t.mask.resolve() == Path(str(row["mask"])).resolve()]
-    return candidates[0] if candidates else None
+        path = Path(str(row["mask"])).resolve()
+        candidates = [(ticket, one) for ticket, one in candidates if ticket.mask and ticket.mask.resolve() == path]
+    return candidates[0][1] if candidates else None
 
 
 def mask_key(mask: str) -> tuple[str, str]:

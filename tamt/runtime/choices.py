@@ -76,9 +76,8 @@ def check_initial(initial: str | None) -> None:
         return
     if not Path(initial).exists():
         hint = did_you_mean(initial, MASKS_BY_NAME, "correct it")
-        raise UserError(
-            f"--initial {initial} is neither {' nor '.join(MASKS_BY_NAME)} nor a mask file or run folder; {hint}"
-        )
+        known = ", ".join(MASKS_BY_NAME)
+        raise UserError(f"--initial {initial} is not {known}, a mask file or a run folder; {hint}")
 
 
 def parse_pattern(text: str) -> tuple[int, int]:

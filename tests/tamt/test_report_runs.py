@@ -380,6 +380,18 @@ def test_a_copy_of_a_run_is_counted_once(study: ExampleStudy) -> None:
     assert len(found.fine_tunings) == 6
 
 
+def test_fine_tunings_of_a_mask_that_was_found_twice_count_for_one(tmp_path: Path) -> None:
+    example = ExampleStudy(tmp_path / "study")
+    (mask, row) = example.search(MODEL, "omp", 0.7)[0]
+    folder = Path(mask).parent
+    shutil.copytree(folder, folder.with_name("zz-omp"))
+    example.finetune(MODEL, "cola", (mask, row), 0)
+    example.finetune(MODEL, "cola", (str(folder.with_name("zz-omp") / "mask.safetensors"), row), 1)
+    found = read_results(example.folder)
+    assert [item.why.split(" as ")[0] for item in found.skipped] == ["found the same mask"]
+    assert [(item.seed, item.ticket) for item in found.fine_tunings] == [(0, found.tickets[0]), (1, found.tickets[0])]
+
+
 def test_losses_on_other_dev_text_are_not_shown(study: ExampleStudy) -> None:
     study.search(MODEL, "imp", 0.7, dev_corpus=["other.txt"])
     found = read_results(study.folder)
