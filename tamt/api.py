@@ -14,7 +14,7 @@ from typing import Any
 from tamt.commands.evaluate import evaluate as run_evaluate
 from tamt.commands.export import export as run_export
 from tamt.finetuning.finetune import finetune as run_finetune
-from tamt.masks.file import MASK_FILE, mask_file, save_packed
+from tamt.masks.file import MASK_FILE, save_packed
 from tamt.options.base import Options
 from tamt.options.evaluate import EvaluateOptions
 from tamt.options.export import ExportOptions
@@ -258,7 +258,7 @@ def _mask_file(ticket: Ticket | str | Path | None) -> str | None:
         return None
     if isinstance(ticket, Ticket):
         return ticket.path
-    return str(mask_file(Path(ticket)))
+    return str(ticket)
 
 
 @contextmanager

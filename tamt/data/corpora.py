@@ -162,9 +162,10 @@ def _read_files(files: Sequence[Path]) -> "datasets.Dataset":
     lines: list[str] = []
     for file in files:
         if not file.is_file():
-            if str(file) in ("demo", "wikitext-103"):
+            named = ("wikitext-103", "demo")
+            if str(file) in named:
                 raise UserError(f"--corpus {file} stands alone; give it, or text files")
-            hint = did_you_mean(file, ("wikitext-103", "demo"), "give text files, or --corpus wikitext-103 or demo")
+            hint = did_you_mean(file, named, "give text files, or --corpus wikitext-103 or demo")
             raise UserError(f"there is no corpus file {file}; {hint}")
         try:
             check_pulled(file)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tamt.masks.file import MaskInfo, PackedMasks, load_packed, pack_masks
-from tamt.masks.masking import POOLER, Sparsity, magnitude_masks, prunable_weights, top_masks
+from tamt.masks.masking import POOLER, Sparsity, prunable_weights
 from tamt.masks.similarity import check_same_matrices, in_common, similarity
 from tamt.methods import OMP
 from tamt.models.language_model import load_masked_language_model
@@ -15,8 +15,7 @@ from tamt.options.base import command
 from tamt.options.compare import CompareOptions
 from tamt.runtime.errors import UserError
 from tamt.runtime.files import write_atomically
-from tamt.runtime.structure import Structure
-from tamt.search.group_scores import group_importance
+from tamt.search.group_scores import omp_masks
 
 
 @command(CompareOptions)
@@ -114,9 +113,6 @@ def _omp_of(model: str, masks: Mapping[str, PackedMasks]) -> dict[Sparsity, Pack
     omp: dict[Sparsity, PackedMasks] = {}
     for sparsity in {mask.info.pruned for mask in masks.values()}:
         info = MaskInfo.of(model, OMP, sparsity, seed=0, step=0)
-        if isinstance(sparsity, Structure):
-            omp[sparsity] = pack_masks(top_masks(group_importance(encoder, sparsity, weights), sparsity), info)
-        else:
-            omp[sparsity] = pack_masks(magnitude_masks(weights, sparsity), info)
+        omp[sparsity] = pack_masks(omp_masks(encoder, sparsity, weights), info)
         check_same_matrices({next(iter(masks)): first, f"of {model}": omp[sparsity]})
     return omp

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tamt.masks.groups import Groups, find_groups
-from tamt.masks.masking import prunable_weights
+from tamt.masks.masking import Masks, Sparsity, magnitude_masks, prunable_weights, top_masks
 from tamt.runtime.choices import Scores
 from tamt.runtime.structure import Structure
 
@@ -52,3 +52,16 @@ def _of_layers(groups: Groups, importance: Mapping[str, Tensor]) -> Tensor:
         for layer in groups.layers
     ]
     return torch.stack([torch.as_tensor(total) for total in totals])
+
+
+def omp_masks(encoder: PreTrainedModel, sparsity: Sparsity, weights: Mapping[str, Tensor]) -> Masks:
+    """The masks of the largest |W| (OMP, paper 3.2), or of the groups of largest norm.
+
+    Args:
+        encoder: the dense model, without its head.
+        sparsity: how much the masks prune.
+        weights: its matrices to prune, by the names of `prunable_weights`.
+    """
+    if isinstance(sparsity, Structure):
+        return top_masks(group_importance(encoder, sparsity, weights), sparsity)
+    return magnitude_masks(weights, sparsity)

@@ -21,7 +21,6 @@ from tamt.masks.masking import (
     random_masks,
     sparsity_from,
     sparsity_of,
-    top_masks,
 )
 from tamt.methods import find_method
 from tamt.models.language_model import MaskedLanguageModel
@@ -31,7 +30,7 @@ from tamt.runtime.choices import Scores
 from tamt.runtime.files import write_atomically
 from tamt.runtime.structure import Structure
 from tamt.runtime.tensor_files import reproducible
-from tamt.search.group_scores import group_importance
+from tamt.search.group_scores import omp_masks
 from tamt.search.text import Text
 from tamt.training.compute import Compute
 from tamt.training.dev_losses import dev_losses
@@ -95,10 +94,7 @@ class Search:
 
     def magnitude_masks(self) -> Masks:
         """The masks of the largest |W| (OMP, paper 3.2), or of the groups of largest norm."""
-        weights, sparsity = self.weights(), self.sparsity
-        if isinstance(sparsity, Structure):
-            return top_masks(group_importance(self.student.encoder, sparsity, weights), sparsity)
-        return magnitude_masks(weights, sparsity)
+        return omp_masks(self.student.encoder, self.sparsity, self.weights())
 
     def random_masks(self) -> Masks:
         """Masks that keep random weights or groups, by the seed of the search."""

@@ -34,6 +34,7 @@ from tamt.training.run_folder import (
     RESULTS,
     DamagedCheckpointError,
     finished_results,
+    relocated,
     version_of,
     write_config,
 )
@@ -137,20 +138,18 @@ def _difference(output: Path, run: Run, started: Mapping[str, Any], finished: bo
     left_out = options.NOT_SAVED | {"output"}
     defaults = {field.name: field.default for field in fields(options) if field.name not in left_out}
     if "output" in started:
-        former = str(Path(started["output"]).parent.parent)
+        former = Path(started["output"]).parent.parent
     else:  # an evaluation or a measurement, which names the folder of a search
-        former = str(started.get("mask")).rpartition("/search/")[0] or str(output)
+        former = Path(str(started.get("mask")).rpartition("/search/")[0] or output)
     for name, default in defaults.items():
         asked = run.settings.get(name, default)
         asked = str(asked) if isinstance(asked, Path) else asked
         there = started.get(name, default)
-        if isinstance(there, str) and there.startswith(f"{former}/"):  # the study was moved
-            there = str(output) + there.removeprefix(former)
         if name in HARMLESS or asked == AUTO:
             continue
         if name == "save_at" and finished and {*(asked or [])} <= {*(there or [])}:
             continue
-        if asked != there:
+        if asked not in (there, relocated(there, former, output)):  # the study may have been moved
             return f"{name} = {there!r}, not {asked!r}"
     return None
 

@@ -333,14 +333,19 @@ def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
     for key, value in settings.items():
         if key in HARMLESS or key == "output" or value == AUTO:
             continue
-        there = moved = started.get(key)
-        if isinstance(there, str) and Path(there).is_relative_to(former):
-            moved = str(now / Path(there).relative_to(former))
-        if _plain(value) not in (there, moved):
+        there = started.get(key)
+        if _plain(value) not in (there, relocated(there, former, now)):
             raise UserError(
-                f"the run in {path} was started with {key} = {started.get(key)!r}, not {_plain(value)!r}; "
+                f"the run in {path} was started with {key} = {there!r}, not {_plain(value)!r}; "
                 "continue it with its own settings or give a new --output"
             )
+
+
+def relocated(value: Any, former: Path, now: Path) -> Any:
+    """A setting that names a place below `former`, at its place below `now`; any other setting as it is."""
+    if isinstance(value, str) and Path(value).is_relative_to(former):
+        return str(now / Path(value).relative_to(former))
+    return value
 
 
 def _apart(former: Path, now: Path) -> tuple[Path, Path]:

@@ -105,7 +105,7 @@ def test_an_average_takes_only_runs_with_every_task(study: ExampleStudy) -> None
         ("results.json", '{"results": []}', "damaged results.json"),
         ("results.json", "\udcff", "damaged results.json"),
         ("results.json", '{"results": [{"task": "cola"}]}', "not from a fine-tuning"),
-        ("results.json", '{"results": [{"score": null}]}', "not from a fine-tuning"),
+        ("results.json", '{"results": [{"score": null}]}', "no score"),
         ("results.json", None, "not finished"),
         ("config.yaml", "a: [", "damaged config.yaml"),
         ("config.yaml", "text", "damaged config.yaml"),
@@ -114,10 +114,14 @@ def test_an_average_takes_only_runs_with_every_task(study: ExampleStudy) -> None
 )
 def test_a_damaged_fine_tuning_is_named_and_left_out(study: ExampleStudy, name, content, reason) -> None:
     folder = sorted(study.folder.glob("finetune/*"))[0]
+    before = (folder / name).read_text()
     if content is None:
         (folder / name).unlink()
     else:
         (folder / name).write_bytes(content.encode(errors="surrogateescape"))
+    if content and "null" in content:
+        (folder / name).write_text(before)
+        set_score(folder, None)
     if content and "task" in content:
         row = {"task": "cola", "score": 0.5, "method": "omp", "sparsity": 0.7}
         (folder / name).write_text(json.dumps({"results": [row]}))

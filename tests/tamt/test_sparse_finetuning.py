@@ -142,7 +142,8 @@ def test_auto_is_what_was_measured_to_be_faster(
     options = {**SHORT, "model": str(tiny_bert), "mask": write_mask(tiny_bert, tmp_path / "mask"), **cats_and_dogs}
     finetune(output=tmp_path / "run", train_samples=8, **options)
     assert read_yaml(tmp_path / "run" / "config.yaml")["sparse"] == chosen
-    assert capsys.readouterr().err.count(f"sparse {chosen}, as sparse products ") == 1
+    why = "gain less than 10%" if skipping == 0.95 else "are"
+    assert capsys.readouterr().err.count(f"sparse {chosen}, as sparse products {why}") == 1
     options.pop("mask")
     finetune(output=tmp_path / "full", train_samples=8, **options)
     assert read_yaml(tmp_path / "full" / "config.yaml")["sparse"] == "off"
