@@ -1,5 +1,6 @@
 """Unlabelled text for the search: read, tokenised, cut into blocks, and shuffled by a seed."""
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,13 @@ class Blocks:
             attention[row, : end + len(self.suffix)] = 1
             special[row, start:end] = False
         return {"input_ids": ids, "attention_mask": attention, "special": special}
+
+    def digest(self) -> str:
+        """SHA-256 of the tokens and of how they are cut, as hexadecimal digits."""
+        around = (self.length, self.padding, *self.prefix, -1, *self.suffix)
+        digest = hashlib.sha256(np.array(around, dtype=np.int64).tobytes())
+        digest.update(self.tokens.numpy().tobytes())
+        return digest.hexdigest()
 
     def split(self, first: int) -> tuple["Blocks", "Blocks"]:
         """The first `first` blocks, and the others."""

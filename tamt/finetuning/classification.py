@@ -1,6 +1,6 @@
 """Classification of sentences and pairs, and regression as a classification of one output: GLUE's tasks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tamt.data.digest import Row, data_digest
 from tamt.data.rows import Rows
 from tamt.data.tasks import Task
 from tamt.finetuning.batches import pad, shared_batches, steps_per_epoch
@@ -28,6 +29,10 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def input_ids(self) -> Iterator[list[int]]:
+        """The token ids of each row, including special tokens."""
+        return (feature["input_ids"] for feature in self.features)
 
     def lengths(self) -> np.ndarray:
         """Tokens of each row, including special tokens; int64 [rows]."""
@@ -95,6 +100,13 @@ class Classification:
     def steps_per_epoch(self) -> int:
         """Batches per epoch; the last one may be smaller."""
         return steps_per_epoch(len(self.train), self.step_rows)
+
+    def digest(self) -> str:
+        """Digest of the rows to train on and of the dev rows, tokenised, with their labels."""
+        tables: list[Iterable[Row]] = []
+        for rows in (self.train, *self.dev.values()):
+            tables += [rows.input_ids(), [rows.labels]]
+        return data_digest(tables)
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """Yield this process's training batches, endlessly, from step `first` (from 1) on; see `shared_batches`."""

@@ -52,6 +52,9 @@ class Job(Protocol):
     def steps_per_epoch(self) -> int:
         """Batches of an epoch."""
 
+    def digest(self) -> str:
+        """Digest of the rows to train on and of the dev rows, tokenised, with their labels."""
+
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """Training batches without end from step `first` (from 1) on."""
 
@@ -121,6 +124,10 @@ class FineTuning(Training):
         self.loop = Loop(job.task.name, folder, self._stepper, Pace(self._steps, options.log_every, options.save_every))
         self.best: dict[str, Any] = {}
         self.score: float | None = None
+
+    def data(self) -> str:
+        """That of the job's rows."""
+        return self._job.digest()
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """Those of the job."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tamt.data.digest import Row, data_digest
 from tamt.data.squad import Question
 from tamt.data.tasks import Metric, Task
 from tamt.finetuning.batches import pad, shared_batches, steps_per_epoch
@@ -226,6 +227,13 @@ class QuestionAnswering:
     def steps_per_epoch(self) -> int:
         """Batches of windows per epoch; the last one may be smaller."""
         return steps_per_epoch(len(self.train), self.step_rows)
+
+    def digest(self) -> str:
+        """Digest of the windows to train on and of the dev windows, tokenised, with their answers."""
+        tables: list[Iterator[Row]] = []
+        for windows in (self.train, self.dev):
+            tables += [(window.features["input_ids"] for window in windows), (window.answer for window in windows)]
+        return data_digest(tables)
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """Yield this process's training batches, endlessly, from step `first` (from 1) on; see `shared_batches`."""

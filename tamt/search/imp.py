@@ -69,6 +69,10 @@ class IterativePruning(Training):
         pace = Pace(plan.steps, options.log_every, options.save_every)
         self.loop = Loop(options.method, search.folder, self._stepper, pace)
 
+    def data(self) -> str:
+        """That of the text."""
+        return self._search.text.digest()
+
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """See `Text.batches`."""
         return self._search.text.batches(first, masked=True)

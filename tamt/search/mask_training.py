@@ -93,6 +93,10 @@ class MaskTraining(Training):
         pace = Pace(search.plan.steps, options.log_every, options.save_every)
         self.loop = Loop(options.method, search.folder, self._stepper, pace)
 
+    def data(self) -> str:
+        """That of the text."""
+        return self._search.text.digest()
+
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """See `Text.batches`; with a loss of logits the tokens are masked."""
         return self._search.text.batches(first, masked=bool(self._head))

@@ -34,6 +34,10 @@ class Text:
     seed: int = 0
     fixed_shapes: bool = False
 
+    def digest(self) -> str:
+        """Digest of the text for training and of that for the dev losses."""
+        return " ".join(blocks.digest() for blocks in (self.train, self.dev) if blocks)
+
     def batches(self, first: int, masked: bool) -> Iterator[dict[str, Tensor]]:
         """This process's training batches from optimizer step `first` (from 1) on, prepared, on the CPU.
 

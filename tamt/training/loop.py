@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from tamt.runtime import termination
 from tamt.runtime.console import Progress
+from tamt.runtime.errors import UserError
 from tamt.training.loss_scale import NonFiniteError
 from tamt.training.prefetch import Batch
 from tamt.training.run_folder import RunFolder
@@ -16,6 +18,10 @@ from tamt.training.steps import LazyLosses, Stepper
 
 class Training(Protocol):
     """One kind of training: what it minimises, what its checkpoints hold, and its own work between steps."""
+
+    def data(self) -> str:
+        """Digest of the data that it reads: a run continues with the same data only."""
+        ...
 
     def batches(self, first: int) -> Iterator[Batch]:
         """This process's batches from step `first` (from 1) on."""
@@ -74,16 +80,22 @@ class Loop:
         """Continue a training from its newest checkpoint, or begin it; the number of the last step is returned.
 
         Raises:
+            UserError: the data changed since the checkpoint.
             NonFiniteError, Terminated: after a checkpoint of the last good state was saved.
         """
-        stepper, pace = self._stepper, self._pace
+        stepper, pace, data = self._stepper, self._pace, cache(training.data)
 
         def restore(checkpoint: Mapping[str, Any]) -> None:
+            if checkpoint["data"] != data():
+                raise UserError(
+                    f"the text or the rows that the run in {self._folder.path} reads have changed since it began; "
+                    "bring them back, or start it anew in another folder"
+                )
             training.restore(checkpoint)
             stepper.restore(checkpoint)
 
         def save(step: int) -> None:
-            self._folder.save_checkpoint(step, {**training.state(), **stepper.state()})
+            self._folder.save_checkpoint(step, {"data": data(), **training.state(), **stepper.state()})
 
         step = done = self._folder.resume(restore)
         training.before_steps(done)

@@ -181,12 +181,15 @@ class RunFolder:
 
         Raises:
             DamagedCheckpointError: its content does not fit the run.
+            UserError: what `restore` raises.
         """
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
             return 0
         try:
             restore(checkpoint)
+        except UserError:
+            raise
         except Exception as error:  # nearly anything, where names, kinds or shapes differ
             raise DamagedCheckpointError(
                 f"the checkpoint of step {self.resumed} in {self.path / CHECKPOINTS} does not fit the run "
