@@ -40,6 +40,16 @@ PrunableModule = nn.Linear | nn.Embedding | MaskedModule
 POOLER = "pooler.dense"
 
 
+def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without its head. Raises UserError if it is no model of transformers, such as the name of one."""
+    if not hasattr(model, "base_model") or not hasattr(model, "config"):
+        raise UserError(
+            f"a model of transformers is wanted, not a {type(model).__name__}; load it with from_pretrained, or give "
+            "the one inside a wrapper"
+        )
+    return model.base_model
+
+
 def prunable_modules(model: PreTrainedModel, pooler: bool = False, embedding: bool = True) -> dict[str, PrunableModule]:
     """The modules that hold the prunable matrices of `model` (paper 3.2), by name without the head's prefix.
 
@@ -48,9 +58,10 @@ def prunable_modules(model: PreTrainedModel, pooler: bool = False, embedding: bo
     without `embedding` the word embedding is left out.
 
     Raises:
-        UserError: the model has no word embedding, no stack of layers with `nn.Linear` matrices, or a decoder.
+        UserError: see `encoder_of`; or the model has no word embedding, no stack of layers with `nn.Linear` matrices,
+            or a decoder.
     """
-    encoder = model.base_model
+    encoder = encoder_of(model)
     names = {module: name for name, module in encoder.named_modules()}
     if getattr(model.config, "is_encoder_decoder", False):
         raise UserError(

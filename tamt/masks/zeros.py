@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 import tamt_kernels as tk
-from tamt.masks.masking import check_fits, prunable_weights
+from tamt.masks.masking import check_fits, encoder_of, prunable_weights
 from tamt.runtime.errors import UserError
 from tamt_kernels.backend.checks import FLOAT_TYPES
 
@@ -143,5 +143,5 @@ def revived(
 
 
 def _zeros_of(model: PreTrainedModel) -> _Zeros | None:
-    hooks = model.base_model._forward_pre_hooks.values()
+    hooks = encoder_of(model)._forward_pre_hooks.values()
     return next((owner for hook in hooks if isinstance(owner := getattr(hook, "__self__", None), _Zeros)), None)

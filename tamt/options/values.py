@@ -1,5 +1,6 @@
 """Values of options: from the words of a command line, or from YAML, to the types of the fields."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -17,10 +18,16 @@ WANTED: dict[Any, str] = {
 
 
 class WrongValueError(ValueError):
-    """A value is not of its option's type. The message is one line that ends in the type."""
+    """A value is not of its option's type. The message is one line that ends in the type.
+
+    What YAML cannot hold, such as a model, is named by its class: its text may be pages.
+    """
 
     def __init__(self, value: object, kind: Any) -> None:
-        super().__init__(f"{' '.join(str(value).split())} is not {WANTED[kind]}")
+        plain = value is None or isinstance(value, bool | int | float | str | list | dict | date)
+        written = " ".join(str(value).split()) if plain else f"a {type(value).__name__}"
+        wanted = WANTED[kind] if plain else WANTED[kind].partition(",")[0]
+        super().__init__(f"{written} is not {wanted}")
 
 
 def convert(kind: Any, value: Any) -> Any:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 import tamt
@@ -114,6 +115,9 @@ def test_an_export_is_a_plain_model(tiny_bert: Path, found: tamt.Ticket, tmp_pat
     [
         ({"sparsity": 1.2}, "sparsity=1.2 is not between 0 and 1"),
         ({"sparsity": "half"}, "sparsity=half is not a number"),
+        ({"sparsity": [0.5]}, r"sparsity=\[0.5\] is not a number"),
+        ({"objective": torch.nn.Linear(2, 2)}, "^objective=a Linear is not text$"),
+        ({"head": torch.nn.Linear(2, 2)}, "^head=a Linear is not a path$"),
         ({"method": "magic"}, "method=magic is not one of tamt-mlm"),
         ({"method": "tamt-kd"}, "tamt-kd needs text; give corpus wikitext-103"),
         ({"head": "none"}, "head none cannot be read"),

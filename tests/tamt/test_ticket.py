@@ -408,6 +408,12 @@ def test_a_sparsity_is_between_0_and_1(sparsity: float, model: PreTrainedModel) 
             make(model, sparsity)
 
 
+def test_a_name_is_not_a_model(ticket: tamt.Ticket) -> None:
+    for use in (ticket.apply, ticket.revived, lambda name: tamt.Ticket.magnitude(name, 0.5)):
+        with pytest.raises(UserError, match="wanted, not a str; load it with from_pretrained"):
+            use("bert-base-uncased")
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Tickets'"):
         _ = tamt.Tickets
