@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import tamt_kernels as tk
+from tamt.data.digest import data_digest
 from tamt.data.tasks import Task
 from tamt.finetuning.metrics import UNDEFINED
 from tamt.finetuning.sparse import train_kept_only
@@ -114,6 +116,7 @@ class FineTuning(Training):
 
     def __init__(self, job: Job, folder: RunFolder, masks: Masks, options: FinetuneOptions, lr: float) -> None:
         self._job, self._folder, self._early_stop = job, folder, options.early_stop
+        self._masks = masks
         self._steps, self._metric = job.task.epochs * job.steps_per_epoch, job.task.metrics[0]
         self._layout = SPARSE_LAYOUT if options.sparse == "on" else None
         pruned = (train_kept_only if options.sparse == "on" else packed_masks)(job.model, masks)
@@ -126,8 +129,9 @@ class FineTuning(Training):
         self.score: float | None = None
 
     def data(self) -> str:
-        """That of the job's rows."""
-        return self._job.digest()
+        """That of the job's rows and of the masks."""
+        bits = (tk.pack_mask(mask).cpu().numpy().ravel() for mask in self._masks.values())
+        return f"{self._job.digest()} {data_digest([bits])}"
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """Those of the job."""

@@ -11,6 +11,7 @@ from tamt.masks.file import MASK_FILE
 from tamt.masks.masking import Masks, Sparsity, packed_masks, sparsity_of, top_masks
 from tamt.methods import STAGES
 from tamt.objectives import Losses
+from tamt.runtime.processes import digest
 from tamt.runtime.structure import Structure
 from tamt.search.search import Search
 from tamt.training.loop import Loop, Pace, Training
@@ -70,8 +71,8 @@ class IterativePruning(Training):
         self.loop = Loop(options.method, search.folder, self._stepper, pace)
 
     def data(self) -> str:
-        """That of the text."""
-        return self._search.text.digest()
+        """That of the text and of the pre-trained weights."""
+        return f"{self._search.text.digest()} {digest(self._initial.values())}"
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """See `Text.batches`."""

@@ -23,6 +23,7 @@ from tamt.masks.masking import (
     wrap,
 )
 from tamt.objectives import Losses
+from tamt.runtime.processes import digest
 from tamt.runtime.structure import Structure
 from tamt.search.scores import scores_for, set_scores, starting_point
 from tamt.search.search import Search
@@ -94,8 +95,11 @@ class MaskTraining(Training):
         self.loop = Loop(options.method, search.folder, self._stepper, pace)
 
     def data(self) -> str:
-        """That of the text."""
-        return self._search.text.digest()
+        """That of the text and of the frozen weights."""
+        frozen = [
+            p for p in self._search.student.model.parameters() if not p.requires_grad and p.dtype == torch.float32
+        ]
+        return f"{self._search.text.digest()} {digest(frozen)}"
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """See `Text.batches`; with a loss of logits the tokens are masked."""

@@ -20,7 +20,7 @@ class Training(Protocol):
     """One kind of training: what it minimises, what its checkpoints hold, and its own work between steps."""
 
     def data(self) -> str:
-        """Digest of the data that it reads: a run continues with the same data only."""
+        """Digest of all that it reads and its checkpoints do not hold: a run continues with the same only."""
         ...
 
     def batches(self, first: int) -> Iterator[Batch]:
@@ -80,7 +80,7 @@ class Loop:
         """Continue a training from its newest checkpoint, or begin it; the number of the last step is returned.
 
         Raises:
-            UserError: the data changed since the checkpoint.
+            UserError: what the training reads has changed since the checkpoint.
             NonFiniteError, Terminated: after a checkpoint of the last good state was saved.
         """
         stepper, pace, data = self._stepper, self._pace, cache(training.data)
@@ -88,8 +88,8 @@ class Loop:
         def restore(checkpoint: Mapping[str, Any]) -> None:
             if checkpoint["data"] != data():
                 raise UserError(
-                    f"the text or the rows that the run in {self._folder.path} reads have changed since it began; "
-                    "bring them back, or start it anew in another folder"
+                    f"what the run in {self._folder.path} reads has changed since it began (the text or the rows, the "
+                    "mask, or the model of a search); bring it back, or start the run anew in another folder"
                 )
             training.restore(checkpoint)
             stepper.restore(checkpoint)

@@ -1,12 +1,16 @@
-"""A run that is resumed after its data changed is refused: half of it would be trained on one text, half on another."""
+"""A run is not resumed after what it reads has changed: half of it would be trained on one text, half on another."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from test_squad import SETTINGS as QUESTIONS
 from test_squad import row, squad, write
+from transformers import AutoModel
 
+import tamt
 from tamt.data.digest import data_digest
 from tamt.finetuning.finetune import finetune
 from tamt.runtime.errors import UserError
@@ -32,10 +36,10 @@ def interrupted(run: Callable[..., dict], patched: pytest.MonkeyPatch) -> None:
             run()
 
 
-def check_refused_until_restored(run: Callable[..., dict], file: Path, former: str) -> None:
-    with pytest.raises(UserError, match=r"the text or the rows that the run in .* reads have changed since it began"):
+def check_refused_until_restored(run: Callable[..., dict], file: Path, former: bytes) -> None:
+    with pytest.raises(UserError, match=r"what the run in .*run reads has changed since it began"):
         run(resume=True)
-    file.write_text(former)
+    file.write_bytes(former)
     run(resume=True)
 
 
@@ -56,7 +60,7 @@ def test_a_search_resumes_on_the_same_text_only(
 
     interrupted(run, monkeypatch)
     files[changed].write_text(former + "the new dog sees a house\n")
-    check_refused_until_restored(run, files[changed], former)
+    check_refused_until_restored(run, files[changed], former.encode())
 
 
 @pytest.mark.parametrize("changed", ["train_file", "dev_file"])
@@ -73,7 +77,43 @@ def test_a_fine_tuning_resumes_on_the_same_rows_only(
     former = file.read_text()
     file.write_text("\n".join([*former.splitlines()[:-1], former.splitlines()[1]]) + "\n")  # as many rows as before
     assert file.read_text() != former
+    check_refused_until_restored(run, file, former.encode())
+
+
+@pytest.mark.parametrize("method", ["tamt-kd", "imp"])
+def test_a_search_resumes_on_the_same_model_only(
+    method: str, tiny_bert: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(tiny_bert, tmp_path / "model")
+
+    def run(resume: bool = False) -> dict:
+        settings = {"max_length": 16, "steps": 20, "save_every": 5, "head_warmup_steps": 1}
+        output = tmp_path / "run"
+        return train(method=method, model=str(model), corpus=[str(corpus)], output=output, resume=resume, **settings)
+
+    interrupted(run, monkeypatch)
+    file = model / "model.safetensors"
+    former = file.read_bytes()
+    weights = load_file(file)
+    weights["bert.encoder.layer.0.output.dense.weight"][0, 0] += 1
+    save_file(weights, file, {"format": "pt"})
     check_refused_until_restored(run, file, former)
+
+
+def test_a_fine_tuning_resumes_on_the_same_mask_only(
+    tiny_bert: Path, cats_and_dogs: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, mask = AutoModel.from_pretrained(tiny_bert), tmp_path / "mask.safetensors"
+    tamt.Ticket.random(model, 0.5, seed=0).save(mask)
+    settings = {**cats_and_dogs, "task": "classification", "epochs": 2, "batch_size": 8, "lr": 1e-3, "save_every": 1}
+
+    def run(resume: bool = False) -> dict:
+        return finetune(model=str(tiny_bert), mask=mask, output=tmp_path / "run", resume=resume, **settings)
+
+    interrupted(run, monkeypatch)
+    former = mask.read_bytes()
+    tamt.Ticket.random(model, 0.5, seed=1).save(mask)
+    check_refused_until_restored(run, mask, former)
 
 
 def test_question_answering_resumes_on_the_same_answers_only(
@@ -87,7 +127,7 @@ def test_question_answering_resumes_on_the_same_answers_only(
     file = squad / "train-v1.1.json"
     former = file.read_text()
     write(file, [row("the red cat sees a tree by the big road", "the cat", "tree", i) for i in range(32)])
-    check_refused_until_restored(run, file, former)
+    check_refused_until_restored(run, file, former.encode())
 
 
 def test_the_digest_knows_where_a_row_and_a_table_end() -> None:
