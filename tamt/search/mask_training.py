@@ -96,9 +96,8 @@ class MaskTraining(Training):
 
     def data(self) -> str:
         """That of the text and of the frozen weights."""
-        frozen = [
-            p for p in self._search.student.model.parameters() if not p.requires_grad and p.dtype == torch.float32
-        ]
+        parameters = self._search.student.model.parameters()
+        frozen = [p for p in parameters if not p.requires_grad and p.dtype == torch.float32]  # not the decoder's copy
         return f"{self._search.text.digest()} {digest(frozen)}"
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
