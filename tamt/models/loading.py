@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from tamt.data import assets as demo
+from tamt.masks.file import MASK_FILE
 from tamt.masks.masking import POOLER, prunable_modules
 from tamt.masks.prune_format import is_pruned, merge
 from tamt.masks.sparse_file import SPARSE_FILE, load_sparse_state
@@ -127,11 +128,22 @@ def load(factory: Any, name: str, what: str, **options: Any) -> Any:
     path = Path(source)
     if not path.exists() and (path.is_absolute() or source.startswith(".") or source.count("/") > 1):  # no hub name
         raise UserError(f"the {what} {name!r} is no folder that is there; {REMEDY}")
+    _check_no_run(path)
     try:
         return factory.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # nearly anything: of the hub, the files, the configuration and its model
         check_pulled_folder(name)
         raise UserError(_reason(error, name, what)) from error
+
+
+def _check_no_run(folder: Path) -> None:
+    """Check that a folder with a model is not that of a run, which holds a mask, or has its model one folder down."""
+    if (folder / "config.json").is_file():
+        return
+    if (folder / MASK_FILE).is_file():
+        raise UserError(f"{folder} holds a mask and no model; give it as --mask, and its search's model as --model")
+    if (folder / "model" / "config.json").is_file():
+        raise UserError(f"{folder} is the folder of a run; give the model in it, {folder / 'model'}")
 
 
 @dataclass
@@ -158,7 +170,7 @@ def _merged_state(name: str) -> dict[str, Tensor]:
     if not folder.is_dir():
         raise UserError(
             f"the checkpoint {name!r} is one of torch.nn.utils.prune, which is read from a folder only; fetch it with "
-            "huggingface-cli download and give its folder"
+            "hf download and give its folder"
         )
     return merge(read_weights(folder), f"the checkpoint {name!r}")
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForMaskedLM,
     ConvBertConfig,
     DistilBertConfig,
@@ -20,7 +21,9 @@ from transformers import (
     RemBertConfig,
 )
 
+import tamt
 from tamt.models.language_model import load_masked_language_model
+from tamt.models.loading import load_encoder
 from tamt.models.tokenizer import load_tokenizer
 from tamt.runtime.errors import UserError
 
@@ -106,3 +109,15 @@ def test_a_tokenizer_that_does_not_fit_is_refused(special, token, message, saved
 
 def test_no_mask_token_is_needed_where_nothing_is_masked(saved_tokenizer) -> None:
     assert load_tokenizer(saved_tokenizer("mask_token", None), masking=False).pad_token == "[PAD]"
+
+
+def test_the_folder_of_a_run_is_not_a_model(tiny_bert: Path, tmp_path: Path) -> None:
+    searched, fine_tuned = tmp_path / "search", tmp_path / "sst2"
+    searched.mkdir()
+    tamt.Ticket.magnitude(AutoModel.from_pretrained(tiny_bert), 0.5).save(searched / "mask.safetensors")
+    AutoModel.from_pretrained(tiny_bert).save_pretrained(fine_tuned / "model")
+    for load in (load_tokenizer, load_encoder):
+        with pytest.raises(UserError, match="search holds a mask and no model; give it as --mask"):
+            load(str(searched))
+        with pytest.raises(UserError, match="sst2 is the folder of a run; give the model in it, .*sst2/model"):
+            load(str(fine_tuned))
