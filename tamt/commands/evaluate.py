@@ -11,7 +11,7 @@ from tamt.data.token_masking import TokenMasking
 from tamt.finetuning.saved import open_finetuned, score_finetuned
 from tamt.masks.file import MaskInfo, load_masks, mask_file, mask_in_row
 from tamt.masks.gates import put_gates
-from tamt.masks.masking import Masks, apply_masks
+from tamt.masks.masking import Masks, apply_masks, prunable_weights
 from tamt.models.language_model import load_masked_language_model, read_head
 from tamt.models.loading import is_sparse
 from tamt.models.sparse import run_sparse
@@ -27,6 +27,8 @@ from tamt.training.half_precision import or_in_fp32
 from tamt.training.precision import choose_precision
 
 BATCH_SIZE = 16
+FEW_ZEROS = 0.01
+"""A model with a larger share of zeros was pruned; a pre-trained one has hardly any."""
 
 
 def _prune(model: PreTrainedModel, masks: Masks, info: MaskInfo, sparse: bool) -> None:
@@ -40,6 +42,12 @@ def _prune(model: PreTrainedModel, masks: Masks, info: MaskInfo, sparse: bool) -
         )
     else:
         put_gates(model, masks)
+
+
+def _zeros(model: PreTrainedModel) -> float:
+    """The share of zeros in the prunable matrices of a model."""
+    weights = prunable_weights(model).values()
+    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 
 @command(EvaluateOptions)
@@ -79,6 +87,11 @@ def _losses(options: EvaluateOptions) -> dict:
     if options.mask is not None:
         masks, info = load_masks(options.mask)
         _prune(student.model, masks, info, options.sparse)
+    elif (zeros := _zeros(student.encoder)) > FEW_ZEROS:
+        say(
+            f"{options.model} holds {zeros:.0%} zeros and no --mask is given, so the KD loss compares it with itself; "
+            "give the full model and --mask to compare with that"
+        )
     report_compute(compute, options.precision)
     if options.sparse or is_sparse(options.model):
         run_sparse(student.encoder, options.model, compute.dtype)

@@ -125,3 +125,20 @@ def test_nothing_is_overwritten_and_mistakes_are_one_line(
         assert error.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.safetensors", "other.safetensors", "out"]
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+def test_evaluate_says_that_an_exported_model_is_compared_with_itself(
+    tiny_bert: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mask(tiny_bert, tmp_path / "mask.safetensors")
+    mask, out = ["--mask", str(tmp_path / "mask.safetensors")], str(tmp_path / "out")
+    assert main(["export", "--model", str(tiny_bert), *mask, "--output", out]) == 0
+    text = ["--corpus", str(corpus), "--blocks", "2", "--max-length", "16"]
+    capsys.readouterr()
+    assert main(["evaluate", "--model", out, *text]) == 0
+    assert (
+        "out holds 70% zeros and no --mask is given, so the KD loss compares it with itself" in capsys.readouterr().err
+    )
+    for whole in (["--model", str(tiny_bert)], ["--model", str(tiny_bert), *mask]):
+        assert main(["evaluate", *whole, *text]) == 0
+        assert "compares it with itself" not in capsys.readouterr().err
