@@ -50,6 +50,7 @@ class IterativePruning(Training):
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._initial = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._weights = search.weights()
+        self._pretrained = digest(self._weights.values())
         self._masks: Masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in self._weights.items()}
         self._packed = packed_masks(model, self._masks)  # each step clears the gradients by them
         self._optimizer, schedule = make_optimizer(
@@ -71,8 +72,8 @@ class IterativePruning(Training):
         self.loop = Loop(options.method, search.folder, self._stepper, pace)
 
     def data(self) -> str:
-        """That of the text and of the pre-trained weights."""
-        return f"{self._search.text.digest()} {digest(self._initial.values())}"
+        """That of the text and of the pre-trained matrices."""
+        return f"{self._search.text.digest()} {self._pretrained}"
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """See `Text.batches`."""

@@ -95,10 +95,8 @@ class MaskTraining(Training):
         self.loop = Loop(options.method, search.folder, self._stepper, pace)
 
     def data(self) -> str:
-        """That of the text and of the frozen weights."""
-        parameters = self._search.student.model.parameters()
-        frozen = [p for p in parameters if not p.requires_grad and p.dtype == torch.float32]  # not the decoder's copy
-        return f"{self._search.text.digest()} {digest(frozen)}"
+        """That of the text and of the frozen matrices."""
+        return f"{self._search.text.digest()} {digest(self._search.weights().values())}"
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """See `Text.batches`; with a loss of logits the tokens are masked."""
