@@ -23,7 +23,15 @@ from tamt.masks.file import (
     save_packed,
 )
 from tamt.masks.hub import MODEL_CARD, download, model_card, upload
-from tamt.masks.masking import Masks, Sparsity, check_pattern_fits, magnitude_masks, prunable_weights, random_masks
+from tamt.masks.masking import (
+    Masks,
+    Sparsity,
+    check_pattern_fits,
+    magnitude_masks,
+    prunable_weights,
+    random_masks,
+    share_of_zeros,
+)
 from tamt.masks.similarity import check_same_matrices, similarity
 from tamt.masks.zeros import free_zeros, holds_zeros, keep_zeros, revived
 from tamt.methods import METHODS, OMP, PUBLISHED, RANDOM
@@ -248,8 +256,8 @@ class Ticket:
     def sparsity_of(self, model: PreTrainedModel) -> float:
         """The share of zeros in the matrices of `model` that the ticket masks, counted."""
         shapes = self._packed_for(model).shapes
-        weights = [weight for name, weight in prunable_weights(model, pooler=True).items() if name in shapes]
-        return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+        weights = prunable_weights(model, pooler=True)
+        return share_of_zeros(weight for name, weight in weights.items() if name in shapes)
 
     def merge_lora(self, model: Any) -> PreTrainedModel:
         """Merge LoRA adapters into a subnetwork: W ⊙ m + m ⊙ BA, so that what the ticket prunes is exactly zero.

@@ -11,7 +11,7 @@ from tamt.data.token_masking import TokenMasking
 from tamt.finetuning.saved import open_finetuned, score_finetuned
 from tamt.masks.file import MaskInfo, load_masks, mask_file, mask_in_row
 from tamt.masks.gates import put_gates
-from tamt.masks.masking import Masks, apply_masks, prunable_weights
+from tamt.masks.masking import Masks, apply_masks, prunable_weights, share_of_zeros
 from tamt.models.language_model import load_masked_language_model, read_head
 from tamt.models.loading import is_sparse
 from tamt.models.sparse import run_sparse
@@ -42,12 +42,6 @@ def _prune(model: PreTrainedModel, masks: Masks, info: MaskInfo, sparse: bool) -
         )
     else:
         put_gates(model, masks)
-
-
-def _zeros(model: PreTrainedModel) -> float:
-    """The share of zeros in the prunable matrices of a model."""
-    weights = prunable_weights(model).values()
-    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 
 @command(EvaluateOptions)
@@ -87,7 +81,7 @@ def _losses(options: EvaluateOptions) -> dict:
     if options.mask is not None:
         masks, info = load_masks(options.mask)
         _prune(student.model, masks, info, options.sparse)
-    elif (zeros := _zeros(student.encoder)) > FEW_ZEROS:
+    elif (zeros := share_of_zeros(prunable_weights(student.encoder).values())) > FEW_ZEROS:
         say(
             f"{options.model} holds {zeros:.0%} zeros and no --mask is given, so the KD loss compares it with itself; "
             "give the full model and --mask to compare with that"

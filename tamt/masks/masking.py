@@ -1,6 +1,6 @@
 """The prunable matrices of a model, and masks for them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Protocol
 
@@ -100,6 +100,12 @@ def stacks_of(model: PreTrainedModel) -> list[nn.ModuleList]:
 def prunable_weights(model: PreTrainedModel, pooler: bool = False, embedding: bool = True) -> dict[str, Tensor]:
     """The prunable matrices of `model` by the names of masks; see `prunable_modules`."""
     return {f"{name}.weight": module.weight for name, module in prunable_modules(model, pooler, embedding).items()}
+
+
+def share_of_zeros(weights: Iterable[Tensor]) -> float:
+    """The share of zeros over all these matrices, counted."""
+    matrices = list(weights)
+    return sum(int((matrix == 0).sum()) for matrix in matrices) / sum(matrix.numel() for matrix in matrices)
 
 
 def keep_of(entries: int, sparsity: float) -> int:

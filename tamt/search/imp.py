@@ -11,7 +11,6 @@ from tamt.masks.file import MASK_FILE
 from tamt.masks.masking import Masks, Sparsity, packed_masks, sparsity_of, top_masks
 from tamt.methods import STAGES
 from tamt.objectives import Losses
-from tamt.runtime.processes import digest
 from tamt.runtime.structure import Structure
 from tamt.search.search import Search
 from tamt.training.loop import Loop, Pace, Training
@@ -50,7 +49,7 @@ class IterativePruning(Training):
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._initial = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._weights = search.weights()
-        self._pretrained = digest(self._weights.values())
+        self._data = search.digest()  # now, as the matrices train
         self._masks: Masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in self._weights.items()}
         self._packed = packed_masks(model, self._masks)  # each step clears the gradients by them
         self._optimizer, schedule = make_optimizer(
@@ -72,8 +71,8 @@ class IterativePruning(Training):
         self.loop = Loop(options.method, search.folder, self._stepper, pace)
 
     def data(self) -> str:
-        """That of the text and of the pre-trained matrices."""
-        return f"{self._search.text.digest()} {self._pretrained}"
+        """That of the search at its start."""
+        return self._data
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """See `Text.batches`."""

@@ -23,7 +23,6 @@ from tamt.masks.masking import (
     wrap,
 )
 from tamt.objectives import Losses
-from tamt.runtime.processes import digest
 from tamt.runtime.structure import Structure
 from tamt.search.scores import scores_for, set_scores, starting_point
 from tamt.search.search import Search
@@ -95,8 +94,8 @@ class MaskTraining(Training):
         self.loop = Loop(options.method, search.folder, self._stepper, pace)
 
     def data(self) -> str:
-        """That of the text and of the frozen matrices."""
-        return f"{self._search.text.digest()} {digest(self._search.weights().values())}"
+        """That of the search, whose matrices are frozen."""
+        return self._search.digest()
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """See `Text.batches`; with a loss of logits the tokens are masked."""

@@ -92,6 +92,10 @@ class Search:
         """The matrices of the student that masks are searched for; see `prunable_weights`."""
         return prunable_weights(self.student.model, embedding=not self.options.dense_embedding)
 
+    def digest(self) -> str:
+        """Digest of what the search reads: its text, and its matrices as they are now."""
+        return f"{self.text.digest()} {processes.digest(self.weights().values())}"
+
     def magnitude_masks(self) -> Masks:
         """The masks of the largest |W| (OMP, paper 3.2), or of the groups of largest norm."""
         return omp_masks(self.student.encoder, self.sparsity, self.weights())
