@@ -113,4 +113,4 @@ def draw(results: list[dict], path: Path) -> None:
 def _run(command: Callable[..., dict], folder: Path, settings: dict[str, Any]) -> dict:
     """The last result of a run, which is started or resumed unless it is finished in its folder."""
     done = finished_results(folder, settings)
-    return (done or command(**settings, output=folder, resume=True)["results"])[-1]
+    return (done or command(**settings, output=folder, resume=folder.exists())["results"])[-1]

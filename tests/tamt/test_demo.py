@@ -35,7 +35,9 @@ def run(folder: Path, *options: str) -> int:
 def test_results_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = tmp_path / "demo"
     assert run(folder, "--json") == 0
-    results = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert "no run to resume" not in printed.err, "nobody asked for one"
+    results = json.loads(printed.out)
     assert results == json.loads((folder / "results.json").read_text(encoding="utf-8"))
     rows = {row["method"]: row for row in results["results"]}
     assert list(rows) == list(LABELS)
