@@ -1,0 +1,164 @@
+"""The tables of docs/reports.md say what the kept runs of the studies say."""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+METHODS = {"TAMT-KD": "tamt-kd", "Wanda": "wanda", "OMP": "omp", "IMP": "imp", "random": "rand"}
+TASKS = {"STS-B": "stsb", "SST-2": "sst2", "TREC": "trec", "Subj": "subj", "RTE": "rte", "CoLA": "cola"}
+
+Runs = dict[str, list[dict]]
+Row = dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def runs() -> Runs:
+    """The results of every kept run, by its folder."""
+    with tarfile.open(DOCS / "example-report" / "runs.tar.xz") as archive:
+        files = {file.name: archive.extractfile(file) for file in archive if file.name.endswith("/results.json")}
+        return {name.removesuffix("/results.json"): json.load(file)["results"] for name, file in files.items() if file}
+
+
+def tables(page: str, section: str) -> list[list[Row]]:
+    """The rows of each table in a section of a page, by heading. Columns without one have a number."""
+    text = (DOCS / page).read_text("utf-8").partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    found = []
+    for match in re.finditer(r"(^\|.*\n)+", text, re.M):
+        lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in match[0].splitlines()]
+        headings = [name or str(place) for place, name in enumerate(lines[0])]
+        found.append([dict(zip(headings, cells, strict=True)) for cells in lines[2:]])
+    return found
+
+
+def loss(runs: Runs, search: str, sparsity: float) -> float:
+    """The mean KD loss at this sparsity of the searches whose folders match a pattern."""
+
+    def losses() -> Iterator[float]:
+        for folder, results in runs.items():
+            if re.fullmatch(search, folder):
+                yield from (row["kd_loss"] for row in results if abs(row["sparsity"] - sparsity) < 1e-3)
+
+    return fmean(losses())
+
+
+def score(runs: Runs, fine_tuning: str) -> float | None:
+    """The mean score × 100 over seeds, at the best learning rate, of the runs that match a pattern; None without any."""
+    rates: dict[float, list[float]] = {}
+    for folder, results in runs.items():
+        if re.fullmatch(fine_tuning, folder):
+            for row in results:
+                rates.setdefault(row["lr"], []).append(row["score"])
+    return 100 * max(map(fmean, rates.values())) if rates else None
+
+
+def assert_says(row: Row, heading: str, value: float | None, decimals: int = 1) -> None:
+    """The cell under this heading shows the value, or says that it was not run."""
+    said = "not run" if value is None else f"{value:.{decimals}f}"
+    assert row[heading].strip("*") == said, (heading, row)
+
+
+def assert_best_is_bold(rows: list[Row], heading: str) -> None:
+    """The best of these rows is bold under this heading, and no other; none is, if none is better than another."""
+    values = {cell: float(cell.strip("*")) for row in rows if re.match(r"[*\d]", cell := row[heading])}
+    best = {f"**{max(values.values()):.1f}**"} if len(set(values.values())) > 1 else set()
+    assert {cell for cell in values if cell.startswith("**")} == best, (heading, rows)
+
+
+def assert_evidence(runs: Runs, folder: str, row: Row, title: str, sparsity: float) -> None:
+    """A row of the evidence study is what the runs in this folder say of the method that its title names."""
+    name, _, addition = title.partition(", ")
+    if name == "full model":
+        folder, subnetwork = "evidence", "full_demo"
+    else:
+        method = METHODS[name]
+        scores = {"tamt-kd": "_two-valued" if addition == "the paper's start" else "_activation"}.get(method, "")
+        steps = "_steps150" * (method in ("tamt-kd", "imp"))
+        subnetwork = f"{method}_demo_s{sparsity}{scores}{steps}"
+        search = subnetwork.replace(f"s{sparsity}", "s0.9") if method == "imp" else subnetwork  # one search finds all
+        assert_says(row, "KD loss", loss(runs, rf"{folder}/search/{search}(_seed\d)?", sparsity), 3)
+    found = {
+        task: score(runs, rf"{folder}/finetune/{short}_{subnetwork}(_mask\d)?(_n8000)?_lr[\d.]+_seed\d")
+        for task, short in TASKS.items()
+    }
+    for task, value in found.items():
+        assert_says(row, task, value)
+    if "mean" in row:
+        assert_says(row, "mean", fmean(value for value in found.values() if value is not None))
+
+
+def test_the_evidence_study_at_70_percent(runs: Runs) -> None:
+    rows = tables("reports.md", "The evidence study")[0]
+    for row in rows:
+        assert_evidence(runs, "evidence", row, row["70 % pruned"], 0.7)
+    for heading in [*TASKS, "mean"]:
+        assert_best_is_bold(rows[1:], heading)
+
+
+def test_the_evidence_study_at_80_and_90_percent(runs: Runs) -> None:
+    rows = tables("reports.md", "The evidence study")[1]
+    for row in rows:
+        assert_evidence(runs, "evidence", row, row["1"], int(row["pruned"].split()[0]) / 100)
+    for heading in [*TASKS, "mean"]:
+        for pruned in ("80 %", "90 %"):
+            assert_best_is_bold([row for row in rows if row["pruned"] == pruned], heading)
+
+
+def test_the_evidence_study_at_50_percent(runs: Runs) -> None:
+    rows = tables("reports.md", "The evidence study")[2]
+    for row in rows:
+        assert_evidence(runs, "evidence-fp32", row, row["50 % pruned"], 0.5)
+    for task in TASKS:
+        assert_best_is_bold(rows[1:], task)
+
+
+def test_what_is_won_back_is_what_the_report_says() -> None:
+    (report,) = tables("example-report/report.md", "What is won back of OMP's loss")
+    reported = {(row["sparsity"], row["method"].removesuffix(", activation scores")): row for row in report}
+    for row in tables("reports.md", "The evidence study")[3]:
+        for method in ("TAMT-KD", "Wanda", "IMP"):
+            said = re.findall(r"[\d.−]+\d", row[method])
+            for figure, heading in zip(said, ["share won back", "low", "high"], strict=False):
+                value = float(reported[row["pruned"], method][heading])
+                assert float(figure.replace("−", "-")) == pytest.approx(value, abs=0.0051), (method, row)
+
+
+def test_the_study_of_objectives(runs: Runs) -> None:
+    (rows,) = tables("reports.md", "Which objective")
+    tasks = [heading for heading in rows[0] if heading.partition(",")[0] in TASKS]
+    for row in rows:
+        objective = row["`--objective`"].strip("`").replace(":", "-").replace(",", "-")
+        subnetwork = f"tamt_demo_s0.7_{objective}_activation_steps150"
+        assert_says(row, "KD loss", loss(runs, f"objectives/search/{subnetwork}_seed0", 0.7), 3)
+        for heading in tasks:
+            task, _, dropout = heading.partition(", with ")
+            folder = "objectives-dropout" if dropout else "objectives"
+            assert_says(
+                row, heading, score(runs, rf"{folder}/finetune/{TASKS[task]}_{subnetwork}_mask0(_n8000)?_seed0")
+            )
+    for heading in tasks:
+        assert_best_is_bold(rows, heading)
+
+
+def test_the_study_of_a_base_sized_model(runs: Runs) -> None:
+    (rows,) = tables("reports.md", "A base-sized model")
+    for row in rows:
+        sparsity = int(row["pruned"].split()[0]) / 100
+        if sparsity:
+            subnetwork = f"{METHODS[row['1']]}_demo-base_s{sparsity}{'_steps150' * (row['1'] == 'TAMT-KD')}"
+            assert_says(row, "KD loss", loss(runs, rf"evidence-base/search/{subnetwork}(_seed0)?", sparsity), 3)
+        else:
+            subnetwork = "full_demo-base"
+        default = "0.00016" if sparsity else "2e-05"
+        for task in ("TREC", "STS-B", "SST-2"):
+            if row[task] != "–":  # that model's outputs are all the same, and have no correlation
+                pattern = rf"evidence-base/finetune/{TASKS[task]}_{subnetwork}(_mask0)?_n2000(_lr{default})?_seed0"
+                assert_says(row, task, score(runs, pattern))
+    for task in ("TREC", "STS-B", "SST-2"):
+        for pruned in ("70 %", "80 %"):
+            assert_best_is_bold([row for row in rows if row["pruned"] == pruned], task)
