@@ -77,11 +77,13 @@ def paired_difference(differences: Sequence[tuple[int | None, float]]) -> Differ
 
 @dataclass(frozen=True)
 class WonBack:
-    """The share of a loss that was won back, and its 95 % intervals: for these tasks, and for others like them."""
+    """The share of a loss that was won back, and its 95 % intervals: for these tasks, and for others like them. The first
+    is None if a task has one run, which says nothing of the spread; the second, if there is one task.
+    """
 
     share: float
-    these_tasks: tuple[float, float]
-    such_tasks: tuple[float, float]
+    these_tasks: tuple[float, float] | None
+    such_tasks: tuple[float, float] | None
 
 
 def share_won_back(tasks: Sequence[Sequence[tuple[float, float]]]) -> WonBack | None:
@@ -102,7 +104,8 @@ def share_won_back(tasks: Sequence[Sequence[tuple[float, float]]]) -> WonBack | 
     generator = np.random.default_rng(SEED)
     each = np.broadcast_to(np.arange(len(tasks)), (DRAWS, len(tasks)))
     drawn = generator.integers(len(tasks), size=each.shape)
-    these, such = (_won_back_interval(tasks, chosen, generator) for chosen in (each, drawn))
+    these = _won_back_interval(tasks, each, generator) if min(map(len, tasks)) > 1 else None
+    such = _won_back_interval(tasks, drawn, generator) if len(tasks) > 1 else None
     return WonBack(float(won / lost), these, such)
 
 

@@ -245,13 +245,14 @@ def won_back_table(results: Results) -> Table:
                 if not triples or not all(triples.values()) or not (found := share_won_back(list(triples.values()))):
                     continue
                 counts = (len(triples), sum(map(len, triples.values())))
-                intervals = (*found.these_tasks, *found.such_tasks)
+                intervals = (*(found.these_tasks or (None, None)), *(found.such_tasks or (None, None)))
                 rows.append((model, sparsity, label_of(*key), found.share, *intervals, *counts))
     note = (
         "The score of the method minus that of OMP, over the score of the full model minus that of OMP, each a mean "
         "over the tasks: 1 is as good as the full model, 0 as OMP. Runs are compared at the same fine-tuning seed. The "
         "95 % intervals are percentile bootstraps with 10,000 draws: of the runs of each task (for these tasks), or of "
-        "tasks and then of their runs (for other tasks like these)."
+        "tasks and then of their runs (for other tasks like these). There is none for these tasks if one of them has a "
+        "single run."
     )
     columns = (
         *("model", "sparsity", "method", "share won back", "low", "high"),

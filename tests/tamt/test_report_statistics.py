@@ -64,13 +64,24 @@ def test_the_interval_of_a_rank_correlation() -> None:
 
 def test_the_share_won_back_by_hand() -> None:
     # Means over runs: 2 of 4 and 0 of 1, so 2 of 5 over both tasks.
-    found = share_won_back([[(1, 3), (3, 5)], [(0, 1)]])
+    found = share_won_back([[(1, 3), (3, 5)], [(0, 1), (0, 1)]])
     assert found is not None
     assert found.share == pytest.approx(0.4)
-    # Of these tasks, runs alone vary: (1, 3) twice to (3, 5) twice, beside (0, 1).
+    # Of these tasks, runs alone vary: (1, 3) twice to (3, 5) twice, beside (0, 1) twice.
     assert found.these_tasks == (pytest.approx(1 / 4), pytest.approx(3 / 6))
     # Of such tasks, the second one may be drawn twice, or the first: four times (3, 5) is rarer than 1 in 40.
     assert found.such_tasks == (pytest.approx(0), pytest.approx(10 / 18))
+
+
+def test_one_run_or_one_task_has_no_interval_of_the_share_won_back() -> None:
+    one_run = share_won_back([[(1, 3), (3, 5)], [(0, 1)]])
+    assert one_run is not None
+    assert one_run.these_tasks is None
+    assert one_run.such_tasks is not None
+    one_task = share_won_back([[(1, 3), (3, 5)]])
+    assert one_task is not None
+    assert one_task.these_tasks is not None
+    assert one_task.such_tasks is None
 
 
 def test_nothing_is_won_back_where_nothing_was_lost() -> None:
