@@ -48,7 +48,7 @@ def loss(runs: Runs, search: str, sparsity: float) -> float:
 
 
 def score(runs: Runs, fine_tuning: str) -> float | None:
-    """The mean score × 100 over seeds, at the best learning rate, of the runs that match a pattern; None without any."""
+    """The mean score × 100 over seeds, at the best rate, of the runs that match a pattern; None without any."""
     rates: dict[float, list[float]] = {}
     for folder, results in runs.items():
         if re.fullmatch(fine_tuning, folder):
