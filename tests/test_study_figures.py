@@ -1,11 +1,10 @@
-"""The tables of docs/reports.md say what the kept runs of the studies say."""
+"""The tables of the studies in the docs say what the kept runs say."""
 
 import json
 import re
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pytest
 
@@ -36,25 +35,26 @@ def tables(page: str, section: str) -> list[list[Row]]:
     return found
 
 
-def loss(runs: Runs, search: str, sparsity: float) -> float:
-    """The mean KD loss at this sparsity of the searches whose folders match a pattern."""
-
-    def losses() -> Iterator[float]:
-        for folder, results in runs.items():
-            if re.fullmatch(search, folder):
-                yield from (row["kd_loss"] for row in results if abs(row["sparsity"] - sparsity) < 1e-3)
-
-    return fmean(losses())
+def losses(runs: Runs, search: str, sparsity: float) -> list[float]:
+    """The KD losses at this sparsity of the searches whose folders match a pattern."""
+    results = [row for folder, rows in runs.items() if re.fullmatch(search, folder) for row in rows]
+    return [row["kd_loss"] for row in results if abs(row["sparsity"] - sparsity) < 1e-3]
 
 
-def score(runs: Runs, fine_tuning: str) -> float | None:
-    """The mean score × 100 over seeds, at the best rate, of the runs that match a pattern; None without any."""
+def scores(runs: Runs, fine_tuning: str) -> list[float]:
+    """The scores of the runs that match a pattern, one for each seed, at the learning rate with the best mean."""
     rates: dict[float, list[float]] = {}
     for folder, results in runs.items():
         if re.fullmatch(fine_tuning, folder):
             for row in results:
                 rates.setdefault(row["lr"], []).append(row["score"])
-    return 100 * max(map(fmean, rates.values())) if rates else None
+    return max(rates.values(), key=fmean, default=[])
+
+
+def score(runs: Runs, fine_tuning: str) -> float | None:
+    """The mean of those scores × 100; None without any."""
+    found = scores(runs, fine_tuning)
+    return 100 * fmean(found) if found else None
 
 
 def assert_says(row: Row, heading: str, value: float | None, decimals: int = 1) -> None:
@@ -81,7 +81,7 @@ def assert_evidence(runs: Runs, folder: str, row: Row, title: str, sparsity: flo
         steps = "_steps150" * (method in ("tamt-kd", "imp"))
         subnetwork = f"{method}_demo_s{sparsity}{scores}{steps}"
         search = subnetwork.replace(f"s{sparsity}", "s0.9") if method == "imp" else subnetwork  # one search finds all
-        assert_says(row, "KD loss", loss(runs, rf"{folder}/search/{search}(_seed\d)?", sparsity), 3)
+        assert_says(row, "KD loss", fmean(losses(runs, rf"{folder}/search/{search}(_seed\d)?", sparsity)), 3)
     found = {
         task: score(runs, rf"{folder}/finetune/{short}_{subnetwork}(_mask\d)?(_n8000)?_lr[\d.]+_seed\d")
         for task, short in TASKS.items()
@@ -134,7 +134,7 @@ def test_the_study_of_objectives(runs: Runs) -> None:
     for row in rows:
         objective = row["`--objective`"].strip("`").replace(":", "-").replace(",", "-")
         subnetwork = f"tamt_demo_s0.7_{objective}_activation_steps150"
-        assert_says(row, "KD loss", loss(runs, f"objectives/search/{subnetwork}_seed0", 0.7), 3)
+        assert_says(row, "KD loss", fmean(losses(runs, f"objectives/search/{subnetwork}_seed0", 0.7)), 3)
         for heading in tasks:
             task, _, dropout = heading.partition(", with ")
             folder = "objectives-dropout" if dropout else "objectives"
@@ -151,7 +151,9 @@ def test_the_study_of_a_base_sized_model(runs: Runs) -> None:
         sparsity = int(row["pruned"].split()[0]) / 100
         if sparsity:
             subnetwork = f"{METHODS[row['1']]}_demo-base_s{sparsity}{'_steps150' * (row['1'] == 'TAMT-KD')}"
-            assert_says(row, "KD loss", loss(runs, rf"evidence-base/search/{subnetwork}(_seed0)?", sparsity), 3)
+            assert_says(
+                row, "KD loss", fmean(losses(runs, rf"evidence-base/search/{subnetwork}(_seed0)?", sparsity)), 3
+            )
         else:
             subnetwork = "full_demo-base"
         default = "0.00016" if sparsity else "2e-05"
@@ -162,3 +164,42 @@ def test_the_study_of_a_base_sized_model(runs: Runs) -> None:
     for task in ("TREC", "STS-B", "SST-2"):
         for pruned in ("70 %", "80 %"):
             assert_best_is_bold([row for row in rows if row["pruned"] == pruned], task)
+
+
+def assert_mean_and_spread(row: Row, heading: str, found: list[float]) -> None:
+    assert row[heading].replace("*", "") == f"{fmean(found):.3f} ± {stdev(found):.3f}", (heading, row)
+
+
+def test_the_study_of_patterns(runs: Runs) -> None:
+    for row in tables("patterns.md", "What it costs")[0]:
+        name, _, pattern = row["50 % pruned"].partition(", ")
+        subnetwork = "full_demo"
+        if name != "full model":
+            steps = "_steps150" * (name == "TAMT-KD")
+            subnetwork = f"{METHODS[name]}_demo_{pattern.replace(':', '-') or 's0.5'}{steps}"
+            assert_says(row, "KD dev loss", fmean(losses(runs, rf"patterns/search/{subnetwork}(_seed\d)?", 0.5)), 3)
+        for heading, task in {"STS-B, Pearson": "stsb", "TREC, accuracy": "trec"}.items():
+            found = scores(runs, rf"patterns/finetune/{task}_{subnetwork}(_mask\d)?_lr[\d.]+_seed\d")
+            assert_mean_and_spread(row, heading, found)
+
+
+def test_the_study_of_structures(runs: Runs) -> None:
+    methods = {
+        "TAMT-KD": r"tamt-kd_demo_{}_steps150",
+        "random": "rand_demo_{}",
+        "by norm (`omp`)": "omp_demo_{}",
+        "`--drop alternate`": "drop_demo_{}_alternate",
+        "`--drop last`, and `omp`": "drop_demo_{}_last",
+        "`--drop first`": "drop_demo_{}_first",
+    }
+    for row in tables("structured-tickets.md", "How good")[0]:
+        subnetwork = "full_demo"
+        if row["method"] != "full model":
+            subnetwork = methods[row["method"]].format(row["structure"].strip("`").replace(":", "-"))
+            found = losses(runs, rf"structures/search/{subnetwork}(_seed\d)?", 0.5)
+            low, _, high = row["KD dev loss"].partition(" to ")
+            assert low == f"{min(found):.3f}", row
+            assert (high or low) == f"{max(found):.3f}", row
+        for heading, task in {"STS-B, Pearson": "stsb", "SST-2, accuracy": "sst2"}.items():
+            found = scores(runs, rf"structures/finetune/{task}_{subnetwork}(_mask\d)?(_n8000)?_lr[\d.]+_seed\d")
+            assert_mean_and_spread(row, heading, found)
