@@ -41,6 +41,7 @@ def demo(options: DemoOptions) -> dict:
     from tamt.finetuning.finetune import finetune
     from tamt.search.train import train
 
+    seeds = options.seeds or [0, 1, 2]
     started = time.monotonic()
     searches: dict[str, dict] = {}
     for method in SEARCHES:
@@ -49,10 +50,10 @@ def demo(options: DemoOptions) -> dict:
         searches[method] = _run(train, output / method, settings)
     results = []
     for method in LABELS:
-        say(f"[{method}] fine-tuning on {options.train_samples} questions with {options.seeds} seeds")
+        say(f"[{method}] fine-tuning on {options.train_samples} questions with {len(seeds)} seeds")
         mask = output / method / "mask.safetensors" if method in searches else None
         runs = []
-        for seed in range(options.seeds):
+        for seed in seeds:
             settings = {**FINETUNE, "mask": mask, "train_samples": options.train_samples, "seed": seed}
             folder = output / "finetune" / f"{method}-{seed}"
             runs.append(_run(finetune, folder, settings))
@@ -65,7 +66,7 @@ def demo(options: DemoOptions) -> dict:
                 "sparsity": search["sparsity"],
                 "kd_loss": search["kd_loss"],
                 "score": statistics.mean(scores),
-                "score_std": statistics.stdev(scores) if options.seeds > 1 else None,
+                "score_std": statistics.stdev(scores) if len(seeds) > 1 else None,
                 "scores": scores,
                 "search_seconds": search["seconds"],
                 "seconds": round(search["seconds"] + sum(run["seconds"] for run in runs), 1),

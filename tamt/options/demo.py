@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tamt.options.base import Options
+from tamt.options.values import check_seeds
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,15 @@ class DemoOptions(Options):
         steps: the optimizer steps of mask training.
         batch_size: the blocks of 128 tokens per step.
         train_samples: the number of TREC questions to fine-tune on.
-        seeds: the number of fine-tunings per subnetwork.
+        seeds: the seeds of the fine-tunings; by default 0,1,2.
     """
 
     output: Path = Path("demo")
     steps: int = 60
     batch_size: int = 8
     train_samples: int = 800
-    seeds: int = 3
+    seeds: list[int] | None = None
+
+    def check(self) -> None:
+        """Check the options together. Raises UserError if they cannot work."""
+        check_seeds(self.seeds)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from tamt.data.tasks import TASKS, Task, TaskName, with_columns
 from tamt.options.base import Options
+from tamt.options.values import check_seeds
 from tamt.recipes import Recipe
 from tamt.runtime.choices import CHECK_EVERY, KEEP, Precision, Sparse, Tracker, resolve_tracker
 from tamt.runtime.errors import UserError
@@ -130,11 +131,7 @@ class FinetuneOptions(Options):
         resolve_tracker(self.track)
         if self.resume and self.output == type(self).output:
             raise UserError("--resume needs the --output of the run to continue; give its folder")
-        for seed in self.seeds or []:
-            if not 0 <= seed < 2**32 or (self.seeds or []).count(seed) > 1:
-                raise UserError(
-                    f"--seeds {seed} is negative, over 32 bits or given twice; give different seeds from 0 on"
-                )
+        check_seeds(self.seeds)
         if self.stride is not None and self.stride < 0:
             raise UserError(f"--stride {self.stride} must not be negative; raise it or leave it out")
         self._check_rates()
@@ -163,6 +160,5 @@ class FinetuneOptions(Options):
                 raise UserError(f"--lr {rate:g} must be more than 0 and finite; correct it or leave it out")
             if rates.count(rate) > 1:
                 raise UserError(f"--lr {rate:g} is given twice; give different rates")
-        for flag, listed in {"lr": rates, "seeds": self.seeds}.items():
-            if listed == []:
-                raise UserError(f"--{flag} is an empty list; fill it or leave it out")
+        if not rates:
+            raise UserError("--lr is an empty list; fill it or leave it out")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from tamt.options.base import choices_of, without_none
+from tamt.runtime.errors import UserError
 
 WANTED: dict[Any, str] = {
     int: "a whole number",
@@ -82,6 +83,15 @@ def from_python(kind: Any, value: Any) -> Any:
     elif isinstance(value, list | tuple | range):
         value = [str(part) if isinstance(part, Path) else part for part in value]
     return convert(kind, value)
+
+
+def check_seeds(seeds: list[int] | None) -> None:
+    """Raise UserError unless these values of `--seeds` are different seeds from 0 on, or None."""
+    if seeds == []:
+        raise UserError("--seeds is an empty list; fill it or leave it out")
+    for seed in seeds or []:
+        if not 0 <= seed < 2**32 or (seeds or []).count(seed) > 1:
+            raise UserError(f"--seeds {seed} is negative, over 32 bits or given twice; give different seeds from 0 on")
 
 
 def has_commas(kind: Any) -> bool:

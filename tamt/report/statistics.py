@@ -77,8 +77,9 @@ def paired_difference(differences: Sequence[tuple[int | None, float]]) -> Differ
 
 @dataclass(frozen=True)
 class WonBack:
-    """The share of a loss that was won back, and its 95 % intervals: for these tasks, and for others like them. The first
-    is None if a task has one run, which says nothing of the spread; the second, if there is one task.
+    """The share of a loss that was won back, and its 95 % intervals: for these tasks, and for others like them.
+
+    The first is None if a task has one run, which says nothing of the spread; the second, if there is one task.
     """
 
     share: float

@@ -28,7 +28,7 @@ def _tiny(tiny_bert: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def run(folder: Path, *options: str) -> int:
-    words = ["--steps", "30", "--train-samples", "32", "--seeds", "2", "--output", str(folder)]
+    words = ["--steps", "30", "--train-samples", "32", "--seeds", "0,1", "--output", str(folder)]
     return main(["demo", *words, *options])
 
 
@@ -66,7 +66,7 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path, monkeypatch, capsys)
 
 
 def test_one_seed_has_no_spread(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert run(tmp_path / "demo", "--seeds", "1") == 0
+    assert run(tmp_path / "demo", "--seeds", "4") == 0
     results = json.loads((tmp_path / "demo" / "results.json").read_text(encoding="utf-8"))["results"]
     assert [row["score_std"] for row in results] == [None] * len(LABELS)
     assert "score_std" in capsys.readouterr().out
@@ -84,3 +84,11 @@ def test_impossible_sizes_are_refused(tmp_path: Path, capsys) -> None:
     assert run(tmp_path / "demo", "--steps", "0") == 2
     assert "--steps 0 must be 1 or more" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
+
+
+def test_seeds_are_those_that_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(tmp_path / "demo", "--seeds", "4,2") == 0
+    assert {path.name.rpartition("-")[2] for path in (tmp_path / "demo" / "finetune").iterdir()} == {"2", "4"}
+    assert main(["demo", "--seeds", "1,1", "--output", str(tmp_path / "other")]) == 2
+    assert "--seeds 1 is negative, over 32 bits or given twice" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
