@@ -67,7 +67,10 @@ class Progress:
 
 
 def show(results: list[dict]) -> None:
-    """Print rows of results to stdout: equal values line by line, the others as a table, and one row's matrices."""
+    """Print rows of results to stdout: equal values line by line, the others as a table, and one row's matrices.
+
+    What no row has is left out, unless it is a score or a loss: that one is undefined.
+    """
     if not results:  # no run of a study succeeded
         return
     output = Console(highlight=False)
@@ -76,7 +79,8 @@ def show(results: list[dict]) -> None:
     columns = [key for key, value in results[0].items() if not isinstance(value, dict | list)]
     shared = [key for key in columns if all(row.get(key) == results[0][key] for row in results)]
     for key in shared:
-        output.print(f"{key:<14} {_cell(results[0][key])}", markup=False, soft_wrap=True)
+        if results[0][key] is not None or key.endswith(("score", "loss")):
+            output.print(f"{key:<14} {_cell(results[0][key])}", markup=False, soft_wrap=True)
     if differing := [key for key in columns if key not in shared]:
         _print_table(output, [{key: row.get(key) for key in differing} for row in results])
     if len(results) == 1 and (matrices := results[0].get("matrices")):

@@ -1,0 +1,17 @@
+"""How results are printed."""
+
+import pytest
+
+from tamt.runtime.console import show
+
+
+def test_what_no_row_has_is_left_out_but_not_a_score_that_is_undefined(capsys: pytest.CaptureFixture[str]) -> None:
+    show([{"task": "stsb", "mask": None, "score": None, "mlm_loss": None, "lr": 1e-4}])
+    assert capsys.readouterr().out.split() == ["task", "stsb", "score", "–", "mlm_loss", "–", "lr", "0.0001"]
+
+
+def test_what_one_row_has_is_a_column(capsys: pytest.CaptureFixture[str]) -> None:
+    show([{"task": "stsb", "mask": "a.safetensors"}, {"task": "stsb", "mask": None}])
+    shared, _, *table = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip(" ─")]
+    assert shared == ["task", "stsb"]
+    assert table == [["a.safetensors"], ["–"]]
