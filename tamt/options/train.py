@@ -45,8 +45,8 @@ class TrainOptions(Options):
         dev_corpus: the text for the dev losses; by default WikiText's validation split, or the last 5 % of the files'
             blocks.
         sparsity: the share of zeros in each mask, between 0 and 1; by default 0.7, or what the pattern gives.
-        pattern: keep N of each M neighbours along the input instead, such as 2:4, which GPUs from Ampere on multiply
-            faster; N < M, M at most 16.
+        pattern: keep N of each M neighbours along the input instead, such as 2:4, for which GPUs from Ampere on have
+            instructions; N < M, M at most 16.
         structure: prune whole groups instead, each kind by its own sparsity, such as ffn:0.5 or heads:0.5,hidden:0.5:
             ffn (intermediate neurons) and heads in each layer, layers, and hidden (entries of the hidden states).
             tamt export --shrink makes a smaller model of the ticket.
