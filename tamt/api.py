@@ -275,6 +275,7 @@ def _as_file(ticket: Ticket | str | Path | None) -> Iterator[str | None]:
 
 def _save_beside(ticket: Ticket, output: Path) -> str:
     """Save a ticket beside the folder of a run, unless it is there already, as when the run is resumed."""
+    output = output.resolve()  # "." has no name
     file = output.with_name(f"{output.name}.{MASK_FILE}")
 
     def save() -> None:

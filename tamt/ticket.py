@@ -136,7 +136,7 @@ class Ticket:
         cls, model: PreTrainedModel, sparsity: float | None = None, seed: int = 0, *, pattern: str | None = None
     ) -> "Ticket":
         """Keep random weights of each matrix. The arguments are those of `magnitude`; `seed` fixes the choice."""
-        weights = prunable_weights(model)
+        weights, seed = prunable_weights(model), int(seed)
         pruned = _pruned(weights, sparsity, pattern)
         info = MaskInfo.of(model.name_or_path, RANDOM, pruned, seed, 0)
         return cls.from_masks(random_masks(weights, pruned, seed), info)

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ def subset(labels: Sequence[float] | None, rows: int, samples: int, seed: int) -
     """A seeded random subset of `samples` of `rows` rows, as sorted indices.
 
     Args:
-        labels: label ids to stratify by: every label keeps its share to within one row. None: not stratified.
+        labels: label ids to stratify by: every label keeps its share to within one row, and has one at least. None: not
+            stratified.
         rows: number of rows.
         samples: number of rows to choose.
         seed: seed of the choice.
@@ -65,6 +66,8 @@ def subset(labels: Sequence[float] | None, rows: int, samples: int, seed: int) -
     quotas = np.floor(exact).astype(int)
     largest_rests = np.argsort(quotas - exact, kind="stable")
     quotas[largest_rests[: samples - quotas.sum()]] += 1
+    while (lacking := (quotas == 0) & (counts > 0)).any():  # a label that is not there cannot be learnt
+        quotas[np.argmax(lacking)], quotas[np.argmax(quotas)] = 1, quotas.max() - 1
     chosen = [
         generator.choice(np.flatnonzero(np.array(labels) == label), quota, replace=False)
         for label, quota in enumerate(quotas)
@@ -177,9 +180,14 @@ def read_text(file: Path) -> str:
 
 
 def _read_tsv(file: Path, text: str, task: Task) -> Iterator[Numbered]:
-    """GLUE's layout: cells between tabs without quoting, so that a single `"` is text."""
-    lines = enumerate((line.removesuffix("\r") for line in text.split("\n")), start=1)
-    yield from _by_columns(file, ((number, line.split("\t")) for number, line in lines if line), task)
+    """GLUE's layout: cells between tabs without quoting, so that a single `"` is text.
+
+    Empty lines are left out. With one column they are rows without text, but for those at the end.
+    """
+    lines = enumerate((line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")), start=1)
+    filled = dropwhile(lambda numbered: not numbered[1], lines)
+    one_column = "\t" not in text.lstrip("\r\n").partition("\n")[0]
+    yield from _by_columns(file, ((number, line.split("\t")) for number, line in filled if line or one_column), task)
 
 
 def _read_csv(file: Path, text: str, task: Task) -> Iterator[Numbered]:

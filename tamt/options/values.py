@@ -49,7 +49,7 @@ def convert(kind: Any, value: Any) -> Any:
         except WrongValueError as error:
             raise WrongValueError(value, kind) from error
     if get_origin(kind) is list:
-        return [convert(get_args(kind)[0], part) for part in value]
+        return [convert(get_args(kind)[0], part) for part in (value if isinstance(value, list) else [value])]
     if choices_of(kind):
         return as_choice(value)
     allowed = {int: (str, int), float: (str, int, float), bool: (bool,)}.get(kind, (str,))

@@ -11,6 +11,7 @@ from tamt.data.tasks import TASKS
 from tamt.methods import METHODS, is_one_shot
 from tamt.report.results import Results
 from tamt.report.scan import FinishedRun
+from tamt.report.variants import initial_mask
 from tamt.runtime.names import distinct
 
 EFFECTIVE_BATCH = "effective batch"
@@ -22,15 +23,17 @@ SEARCH_SETTINGS = (
     "recipe",
     "lr",
     "dropout",
+    "initial",
     "precision",
     "ranking",
     "threshold_every",
     "prune_pooler",
+    "dense_embedding",
     "head",
     "head_warmup_steps",
 )
 """What searches by one method must share to be averaged, beside the settings that figures show."""
-ONE_SHOT_SETTINGS = ("prune_pooler",)
+ONE_SHOT_SETTINGS = ("prune_pooler", "dense_embedding")
 """The same for one-shot methods."""
 CALIBRATED_SETTINGS = ("corpus", "max_length", *ONE_SHOT_SETTINGS)
 """The same for one-shot methods that read text."""
@@ -113,7 +116,9 @@ def _value(config: Mapping[str, Any], name: str) -> Any:
     value, task = config.get(name), TASKS.get(str(config.get("task")))
     if value is None and task and name in TASK_DEFAULTS:
         value = getattr(task, name)
-    return hashable(value)
+    if name == "initial":
+        return initial_mask(config)
+    return None if value is False else hashable(value)  # configs of older versions lack newer switches
 
 
 def _in_words(settings: Iterable[tuple[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from tamt.report.scores import (
     AVERAGE,
     LOSSES,
     Scores,
+    label_of,
     main_tickets,
     mask_count,
     other_lengths,
@@ -56,7 +57,7 @@ def omp_and_random(results: Results, model: str, scores: Scores) -> Figure | Mis
     panels += [chart for loss in LOSSES if (chart := _loss_against_sparsity(results, model, loss, tickets)).series]
     panels += [_against_sparsity(scores, task, tickets) for task in scores.panels[1:]]
     with_gap = tuple(_with_gap(chart) for chart in panels if chart.series)
-    if len(tickets) < 2 or not with_gap:
+    if {method for method, _ in tickets} != {OMP, RANDOM} or not with_gap:
         return Missing(
             title, paper, "searches by --method omp and rand at the same sparsities, and fine-tunings of their masks"
         )
@@ -65,11 +66,12 @@ def omp_and_random(results: Results, model: str, scores: Scores) -> Figure | Mis
 
 
 def _with_gap(chart: Chart) -> Chart:
-    points = {series.style: {point.x: point for point in series.points} for series in chart.series}
-    shared = sorted(points.get(OMP, {}).keys() & points.get(RANDOM, {}).keys())
+    points = {series.label: {point.x: point for point in series.points} for series in chart.series}
+    omp, random = points.get(label_of(OMP), {}), points.get(label_of(RANDOM), {})
+    shared = sorted(omp.keys() & random.keys())
     if not shared or chart.y_label in LOSSES.values():
         return chart
-    gap = tuple(Point(x, points[OMP][x].y - points[RANDOM][x].y, about="difference of the means") for x in shared)
+    gap = tuple(Point(x, omp[x].y - random[x].y, about="difference of the means") for x in shared)
     series = (*chart.series, Series("OMP − random", "gap", gap, dashed=True))
     return Chart(chart.title, chart.x_label, chart.y_label, series, chart.reference)
 

@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from tamt.finetuning.rates import best_over_runs, rates_in_words
@@ -17,13 +16,13 @@ from tamt.runtime.errors import UserError
 from tamt.training.run_folder import RESULTS
 
 
-def read_fine_tunings(results: Results, runs: list[FinishedRun], searches: set[str]) -> None:
-    """Add the fine-tunings to `results`, and the tickets of masks whose search is not among `searches`."""
+def read_fine_tunings(results: Results, runs: list[FinishedRun]) -> None:
+    """Add the fine-tunings to `results`, and the tickets of masks whose search is not below the folder."""
     runs_by_key: dict[tuple, str] = {}
     without_search: dict[tuple, TicketRecord] = {}
     for run in runs:
         try:
-            fine_tuning = _fine_tuning(results, run, searches, without_search)
+            fine_tuning = _fine_tuning(results, run, without_search)
         except UserError as error:
             results.skip(run.name, str(error))
             continue
@@ -40,9 +39,7 @@ def read_fine_tunings(results: Results, runs: list[FinishedRun], searches: set[s
     _choose_rates(results)
 
 
-def _fine_tuning(
-    results: Results, run: FinishedRun, searches: set[str], without_search: dict[tuple, TicketRecord]
-) -> FineTuningRecord:
+def _fine_tuning(results: Results, run: FinishedRun, without_search: dict[tuple, TicketRecord]) -> FineTuningRecord:
     """The fine-tuning of a run. Its score is NaN if it is undefined, until the learning rates are chosen.
 
     Raises:
@@ -56,7 +53,7 @@ def _fine_tuning(
         ticket = ticket_of(results, run, row)
         if ticket is None:
             folder = mask_key(str(mask))[0]
-            if any(Path(name).name == folder for name in searches):
+            if any(path.name == folder for path in results.searches.values()):
                 raise UserError(f"its mask of {folder} is left out, replaced or of another model")
             ticket = _ticket_without_search(run, row)
             ticket = without_search.setdefault(ticket.identity, ticket)
@@ -97,9 +94,9 @@ def _of_one_mask(item: FineTuningRecord) -> tuple:
 
 def _of_one_kind(item: FineTuningRecord) -> tuple:
     """What fine-tunings share between which the best learning rate is chosen: all that `_of_one_mask` names but the
-    seed of the mask.
+    seed of the mask, and its file.
     """
-    kind = replace(item.ticket, seed=None).identity if item.ticket else ()
+    kind = replace(item.ticket, seed=None, file=None).identity if item.ticket else ()
     return (item.model, item.task, kind, item.train_samples)
 
 

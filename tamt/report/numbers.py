@@ -1,5 +1,7 @@
 """Numbers as text for readers."""
 
+import math
+
 from tamt.report.statistics import Summary
 
 
@@ -19,6 +21,8 @@ def percent(share: float) -> str:
 
 def number(value: float) -> str:
     """A number with about three digits, and commas between thousands."""
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 10 else f"{value:.3g}"

@@ -29,6 +29,7 @@ def read_results(folder: Path) -> Results:
             f"no finished run was found in {folder}{why}; give the folder of a study, or run tamt train and tamt "
             "finetune with an --output in it"
         )
+    results.searches = {run.name: run.path for run in runs if "method" in run.config}
     runs = keep_most_common_version(results, runs)
     results.version = runs[0].version
     runs = with_labels(results, runs)
@@ -41,7 +42,7 @@ def read_results(folder: Path) -> Results:
     others = [run for run in runs if "method" not in run.config and "task" not in run.config]
     read_evaluations(results, [run for run in others if not is_latency(run)])
     read_latencies(results, [run for run in others if is_latency(run)])
-    read_fine_tunings(results, fine_tunings, {run.name for run in searches})
+    read_fine_tunings(results, fine_tunings)
     if not results.tickets and not results.fine_tunings:
         first = results.skipped[0]
         raise UserError(f"no run in {folder} can be used: {first.run} {first.why}; mend it or give another folder")

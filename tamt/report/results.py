@@ -129,6 +129,10 @@ class Results:
 
     folder: Path
     version: str | None = None
+    searches: dict[str, Path] = field(default_factory=dict)
+    """The folders of all finished searches by their names, of those too that are left out."""
+    dev_texts: dict[str, tuple] = field(default_factory=dict)
+    """By model, the text that the losses shown were measured on."""
     tickets: list[TicketRecord] = field(default_factory=list)
     copies: list[tuple[TicketRecord, TicketRecord]] = field(default_factory=list)
     """Tickets of other searches that found the same mask, each with the one in `tickets`."""

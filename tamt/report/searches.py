@@ -1,5 +1,6 @@
 """The searches of a study: the subnetworks that they found, and the losses along the way."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,14 +23,15 @@ def read_searches(results: Results, runs: list[FinishedRun]) -> None:
     for run in runs:
         log = read_log(results, run)
         try:
-            final = [_final_ticket(run, row, log) for row in run.rows]
+            rows = run.rows[-1:] if run.config.get("pattern") else run.rows  # IMP passes other patterns on the way
+            final = [_final_ticket(run, row, log) for row in rows]
         except (KeyError, TypeError, ValueError) as error:
             results.skip(run.name, f"has a row in {RESULTS} that is not from a search ({error})")
             continue
         curve = _curve(final[-1], log)
         if not is_one_shot(str(run.config["method"])) and curve.points:
             results.curves.append(curve)
-        text = _dev_text(run.config)
+        text = dev_text(run.config)
         tickets += [(ticket, text) for ticket in (*final, *_tickets_on_the_way(run, final[-1], log))]
     _add_tickets(results, tickets)
 
@@ -91,10 +93,10 @@ def _add_tickets(results: Results, tickets: list[tuple[TicketRecord, tuple]]) ->
     texts: dict[str, Counter] = {}
     for ticket, text in tickets:
         texts.setdefault(ticket.model, Counter())[text] += ticket.kd_loss is not None
+    results.dev_texts = {model: counts.most_common(1)[0][0] for model, counts in texts.items() if counts.total()}
     known: dict[tuple, TicketRecord] = {}
     for ticket, text in tickets:
-        common = texts[ticket.model].most_common(1)[0][0]
-        if ticket.kd_loss is not None and text != common:
+        if ticket.kd_loss is not None and text != (common := results.dev_texts[ticket.model]):
             results.skip(
                 ticket.run,
                 f"was measured on other dev text ({plain(text)}) than most ({plain(common)}); its losses are not shown",
@@ -110,7 +112,7 @@ def _add_tickets(results: Results, tickets: list[tuple[TicketRecord, tuple]]) ->
     results.full_losses = {model: {} for model in texts}
 
 
-def _dev_text(config: Mapping[str, Any]) -> tuple:
+def dev_text(config: Mapping[str, Any]) -> tuple:
     """The text of the dev losses, because only losses on the same text compare."""
     dev, corpus = config.get("dev_corpus"), config.get("corpus")
     own = dev or corpus
@@ -125,7 +127,10 @@ def _mask_of(run: FinishedRun, row: Mapping[str, Any]) -> Path:
 
 
 def read_evaluations(results: Results, runs: list[FinishedRun]) -> None:
-    """Add the losses of runs of `tamt evaluate` to their masks, and those of the full model."""
+    """Add the losses of runs of `tamt evaluate` to their masks, and those of the full model.
+
+    Those on other text than the searches measured theirs on are left out.
+    """
     for run in runs:
         row = run.rows[0]
         try:
@@ -136,38 +141,58 @@ def read_evaluations(results: Results, runs: list[FinishedRun]) -> None:
         if not losses:
             results.skip(run.name, "is not a run of tamt train, finetune or evaluate")
             continue
+        text = ("", *(hashable(run.config.get(name)) for name in ("corpus", "max_length", "blocks")))
+        if text != (common := results.dev_texts.setdefault(run.model, text)):
+            results.skip(run.name, f"was measured on other text ({plain(text)}) than the searches ({plain(common)})")
+            continue
         if not row.get("mask"):
             results.full_losses.setdefault(run.model, {}).update(losses)
             continue
         ticket = ticket_of(results, run, row)
         if ticket is None:
             results.skip(run.name, "evaluates a mask whose search is not below the folder")
-        elif ticket.kd_loss is None:
-            results.tickets[results.tickets.index(ticket)] = replace(
-                ticket, mlm_loss=losses.get("mlm_loss"), kd_loss=losses.get("kd_loss")
+            continue
+        place = [known.identity for known in results.tickets].index(ticket.identity)
+        if results.tickets[place].kd_loss is None:
+            results.tickets[place] = replace(
+                results.tickets[place], mlm_loss=losses.get("mlm_loss"), kd_loss=losses.get("kd_loss")
             )
 
 
 def ticket_of(results: Results, run: FinishedRun, row: Mapping[str, Any]) -> TicketRecord | None:
     """The ticket with the mask that a row names, even if the study was moved since; None if there is none."""
-    key = mask_key(str(row["mask"]))
+    search, inside = _search_of(results, run, str(row["mask"])), mask_key(str(row["mask"]))[1]
     seed, step = row.get("mask_seed"), row.get("mask_step")
     counted = [(ticket, ticket) for ticket in results.tickets] + results.copies
     candidates = [
-        (ticket, one)
+        one
         for ticket, one in counted
         if ticket.mask is not None
-        and mask_key(str(ticket.mask)) == key
+        and ticket.run == search
+        and mask_key(str(ticket.mask))[1] == inside
         and ticket.model == run.model
         and row.get("method") in (None, ticket.method)
         and abs(ticket.sparsity - float(row.get("sparsity", ticket.sparsity))) < 0.002
         and (seed is None or ticket.seed in (None, seed))
         and (step is None or ticket.step == step)
     ]
-    if len(candidates) > 1:  # folders of one name in several places
-        path = Path(str(row["mask"])).resolve()
-        candidates = [(ticket, one) for ticket, one in candidates if ticket.mask and ticket.mask.resolve() == path]
-    return candidates[0][1] if candidates else None
+    return candidates[0] if candidates else None
+
+
+def _search_of(results: Results, run: FinishedRun, mask: str) -> str | None:
+    """The name of the search that a mask file is of, even of one that is left out; None if it is not below the folder.
+
+    Of several searches whose folders have the same name it is the one at the path of the mask, else the nearest to the
+    run, as studies are moved with all their runs. None if two are as near.
+    """
+    folder, inside = mask_key(mask)
+    named = {name: path for name, path in results.searches.items() if path.name == folder}
+    for name, path in named.items():
+        if (path / inside).resolve() == Path(mask).resolve():
+            return name
+    near = {name: len(os.path.commonpath([name, run.name])) for name in named}
+    nearest = [name for name in near if near[name] == max(near.values())]
+    return nearest[0] if len(nearest) == 1 else None
 
 
 def mask_key(mask: str) -> tuple[str, str]:

@@ -189,7 +189,8 @@ def differences_table(results: Results) -> Table:
                     for task in scores.tasks
                 }
                 pooled = [pair for pairs in by_task.values() for pair in pairs]
-                chosen = {"all tasks": pooled, **by_task} if len(scores.tasks) > 1 else by_task
+                all_there = len(by_task) > 1 and all(by_task.values())
+                chosen = {"all tasks": pooled, **by_task} if all_there else by_task
                 for task, pairs in chosen.items():
                     if not pairs:
                         continue

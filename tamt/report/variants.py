@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tamt.masks.file import TORCH_SUFFIXES
 from tamt.methods import METHODS, trains_scores
 from tamt.recipes import RECIPES, search_recipe
-from tamt.runtime.choices import DEFAULT_SCORES, MASKS_BY_NAME
+from tamt.runtime.choices import DEFAULT_SCORES, HUB, MASKS_BY_NAME
 from tamt.runtime.errors import UserError
 from tamt.terms import describe, parse_objective
 
@@ -26,18 +27,39 @@ def variants(configs: Iterable[Mapping[str, Any]]) -> list[str | None]:
 
 
 def _variant(config: Mapping[str, Any], with_scores: bool) -> str | None:
-    method, scores, initial = str(config.get("method")), _scores(config), config.get("initial")
+    scores, initial = _scores(config), initial_mask(config)
     words = [_objective(config["objective"])] if isinstance(config.get("objective"), str) else []
-    if trains_scores(method) and initial == "random":
-        words.append(RANDOM_START)
-    elif trains_scores(method) and isinstance(initial, str) and initial not in MASKS_BY_NAME:
-        words.append(f"from {Path(initial).parent.name or Path(initial).name}")
+    if initial is not None:
+        words.append(RANDOM_START if initial == "random" else f"from {_source(initial)}")
     if scores and with_scores:
         words.append(f"{scores} scores")
-    words += [config[option] for option in ("pattern", "structure", "drop") if isinstance(config.get(option), str)]
+    words += [config[option] for option in ("pattern", "structure") if isinstance(config.get(option), str)]
+    if config.get("drop") not in (None, "last"):  # the last is the default
+        words.append(str(config["drop"]))
     if config.get("scope") == "row":
         words.append("per row")
     return ", ".join(words) or None
+
+
+def initial_mask(config: Mapping[str, Any]) -> str | None:
+    """The mask from which mask training starts, as `initial` names it; None for the one that its scores give anyway."""
+    initial = config.get("initial")
+    if not trains_scores(str(config.get("method"))) or not isinstance(initial, str):
+        return None
+    return None if initial == "omp" and _scores(config) in ("magnitude", "two-valued") else initial
+
+
+def _source(initial: str) -> str:
+    """Where an initial mask comes from, in words: the folder of its search, and the name of its file on the way."""
+    if initial in MASKS_BY_NAME:
+        return METHODS[initial].label
+    if initial.startswith(HUB):
+        return initial
+    path = Path(initial)
+    if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
+        return path.name
+    folder = path.parent
+    return f"{folder.parent.name} {path.stem}" if folder.name == "masks" else folder.name or path.name
 
 
 def _objective(text: str) -> str:

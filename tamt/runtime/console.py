@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from tamt.runtime import processes
 
@@ -76,8 +77,8 @@ def show(results: list[dict]) -> None:
     output = Console(highlight=False)
     if not output.is_terminal:
         output.width = UNBROKEN
-    columns = [key for key, value in results[0].items() if not isinstance(value, dict | list)]
-    shared = [key for key in columns if all(row.get(key) == results[0][key] for row in results)]
+    columns = [key for key, value in _merged(results).items() if not isinstance(value, dict | list)]
+    shared = [key for key in columns if all(row.get(key) == results[0].get(key) for row in results)]
     for key in shared:
         if results[0][key] is not None or key.endswith(("score", "loss")):
             output.print(f"{key:<14} {_cell(results[0][key])}", markup=False, soft_wrap=True)
@@ -87,12 +88,20 @@ def show(results: list[dict]) -> None:
         _print_table(output, [{"matrix": name, **values} for name, values in matrices.items()])
 
 
+def _merged(rows: list[dict]) -> dict:
+    """All keys of some rows, in the order in which they come, each with a value that it has."""
+    merged: dict = {}
+    for row in rows:
+        merged |= {key: value for key, value in row.items() if merged.get(key) is None}
+    return merged
+
+
 def _print_table(output: Console, rows: list[dict]) -> None:
     table = Table(box=SIMPLE_HEAD)
     for column in rows[0]:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(column), overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(Text(_cell(value)) for value in row.values()))  # as they are: [1] is no mark-up
     output.print(table)
 
 

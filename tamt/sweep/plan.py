@@ -120,6 +120,12 @@ def grid(part: Part, model: str, method: str) -> Iterator[GridPoint]:
         yield GridPoint(model, method, steps, variant, seed, amount)
 
 
+def _imp_search(part: Part) -> tuple:
+    """What a part says of its IMP searches, their lengths left out."""
+    options = {key: value for key, value in part.search[IMP].items() if key != "steps"}
+    return (options, part.corpus, part.dev_corpus)
+
+
 class _Planner:
     """Collects the runs of a study. A run that several parts request is in `runs` once."""
 
@@ -157,7 +163,7 @@ class _Planner:
         """Add the search of a point. Returns its subnetworks: at the end, and at the steps of `save_at`."""
         method, name, steps = point.method, self.model_names[point.model], point.steps
         options = part.search[method]
-        searched = self._amount_of_search(point)
+        searched = self._amount_of_search(part, point)
         last = last_step(method, searched.sparsity, steps)
         save_at = [step for step in options.get("save_at", []) if step < last]
         final = MASK_FILE if point.amount == searched else f"masks/sparsity-{point.amount.sparsity:g}.safetensors"
@@ -196,19 +202,24 @@ class _Planner:
             for step, file in files.items()
         ]
 
-    def _amount_of_search(self, point: GridPoint) -> Amount:
-        """What the search that gives a point's mask prunes: for IMP the highest sparsity, if it passes the point's."""
+    def _amount_of_search(self, part: Part, point: GridPoint) -> Amount:
+        """What the search that gives a point's mask prunes: for IMP the highest sparsity, if it passes the point's.
+
+        Parts that search otherwise, by other options or on other text, have searches of their own.
+        """
         passed = {Amount(stage / STAGES) for stage in range(1, STAGES)}
         if point.method != IMP or point.amount not in passed:
             return point.amount
         return max(
             (
                 amount
-                for part in self.study.parts
-                if point.model in part.models
-                and IMP in part.methods
-                and point.steps in part.search[IMP].get("steps", [None])
-                for amount in part.amounts
+                for other in self.study.parts
+                if point.model in other.models
+                and IMP in other.methods
+                and point.steps in other.search[IMP].get("steps", [None])
+                and point.seed in other.mask_seeds
+                and _imp_search(other) == _imp_search(part)
+                for amount in other.amounts
                 if amount == Amount(amount.sparsity)
             ),
             key=lambda amount: amount.sparsity,

@@ -222,7 +222,7 @@ def write_example(
                         study.finetune(model, tasks[-1], ticket, seed, samples)
         losses = {"mlm_loss": 1.7, "kd_loss": 0.0}
         row = {"model": model, "method": "full", "sparsity": 0.0, "mask": None, **losses, "seconds": 1.0}
-        study.write(f"evaluate/full_{model}", {"model": model, "corpus": ["demo"]}, [row])
+        study.write(f"evaluate/full_{model}", {"model": model, "corpus": ["demo"], "max_length": 128}, [row])
     return study
 
 

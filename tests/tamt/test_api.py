@@ -87,6 +87,16 @@ def test_a_fine_tuning_by_a_ticket_that_is_in_no_file(
         )
 
 
+def test_a_fine_tuning_into_the_working_folder(
+    tiny_bert: Path, cats_and_dogs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    ticket = tamt.Ticket.random(AutoModelForSequenceClassification.from_pretrained(tiny_bert), 0.5)
+    tamt.finetune(tiny_bert, "classification", ticket=ticket, output=".", **cats_and_dogs, train_samples=8, epochs=1)
+    assert tamt.Ticket.load(tmp_path / "here.mask.safetensors") == ticket
+
+
 def test_losses_of_a_ticket_wherever_it_is(tiny_bert: Path, corpus: Path, found: tamt.Ticket) -> None:
     fresh = tamt.Ticket(found.packed)
     assert found.path is not None
@@ -115,6 +125,7 @@ def test_an_export_is_a_plain_model(tiny_bert: Path, found: tamt.Ticket, tmp_pat
     [
         ({"sparsity": 1.2}, "sparsity=1.2 is not between 0 and 1"),
         ({"sparsity": "half"}, "sparsity=half is not a number"),
+        ({"corpus": 5}, "corpus=5 is not text"),
         ({"sparsity": [0.5]}, r"sparsity=\[0.5\] is not a number"),
         ({"objective": torch.nn.Linear(2, 2)}, "^objective=a Linear is not text$"),
         ({"head": torch.nn.Linear(2, 2)}, "^head=a Linear is not a path$"),

@@ -23,6 +23,8 @@ from tamt.report.tables import differences_table, latencies_table, runs_table, s
 from tamt.runtime.errors import UserError
 
 MODEL = "bert-base-uncased"
+TEXT = {"corpus": ["demo"], "max_length": 128}
+"""What the searches of an example are measured on, as tamt evaluate names it."""
 
 
 @pytest.fixture
@@ -441,7 +443,7 @@ def test_masks_along_the_way_are_measured_by_evaluations(study: ExampleStudy) ->
     (search / "metrics.jsonl").unlink()
     mask = str(search / "masks/step-100.safetensors")
     row = {"model": MODEL, "method": "tamt-kd", "sparsity": 0.7, "mask": mask, "mask_seed": 0, "mask_step": 100}
-    study.write("evaluate/x", {"model": MODEL, "mask": mask}, [{**row, "mlm_loss": 3.5, "kd_loss": 0.25}])
+    study.write("evaluate/x", {**TEXT, "model": MODEL, "mask": mask}, [{**row, "mlm_loss": 3.5, "kd_loss": 0.25}])
     found = read_results(study.folder)
     assert [(t.mlm_loss, t.kd_loss) for t in found.tickets if t.step == 100] == [(3.5, 0.25)]
     assert found.skipped == []

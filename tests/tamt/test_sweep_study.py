@@ -197,6 +197,17 @@ def test_parts_add_up_and_share_their_runs(load) -> None:
     assert "finetune/demo_imp_demo_s0.9_mask0_n100_seed0" in runs
 
 
+def test_imp_is_searched_no_further_than_its_own_part_asks(load) -> None:
+    imp = {"methods": ["imp"], "sparsities": [0.5], "mask_seeds": [0, 1], "full_model": False}
+    other_batch = load(**imp, also=[{"sparsities": [0.9], "search": {"imp": {"batch_size": 4}}}])
+    assert names(make_plan(other_batch), "search") == [
+        *("imp_demo_s0.5_seed0", "imp_demo_s0.5_seed1"),
+        *("imp_demo_s0.9_seed0", "imp_demo_s0.9_seed1"),
+    ]
+    one_seed = load(**imp, also=[{"sparsities": [0.9], "mask_seeds": [0]}])
+    assert names(make_plan(one_seed), "search") == ["imp_demo_s0.9_seed0", "imp_demo_s0.5_seed1"]
+
+
 def test_parts_that_contradict_each_other_are_refused(load) -> None:
     study = load(search={"lr": 1e-4}, also=[{"search": {"lr": 2e-4}}])
     with pytest.raises(UserError, match=r"two parts ask for search/tamt-kd_demo_s0.5_seed0, with lr = 0.0001 and 0.00"):

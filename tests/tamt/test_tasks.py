@@ -8,7 +8,7 @@ import pytest
 
 from tamt.data import assets as demo
 from tamt.data.glue import load_rows
-from tamt.data.rows import Rows, subset
+from tamt.data.rows import Rows, read_file, subset
 from tamt.data.tasks import Task, find_task
 from tamt.runtime.errors import UserError
 
@@ -175,6 +175,12 @@ def test_subset_is_seeded_and_keeps_the_share_of_every_label() -> None:
     assert plain == subset(None, 1000, 101, seed=3) != subset(None, 1000, 101, seed=4)
 
 
+def test_subset_has_every_label() -> None:
+    labels = [0] * 97 + [1, 2, 2]
+    assert Counter(labels[i] for i in subset(labels, 100, 3, seed=0)) == {0: 1, 1: 1, 2: 1}
+    assert Counter(labels[i] for i in subset(labels, 100, 10, seed=0)) == {0: 8, 1: 1, 2: 1}
+
+
 @pytest.mark.parametrize(("samples", "message"), [(11, "more than the 10 train rows"), (1, "fewer than the 2 labels")])
 def test_subset_refuses_too_many_and_too_few(samples: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -182,6 +188,14 @@ def test_subset_refuses_too_many_and_too_few(samples: int, message: str) -> None
 
 
 GOOD = "text\tlabel\na\tx\nb\ty\n"
+
+
+def test_empty_lines_of_one_column_are_rows(tmp_path: Path) -> None:
+    for text in ("text\nfirst\n\nthird\n\n", "\r\ntext\r\nfirst\r\n\r\nthird"):
+        found = read_file(write(tmp_path / "new.tsv", text), OWN, need_labels=False)
+        assert [row["text"] for _, row in found] == ["first", "", "third"]
+    two = read_file(write(tmp_path / "two.tsv", "text\tlabel\n\na\tx\n"), OWN)
+    assert [row["text"] for _, row in two] == ["a"]
 
 
 @pytest.mark.parametrize(
