@@ -238,10 +238,11 @@ bool multiply_few(const Matrix& x, const SparseMatrix& weight, const Output& y, 
 
 bool sparse_linear_few_kernel(
     const Matrix& x, const SparseMatrix& weight, const Output& y, const Parallel& parallel) {
-  static const bool supported = __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16");
-  if (!supported || instruction_set != InstructionSet::kAvx512) return false;
-  const auto run = weight.type == Type::kFloat ? &multiply_few<float> : &multiply_few<BFloat16>;
-  return run(x, weight, y, parallel);
+  static const bool looks_up = __builtin_cpu_supports("avx512vbmi");
+  static const bool has_bfloat16 = __builtin_cpu_supports("avx512bf16");
+  if (!looks_up || instruction_set != InstructionSet::kAvx512) return false;
+  if (weight.type == Type::kFloat) return multiply_few<float>(x, weight, y, parallel);
+  return has_bfloat16 && multiply_few<BFloat16>(x, weight, y, parallel);
 }
 
 }  // namespace tamt
