@@ -41,7 +41,7 @@ class TicketCallback(TrainerCallback):
         """Apply the ticket, unless it was applied before. Raises UserError if the model has another ticket."""
         if not holds_zeros(model):
             self.ticket.apply(model)
-        elif self.ticket.revived(model):
+        elif not self.ticket.is_applied(model):
             raise UserError("the model has another ticket than the callback; remove that first, or leave one out")
 
     def on_log(

@@ -26,6 +26,7 @@ from tamt.masks.hub import MODEL_CARD, download, model_card, upload
 from tamt.masks.masking import (
     Masks,
     Sparsity,
+    check_fits,
     check_pattern_fits,
     magnitude_masks,
     prunable_weights,
@@ -33,11 +34,11 @@ from tamt.masks.masking import (
     share_of_zeros,
 )
 from tamt.masks.similarity import check_same_matrices, similarity
-from tamt.masks.zeros import free_zeros, holds_zeros, keep_zeros, revived
+from tamt.masks.zeros import free_zeros, held_masks, holds_zeros, keep_zeros, revived
 from tamt.methods import METHODS, OMP, PUBLISHED, RANDOM
 from tamt.models.shrink import matrix_masks, shrink, zeros_for
 from tamt.runtime.choices import HUB, parse_pattern
-from tamt.runtime.errors import UserError, check_sparsity
+from tamt.runtime.errors import UserError, check_seed, check_sparsity
 from tamt.runtime.notebook import table
 
 LAYER = re.compile(r"\.(\d+)\.")
@@ -51,7 +52,7 @@ class Ticket:
         >>> from transformers import AutoModelForSequenceClassification
         >>> model = AutoModelForSequenceClassification.from_pretrained("bert-base-uncased")
         >>> ticket = tamt.Ticket.load("runs/kd-70")
-        >>> ticket.apply(model)  # zeros now, and zeros under any optimizer
+        >>> ticket.apply(model)  # zeros now, and zeros while it trains
 
     Attributes:
         info: the model, method, sparsity, seed and step that the mask comes from.
@@ -137,6 +138,7 @@ class Ticket:
     ) -> "Ticket":
         """Keep random weights of each matrix. The arguments are those of `magnitude`; `seed` fixes the choice."""
         weights, seed = prunable_weights(model), int(seed)
+        check_seed(seed)
         pruned = _pruned(weights, sparsity, pattern)
         info = MaskInfo.of(model.name_or_path, RANDOM, pruned, seed, 0)
         return cls.from_masks(random_masks(weights, pruned, seed), info)
@@ -206,7 +208,10 @@ class Ticket:
         return similarity(self.packed, other.packed)[0]
 
     def apply(self, model: PreTrainedModel) -> None:
-        """Set the pruned weights of a model to zero, and keep them zero under any optimizer; see `tamt.masks.zeros`.
+        """Set the pruned weights of a model to zero, and keep them zero while it trains.
+
+        Apply it before the optimizer's first step: moments of earlier steps would move pruned weights again. An
+        optimizer must change a weight by its own gradients alone, as all of torch's but Muon do.
 
         Args:
             model: the model that the ticket was found in, with any head, changed in place.
@@ -219,6 +224,11 @@ class Ticket:
         if self.info.structure is not None:
             packed = pack_masks(zeros_for(model, self.masks), self.info)
         keep_zeros(model, _bits(packed), packed.shapes)
+
+    def is_applied(self, model: PreTrainedModel) -> bool:
+        """Whether a model keeps the zeros of this ticket, by `apply`. Raises UserError if the ticket is for another."""
+        bits, held = _bits(self._packed_for(model)), held_masks(model)
+        return bool(held) and all(torch.equal(mask.cpu(), bits[name]) for name, mask in held.items())
 
     def shrink(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model without the groups of weights that the ticket prunes: of the same class, and smaller.
@@ -289,10 +299,11 @@ class Ticket:
         return merged
 
     def _packed_for(self, model: PreTrainedModel) -> PackedMasks:
-        """The masks of the matrices of a model."""
-        if self.info.structure is None:
-            return self.packed
-        return pack_masks(matrix_masks(model, self.masks), self.info)
+        """The masks of the matrices of a model. Raises UserError if the ticket is for another one."""
+        structured = self.info.structure is not None
+        packed = pack_masks(matrix_masks(model, self.masks), self.info) if structured else self.packed
+        check_fits({name: torch.empty(shape, device="meta") for name, shape in packed.shapes.items()}, model)
+        return packed
 
     def _described(self) -> dict[str, str]:
         """What a reader wants to know of the ticket, by name."""
@@ -347,6 +358,8 @@ def _pruned(weights: Mapping[str, Tensor], sparsity: float | None, pattern: str 
     if (sparsity is None) == (pattern is None):
         given = "both sparsity and pattern are" if pattern else "neither sparsity nor pattern is"
         raise UserError(f'{given} given; give one of them, such as sparsity=0.7 or pattern="2:4"')
+    if isinstance(sparsity, str):
+        raise UserError(f"the sparsity {sparsity!r} is text; give a number such as 0.7, or pattern={sparsity!r}")
     if sparsity is not None:
         check_sparsity("sparsity", sparsity)
         return float(sparsity)  # it may be a number of NumPy

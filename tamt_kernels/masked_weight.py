@@ -6,6 +6,12 @@ from torch import Tensor
 from tamt_kernels.reference import NO_GRADIENT, NO_MOMENTS
 
 
+def sums_of_rows(grad: Tensor) -> Tensor:
+    """A sparse gradient, any float type, with each row once, in float32: in bfloat16 the sum of many stops growing."""
+    rows = torch.sparse_coo_tensor(grad._indices(), grad._values().float(), grad.shape, check_invariants=False)
+    return rows.coalesce()
+
+
 class MaskedWeight:
     """W ⊙ m of one layer under ``MaskAdamW``, which owns it; the layer refers to it as ``masked``.
 
@@ -50,8 +56,8 @@ class MaskedWeight:
     def gradient(self) -> tuple[Tensor, Tensor, Tensor]:
         """The arguments of ``mask_adamw`` for this matrix: d(W ⊙ m), W and the ``grad_rows``.
 
-        A sparse gradient gives only the rows that were looked up, and the same rows of W. A layer without a gradient,
-        because no forward used it, gives zeros.
+        A sparse gradient gives only the rows that were looked up, added up in float32, and the same rows of W. A layer
+        without a gradient, because no forward used it, gives zeros.
         """
         grad = self.tensor.grad
         if not self.sparse or not (grad is None or grad.is_sparse):
@@ -60,8 +66,8 @@ class MaskedWeight:
         if grad is None:
             no_rows = torch.empty(1, 0, dtype=torch.int64)
             grad = torch.sparse_coo_tensor(no_rows, self.tensor.detach()[:0], self.tensor.shape, check_invariants=False)
-        grad = grad.coalesce()
-        looked_up, grad = grad.indices()[0], grad.values()
+        rows = sums_of_rows(grad)
+        looked_up, grad = rows.indices()[0], rows.values()
         numbers = torch.arange(len(looked_up), dtype=torch.int32)
         grad_rows = self.row_states.index_copy(0, looked_up, numbers)
         self.row_states[looked_up] = NO_GRADIENT

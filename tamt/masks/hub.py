@@ -75,7 +75,7 @@ def model_card(described: Mapping[str, str], repo: str) -> str:
     what, use = (
         ("groups of weights", "model = ticket.shrink(model)  # a smaller model of the same class")
         if small
-        else ("weights", "ticket.apply(model)  # zeros now, and zeros under any optimizer or Trainer")
+        else ("weights", "ticket.apply(model)  # zeros now, and zeros while it trains")
     )
     data = ModelCardData(
         base_model=model if on_hub else None,

@@ -41,7 +41,12 @@ POOLER = "pooler.dense"
 
 
 def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The model without its head. Raises UserError if it is no model of transformers, such as the name of one."""
+    """The model without its head. Raises UserError if it is no model of transformers, such as a name or peft's."""
+    if hasattr(model, "merge_and_unload"):
+        raise UserError(
+            f"the model ({type(model).__name__}) has adapters of peft around its matrices; apply a ticket before "
+            "peft.get_peft_model, and merge the adapters by ticket.merge_lora(model)"
+        )
     if not hasattr(model, "base_model") or not hasattr(model, "config"):
         raise UserError(
             f"a model of transformers is wanted, not a {type(model).__name__}; load it with from_pretrained, or give "

@@ -24,12 +24,12 @@ class _Zeros:
 
     def __init__(self, packed: Mapping[str, Tensor]) -> None:
         """`packed`: the mask of each weight by the weight's name in the encoder, as `tk.pack_mask` packs it."""
-        self._packed = dict(packed)
+        self.packed = dict(packed)
         self._watched: dict[str, tuple[ReferenceType[Tensor], RemovableHandle | None]] = {}  # None: frozen
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or unpickled model has parameters of its own, which get hooks at its next forward pass.
-        return {"_packed": self._packed, "_watched": {}}
+        return {"packed": self.packed, "_watched": {}}
 
     def install(self, encoder: torch.nn.Module) -> None:
         """Zero the pruned weights and keep them zero from now on."""
@@ -54,13 +54,13 @@ class _Zeros:
 
     def after_load(self, encoder: torch.nn.Module, keys: Any) -> None:
         """Zero what `load_state_dict` brought back."""
-        self._prune({name: encoder.get_parameter(name) for name in self._packed})
+        self._prune({name: encoder.get_parameter(name) for name in self.packed})
         self.watch(encoder)  # with assign=True the parameters are others
 
     def watch(self, encoder: torch.nn.Module) -> None:
-        """Zero the pruned entries of each weight that is new here, and give it a hook once it trains."""
+        """Zero the pruned entries of each weight that is new here, and of its gradient; hook it once it trains."""
         fresh = {}
-        for name in self._packed:
+        for name in self.packed:
             weight = encoder.get_parameter(name)
             known, handle = self._watched.get(name, (None, None))
             if known is None or known() is not weight or (handle is None and weight.requires_grad):
@@ -70,6 +70,7 @@ class _Zeros:
             handle = None
             if weight.requires_grad:
                 handle = weight.register_post_accumulate_grad_hook(lambda weight, name=name: self._clear(weight, name))
+                self._clear(weight, name)
             self._watched[name] = ref(weight), handle
 
     def _prune(self, tensors: Mapping[str, Tensor]) -> None:
@@ -78,9 +79,9 @@ class _Zeros:
 
     def _zero(self, tensor: Tensor, name: str) -> None:
         """Set the pruned entries of a weight, or of its gradient, to zero."""
-        packed = self._packed[name]
+        packed = self.packed[name]
         if packed.device != tensor.device:
-            packed = self._packed[name] = packed.to(tensor.device)
+            packed = self.packed[name] = packed.to(tensor.device)
         if tensor.is_sparse:  # the rows of an embedding that were looked up
             tensor.values().masked_fill_(~tk.unpack_mask(packed, tuple(tensor.shape))[tensor.indices()[0]], 0)
         elif tensor.dtype in FLOAT_TYPES:
@@ -96,11 +97,12 @@ class _Zeros:
 
 
 def keep_zeros(model: PreTrainedModel, packed: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Set the pruned weights of `model` to zero, and keep them zero under any optimizer from now on.
+    """Set the pruned weights of `model` to zero, and keep them zero while it trains from now on.
 
     This covers gradient accumulation, weight decay, momentum, loss scaling, DistributedDataParallel, `torch.compile`,
     `model.to()`, `load_state_dict` and `copy.deepcopy`. It does not cover an optimizer that changes weights whose
-    gradient has always been zero, such as one that adds noise.
+    gradient is zero: one that adds noise or mixes the entries of a matrix (Muon), or one that took steps before and
+    has moments of them.
 
     Args:
         model: with any head, or none.
@@ -128,6 +130,12 @@ def free_zeros(model: PreTrainedModel) -> None:
 def holds_zeros(model: PreTrainedModel) -> bool:
     """Whether `keep_zeros` was called for `model`, or for the one that it is a copy of."""
     return _zeros_of(model) is not None
+
+
+def held_masks(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The packed masks whose zeros `keep_zeros` keeps in `model`, by name; none if it was not called."""
+    zeros = _zeros_of(model)
+    return {} if zeros is None else zeros.packed
 
 
 def revived(

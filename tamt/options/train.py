@@ -1,6 +1,7 @@
 """The options of `tamt train`."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ from tamt.runtime.structure import structure_of
 from tamt.terms import needs_dropout
 
 SPARSITY = 0.7
+OF_MASK_TRAINING = ("compile", "dropout", "ranking", "threshold_every")
+"""Options that change the result of mask training only."""
+OF_TRAINING = ("steps", "accumulation", "lr", "head_warmup_steps", "activation_checkpointing")
+"""Options that change the result of methods that train only."""
 
 
 @dataclass(frozen=True)
@@ -228,11 +233,8 @@ class TrainOptions(Options):
     def _check_method(self, method: Method) -> None:
         if method.needs_text and not self.corpus:
             raise UserError(f"{method.name} needs text; give --corpus wikitext-103, demo or text files")
-        for flag, given in {"compile": self.compile, "dropout": self.dropout is not None}.items():
-            if given and not method.trains_scores:
-                raise UserError(f"--{flag} is for mask training, not {method.name}; leave it out")
-        if self.activation_checkpointing and method.one_shot:
-            raise UserError(f"--activation-checkpointing is for methods that train, not {method.name}; leave it out")
+        self._check_unused(OF_MASK_TRAINING, method.trains_scores, f"mask training, not {method.name}")
+        self._check_unused(OF_TRAINING, not method.one_shot, f"methods that train, not {method.name}")
         if self.activation_checkpointing and self.compile:
             raise UserError("--compile and --activation-checkpointing exclude each other; leave one out")
         for option in variant_options():
@@ -246,6 +248,11 @@ class TrainOptions(Options):
             )
         if method.trains == "weights" and self.steps is not None and self.steps < STAGES:
             raise UserError(f"--steps {self.steps} is too few for IMP's {STAGES} prunings; give at least {STAGES}")
+
+    def _check_unused(self, options: Iterable[str], used: bool, by: str) -> None:
+        for name in options:
+            if not used and getattr(self, name) != getattr(TrainOptions, name):
+                raise UserError(f"--{name.replace('_', '-')} is for {by}; leave it out")
 
     def _check_save_at(self, method: Method) -> None:
         if self.save_at and not method.trains_scores:

@@ -11,6 +11,7 @@ from transformers import get_linear_schedule_with_warmup
 
 import tamt_kernels as tk
 from tamt.masks.gates import Gate, renew_gates
+from tamt_kernels.masked_weight import sums_of_rows
 
 MAX_GRADIENT_NORM = 1.0
 
@@ -113,5 +114,5 @@ def gradients_of(optimizer: Optimizer) -> list[Tensor]:
         trained = [masked.tensor for masked in optimizer.masked_weights] + trained
     for tensor in trained:
         if tensor.grad is not None and tensor.grad.is_sparse:
-            tensor.grad = tensor.grad.to_dense()
+            tensor.grad = sums_of_rows(tensor.grad).to(tensor.dtype).to_dense()
     return [tensor.grad for tensor in trained if tensor.grad is not None]

@@ -333,10 +333,10 @@ def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
     """The output may be named in another way, or have moved with the study that it is in."""
     started = read_yaml(path / CONFIG)
     former, now = _apart(Path(str(started.get("output"))), Path(str(settings.get("output"))))
-    for key, value in settings.items():
+    for key in {**started, **settings}:  # either may name what the other leaves out, such as a pattern
+        value, there = settings.get(key), started.get(key)
         if key in HARMLESS or key == "output" or value == AUTO:
             continue
-        there = started.get(key)
         if _plain(value) not in (there, relocated(there, former, now)):
             raise UserError(
                 f"the run in {path} was started with {key} = {there!r}, not {_plain(value)!r}; "

@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import platform
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,9 +88,9 @@ def keep(device: torch.device, choices: Choices) -> None:
     table = {**_read(), name(device): choices}
     file = path()
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as new:
-        json.dump({name: _written(choices) for name, choices in table.items()}, new, indent=1)
-    os.replace(new.name, file)  # at once, because another process may read it
+    new = file.with_name(f"{file.name}.{os.getpid()}")  # with the permissions of any file, unlike a temporary one
+    new.write_text(json.dumps({name: _written(choices) for name, choices in table.items()}, indent=1), encoding="utf-8")
+    os.replace(new, file)  # at once, because another process may read it
     _read.cache_clear()
     of.cache_clear()
 

@@ -256,6 +256,18 @@ def test_an_embedding_holds_the_gradients_of_the_rows_looked_up():
     assert torch.equal(ours[0].masked.tensor, ours[0].masked_weight())
 
 
+def test_a_frequent_token_has_its_whole_gradient_in_bfloat16():
+    means = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = make()
+        optimizer = tk.MaskAdamW(model, lr=LR, dtype=dtype)
+        model[0](torch.tensor([3] + 4096 * [7])).sum().backward()
+        optimizer.step()
+        means.append(optimizer.state[model[0].score]["exp_avg"][[3, 7]])
+    assert (means[0] != 0).any(1).all()
+    torch.testing.assert_close(means[1], means[0], rtol=0.01, atol=0)
+
+
 def test_rows_go_on_by_their_moments_in_an_optimizer_that_loads_them():
     ours, theirs = make(), make()
     optimizer, other = tk.MaskAdamW(ours, lr=LR), tk.MaskAdamW(theirs, lr=LR)

@@ -111,6 +111,14 @@ def test_a_run_that_was_moved_with_its_study_goes_on(former: str, now: str, tmp_
             RunFolder.start(Path(now) / "finetune/sst2", settings(now) | changed, resume=True)
 
 
+@pytest.mark.parametrize(("former", "now"), [({"pattern": "2:4"}, {}), ({}, {"pattern": "2:4"})])
+def test_a_resume_has_all_settings_and_no_other(former: dict, now: dict, tmp_path: Path) -> None:
+    with RunFolder.start(tmp_path, {"seed": 0, **former}):
+        pass
+    with pytest.raises(UserError, match="was started with pattern = (None, not '2:4'|'2:4', not None)"):
+        RunFolder.start(tmp_path, {"seed": 0, **now}, resume=True)
+
+
 def test_time_before_the_checkpoint_counts(run: Path) -> None:
     with RunFolder.start(run, {}, resume=True) as folder:
         first = folder.seconds

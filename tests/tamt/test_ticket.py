@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     PreTrainedModel,
     Trainer,
@@ -116,6 +117,14 @@ def test_zeros_stay_under_any_optimizer(name: str, model: PreTrainedModel, ticke
     assert changed(model, before)
 
 
+def test_a_gradient_from_before_moves_no_pruned_weight(model: PreTrainedModel, ticket: tamt.Ticket) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-1)
+    model(input_ids=torch.arange(8)[None], labels=torch.tensor([1])).loss.backward()
+    ticket.apply(model)
+    optimizer.step()
+    assert revived(model, ticket) == 0
+
+
 def test_zeros_stay_while_gradients_accumulate_and_are_scaled(model: PreTrainedModel, ticket: tamt.Ticket) -> None:
     ticket.apply(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -171,6 +180,16 @@ def test_a_callback_applies_the_ticket_and_logs_the_sparsity(
     assert logged == pytest.approx([ticket.sparsity] * 3, abs=1e-6)
     with pytest.raises(UserError, match="the model has another ticket than the callback"):
         trainer_of(model, tmp_path, tamt.TicketCallback(tamt.Ticket.random(model, 0.5))).train()
+
+
+def test_a_callback_refuses_a_ticket_whose_zeros_are_a_part_of_the_models(model: PreTrainedModel, tmp_path) -> None:
+    more, fewer = tamt.Ticket.magnitude(model, 0.8), tamt.Ticket.magnitude(model, 0.7)
+    assert not more.is_applied(model)
+    more.apply(model)
+    assert more.is_applied(model)
+    assert fewer.revived(model) == {}
+    with pytest.raises(UserError, match="the model has another ticket than the callback"):
+        trainer_of(model, tmp_path, tamt.TicketCallback(fewer)).train()
 
 
 class Reviving(TrainerCallback):
@@ -236,6 +255,9 @@ def test_lora_is_merged_into_the_subnetwork(model: PreTrainedModel, ticket: tamt
         for name, module in adapted.get_base_model().named_modules()
         if hasattr(module, "get_delta_weight")
     }
+    for look in (ticket.revived, ticket.sparsity_of, ticket.apply, ticket.is_applied):
+        with pytest.raises(UserError, match="has adapters of peft around its matrices; apply a ticket before"):
+            look(adapted)
     merged = ticket.merge_lora(adapted)
     assert len(added) == 4
     for name, weight in prunable_weights(merged).items():
@@ -345,6 +367,13 @@ def test_a_model_takes_one_ticket(model: PreTrainedModel, ticket: tamt.Ticket) -
         ticket.apply(model)
 
 
+def test_zeros_are_not_looked_for_in_another_model(ticket: tamt.Ticket, tiny_mpnet: Path) -> None:
+    other = AutoModel.from_pretrained(tiny_mpnet)
+    for look in (ticket.revived, ticket.sparsity_of, ticket.is_applied):
+        with pytest.raises(UserError, match="the mask is for another model"):
+            look(other)
+
+
 def test_a_ticket_of_another_model_changes_nothing(ticket: tamt.Ticket, tiny_mpnet: Path) -> None:
     other = AutoModelForSequenceClassification.from_pretrained(tiny_mpnet)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
@@ -406,6 +435,16 @@ def test_a_sparsity_is_between_0_and_1(sparsity: float, model: PreTrainedModel) 
     for make in (tamt.Ticket.magnitude, tamt.Ticket.random):
         with pytest.raises(UserError, match="is not between 0 and 1"):
             make(model, sparsity)
+
+
+def test_a_pattern_is_given_by_its_name(model: PreTrainedModel) -> None:
+    with pytest.raises(UserError, match="the sparsity '2:4' is text; give a number such as 0.7, or pattern='2:4'"):
+        tamt.Ticket.magnitude(model, "2:4")  # type: ignore[arg-type]
+
+
+def test_a_random_ticket_has_a_seed_that_searches_take(model: PreTrainedModel) -> None:
+    with pytest.raises(UserError, match="-1 is negative or over 32 bits"):
+        tamt.Ticket.random(model, 0.5, seed=-1)
 
 
 def test_a_name_is_not_a_model(ticket: tamt.Ticket) -> None:
