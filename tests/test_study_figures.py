@@ -128,6 +128,34 @@ def test_what_is_won_back_is_what_the_report_says() -> None:
                 assert float(figure.replace("−", "-")) == pytest.approx(value, abs=0.0051), (method, row)
 
 
+def test_longer_fine_tuning_on_cola(runs: Runs) -> None:
+    rows = tables("reports.md", "Longer fine-tuning and longer searches")[0]
+    for row in rows:
+        name = row["CoLA, 70 % pruned"]
+        method = METHODS.get(name, "full")
+        subnetwork = f"{method}_demo" if method == "full" else rf"{method}_demo_s0.7\w*"
+        for heading, pattern in {
+            "two epochs, as above": rf"evidence/finetune/cola_{subnetwork}_lr[\d.]+_seed\d",
+            "six epochs": rf"longer/finetune/cola_{subnetwork}_seed\d",
+        }.items():
+            found = {key: rows for key, rows in runs.items() if "two-valued" not in key}
+            assert_says(row, heading, score(found, pattern))
+    for heading in ("two epochs, as above", "six epochs"):
+        assert_best_is_bold(rows[1:], heading)
+
+
+def test_longer_searches(runs: Runs) -> None:
+    rows = tables("reports.md", "Longer fine-tuning and longer searches")[1]
+    folders = {"150, as above": "evidence", "600": "evidence-fp32", "3,000, with dropout": "evidence-dropout"}
+    for row in rows:
+        folder, steps = folders[row["steps"]], row["steps"].partition(",")[0] if row["steps"][0] != "3" else "3000"
+        subnetwork = f"tamt-kd_demo_s0.7_activation_steps{steps}"
+        assert_says(row, "KD loss", fmean(losses(runs, rf"{folder}/search/{subnetwork}_seed\d", 0.7)), 3)
+        for task in set(TASKS) & set(row):
+            fine_tuning = rf"{folder}/finetune/{TASKS[task]}_{subnetwork}_mask\d(_n8000)?_lr[\d.]+_seed\d"
+            assert_says(row, task, score(runs, fine_tuning))
+
+
 def test_the_study_of_objectives(runs: Runs) -> None:
     (rows,) = tables("reports.md", "Which objective")
     tasks = [heading for heading in rows[0] if heading.partition(",")[0] in TASKS]
