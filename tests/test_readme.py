@@ -25,7 +25,7 @@ def test_the_example_of_tickets_runs(tiny_bert: Path, tmp_path: Path, monkeypatc
     code = (
         example("README.md")
         .replace("bert-base-uncased", str(tiny_bert))
-        .replace('corpus="wikitext-103", steps=150', 'method="omp"')
+        .replace('corpus="wikitext-103"', 'method="omp"')
         .replace("max_length=128", "max_length=16")
     )
     rows = [{"input_ids": [i % 9, 3], "labels": i % 2} for i in range(8)]

@@ -30,8 +30,8 @@ from tamt.terms import needs_dropout
 SPARSITY = 0.7
 OF_MASK_TRAINING = ("compile", "dropout", "ranking", "threshold_every")
 """Options that change the result of mask training only."""
-OF_TRAINING = ("steps", "accumulation", "lr", "head_warmup_steps", "activation_checkpointing")
-"""Options that change the result of methods that train only."""
+OF_TRAINING = ("accumulation", "lr", "head_warmup_steps", "activation_checkpointing")
+"""Options that only methods that train have. One-shot ones take `steps` too, so that all can share it."""
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,6 @@ def test_overview_and_version(capsys) -> None:
         ({"method": "imp", "save_at": "3"}, "--save-at is for mask training"),
         ({"method": "imp", "ranking": "abs"}, "--ranking is for mask training, not imp; leave it out"),
         ({"method": "omp", "threshold_every": "5"}, "--threshold-every is for mask training, not omp"),
-        ({"method": "omp", "steps": "100"}, "--steps is for methods that train, not omp; leave it out"),
         ({"method": "wanda", "lr": "1e-3"}, "--lr is for methods that train, not wanda; leave it out"),
         ({"method": "tamt-kd", "steps": "5", "save_at": "3,9"}, "--save-at 9 is after the last step"),
         ({"method": "tamt-kd", "save_at": "x"}, "--save-at x is not a list of whole numbers such as 1,2,3"),
