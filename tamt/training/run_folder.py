@@ -32,6 +32,8 @@ WRITTEN_BY = "# written by tamt "
 """First line of `config.yaml`, before the version: a comment, so that the file is still one of options."""
 HARMLESS = {"save_every", "log_every", "keep", "track", "no_cuda_graphs", "activation_checkpointing"}
 """Settings that do not change the results of a run, so that it may be continued with other values."""
+LEFT_OUT = ("pattern", "structure")
+"""Settings that are only named where they are given."""
 AUTO = "auto"
 """Value of a setting that the run chose itself; it agrees with any choice."""
 
@@ -333,7 +335,7 @@ def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
     """The output may be named in another way, or have moved with the study that it is in."""
     started = read_yaml(path / CONFIG)
     former, now = _apart(Path(str(started.get("output"))), Path(str(settings.get("output"))))
-    for key in {**started, **settings}:  # either may name what the other leaves out, such as a pattern
+    for key in dict.fromkeys([*settings, *LEFT_OUT]):
         value, there = settings.get(key), started.get(key)
         if key in HARMLESS or key == "output" or value == AUTO:
             continue
