@@ -172,7 +172,8 @@ def test_why_a_command_ended_is_told_once(shared) -> None:
         "tamt train: ",
     ]
     assert [line.startswith(start) for line, start in zip(said, expected, strict=True)] == [True] * 5, said
-    assert "another process of this run" in said[-1]
+    # The survivor notices it, or torchrun ends it first.
+    assert "another process of this run" in said[-1] or "another process has ended too" in said[-1]
     assert "tamt/cli.py" not in stderr, "the only traceback is torchrun's own"
     kept = sorted(path.name for path in (folder / "changed" / "checkpoints").iterdir())
     assert kept == ["step-3.checkpoint"], "where both were the same"
