@@ -26,8 +26,8 @@ from tamt.masks.hub import MODEL_CARD, download, model_card, upload
 from tamt.masks.masking import (
     Masks,
     Sparsity,
-    check_fits,
     check_pattern_fits,
+    check_shapes_fit,
     magnitude_masks,
     prunable_weights,
     random_masks,
@@ -302,7 +302,7 @@ class Ticket:
         """The masks of the matrices of a model. Raises UserError if the ticket is for another one."""
         structured = self.info.structure is not None
         packed = pack_masks(matrix_masks(model, self.masks), self.info) if structured else self.packed
-        check_fits({name: torch.empty(shape, device="meta") for name, shape in packed.shapes.items()}, model)
+        check_shapes_fit(packed.shapes, model)
         return packed
 
     def _described(self) -> dict[str, str]:

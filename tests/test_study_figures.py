@@ -148,7 +148,7 @@ def test_longer_searches(runs: Runs) -> None:
     rows = tables("reports.md", "Longer fine-tuning and longer searches")[1]
     folders = {"150, as above": "evidence", "600": "evidence-fp32", "3,000, with dropout": "evidence-dropout"}
     for row in rows:
-        folder, steps = folders[row["steps"]], row["steps"].partition(",")[0] if row["steps"][0] != "3" else "3000"
+        folder, steps = folders[row["steps"]], row["steps"].partition(", ")[0].replace(",", "")
         subnetwork = f"tamt-kd_demo_s0.7_activation_steps{steps}"
         assert_says(row, "KD loss", fmean(losses(runs, rf"{folder}/search/{subnetwork}_seed\d", 0.7)), 3)
         for task in set(TASKS) & set(row):

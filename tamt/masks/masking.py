@@ -271,7 +271,12 @@ def masks_of(masked: Mapping[str, Masked]) -> Masks:
 
 
 def check_fits(masks: Mapping[str, Tensor], model: PreTrainedModel) -> list[str]:
-    """Check that the names and shapes of masks are those of prunable matrices of `model`.
+    """`check_shapes_fit` for masks."""
+    return check_shapes_fit({name: tuple(mask.shape) for name, mask in masks.items()}, model)
+
+
+def check_shapes_fit(shapes: Mapping[str, tuple[int, ...]], model: PreTrainedModel) -> list[str]:
+    """Check that masks of these names and shapes are for prunable matrices of `model`.
 
     Returns:
         The matrices without a mask.
@@ -279,20 +284,20 @@ def check_fits(masks: Mapping[str, Tensor], model: PreTrainedModel) -> list[str]
     Raises:
         UserError: a matrix is unknown or has another shape; the message names up to three.
     """
-    shapes = {name: list(mask.shape) for name, mask in masks.items()}
+    shapes = dict(shapes)
     if all(len(shape) == 1 for shape in shapes.values()):
         raise UserError(
             f"the mask prunes groups of weights ({', '.join(list(shapes)[:3])}); shrink the model by tamt export "
             "--shrink, or give a mask of single weights"
         )
-    weights = prunable_weights(model, pooler=f"{POOLER}.weight" in masks)
+    weights = prunable_weights(model, pooler=f"{POOLER}.weight" in shapes)
     if f"{POOLER}.weight" not in weights:
         shapes.pop(f"{POOLER}.weight", None)
     differs = [f"{name} is not a matrix of the model" for name in shapes if name not in weights]
     differs += [
-        f"{name} is {shapes[name]} where the model has {list(weight.shape)}"
+        f"{name} is {list(shapes[name])} where the model has {list(weight.shape)}"
         for name, weight in weights.items()
-        if name in shapes and shapes[name] != list(weight.shape)
+        if name in shapes and tuple(shapes[name]) != tuple(weight.shape)
     ]
     missing = [name for name in weights if name not in shapes]
     if differs:

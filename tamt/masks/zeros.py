@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 import tamt_kernels as tk
-from tamt.masks.masking import check_fits, encoder_of, prunable_weights
+from tamt.masks.masking import check_shapes_fit, encoder_of, prunable_weights
 from tamt.runtime.errors import UserError
 from tamt_kernels.backend.checks import FLOAT_TYPES
 
@@ -114,7 +114,7 @@ def keep_zeros(model: PreTrainedModel, packed: Mapping[str, Tensor], shapes: Map
     """
     if holds_zeros(model):
         raise UserError("the model has a ticket already; remove that first, or load the model again")
-    check_fits({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, model)
+    check_shapes_fit(shapes, model)
     known = prunable_weights(model, pooler=True)
     _Zeros({name: mask for name, mask in packed.items() if name in known}).install(model.base_model)
 

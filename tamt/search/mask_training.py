@@ -128,7 +128,7 @@ class MaskTraining(Training):
         search, options = self._search, self._search.options
         last, save = step == search.plan.steps, step in (options.save_at or ())
         if not self._every_step and (step % options.threshold_every == 0 or last or save):
-            self._stepper.check(step)  # masks follow from good scores alone
+            search.compute.loss_scale.check()  # masks follow from good scores alone
             self._renew()
             self._masks = masks_of(self._masked)
         if self.loop.log_due(step):

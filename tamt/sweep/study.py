@@ -10,7 +10,7 @@ from tamt.methods import IMP, METHODS, STAGES, MethodName, variant_options
 from tamt.options.base import Options
 from tamt.options.bench import BenchOptions
 from tamt.options.finetune import FinetuneOptions
-from tamt.options.train import TrainOptions
+from tamt.options.train import OF_MASK_TRAINING, OF_TRAINING, TrainOptions
 from tamt.runtime.choices import Drop, Scope, Scores, share_pruned
 from tamt.runtime.errors import UserError
 from tamt.runtime.structure import Structure
@@ -34,18 +34,9 @@ SEARCH_OPTIONS = options_of(
 ) | {"steps": list[int]}
 FINETUNE_OPTIONS = options_of(FinetuneOptions, "task", "mask", "seeds")
 BENCH_OPTIONS = options_of(BenchOptions, "mask", "sparsity")
-MASK_TRAINING = {"objective", "initial", "scores", "save_at", "ranking", "threshold_every", "dropout", "compile"}
+MASK_TRAINING = {"objective", "initial", "scores", "save_at", *OF_MASK_TRAINING}
 """Options of the search that only mask training has."""
-TRAINING = {
-    "steps",
-    "accumulation",
-    "lr",
-    "head_warmup_steps",
-    "log_every",
-    "eval_every",
-    "save_every",
-    "activation_checkpointing",
-}
+TRAINING = {"steps", "log_every", "eval_every", "save_every", *OF_TRAINING}
 """Options of the search that one-shot methods do not have."""
 OF_FILES = {"train_file", "dev_file", "text_column", "label_column"}
 """Options for the tasks with your own files."""
