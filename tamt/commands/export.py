@@ -24,7 +24,7 @@ from tamt.options.export import ExportOptions
 from tamt.runtime.choices import Values
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
-from tamt.runtime.files import sync_tree, telling
+from tamt.runtime.files import sync_model_folder, telling
 from tamt.runtime.tensor_files import read_weights
 from tamt_kernels.sparse import least_sparsity
 
@@ -69,7 +69,7 @@ def export(options: ExportOptions) -> dict:
     with telling(output):
         try:
             row = _write(options, exported, fresh)
-            sync_tree(fresh)
+            sync_model_folder(fresh)
             if output.exists():  # filled and not replaced, as somebody's shell may stand in it
                 for file in fresh.iterdir():
                     file.rename(output / file.name)

@@ -21,7 +21,7 @@ from tamt.options.finetune import FinetuneOptions
 from tamt.runtime import processes
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
-from tamt.runtime.files import sync_folder, sync_tree, telling, write_atomically
+from tamt.runtime.files import sync_folder, sync_model_folder, telling, write_atomically
 from tamt.training.compute import Compute
 from tamt.training.loop import Loop, Pace, Training
 from tamt.training.optimizer import make_optimizer
@@ -210,7 +210,7 @@ def save_model(job: Job, folder: RunFolder, former_step: int | None) -> None:
     with telling(target):
         save_as_dense(job.model, fresh)
         job.tokenizer.save_pretrained(fresh)
-        sync_tree(fresh)
+        sync_model_folder(fresh)
         if former_step is None or any(_former_models(folder)):
             shutil.rmtree(target, ignore_errors=True)
         else:

@@ -83,9 +83,14 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def sync_tree(folder: Path) -> None:
-    """Wait until a folder of files, and what is in them, is on the disk."""
+def sync_model_folder(folder: Path) -> None:
+    """Wait until a model's folder is on the disk, with every file as readable as its config.json.
+
+    safetensors writes files that nobody else may read.
+    """
+    permissions = (folder / "config.json").stat().st_mode
     for file in folder.iterdir():
+        file.chmod(permissions)
         with file.open("r+b") as opened:  # Windows syncs only what may be written
             os.fsync(opened.fileno())
     sync_folder(folder)

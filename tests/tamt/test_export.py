@@ -77,6 +77,17 @@ def test_an_empty_folder_is_filled_from_within(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.safetensors", "out"]
 
 
+def test_every_file_is_as_readable_as_any_other(tiny_bert: Path, tmp_path: Path) -> None:
+    write_mask(tiny_bert, tmp_path / "mask.safetensors")
+    words = ["--model", str(tiny_bert), "--mask", str(tmp_path / "mask.safetensors"), "--output", str(tmp_path / "out")]
+    assert main(["export", *words]) == 0
+    (tmp_path / "any.txt").write_text("")
+    permissions = (tmp_path / "any.txt").stat().st_mode
+    assert {file.name: file.stat().st_mode for file in (tmp_path / "out").iterdir()} == {
+        file.name: permissions for file in (tmp_path / "out").iterdir()
+    }
+
+
 def test_the_pooler_goes_along_masked_or_not(tiny_bert: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     BertForPreTraining(BertConfig.from_pretrained(tiny_bert)).save_pretrained(tmp_path / "model")
