@@ -19,7 +19,8 @@ class SweepOptions(Options):
         data_dir: GLUE's glue_data folder, instead of that in the study.
         engine: where to run: here runs one after the other in this process; processes runs several at a time on this
             machine, on one GPU too; ray runs many at a time on a Ray cluster.
-        cores: the CPU cores per run with processes and ray; on a Ray cluster with GPUs a run takes one GPU instead.
+        cores: the CPU cores per run with processes and ray, by default 1; on a Ray cluster with GPUs a run takes one
+            GPU instead.
         workers: how many runs at a time with processes; by default as many as the cores allow.
         dry_run: only list the runs, with their status and estimated time.
         redo: move runs by another version or with other settings to aside/, and run them again.
@@ -29,7 +30,7 @@ class SweepOptions(Options):
     output: Path | None = None
     data_dir: Path | None = None
     engine: Literal["here", "processes", "ray"] = "here"
-    cores: int = 1
+    cores: int | None = None
     workers: int | None = None
     dry_run: bool = False
     redo: bool = False
@@ -40,3 +41,5 @@ class SweepOptions(Options):
             raise UserError(
                 f"--workers {self.workers} has no meaning with --engine {self.engine}; add --engine processes"
             )
+        if self.cores is not None and self.engine == "here":
+            raise UserError(f"--cores {self.cores} has no meaning with --engine here; add --engine processes")

@@ -58,10 +58,11 @@ def sweep(options: SweepOptions) -> dict:
 
 
 def _engine(options: SweepOptions, folder: Path, keep_models: bool) -> Engine:
+    cores = options.cores or 1
     if options.engine == "processes":
-        return WorkerProcesses(folder, keep_models, options.cores, options.workers)
+        return WorkerProcesses(folder, keep_models, cores, options.workers)
     if options.engine == "ray":
-        return OnRay(folder, keep_models, options.cores)
+        return OnRay(folder, keep_models, cores)
     return Here(folder, keep_models)
 
 

@@ -27,8 +27,9 @@ def test_two_processes_do_what_one_does(study: Path, tmp_path: Path) -> None:
     assert small_studies.table(tmp_path / "several") == small_studies.table(tmp_path / "here")
 
 
-def test_workers_without_processes_are_an_error(study: Path, capsys) -> None:
-    assert main(["sweep", str(study), "--workers", "2"]) == 2
+@pytest.mark.parametrize("option", ["--workers", "--cores"])
+def test_options_of_processes_need_processes(option: str, study: Path, capsys) -> None:
+    assert main(["sweep", str(study), option, "2"]) == 2
     assert capsys.readouterr().err.endswith("has no meaning with --engine here; add --engine processes\n")
 
 
