@@ -26,10 +26,11 @@ class _Zeros:
         """`packed`: the mask of each weight by the weight's name in the encoder, as `tk.pack_mask` packs it."""
         self.packed = dict(packed)
         self._watched: dict[str, tuple[ReferenceType[Tensor], RemovableHandle | None]] = {}  # None: frozen
+        self._frozen: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or unpickled model has parameters of its own, which get hooks at its next forward pass.
-        return {"packed": self.packed, "_watched": {}}
+        return {"packed": self.packed, "_watched": {}, "_frozen": set()}
 
     def install(self, encoder: torch.nn.Module) -> None:
         """Zero the pruned weights and keep them zero from now on."""
@@ -45,11 +46,25 @@ class _Zeros:
         for hooks in (encoder._forward_pre_hooks, encoder._load_state_dict_post_hooks):
             for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
                 del hooks[key]
-        self._watched = {}
+        self._watched, self._frozen = {}, set()
 
     def before_forward(self, encoder: torch.nn.Module, arguments: Any) -> None:
-        """Watch parameters that took the place of others, as in a copy of the model."""
-        if not torch.compiler.is_compiling():
+        """Watch parameters that took the place of others, as in a copy of the model, and those that train from now on.
+
+        Not where the weights are other tensors for a while, as with `torch.func.functional_call` and in the replicas of
+        DataParallel: their gradients go to the parameters, which are watched. Compiled code comes here only if there is
+        something new.
+        """
+        if torch.compiler.is_exporting():
+            return
+        if torch.compiler.is_compiling() and self._watched:
+            if not any(_weight(encoder, name).requires_grad for name in self._frozen):
+                return
+        self._watch_again(encoder)
+
+    @torch.compiler.disable
+    def _watch_again(self, encoder: torch.nn.Module) -> None:
+        if all(isinstance(_weight(encoder, name), torch.nn.Parameter) for name in self.packed):
             self.watch(encoder)
 
     def after_load(self, encoder: torch.nn.Module, keys: Any) -> None:
@@ -72,6 +87,7 @@ class _Zeros:
                 handle = weight.register_post_accumulate_grad_hook(lambda weight, name=name: self._clear(weight, name))
                 self._clear(weight, name)
             self._watched[name] = ref(weight), handle
+        self._frozen = {name for name, (_, handle) in self._watched.items() if handle is None}
 
     def _prune(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
@@ -148,6 +164,13 @@ def revived(
             kept = tk.unpack_mask(packed[name].to(weight.device), shapes[name])
             counts[name] = int((weight.detach().masked_fill(kept, 0) != 0).sum())
     return {name: count for name, count in counts.items() if count}
+
+
+def _weight(encoder: torch.nn.Module, name: str) -> Tensor:
+    """The weight of that name, or what stands in for it."""
+    module, _, last = name.rpartition(".")
+    weight: Tensor = getattr(encoder.get_submodule(module), last)
+    return weight
 
 
 def _zeros_of(model: PreTrainedModel) -> _Zeros | None:

@@ -303,6 +303,39 @@ def test_zeros_stay_in_a_compiled_model(model: PreTrainedModel, ticket: tamt.Tic
     assert revived(model, ticket) == 0
 
 
+def test_zeros_stay_in_a_compiled_copy(model: PreTrainedModel, ticket: tamt.Ticket) -> None:
+    ticket.apply(model)
+    copied = copy.deepcopy(model)
+    train(torch.compile(copied, backend="eager"), torch.optim.SGD(copied.parameters(), lr=1e-1))
+    assert revived(copied, ticket) == 0
+
+
+def test_a_copy_with_a_ticket_can_be_exported(model: PreTrainedModel, ticket: tamt.Ticket) -> None:
+    ticket.apply(model.eval())
+    ids = batches(1)[0]["input_ids"]
+    exported = torch.export.export(copy.deepcopy(model), (ids,)).module()
+    assert torch.equal(exported(ids).logits, model(ids).logits)
+
+
+def test_zeros_stay_in_a_compiled_model_that_is_unfrozen(model: PreTrainedModel, ticket: tamt.Ticket) -> None:
+    model.base_model.requires_grad_(False)
+    ticket.apply(model)
+    compiled = torch.compile(model, backend="eager")
+    train(compiled, torch.optim.SGD(model.parameters(), lr=1e-1))
+    model.requires_grad_(True)
+    train(compiled, torch.optim.SGD(model.parameters(), lr=1e-1))
+    assert revived(model, ticket) == 0
+
+
+def test_tensors_may_stand_in_for_the_weights(model: PreTrainedModel, ticket: tamt.Ticket) -> None:
+    ticket.apply(model)
+    parameters = {name: parameter * 1 for name, parameter in model.named_parameters()}
+    batch = batches(1)[0]
+    torch.func.functional_call(model, parameters, kwargs=batch).loss.backward()
+    torch.optim.SGD(model.parameters(), lr=1e-1).step()
+    assert revived(model, ticket) == 0
+
+
 def test_zeros_stay_under_sparse_gradients_of_the_embedding(model: PreTrainedModel, ticket: tamt.Ticket) -> None:
     ticket.apply(model)
     model.get_input_embeddings().sparse = True
