@@ -57,10 +57,9 @@ class _Zeros:
         """
         if torch.compiler.is_exporting():
             return
-        if torch.compiler.is_compiling() and self._watched:
-            if not any(_weight(encoder, name).requires_grad for name in self._frozen):
-                return
-        self._watch_again(encoder)
+        thawed = any(_weight(encoder, name).requires_grad for name in self._frozen)
+        if thawed or not self._watched or not torch.compiler.is_compiling():
+            self._watch_again(encoder)
 
     @torch.compiler.disable
     def _watch_again(self, encoder: torch.nn.Module) -> None:

@@ -89,10 +89,11 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention: torch's own, except with dropout on a CPU, where torch has no fused path.
 
-    On a CPU, too, torch's own runs if the mask is not bool, the types differ, or heads share their keys.
+    On a CPU, too, torch's own runs if the mask is not bool, the types differ, heads share their keys, or tokens attend
+    only to those before them without a mask that says so.
 
     Args:
-        module: the layer.
+        module: the layer; its `is_causal` counts if `options` have none, as in transformers.
         query, key, value: [batch, heads, length, width].
         attention_mask: bool, true where attended to, [batch, 1, length, length]; None for everywhere.
         dropout: probability, 0 in evaluation.
@@ -104,6 +105,8 @@ def attention(
     as_torch = dropout == 0 or query.device.type != "cpu" or torch.compiler.is_compiling()
     as_torch |= options.get("position_bias") is not None
     as_torch |= attention_mask is not None and attention_mask.dtype != torch.bool
+    causal = options.get("is_causal")
+    as_torch |= attention_mask is None and (getattr(module, "is_causal", True) if causal is None else causal)
     as_torch |= not query.dtype == key.dtype == value.dtype or query.shape[1] != key.shape[1]
     if as_torch:
         outcome: tuple[Tensor, None] = sdpa_attention_forward(

@@ -1,5 +1,7 @@
 """Dropout is that of torch but for the numbers that are drawn."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -76,19 +78,24 @@ def padded():
     return {"input_ids": ids, "attention_mask": attention_mask}
 
 
-def test_attention_is_that_of_torch(padded):
+@pytest.mark.parametrize("decoder", [False, True])
+def test_attention_is_that_of_torch(padded, decoder):
     """With a dropout that zeroes one of 2^16 entries, and so none of these 1,152, in the seed's draws."""
-    usual = model(attention_probs_dropout_prob=1e-9, hidden_dropout_prob=0.0)
-    fast = model(attention_probs_dropout_prob=1e-9, hidden_dropout_prob=0.0)
+    usual, fast = (
+        model(attention_probs_dropout_prob=1e-9, hidden_dropout_prob=0.0, is_decoder=decoder) for _ in range(2)
+    )
     use_fast_dropout(fast)
     found = []
-    for each in (usual.train(), fast.train()):
+    for each, rows in itertools.product(
+        (usual.train(), fast.train()), (slice(0, 1), slice(0, 2))
+    ):  # the first is whole
         torch.manual_seed(1)
-        output = each(**padded).last_hidden_state
-        real = output * padded["attention_mask"].unsqueeze(-1)
+        output = each(**{name: tensor[rows] for name, tensor in padded.items()}).last_hidden_state
+        real = output * padded["attention_mask"][rows].unsqueeze(-1)
         real.square().sum().backward()
-        found.append((real, [p.grad for p in each.parameters() if p.grad is not None]))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
+        found.append((real, [p.grad.clone() for p in each.parameters() if p.grad is not None]))
+        each.zero_grad()
+    torch.testing.assert_close(found[2:], found[:2], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -98,8 +105,10 @@ def test_attention_and_its_gradients_are_those_of_their_parts(masked):
         for each in torch.randn(3, 2, 7, 4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     )
     mask = (torch.arange(7) < torch.tensor([[7], [4]])).view(2, 1, 1, 7).expand(2, 1, 7, 7) if masked else None
+    layer = nn.Module()
+    layer.is_causal = False
     torch.manual_seed(0)
-    output, _ = attention(nn.Module(), query, key, value, mask, dropout=0.3, scaling=0.2)
+    output, _ = attention(layer, query, key, value, mask, dropout=0.3, scaling=0.2)
     torch.manual_seed(0)
     products = 0.2 * query @ key.transpose(-1, -2)
     weights = (products if mask is None else products.masked_fill(~mask, -torch.inf)).softmax(-1)
@@ -153,8 +162,10 @@ def test_a_model_that_evaluates_goes_on_evaluating(padded):
 def test_padding_gets_no_attention():
     query, key, value = torch.randn(3, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(5) < 3).expand(1, 1, 5, 5)
+    layer = nn.Module()
+    layer.is_causal = False
     torch.manual_seed(0)
-    output, _ = attention(nn.Module(), query, key, value, mask, dropout=0.25)
+    output, _ = attention(layer, query, key, value, mask, dropout=0.25)
     torch.manual_seed(0)
     value[:, :, 3:] += 100
     assert torch.equal(attention(nn.Module(), query, key, value, mask, dropout=0.25)[0], output)
