@@ -140,15 +140,16 @@ def searches_table(results: Results, groups: list[MaskGroup]) -> Table:
 
 
 def latencies_table(results: Results) -> Table:
-    """Time and size of every kind of subnetwork, in the way in which it runs fastest, beside its score."""
+    """Time and size of the full model and the final masks, in the way in which each runs fastest, beside the score."""
     gathered: dict[tuple, list[LatencyRecord]] = {}
     for latency in results.latencies:
         t = latency.ticket
-        kind = (t.sparsity, order_of((t.method, t.variant))) if t else (0.0, order_of((FULL, None)))
-        gathered.setdefault((latency.model, latency.setting, *kind, latency.way), []).append(latency)
+        if t is None or t.final:
+            kind = (t.sparsity, order_of((t.method, t.variant)), t.steps) if t else (0.0, order_of((FULL, None)), 0)
+            gathered.setdefault((latency.model, latency.setting, *kind, latency.way), []).append(latency)
     rows: list[tuple[Cell, ...]] = []
     full: dict[tuple[str, str], float] = {}
-    for (model, setting, sparsity, _, way), measured in sorted(gathered.items(), key=lambda item: item[0]):
+    for (model, setting, sparsity, _, steps, way), measured in sorted(gathered.items(), key=lambda item: item[0]):
         scores = Scores(results, model)
         tickets = [latency.ticket for latency in measured if latency.ticket]
         label = label_of(tickets[0].method, tickets[0].variant) if tickets else "full model"
@@ -160,12 +161,17 @@ def latencies_table(results: Results) -> Table:
         score = None
         if scores.panels:
             score = scores.of(tickets, scores.panels[0]) if tickets else _full(scores, scores.panels[0])
-        rows.append((model, setting, sparsity, label, way, milliseconds, faster, megabytes, score))
+        values = (milliseconds, faster, megabytes, score)
+        rows.append((model, setting, sparsity, label, steps or None, way, *values))
     note = (
         "Forward passes on a CPU. Each subnetwork runs in its fastest way; the size is that of its file in float32. "
-        "Means over masks. Scores × 100 are those of the first table, over all tasks where there are several."
+        "Means over the masks that searches ended with. Scores × 100 are those of the first table, over all tasks where "
+        "there are several."
     )
-    columns = ("model", "rows × tokens", "sparsity", "method", "runs", "ms", "times as fast", "MB on disk", "score")
+    columns = (
+        *("model", "rows × tokens", "sparsity", "method", "steps"),
+        *("runs", "ms", "times as fast", "MB on disk", "score"),
+    )
     return Table("times", "Time and size", note, columns, rows)
 
 

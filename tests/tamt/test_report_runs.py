@@ -507,6 +507,19 @@ def test_score_against_time_has_every_mask_and_the_front(study: ExampleStudy) ->
     assert len(rows) == 2 * 4
 
 
+def test_times_are_those_of_the_masks_whose_scores_are_shown(study: ExampleStudy) -> None:
+    for steps in (50, 400):
+        for ticket in study.search(MODEL, "tamt-kd", 0.7, 0, steps=steps, save_at=(steps // 2,)):
+            study.finetune(MODEL, "cola", ticket, 0)
+            study.bench(MODEL, ticket)
+    found = read_results(study.folder)
+    final = {item.ticket.steps: item.milliseconds for item in found.latencies if item.ticket.final and item.tokens == 8}
+    rows = [dict(zip(latencies_table(found).columns, row, strict=True)) for row in latencies_table(found).rows]
+    rows = [row for row in rows if row["rows × tokens"].startswith("1 × 8")]
+    assert {row["steps"]: row["ms"].mean for row in rows} == final
+    assert [(row["ms"].runs, row["score"].runs) for row in rows] == [(1, 1), (1, 1)]
+
+
 def test_masks_of_whole_layers_have_no_figure_by_layer(study: ExampleStudy) -> None:
     group = MaskGroup(MODEL, 0.5, differences={("tamt-kd", "layers:0.5"): {"layers": 0.5}})
     found = mask_figures(read_results(study.folder), [group])
