@@ -112,7 +112,7 @@ class StudyDocument:
                 value = float(value)
         if not _is_of_kind(place, value, kind):
             raise self.error(place, f"{_path(place)} is {value!r}, not {_wanted(place, kind)}; correct it")
-        return self._file.resolve().parent / Path(value).expanduser() if kind is Path else value
+        return self.path(place, value) if kind is Path else value
 
     def check_once(self, place: Place, values: Sequence[Any]) -> None:
         """Check that a list has no duplicates."""
@@ -120,20 +120,27 @@ class StudyDocument:
             if value in values[:number]:
                 raise self.error((*place, number), f"{_path(place)} lists {value!r} twice; leave one out")
 
-    def model(self, name: str) -> str:
+    def path(self, place: Place, text: str) -> Path:
+        """A path, which is relative to the file's folder."""
+        try:
+            return self._file.resolve().parent / Path(text).expanduser()
+        except RuntimeError as error:  # of a home that is not known
+            raise self.error(place, f"{_path(place)} is {text!r}, of a user who has no home; correct it") from error
+
+    def model(self, place: Place, name: str) -> str:
         """The folder of a model, relative to the file's folder, or the hub name if there is no such folder."""
-        folder = self._file.resolve().parent / Path(name).expanduser()
+        folder = self.path(place, name)
         return str(folder.resolve()) if name not in demo.MODELS and folder.is_dir() else name
 
-    def corpus(self, name: str) -> str:
+    def corpus(self, place: Place, name: str) -> str:
         """The name of a corpus, or the path of a text file."""
-        return name if name in CORPORA else str(self._file.resolve().parent / Path(name).expanduser())
+        return name if name in CORPORA else str(self.path(place, name))
 
     def initial(self, place: Place, name: str) -> str:
         """The name of a mask to start from, or the path of a mask file."""
         if name in MASKS_BY_NAME:
             return name
-        path = self._file.resolve().parent / Path(name).expanduser()
+        path = self.path(place, name)
         if not path.is_file():
             known = ", ".join(MASKS_BY_NAME)
             raise self.error(place, f"{_path(place)} is {name!r}, not one of {known} and no mask file; correct it")

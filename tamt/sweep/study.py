@@ -159,7 +159,7 @@ def _part(document: StudyDocument, place: Place, content: Mapping[str, Any], dat
     if data_dir is not None and not data_dir.is_dir():
         raise document.error((*place, "data_dir"), f"there is no folder {data_dir}; correct the path")
     return Part(
-        models=[document.model(name) for name in found["models"]],
+        models=[document.model((*place, "models", number), name) for number, name in enumerate(found["models"])],
         methods=found["methods"],
         amounts=_amounts(document, place, found),
         mask_seeds=found.get("mask_seeds", [0]),
@@ -232,7 +232,9 @@ def _variants(document: StudyDocument, place: Place, found: Mapping[str, Any]) -
 
 def _texts(document: StudyDocument, place: Place, found: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The corpus and the dev corpus."""
-    texts = {key: [document.corpus(name) for name in found.get(key, [])] for key in ("corpus", "dev_corpus")}
+    texts = {
+        key: [document.corpus((*place, key), name) for name in found.get(key, [])] for key in ("corpus", "dev_corpus")
+    }
     corpus, dev_corpus = texts.values()
     if not corpus and (needing := [method for method in found["methods"] if METHODS[method].needs_text]):
         raise document.error(
@@ -288,8 +290,10 @@ def _task_options(
     tasks = {}
     for name, own in found.get("tasks", {}).items():
         at = (*place, "tasks", name)
-        own = own or {}
-        task = own.get("task", name)
+        own = {} if own is None else document.value(at, own, dict)
+        if not isinstance(name, str):
+            raise document.error(at, f"the name {name!r} in tasks is not a text; put it in quotes")
+        task = name if own.get("task") is None else document.value((*at, "task"), own["task"], str)
         try:
             find_task(task)
         except UserError as error:
