@@ -10,13 +10,14 @@ import yaml
 
 from tamt.data import assets as demo
 from tamt.options.base import choices_of, without_none
+from tamt.options.finetune import FinetuneOptions
 from tamt.options.values import as_choice
 from tamt.runtime.choices import MASKS_BY_NAME
 from tamt.runtime.errors import UserError, did_you_mean
 from tamt.runtime.untrusted import MAX_YAML, PlainLoader
 
 CORPORA = ("demo", "wikitext-103")
-SEEDS = {"mask_seeds", "finetune_seeds"}
+MAY_BE_0 = {"mask_seeds", "finetune_seeds", *FinetuneOptions.MAY_BE_0}
 """Keys whose whole numbers may be 0."""
 KINDS: dict[Any, str] = {
     int: "a whole number of 1 or more",
@@ -178,12 +179,12 @@ def _path(place: Place) -> str:
     return text.removeprefix(".") or "the study"
 
 
-def _is_seed(place: Place) -> bool:
-    return bool(SEEDS & set(place))
+def _may_be_0(place: Place) -> bool:
+    return bool(MAY_BE_0 & set(place))
 
 
 def _wanted(place: Place, kind: Any) -> str:
-    return "a whole number" if kind is int and _is_seed(place) else KINDS[kind]
+    return "a whole number of 0 or more" if kind is int and _may_be_0(place) else KINDS[kind]
 
 
 def _is_of_kind(place: Place, value: Any, kind: Any) -> bool:
@@ -191,7 +192,7 @@ def _is_of_kind(place: Place, value: Any, kind: Any) -> bool:
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
     if isinstance(value, int) and kind is int:
-        return value >= (0 if _is_seed(place) else 1)
+        return value >= (0 if _may_be_0(place) else 1)
     if isinstance(value, float) and kind is float:
         return math.isfinite(value) and value >= 0
     if isinstance(value, str) and kind in {str, Path}:

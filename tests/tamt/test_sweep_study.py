@@ -238,6 +238,10 @@ def test_options_of_methods_and_tasks(load, tmp_path: Path) -> None:
     assert (sst2["epochs"], sst2["lr"], sst2["data_dir"]) == (2, 1e-5, tmp_path / "glue")
 
 
+def test_a_key_may_be_0_where_its_option_may(load) -> None:
+    assert load(tasks={"squad": {"stride": 0}}).parts[0].tasks["squad"]["stride"] == 0
+
+
 def test_each_learning_rate_is_a_run_of_its_own(load) -> None:
     plan = make_plan(load(methods=["omp"], finetune={"lr": ["1e-4", 3e-4]}, tasks={"demo": {}, "sst2": {"lr": 1e-5}}))
     runs = {run.name: run for run in plan.runs if run.kind == "finetune" and run.labels["method"] == "full"}
@@ -330,6 +334,7 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
         ({"output": "~nouser/x"}, "line 14: output is '~nouser/x', of a user who has no home"),
         ({"corpus": "~nouser/x"}, "line 11: corpus is '~nouser/x', of a user who has no home"),
         ({"initial": "~nouser/x"}, "line 14: initial is '~nouser/x', of a user who has no home"),
+        ({"finetune": {"stride": -1}}, "line 15: finetune.stride is -1, not a whole number of 0 or more"),
         ({"tasks": ["classification"]}, "classification reads your own files; add its train_file"),
         ({"tasks": {"own": {"task": "sst3"}}}, "line 14: there is no task 'sst3'"),
         ({"tasks": {"own": {"task": "classification"}}}, "classification reads your own files; add its train_file"),
