@@ -167,7 +167,7 @@ def _part(document: StudyDocument, place: Place, content: Mapping[str, Any], dat
         corpus=corpus,
         dev_corpus=dev_corpus,
         search=search,
-        tasks=_task_options(document, place, found, data_dir),
+        tasks=_task_options(document, place, found, data_dir and data_dir.resolve()),
         finetune_seeds=found.get("finetune_seeds", [0]),
         full_model=found.get("full_model", True),
         bench=document.mapping((*place, "bench"), found["bench"], BENCH_OPTIONS) if "bench" in found else None,

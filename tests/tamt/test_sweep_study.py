@@ -238,6 +238,16 @@ def test_options_of_methods_and_tasks(load, tmp_path: Path) -> None:
     assert (sst2["epochs"], sst2["lr"], sst2["data_dir"]) == (2, 1e-5, tmp_path / "glue")
 
 
+def test_the_same_data_has_one_name(load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "glue").mkdir()
+    (tmp_path / "link").symlink_to("glue")
+    monkeypatch.chdir(tmp_path)
+    studies = [load(tasks="sst2", data_dir=name) for name in ("glue", f"../{tmp_path.name}/link")]
+    load(tasks="sst2")
+    studies += [load_study(Path("study.yaml"), data_dir=Path(name)) for name in ("glue", "link/../glue/")]
+    assert {study.parts[0].tasks["sst2"]["data_dir"] for study in studies} == {tmp_path / "glue"}
+
+
 def test_a_key_may_be_0_where_its_option_may(load) -> None:
     assert load(tasks={"squad": {"stride": 0}}).parts[0].tasks["squad"]["stride"] == 0
 
