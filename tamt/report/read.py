@@ -44,6 +44,11 @@ def read_results(folder: Path) -> Results:
     read_latencies(results, [run for run in others if is_latency(run)])
     read_fine_tunings(results, fine_tunings)
     if not results.tickets and not results.fine_tunings:
+        if not results.skipped:
+            raise UserError(
+                f"no search or fine-tuning was found in {folder}, only other runs; give the folder of a study, or run "
+                "tamt train and tamt finetune with an --output in it"
+            )
         first = results.skipped[0]
         raise UserError(f"no run in {folder} can be used: {first.run} {first.why}; mend it or give another folder")
     return results

@@ -165,7 +165,7 @@ def latencies_table(results: Results) -> Table:
         rows.append((model, setting, sparsity, label, steps or None, way, *values))
     note = (
         "Forward passes on a CPU. Each subnetwork runs in its fastest way; the size is that of its file in float32. "
-        "Means over the masks that searches ended with. Scores × 100 are those of the first table, over all tasks where "
+        "Means over the masks that searches ended with. Scores × 100 are those of the first table, over all tasks if "
         "there are several."
     )
     columns = (

@@ -558,6 +558,17 @@ def test_only_unusable_runs_are_refused(study: ExampleStudy) -> None:
         read_results(study.folder)
 
 
+@pytest.mark.parametrize("kind", ["evaluate", "bench"])
+def test_measurements_of_the_full_model_alone_are_refused(kind: str, tmp_path: Path) -> None:
+    example = ExampleStudy(tmp_path)
+    if kind == "bench":
+        example.bench(MODEL, None)
+    else:
+        example.write("evaluate/full", {"model": MODEL, **TEXT}, [{"mask": None, "mlm_loss": 2.0, "kd_loss": 0.0}])
+    with pytest.raises(UserError, match="no search or fine-tuning was found in .*, only other runs; give the folder"):
+        read_results(tmp_path)
+
+
 def test_figures_without_runs_say_what_they_need(study: ExampleStudy) -> None:
     missing = {f.paper: f.needs for f in figures_of(read_results(study.folder)) if isinstance(f, Missing)}
     assert "--initial random" in missing["Fig. 7"]
