@@ -37,7 +37,8 @@ class MaskGroup:
         sparsity: share of zeros, between 0 and 1.
         labels: method and seed of each final mask.
         similarities: [mask][mask], over all matrices.
-        distances: distance from OMP of every mask, including those saved on the way; empty without an OMP mask.
+        distances: distance of every mask, including those saved on the way, from the OMP mask that prunes the same, if
+            there is one: the same sparsity, pattern or structure.
         differences: for each method, the mean distance from OMP of each matrix.
         kept: for each matrix, its shape and the fewest and most entries that a mask keeps.
     """
@@ -67,7 +68,7 @@ def _compare(results: Results, model: str, sparsity: float) -> MaskGroup:
     main = {key: tickets.get(sparsity, []) for key, tickets in main_tickets(results, model).items()}
     chosen = [ticket for tickets in main.values() for ticket in sorted(tickets, key=lambda t: t.seed or 0)]
     loaded = list(_readable(results, chosen))
-    omp = next((mask for ticket, mask in loaded if ticket.method == OMP), None)
+    omp = {mask.info.pruned: mask for ticket, mask in loaded if ticket.method == OMP}
     if len(loaded) > MOST_MASKS:
         results.skip(
             f"the heat map of {model} at {percent(sparsity)}",
@@ -88,21 +89,21 @@ def _compare(results: Results, model: str, sparsity: float) -> MaskGroup:
         for name, kept in mask.kept.items():
             shape, least, most = group.kept.get(name, (mask.shapes[name], kept, kept))
             group.kept[name] = (shape, min(least, kept), max(most, kept))
-        if omp is not None and ticket.method != OMP:
-            overall, per_matrix = similarity(mask, omp)
+        if mask.info.pruned in omp:
+            overall, per_matrix = similarity(mask, omp[mask.info.pruned])
             group.distances.append((ticket, 1 - overall))
-            distances = {name: 1 - value for name, value in per_matrix.items()}
-            gathered.setdefault((ticket.method, ticket.variant), []).append(distances)
+            if ticket.method != OMP:
+                distances = {name: 1 - value for name, value in per_matrix.items()}
+                gathered.setdefault((ticket.method, ticket.variant), []).append(distances)
     group.differences = {
         key: {name: sum(d[name] for d in masks) / len(masks) for name in masks[0] if all(name in d for d in masks)}
         for key, masks in gathered.items()
     }
-    if omp is not None:
-        own = next(ticket for ticket, _ in loaded if ticket.method == OMP)
-        group.distances.append((own, 0.0))
+    if omp:
         others = [t for t in results.tickets if t.model == model and t.sparsity == sparsity and t not in chosen]
-        for ticket, mask in _readable(results, others, omp):
-            group.distances.append((ticket, 1 - similarity(mask, omp)[0]))
+        for ticket, mask in _readable(results, others, next(iter(omp.values()))):
+            if mask.info.pruned in omp:
+                group.distances.append((ticket, 1 - similarity(mask, omp[mask.info.pruned])[0]))
     return group
 
 

@@ -1,14 +1,18 @@
 """What a report tells apart: masks of searches that differ, although their folders or labels look the same."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from example_study import ExampleStudy
 
+from tamt.masks.file import MaskInfo, save_masks
 from tamt.report.figure import Figure, Missing
 from tamt.report.figures import omp_and_random
+from tamt.report.masks import compare_masks
 from tamt.report.read import read_results
 from tamt.report.report import report
 from tamt.report.results import Results
@@ -160,6 +164,26 @@ def test_the_gap_to_random_masks_is_that_of_plain_omp(study: ExampleStudy) -> No
     assert isinstance(figure, Figure)
     (gap,) = [series for series in figure.panels[0].series if series.style == "gap"]
     assert [(point.x, point.y) for point in gap.points] == [(50, pytest.approx(20)), (70, pytest.approx(20))]
+
+
+def test_masks_with_a_pattern_are_compared_with_the_omp_of_that_pattern(study: ExampleStudy) -> None:
+    searches = {
+        (method, pattern): study.search(MODEL, method, 0.5, number, steps=10 + number, pattern=pattern)[0][0]
+        for number, (method, pattern) in enumerate(product(("omp", "wanda"), (None, "2:4")))
+    }
+    for (method, pattern), file in searches.items():  # OMP keeps the first half of each matrix, or of each four
+        keep = torch.tensor([True, True, False, False]).repeat(4)
+        keep = keep if pattern else keep.sort(descending=True).values
+        info = MaskInfo(MODEL, method, 0.5, 0, 0, pattern=pattern)
+        save_masks(Path(file), {"w": keep.roll(1 if method == "wanda" else 0)[None]}, info)
+    (group,) = compare_masks(read_results(study.folder))
+    far = {(ticket.method, ticket.variant): distance for ticket, distance in group.distances}
+    assert far == {
+        ("omp", None): 0,
+        ("omp", "2:4"): 0,
+        ("wanda", None): pytest.approx(1 - 7 / 9),
+        ("wanda", "2:4"): pytest.approx(1 - 4 / 12),
+    }
 
 
 def test_two_kinds_of_omp_are_not_omp_and_random(study: ExampleStudy) -> None:
