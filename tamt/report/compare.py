@@ -5,7 +5,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from tamt.masks.file import MaskInfo, PackedMasks, load_packed, pack_masks
+from tamt.masks.file import TORCH_SUFFIXES, MaskInfo, PackedMasks, load_packed, pack_masks
 from tamt.masks.masking import POOLER, Sparsity, prunable_weights
 from tamt.masks.similarity import check_same_matrices, in_common, similarity
 from tamt.methods import OMP
@@ -88,6 +88,8 @@ def _draw(paths: list[str], results: list[dict], output: Path) -> None:
 def _short(path: str) -> str:
     """The run of a mask, and its name if the run has several."""
     file = Path(path)
+    if file.suffix not in (".safetensors", *TORCH_SUFFIXES):  # a run folder or a repository, whose name may have a dot
+        return file.name or path
     if file.stem == "mask":
         return file.parent.name or file.stem
     return f"{file.parent.parent.name} {file.stem}" if file.parent.name == "masks" else file.stem

@@ -104,6 +104,15 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys, tiny_bert: P
         assert error.count("\n") == 1
 
 
+def test_run_folders_are_named_whole_in_a_picture(tmp_path: Path) -> None:
+    for name in ("kd-0.5", "kd-0.7"):
+        write(tmp_path / name / "mask.safetensors")
+    folders = [str(tmp_path / name) for name in ("kd-0.5", "kd-0.7")]
+    assert main(["compare", *folders, "--output", str(tmp_path / "out")]) == 0
+    with (tmp_path / "out" / "similarity.csv").open(newline="") as file:
+        assert {row["series"] for row in csv.DictReader(file)} == {"kd-0.5", "kd-0.7"}
+
+
 def test_pictures_and_tables(tmp_path: Path, capsys) -> None:
     paths = [write(tmp_path / f"run-{seed}" / "mask.safetensors", seed=seed) for seed in range(3)]
     assert main(["compare", *paths, "--output", str(tmp_path / "out"), "--json"]) == 0
