@@ -113,7 +113,7 @@ def _at_best_rates(found: list[dict[str, Any]]) -> Iterator[tuple[tuple[Any, ...
     lists: dict[str, set[tuple[float | None, ...]]] = {}
     together: dict[tuple[Any, ...], dict[float | None, dict[tuple[Any, int], float | None]]] = {}
     for (group, mask_seed, column), by_rate in masks.items():
-        rates = tuple(by_rate)
+        rates = tuple(sorted(by_rate, key=lambda rate: (rate is not None, rate)))
         lists.setdefault(column, set()).add(rates)
         of_group = together.setdefault((group, column, rates), {rate: {} for rate in rates})
         for rate, by_seed in by_rate.items():
