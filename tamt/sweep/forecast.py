@@ -10,7 +10,8 @@ from tamt.sweep.plan import Run
 class Forecast:
     """Estimates the time of a run from finished runs with the same `like`, per unit of work.
 
-    Runs that an earlier sweep finished count with the seconds in their results, which do not include loading.
+    Runs that an earlier sweep finished count with the seconds in their results, which do not include loading; a
+    measurement of time does not count, as its results have none.
     """
 
     def __init__(self, runs: Sequence[Run], rows: Mapping[str, list[dict]]) -> None:
@@ -18,8 +19,8 @@ class Forecast:
         self._speeds: dict[tuple[Any, ...], list[float]] = {}
         self._spent = 0.0
         for run in runs:
-            if run.path in rows:
-                self._add(run, float(rows[run.path][-1].get("seconds") or 0.0))
+            if run.path in rows and (seconds := rows[run.path][-1].get("seconds")) is not None:
+                self._add(run, float(seconds))
 
     def done(self, run: Run, seconds: float) -> None:
         """Count a run that took `seconds`."""

@@ -405,6 +405,15 @@ def test_runs_that_took_no_time_can_be_forecast(sweep, tmp_path, capsys) -> None
     assert "0% of the time" in capsys.readouterr().err
 
 
+def test_measurements_without_a_time_of_their_own_have_an_unknown_forecast(sweep, capsys) -> None:
+    changes = {"methods": "omp", "search": {}, "tasks": {}, "full_model": False, "bench": {"tokens": 8}}
+    assert sweep(sparsities=0.5, **changes) == 0
+    assert sweep("--dry-run", "--json", sparsities=[0.5, 0.7], **changes) == 0
+    times = {row["run"]: row["time"] for row in json.loads(capsys.readouterr().out.splitlines()[-1])["results"]}
+    assert times["search/omp_demo_s0.7"] == "3 s"
+    assert times["bench/omp_demo_s0.7"] == "unknown"
+
+
 def test_two_sweeps_do_not_share_a_folder(sweep, commands, tmp_path, capsys) -> None:
     assert sweep() == 0
     with (tmp_path / "study" / ".sweep.lock").open("wb") as file:
