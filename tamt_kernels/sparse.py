@@ -71,7 +71,7 @@ class _SparseModule(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         state = dict(state_dict)
-        missing, unexpected, errors = rest[-3:]
+        missing, _, errors = rest[-3:]
         packed, values = state.pop(f"{prefix}mask", None), state.get(f"{prefix}values")
         if packed is None:
             missing.append(f"{prefix}mask")
@@ -87,8 +87,6 @@ class _SparseModule(nn.Module):
                 errors.append(f"{prefix.rstrip('.')}: {error}")
                 return
         super()._load_from_state_dict(state, prefix, *rest)
-        if f"{prefix}mask" in unexpected:
-            unexpected.remove(f"{prefix}mask")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         if (dtype := fn(self.values.detach()[:0]).dtype) not in VALUE_TYPES:
@@ -331,8 +329,10 @@ def _layers(operation: str, model: nn.Module) -> tuple[dict[str, nn.Parameter], 
     users: dict[nn.Parameter, Users] = {}
     others: dict[nn.Parameter, str] = {}
     for path, parent in model.named_modules():
-        for name, module in parent.named_children():
+        for name, module in parent._modules.items():  # named_children() names a module only once
             # Of no subclass: it may use its weight otherwise, as that of nn.MultiheadAttention does.
+            if module is None:
+                continue
             if type(module) in (nn.Linear, Linear, nn.Embedding):
                 users.setdefault(module.weight, []).append((parent, name))
             else:

@@ -211,6 +211,18 @@ def test_a_packed_weight_takes_the_place_of_a_model_s_own():
         set_sparse(Model(), "words.weight", weight)
 
 
+def test_a_layer_that_is_used_twice_stays_one():
+    layer = nn.Linear(64, 64)
+    model, mask = nn.Sequential(layer, nn.ReLU(), layer), mask_of(layer.weight)
+    dense = copy.deepcopy(model)
+    dense[0].weight.data *= mask
+    tk.sparsify(model, {"0.weight": mask}, at_least=0)
+    assert type(model[0]) is tk.SparseLinear
+    assert model[0] is model[2]
+    x = torch.randn(7, 64)
+    torch.testing.assert_close(model(x), dense(x))
+
+
 def test_zeros_are_the_mask_by_default():
     model = Model()
     of = {name: mask for name, mask in masks(model).items() if "body" in name}
