@@ -62,7 +62,8 @@ class MaskAdamW(Optimizer):
             it that follows a GELU.
 
     Raises:
-        ValueError: there is no masked module; they differ in device, ranking or pattern; or a number is out of range.
+        ValueError: there is no masked module; one has a frozen score; they differ in device, ranking or pattern; or a
+            number is out of range.
         TypeError: ``dtype`` is not float32, float16 or bfloat16.
     """
 
@@ -119,13 +120,13 @@ class MaskAdamW(Optimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: None = None, *, scale: Tensor | None = None, renew: bool = True
+        self, closure: None = None, *, scale: float | Tensor | None = None, renew: bool = True
     ) -> Tensor:
         """Take a step.
 
         Args:
             closure: not supported, must be None.
-            scale: the factor by which the loss was multiplied, 0-dim float32 on the device, for float16.
+            scale: the factor by which the loss was multiplied, for float16: a number, or 0-dim float32 on the device.
             renew: whether to renew the masks. If not, call ``update_masks`` some steps later. It must be true for
                 masks of a pattern.
 
@@ -146,7 +147,11 @@ class MaskAdamW(Optimizer):
         parts = [masked.gradient() for masked in self.masked_weights]
         grads, weights, grad_rows = (list(part) for part in zip(*parts, strict=True))
         others = self._others_with_gradient()
-        unscale = torch.ones((), dtype=torch.float32, device=weights[0].device) if scale is None else 1 / scale
+        unscale = (
+            1 / scale
+            if isinstance(scale, Tensor)
+            else torch.full((), 1.0 if scale is None else 1 / scale, dtype=torch.float32, device=weights[0].device)
+        )
         norm = self._norm(grads, weights, others) * unscale
         # As torch.nn.utils.clip_grad_norm_ clips. A factor that is not finite stays so, and stops the kernel.
         clip = unscale if self.max_norm is None else unscale * (self.max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -315,6 +320,10 @@ def _check_modules(modules: list[Any]) -> None:
     if not modules:
         raise ValueError("MaskAdamW: modules has no MaskedLinear or MaskedEmbedding but must have one or more")
     for i, module in enumerate(modules):
+        if not module.score.requires_grad:
+            raise ValueError(
+                f"MaskAdamW: the score of masked module {i} is frozen; leave that module out, or let its score train"
+            )
         checks.device("MaskAdamW", f"masked module {i}", module.score, modules[0].score.device, "masked module 0")
         if module.ranking != modules[0].ranking:
             raise ValueError(

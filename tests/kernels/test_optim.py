@@ -184,14 +184,15 @@ def test_a_learning_rate_may_be_a_tensor():
         tk.MaskAdamW(make(), lr=torch.tensor([LR]))
 
 
-def test_the_scale_of_the_loss_is_taken_out():
+@pytest.mark.parametrize(("scale", "max_norm"), [(torch.tensor(1024.0), 1.0), (1024.0, 1.0), (1024.0, None)])
+def test_the_scale_of_the_loss_is_taken_out(scale, max_norm):
     ours, theirs = make(), make()
-    optimizer = tk.MaskAdamW(ours, ours[4].parameters(), lr=LR)
-    other = tk.MaskAdamW(theirs, theirs[4].parameters(), lr=LR)
+    optimizer = tk.MaskAdamW(ours, ours[4].parameters(), lr=LR, max_norm=max_norm)
+    other = tk.MaskAdamW(theirs, theirs[4].parameters(), lr=LR, max_norm=max_norm)
     for ids in IDS[:5]:
         backward(ours, ids, 1024.0)
         backward(theirs, ids)
-        torch.testing.assert_close(optimizer.step(scale=torch.tensor(1024.0)), other.step())
+        torch.testing.assert_close(optimizer.step(scale=scale), other.step())
         optimizer.zero_grad()
         other.zero_grad()
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
@@ -405,6 +406,10 @@ def test_mistakes_are_named():
             tk.MaskAdamW(make(), **{name: value})
     with pytest.raises(TypeError, match="dtype"):
         tk.MaskAdamW(make(), dtype=torch.float64)
+    frozen = make()
+    frozen[0].score.requires_grad_(False)
+    with pytest.raises(ValueError, match="the score of masked module 0 is frozen"):
+        tk.MaskAdamW(frozen)
     mixed = nn.Sequential(make("abs"), make())
     with pytest.raises(ValueError, match="ranking 'signed' but must have 'abs'"):
         tk.MaskAdamW(mixed)
