@@ -155,8 +155,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         [..., out].
     """
-    if _only_torch(x, weight) or x.dim() < 2 or x.numel() == 0:
-        return F.linear(x, weight, bias)
+    operands = (x, weight) if bias is None else (x, weight, bias)
+    fits = x.dim() > 1 and weight.dim() == 2 and x.shape[-1] == weight.shape[-1]
+    fits = fits and (bias is None or bias.shape == weight.shape[:1])
+    if not fits or x.numel() == 0 or _only_torch(*operands):
+        return F.linear(x, weight, bias)  # which says what does not fit
     # Rows, because otherwise the operator would return a view, which could not be changed in place.
     rows: Tensor = _linear(x.reshape(-1, x.shape[-1]), weight, bias)
     return rows if x.dim() == 2 else rows.view(*x.shape[:-1], weight.shape[0])

@@ -1,6 +1,7 @@
 """Dense linear layers: the right products by every library, chosen by measurement, by force or by a former run."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -115,6 +116,20 @@ def test_no_rows_are_no_product(library):
 def test_other_types_are_torchs_own(library, dtype):
     x, weight, bias = (each.detach().to(dtype) for each in operands(5))
     assert torch.equal(tk.linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+def test_operands_that_do_not_fit_are_named_by_torch(library):
+    x, weight, bias = operands(5)
+    for case in (
+        (x, weight[:, 1:], bias),
+        (x, weight, bias[1:]),
+        (x, weight, bias.double()),
+        (x, weight.bfloat16(), None),
+    ):
+        with pytest.raises(RuntimeError) as expected:
+            F.linear(*case)
+        with pytest.raises(RuntimeError, match=re.escape(str(expected.value))):
+            tk.linear(*case)
 
 
 def test_autocast_is_torchs_own(library):
