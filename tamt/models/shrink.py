@@ -39,7 +39,7 @@ def shrink(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> PreTrainedMod
         masks: bool [groups] by name, see `tamt.masks.groups`.
 
     Returns:
-        A model with its own memory on the same device, in the same mode.
+        A model with its own memory on the same device, of the same type, in the same mode.
 
     Raises:
         NoStockConfigError: no configuration has these sizes, such as fewer heads under as many hidden entries.
@@ -60,7 +60,7 @@ def shrink(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> PreTrainedMod
     with torch.random.fork_rng():
         smaller = kind(config)
     smaller.load_state_dict(state)
-    smaller.to(model.device).train(model.training)
+    smaller.to(model.device, model.dtype).train(model.training)
     _check_same(model, smaller, masks)
     return smaller
 
@@ -195,12 +195,10 @@ def _why_not(kind: str, masks: Mapping[str, Tensor], reason: str) -> str:
 def _check_same(model: PreTrainedModel, subnetwork: PreTrainedModel, masks: Mapping[str, Tensor]) -> None:
     """Check that a subnetwork computes what the masked model does. Raises NoStockConfigError if not."""
     ids = torch.arange(TOKENS, device=model.device)[None] % model.config.vocab_size
-    masked = copy.deepcopy(model).eval()
+    masked, subnetwork = (copy.deepcopy(each).float().eval() for each in (model, subnetwork))  # whatever their types
     put_gates(masked, masks)
-    mode = subnetwork.training
     expected = masked(input_ids=ids, return_dict=True)[0]
-    found = subnetwork.eval()(input_ids=ids, return_dict=True)[0]
-    subnetwork.train(mode)
+    found = subnetwork(input_ids=ids, return_dict=True)[0]
     if expected.shape != found.shape:
         expected = expected[..., masks["hidden"].to(expected.device)]
     if not (expected - found).abs().max() <= TOLERANCE * expected.abs().max():

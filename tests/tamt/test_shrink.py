@@ -190,6 +190,16 @@ def test_heads_of_tasks_shrink_too(name: str, tmp_path: Path) -> None:
     assert is_near(small.eval()(input_ids=IDS).logits, output_of_masked(model.eval(), masks))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_shrinks_in_its_own_type(dtype: torch.dtype) -> None:
+    model = make("bert")
+    masks = random_groups(model, "ffn:0.5")
+    expected = output_of_masked(model, masks)
+    small = shrink(model.to(dtype), masks)
+    assert {weight.dtype for weight in small.parameters()} == {dtype}
+    assert is_near(small(input_ids=IDS)[0].float(), expected, 0.05)
+
+
 def test_a_mask_of_another_model_is_refused() -> None:
     masks = random_groups(bert(), "ffn:0.5")
     with pytest.raises(UserError, match="another model: of ffn.0 it has 64 where the model has 128 groups; give"):
