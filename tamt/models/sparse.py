@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ def load_sparse(folder: str | Path, values: torch.dtype = torch.float32) -> PreT
             has instructions for it.
 
     Returns:
-        The model of the class that its configuration names, in eval mode, float32 but for the kept weights.
+        The model of the class that its configuration names, in eval mode, float32 but for the kept weights. It is to
+        run, and not to save: `tamt export --format dense` writes an ordinary model.
 
     Raises:
         UserError: the folder holds no sparse file, a file in it is damaged, or `values` is another type.
@@ -41,6 +43,17 @@ def load_sparse(folder: str | Path, values: torch.dtype = torch.float32) -> PreT
         raise UserError(f"load_sparse: values is {values} but must be torch.float32 or torch.bfloat16")
     if not is_sparse(name):
         raise UserError(f"the folder {name} holds no {SPARSE_FILE}; write one with tamt export --format sparse")
+    model = _open(name, values)
+    model.save_pretrained = _refuse_to_save
+    return model
+
+
+def _refuse_to_save(*_: Any, **__: Any) -> None:
+    """Stands for `save_pretrained`, which would write a folder that transformers fills with random matrices."""
+    raise UserError("a model that runs sparse cannot be saved; write an ordinary one with tamt export --format dense")
+
+
+def _open(name: str, values: torch.dtype) -> PreTrainedModel:
     state, matrices = read_sparse(Path(name) / SPARSE_FILE)
     loaded = _load_with_places(name, state, matrices)
     if loaded is None:

@@ -255,6 +255,14 @@ def test_no_dense_model_is_held_while_a_sparse_one_is_loaded(classifier: Path, t
     assert took < 0.7 * dense
 
 
+def test_a_sparse_model_is_not_saved_in_a_form_that_nothing_opens(classifier: Path, tmp_path: Path) -> None:
+    sparse(classifier, tmp_path / "sparse")
+    model = copy.deepcopy(tamt.load_sparse(tmp_path / "sparse"))
+    with pytest.raises(UserError, match="cannot be saved; write an ordinary one with tamt export"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 def test_a_pipeline_takes_a_sparse_model(classifier: Path, tmp_path: Path) -> None:
     sparse(classifier, tmp_path / "sparse")
     found, expected = (
