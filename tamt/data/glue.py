@@ -132,7 +132,7 @@ def _load_own(task: Task, train_file: Path, dev_file: Path) -> tuple[Task, dict[
         return task, {"train": to_rows(task, train_file, train), "dev": to_rows(task, dev_file, dev)}
     names = {row[task.label_column] for _, row in train}
     numbers = all(name.removeprefix("-").isdecimal() and len(name) < 20 for name in names)
-    task = replace(task, label_names=tuple(sorted(names, key=int if numbers else None)))
+    task = replace(task, label_names=tuple(sorted(names, key=(lambda name: (int(name), name)) if numbers else None)))
     if len(names) < 2:
         raise UserError(
             f"{train_file} has only the label {min(names)!r} in its column {task.label_column}; "

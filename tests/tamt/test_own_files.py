@@ -162,6 +162,12 @@ def test_the_labels_that_are_found_are_said(rows, cats_and_dogs, tiny_bert: Path
     assert capsys.readouterr().err.count("2 labels: 'bad' (102 rows), 'good' (102 rows)") == 1
 
 
+def test_labels_that_are_the_same_number_have_one_order(rows) -> None:
+    labels = ("2", "01", "1", "001", "0001")
+    task, _ = rows("rows.csv", "text,label\n" + "".join(f"a,{label}\n" for label in labels))
+    assert task.label_names == ("0001", "001", "01", "1", "2")
+
+
 @pytest.mark.parametrize("value", ["7", "7.5", '"7"'])
 def test_ids_and_texts_of_squad_may_be_numbers(tmp_path: Path, value: str) -> None:
     answers = [{"text": 1912, "answer_start": 3}]
