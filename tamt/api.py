@@ -166,8 +166,8 @@ def evaluate(
     with _as_file(ticket) as mask:
         named = {"model": model, "corpus": corpus, "mask": mask, "task": task}
         rows = _run("evaluate", run_evaluate, EvaluateOptions, named, options)
-    if isinstance(ticket, Ticket):
-        rows[0]["mask"] = ticket.path
+        if isinstance(ticket, Ticket) and mask != ticket.path:
+            rows[0]["mask"] = None  # the file was a temporary one
     return EvaluateResult(rows)
 
 
@@ -253,19 +253,26 @@ def in_python(message: str, kind: type[Options]) -> str:
 
 
 def _mask_file(ticket: Ticket | str | Path | None) -> str | None:
-    """The mask file of a ticket; None for a ticket that is in none, or for no ticket."""
+    """The mask file of a ticket; None for no ticket, or for one that is in no file.
+
+    A ticket may have been in a file that is gone by now, or that another was saved in.
+    """
     if ticket is None:
         return None
-    if isinstance(ticket, Ticket):
-        return ticket.path
-    return str(ticket)
+    if not isinstance(ticket, Ticket):
+        return str(ticket)
+    try:
+        return ticket.path if ticket.path is not None and Ticket.load(ticket.path) == ticket else None
+    except UserError:
+        return None
 
 
 @contextmanager
 def _as_file(ticket: Ticket | str | Path | None) -> Iterator[str | None]:
     """The mask file of a ticket; one that is in none is in a temporary file meanwhile."""
-    if not isinstance(ticket, Ticket) or ticket.path is not None:
-        yield _mask_file(ticket)
+    mask = _mask_file(ticket)
+    if mask is not None or not isinstance(ticket, Ticket):
+        yield mask
         return
     with TemporaryDirectory() as folder:
         file = Path(folder) / MASK_FILE

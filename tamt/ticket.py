@@ -34,7 +34,7 @@ from tamt.masks.masking import (
     share_of_zeros,
 )
 from tamt.masks.similarity import check_same_matrices, similarity
-from tamt.masks.zeros import free_zeros, held_masks, holds_zeros, keep_zeros, revived
+from tamt.masks.zeros import free_zeros, holds_zeros, holds_zeros_of, keep_zeros, revived
 from tamt.methods import METHODS, OMP, PUBLISHED, RANDOM
 from tamt.models.shrink import matrix_masks, shrink, zeros_for
 from tamt.runtime.choices import HUB, parse_pattern
@@ -80,6 +80,8 @@ class Ticket:
         Raises:
             UserError: there is none, or it is damaged.
         """
+        if not isinstance(path, str | Path):
+            raise UserError(f"{path!r} is no ticket; give the path of a mask file or a run folder")
         path = Path(path)
         file = path / MASK_FILE if path.is_dir() else path
         return cls(load_packed(file), str(file))
@@ -106,7 +108,13 @@ class Ticket:
 
     @classmethod
     def from_masks(cls, masks: Masks, info: MaskInfo) -> "Ticket":
-        """Make a ticket of masks: bool tensors by the names of the matrices, True where a weight is kept."""
+        """Make a ticket of masks: bool tensors by the names of the matrices, True where a weight is kept.
+
+        Raises:
+            UserError: there is no mask.
+        """
+        if not masks:
+            raise UserError("there are no masks; give one by the name of each matrix, as ticket.masks has them")
         return cls(pack_masks(masks, info))
 
     @classmethod
@@ -137,8 +145,9 @@ class Ticket:
         cls, model: PreTrainedModel, sparsity: float | None = None, seed: int = 0, *, pattern: str | None = None
     ) -> "Ticket":
         """Keep random weights of each matrix. The arguments are those of `magnitude`; `seed` fixes the choice."""
-        weights, seed = prunable_weights(model), int(seed)
+        weights = prunable_weights(model)
         check_seed(seed)
+        seed = int(seed)  # it may be a number of NumPy
         pruned = _pruned(weights, sparsity, pattern)
         info = MaskInfo.of(model.name_or_path, RANDOM, pruned, seed, 0)
         return cls.from_masks(random_masks(weights, pruned, seed), info)
@@ -202,8 +211,10 @@ class Ticket:
         """The Jaccard similarity |A ∩ B| / |A ∪ B| over the matrices of both tickets (paper 4.2.5).
 
         Raises:
-            UserError: the tickets are for different models.
+            UserError: the tickets are for different models, or `other` is none.
         """
+        if not isinstance(other, Ticket):
+            raise UserError(f"similarity: other is {other!r} but must be a ticket; read one with tamt.Ticket.load")
         check_same_matrices({"of this ticket": self.packed, "of the other": other.packed})
         return similarity(self.packed, other.packed)[0]
 
@@ -227,8 +238,7 @@ class Ticket:
 
     def is_applied(self, model: PreTrainedModel) -> bool:
         """Whether a model keeps the zeros of this ticket, by `apply`. Raises UserError if the ticket is for another."""
-        bits, held = _bits(self._packed_for(model)), held_masks(model)
-        return bool(held) and all(torch.equal(mask.cpu(), bits[name]) for name, mask in held.items())
+        return holds_zeros_of(model, _bits(self._packed_for(model)))
 
     def shrink(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model without the groups of weights that the ticket prunes: of the same class, and smaller.

@@ -13,6 +13,7 @@ from tamt.runtime.choices import Ranking, parse_pattern
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
 from tamt.runtime.structure import Structure, structure_of
+from tamt_kernels.backend.checks import FLOAT_TYPES
 
 Sparsity = float | tk.Pattern | Structure
 """How much masks prune: a share of zeros of each matrix, all but n of each m neighbours, or a share of groups."""
@@ -165,8 +166,16 @@ def sparsity_of(masks: Mapping[str, Tensor]) -> float:
 
 
 def magnitude_masks(weights: Mapping[str, Tensor], sparsity: Sparsity) -> Masks:
-    """The masks that keep the largest |W| of each matrix (OMP, paper 3.2), or of each group; see `top_masks`."""
-    return top_masks({name: weight.detach() for name, weight in weights.items()}, sparsity, "abs")
+    """The masks that keep the largest |W| of each matrix (OMP, paper 3.2), or of each group; see `top_masks`.
+
+    Weights in float64 are ranked as float32. Raises UserError if a weight is NaN.
+    """
+    scores = {}
+    for name, weight in weights.items():
+        if weight.isnan().any():
+            raise UserError(f"{name} has NaN entries, which have no magnitude; check the checkpoint")
+        scores[name] = weight.detach() if weight.dtype in FLOAT_TYPES else weight.detach().float()
+    return top_masks(scores, sparsity, "abs")
 
 
 def top_masks(scores: Mapping[str, Tensor], sparsity: Sparsity, ranking: Ranking = "signed") -> Masks:

@@ -130,8 +130,7 @@ def keep_zeros(model: PreTrainedModel, packed: Mapping[str, Tensor], shapes: Map
     if holds_zeros(model):
         raise UserError("the model has a ticket already; remove that first, or load the model again")
     check_shapes_fit(shapes, model)
-    known = prunable_weights(model, pooler=True)
-    _Zeros({name: mask for name, mask in packed.items() if name in known}).install(model.base_model)
+    _Zeros(_masks_for(model, packed)).install(model.base_model)
 
 
 def free_zeros(model: PreTrainedModel) -> None:
@@ -147,10 +146,13 @@ def holds_zeros(model: PreTrainedModel) -> bool:
     return _zeros_of(model) is not None
 
 
-def held_masks(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The packed masks whose zeros `keep_zeros` keeps in `model`, by name; none if it was not called."""
+def holds_zeros_of(model: PreTrainedModel, packed: Mapping[str, Tensor]) -> bool:
+    """Whether the zeros of these very masks are kept in `model`. `packed` as of `keep_zeros`."""
     zeros = _zeros_of(model)
-    return {} if zeros is None else zeros.packed
+    wanted = _masks_for(model, packed)
+    if zeros is None or zeros.packed.keys() != wanted.keys():
+        return False
+    return all(torch.equal(mask.cpu(), wanted[name].cpu()) for name, mask in zeros.packed.items())
 
 
 def revived(
@@ -163,6 +165,12 @@ def revived(
             kept = tk.unpack_mask(packed[name].to(weight.device), shapes[name])
             counts[name] = int((weight.detach().masked_fill(kept, 0) != 0).sum())
     return {name: count for name, count in counts.items() if count}
+
+
+def _masks_for(model: PreTrainedModel, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The masks of matrices that `model` has: a pooler may be missing."""
+    known = prunable_weights(model, pooler=True)
+    return {name: mask for name, mask in packed.items() if name in known}
 
 
 def _weight(encoder: torch.nn.Module, name: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class UserError(Exception):
@@ -21,6 +22,8 @@ def did_you_mean(word: object, known: Iterable[str], otherwise: str) -> str:
 
 def check_seed(seed: int) -> None:
     """Check that NumPy's generators, too, can be seeded with `seed`. Raises UserError if not."""
+    if not isinstance(seed, Integral):
+        raise UserError(f"--seed {seed!r} is not a whole number; give one from 0 to 4294967295")
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed} is negative or over 32 bits; give one from 0 to 4294967295")
 

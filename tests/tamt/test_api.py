@@ -120,6 +120,19 @@ def test_an_export_is_a_plain_model(tiny_bert: Path, found: tamt.Ticket, tmp_pat
     assert zeros(folder, found)
 
 
+def test_the_ticket_counts_and_not_what_its_file_holds_by_now(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AutoModel.from_pretrained(tiny_bert)
+    ticket, other = tamt.Ticket.random(model, 0.5), tamt.Ticket.random(model, 0.9)
+    monkeypatch.chdir(tmp_path)
+    ticket.save("mask.safetensors")
+    other.save("mask.safetensors")
+    assert ticket.sparsity_of(AutoModel.from_pretrained(tamt.export(tiny_bert, ticket=ticket, output="one"))) < 0.51
+    (tmp_path / "mask.safetensors").unlink()
+    assert other.sparsity_of(AutoModel.from_pretrained(tamt.export(tiny_bert, ticket=other, output="two"))) > 0.89
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -192,6 +192,12 @@ def test_a_callback_refuses_a_ticket_whose_zeros_are_a_part_of_the_models(model:
         trainer_of(model, tmp_path, tamt.TicketCallback(fewer)).train()
 
 
+def test_a_ticket_that_prunes_more_matrices_is_not_applied(model: PreTrainedModel, ticket: tamt.Ticket) -> None:
+    fewer = {name: mask for name, mask in ticket.masks.items() if "embeddings" not in name}
+    tamt.Ticket.from_masks(fewer, ticket.info).apply(model)
+    assert not ticket.is_applied(model)
+
+
 class Reviving(TrainerCallback):
     """Sets a pruned weight from outside."""
 
@@ -478,6 +484,28 @@ def test_a_pattern_is_given_by_its_name(model: PreTrainedModel) -> None:
 def test_a_random_ticket_has_a_seed_that_searches_take(model: PreTrainedModel) -> None:
     with pytest.raises(UserError, match="-1 is negative or over 32 bits"):
         tamt.Ticket.random(model, 0.5, seed=-1)
+    for seed in (1.5, "1"):
+        with pytest.raises(UserError, match=f"{seed!r} is not a whole number"):
+            tamt.Ticket.random(model, 0.5, seed=seed)
+    assert tamt.Ticket.random(model, 0.5, seed=np.int64(1)) == tamt.Ticket.random(model, 0.5, seed=1)
+
+
+def test_weights_need_a_magnitude_to_be_ranked(model: PreTrainedModel, ticket: tamt.Ticket) -> None:
+    assert tamt.Ticket.magnitude(model.double(), SPARSITY) == ticket
+    model.get_input_embeddings().weight.data[3, 5] = torch.nan
+    with pytest.raises(UserError, match=r"embeddings\.word_embeddings\.weight has NaN entries"):
+        tamt.Ticket.magnitude(model, SPARSITY)
+
+
+def test_what_is_no_ticket_is_named(ticket: tamt.Ticket) -> None:
+    with pytest.raises(UserError, match="3 is no ticket; give the path"):
+        tamt.Ticket.load(3)
+    with pytest.raises(UserError, match="None is no ticket; give the path"):
+        tamt.TicketCallback(None)
+    with pytest.raises(UserError, match="other is 'runs/kd-70' but must be a ticket"):
+        ticket.similarity("runs/kd-70")
+    with pytest.raises(UserError, match="there are no masks"):
+        tamt.Ticket.from_masks({}, ticket.info)
 
 
 def test_a_name_is_not_a_model(ticket: tamt.Ticket) -> None:
