@@ -56,7 +56,7 @@ def _(options: FinetuneOptions, results: dict[str, Any]) -> Step:
     if options.dev_file and options.seeds is None and len(options.rates()) == 1:
         predictions = output.with_name(f"{output.name}-predictions.jsonl")
         return _predict(str(output), options.dev_file, predictions)
-    return _report(output.parent if output.parent.name else output)
+    return _report(output.parent if output.parent.name == "runs" else output)
 
 
 @next_step.register
@@ -75,12 +75,16 @@ def _(options: PredictOptions, results: dict[str, Any]) -> Step:
 
 
 @next_step.register
-def _(options: SweepOptions, results: dict[str, Any]) -> Step:
-    own = {"--output": options.output, "--data-dir": options.data_dir}
+def _(options: SweepOptions, results: dict[str, Any]) -> Step | None:
     words = ["tamt", "sweep", str(options.study)]
-    words += [word for option, value in own.items() if value for word in (option, str(value))]
+    for name in ("output", "data_dir", "engine", "cores", "workers"):
+        value = getattr(options, name)
+        if value != getattr(SweepOptions, name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--redo"] * options.redo
     if options.dry_run:
-        return Step("start these runs", words)
+        refused = any(row["state"].startswith("refused") for row in results["results"])
+        return None if refused else Step("start these runs", words)
     if results["failed"]:
         return Step("try the runs again that failed", words)
     return _report(Path(results["output"]))

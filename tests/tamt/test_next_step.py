@@ -11,6 +11,7 @@ from tamt.next_step import next_step
 ROWS = {
     "train": {"mask": "runs/my run/mask.safetensors"},
     "finetune": {"output": "runs/my run-sst2"},
+    "sweep": {"state": "new"},
     "report": {"report": "runs/report/report.html"},
     "bench": {"fastest": "dense", "sparse_ms": 2.0},
 }
@@ -30,6 +31,10 @@ SHOWN = [
     ),
     ("predict --model m --file f --output o.tsv", "head -n 5 o.tsv"),
     ("sweep study.yaml --dry-run --output o", "tamt sweep study.yaml --output o"),
+    (
+        "sweep study.yaml --dry-run --data-dir d --engine processes --cores 2 --workers 3 --redo",
+        "tamt sweep study.yaml --data-dir d --engine processes --cores 2 --workers 3 --redo",
+    ),
     ("sweep study.yaml", "tamt report study"),
     ("report runs", "-m webbrowser runs/report/report.html"),
     ("compare a b", "tamt compare a b --output similarities"),
@@ -78,6 +83,18 @@ def test_every_command_has_one() -> None:
 def test_failed_runs_of_a_study_are_tried_again() -> None:
     options, _ = parse("sweep", ["study.yaml"])
     assert next_step(options, {"failed": ["x"], "output": "o"}).words == ["tamt", "sweep", "study.yaml"]
+
+
+def test_a_study_that_would_be_refused_has_no_step() -> None:
+    options, _ = parse("sweep", ["study.yaml", "--dry-run"])
+    rows = [{"state": "new"}, {"state": "refused: was started with lr = 0.1, not 0.2"}]
+    assert next_step(options, {"results": rows}) is None
+
+
+@pytest.mark.parametrize(("output", "folder"), [("/tmp/x", "/tmp/x"), ("x", "x"), ("a/runs/x", "a/runs")])
+def test_a_report_is_of_the_run_or_of_the_folder_of_all_runs(output: str, folder: str) -> None:
+    options, _ = parse("finetune", ["--task", "sst2", "--model", "m", "--output", output])
+    assert next_step(options, {"results": [{"output": output}]}).words == ["tamt", "report", folder]
 
 
 def test_runs_get_folders_of_their_own_and_the_step_leads_to_them(
