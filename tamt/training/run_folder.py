@@ -5,6 +5,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,37 +54,54 @@ class RunFolder:
     def __init__(self, path: Path, settings: Mapping[str, Any], keep: int, resume: bool, track: Tracker) -> None:
         self.path = path
         self._keep = keep
-        processes.by_first(self._open_metrics)
-        self._checkpoint = self._newest_checkpoint()
-        self.resumed: int = self._checkpoint["step"] if self._checkpoint else 0
-        self._seconds_before: float = self._checkpoint["seconds"] if self._checkpoint else 0.0
-        self._saved, self._opened = self.resumed, time.monotonic()
-        steps = processes.gather(self.resumed)
-        if self.resumed != steps[0] or len(set(steps)) > 1:
-            number = next(i for i, step in enumerate(steps) if step != steps[0])
-            raise UserError(
-                f"process {number} finds the checkpoint of step {steps[number]} in {path} and process 0 that of step "
-                f"{steps[0]}; give an --output on a file system that all machines share"
-            )
-        if not processes.first():
-            return
-        remove_temporary(path)
-        metrics = path / METRICS
-        with telling(metrics):
-            if resume:  # everything after the checkpoint will be logged again
-                before = metrics.read_bytes()[: self._checkpoint["metrics_bytes"] if self._checkpoint else 0]
-                os.truncate(metrics, before.rfind(b"\n") + 1)
-                self._metrics.seek(0, os.SEEK_END)
-        self._tracking = Tracking(track, path, settings, self.resumed if resume else None)
+        with ExitStack() as files:  # closed at once, and with them the lock, if the start fails
+            there = processes.by_first(partial(self._open, files, settings, resume))
+            self._checkpoint = self._newest_checkpoint()
+            self.resumed: int = self._checkpoint["step"] if self._checkpoint else 0
+            self._seconds_before: float = self._checkpoint["seconds"] if self._checkpoint else 0.0
+            self._saved, self._opened = self.resumed, time.monotonic()
+            steps = processes.gather(self.resumed)
+            if self.resumed != steps[0] or len(set(steps)) > 1:
+                number = next(i for i, step in enumerate(steps) if step != steps[0])
+                raise UserError(
+                    f"process {number} finds the checkpoint of step {steps[number]} in {path} and process 0 that of "
+                    f"step {steps[0]}; give an --output on a file system that all machines share"
+                )
+            if processes.first():
+                remove_temporary(path)
+                if there:
+                    self._drop_later_lines()
+                self._tracking = Tracking(track, path, settings, self.resumed if there else None)
+            self._files = files.pop_all()
 
-    def _open_metrics(self) -> None:
-        """Lock the folder against a second run, and open `metrics.jsonl`, which this one writes to its end."""
+    def _open(self, files: ExitStack, settings: Mapping[str, Any], resume: bool) -> bool:
+        """Make the folder of a run, or check that of one to resume; whether there is one to resume.
+
+        The folder is locked against a second run before anything in it is read or written. `metrics.jsonl`, which this
+        run writes to its end, stays open.
+        """
+        check_output(self.path, resume)  # before a file is made in a folder that is refused
+        with telling(self.path / METRICS):
+            self.path.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: a line that cannot be written fails at once, and is not tried again when the file is closed.
+            self._metrics = files.enter_context((self.path / METRICS).open("ab", buffering=0))
+            locked = files.enter_context((self.path / LOCK).open("wb")) if os.name == "nt" else self._metrics
+        lock(locked, "run", self.path)
+        if check_output(self.path, resume):
+            _check_same(self.path, settings)
+            return True
+        if resume:
+            say(f"{self.path} holds no run to resume, so a new one begins")
+        write_config(self.path, settings)
+        return False
+
+    def _drop_later_lines(self) -> None:
+        """Drop the lines of `metrics.jsonl` after the checkpoint, as they will be logged again."""
         metrics = self.path / METRICS
         with telling(metrics):
-            # Unbuffered: a line that cannot be written fails at once, and is not tried again when the file is closed.
-            self._metrics = metrics.open("ab", buffering=0)
-            self._lock = (self.path / LOCK).open("wb") if os.name == "nt" else self._metrics
-        lock(self._lock, "run", self.path)
+            before = metrics.read_bytes()[: self._checkpoint["metrics_bytes"] if self._checkpoint else 0]
+            os.truncate(metrics, before.rfind(b"\n") + 1)
+            self._metrics.seek(0, os.SEEK_END)
 
     @classmethod
     def start(
@@ -109,7 +128,7 @@ class RunFolder:
             UserError: the folder is not empty, or on `resume` holds another run, a finished one, or an active one.
             DamagedCheckpointError: there are checkpoints, and none of them can be read.
         """
-        return cls(path, settings, keep, processes.by_first(lambda: _prepare(path, settings, resume)), track)
+        return cls(path, settings, keep, resume, track)
 
     @property
     def seconds(self) -> float:
@@ -122,8 +141,7 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         if not processes.first():
             return
-        self._metrics.close()
-        self._lock.close()
+        self._files.close()
         (self.path / LOCK).unlink(missing_ok=True)
         self._tracking.close()
 
@@ -247,7 +265,7 @@ def check_output(path: Path, resume: bool) -> bool:
         if (path / RESULTS).is_file():
             raise UserError(f"the run in {path} is finished; give a new --output for another")
         return True
-    if path.exists() and not all(left.match(f".{CONFIG}.*.tmp") for left in path.iterdir()):
+    if path.exists() and not all(map(_is_of_broken_start, path.iterdir())):
         raise UserError(
             f"the output folder {path} is not empty and nothing in it is overwritten; "
             "give a new --output, or --resume to continue an interrupted run"
@@ -255,15 +273,9 @@ def check_output(path: Path, resume: bool) -> bool:
     return False
 
 
-def _prepare(path: Path, settings: Mapping[str, Any], resume: bool) -> bool:
-    """Make the folder of a run, or check that of one to resume; whether there is one to resume."""
-    if check_output(path, resume):
-        _check_same(path, settings)
-        return True
-    if resume:
-        say(f"{path} holds no run to resume, so a new one begins")
-    write_config(path, settings)
-    return False
+def _is_of_broken_start(file: Path) -> bool:
+    """Whether a start that was killed before it wrote `config.yaml` may have left a file."""
+    return file.match(f".{CONFIG}.*.tmp") or (file.name in (METRICS, LOCK) and file.stat().st_size == 0)
 
 
 def processes_of_run(path: Path, asked: int | None, resume: bool) -> int | None:

@@ -13,6 +13,7 @@ import yaml
 from accelerate.utils import set_seed
 
 from tamt.runtime.errors import UserError
+from tamt.training import run_folder
 from tamt.training.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
 from tamt.training.generators import generator_states, restore_generators
 from tamt.training.run_folder import RunFolder, version_of
@@ -172,6 +173,42 @@ def test_where_all_checkpoints_are_damaged_they_are_named_and_nothing_is_lost(ru
         RunFolder.start(run, {}, resume=True)
     assert str(raised.value).count("\n") == 0
     assert (run / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_start_that_failed_leaves_no_lock(run: Path) -> None:
+    content = {path: path.read_bytes() for path in checkpoints(run)}
+    for path in content:
+        path.write_bytes(b"half")
+    with pytest.raises(DamagedCheckpointError) as raised:  # which refers to the folder, as a notebook's traceback does
+        RunFolder.start(run, {}, resume=True)
+    for path, checkpoint in content.items():
+        path.write_bytes(checkpoint)
+    assert resumed(run)[0] == 4
+    assert raised.traceback
+
+
+def test_of_two_starts_at_once_the_second_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = run_folder.write_config
+
+    def write_while_another_starts(path: Path, settings: Mapping[str, Any]) -> None:
+        monkeypatch.setattr(run_folder, "write_config", write)
+        with pytest.raises(UserError, match="another run is at work"):
+            RunFolder.start(path, {"seed": 2})
+        write(path, settings)
+
+    monkeypatch.setattr(run_folder, "write_config", write_while_another_starts)
+    with RunFolder.start(tmp_path / "run", {"seed": 1}):
+        pass
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == {"seed": 1}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_start_that_was_killed_before_it_wrote_its_settings_is_made_again(tmp_path: Path, resume: bool) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / ".config.yaml.17.tmp").write_text("see")
+    with RunFolder.start(tmp_path, {"seed": 1}, resume=resume) as folder:
+        folder.log(1, loss=0.5)
+    assert logged(tmp_path) == [{"step": 1, "loss": 0.5}]
 
 
 def test_a_checkpoint_of_another_kind_of_run_is_told(run: Path) -> None:
