@@ -147,6 +147,11 @@ def _check_output_of_several(output: Path, resume: bool) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"the output {output} is a file; give a new folder")
     if (output / CONFIG).is_file() or (not resume and output.exists() and any(output.iterdir())):
+        if resume:
+            raise UserError(
+                f"the output folder {output} holds one run, not several to resume; "
+                "give a new --output, or leave --seeds and further rates out"
+            )
         raise UserError(
             f"the output folder {output} is not empty and nothing in it is overwritten; "
             "give a new --output, or --resume to continue interrupted --seeds or rates"

@@ -266,6 +266,11 @@ def check_output(path: Path, resume: bool) -> bool:
             raise UserError(f"the run in {path} is finished; give a new --output for another")
         return True
     if path.exists() and not all(map(_is_of_broken_start, path.iterdir())):
+        if resume:
+            raise UserError(
+                f"the output folder {path} is not empty and has no {CONFIG} of a run to resume; "
+                "give the folder of the interrupted run, or a new --output"
+            )
         raise UserError(
             f"the output folder {path} is not empty and nothing in it is overwritten; "
             "give a new --output, or --resume to continue an interrupted run"

@@ -183,8 +183,8 @@ def test_seeds_leave_a_single_run_alone(tiny_bert: Path, tmp_path: Path) -> None
     options = {**SETTINGS, "epochs": 1, "task": "sst2", "model": str(tiny_bert), "data_dir": write(tmp_path, "sst2")}
     finetune(output=tmp_path / "run", **options)
     before = (tmp_path / "run" / "results.json").read_bytes()
-    for resume in (False, True):
-        with pytest.raises(UserError, match="is not empty and nothing in it is overwritten"):
+    for resume, message in ((False, "nothing in it is overwritten"), (True, "holds one run, not several to resume")):
+        with pytest.raises(UserError, match=message):
             finetune(output=tmp_path / "run", seeds=[1, 2], resume=resume, **options)
     assert (tmp_path / "run" / "results.json").read_bytes() == before
 

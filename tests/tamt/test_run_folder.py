@@ -211,6 +211,20 @@ def test_a_start_that_was_killed_before_it_wrote_its_settings_is_made_again(tmp_
     assert logged(tmp_path) == [{"step": 1, "loss": 0.5}]
 
 
+@pytest.mark.parametrize(
+    ("resume", "message"),
+    [
+        (False, "is not empty and nothing in it is overwritten; give a new --output, or --resume"),
+        (True, "is not empty and has no config.yaml of a run to resume; give the folder of the interrupted run"),
+    ],
+)
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, resume: bool, message: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text("mine")
+    with pytest.raises(UserError, match=message):
+        RunFolder.start(tmp_path, {}, resume=resume)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("metrics.jsonl", "mine")]
+
+
 def test_a_checkpoint_of_another_kind_of_run_is_told(run: Path) -> None:
     def restore(state: Mapping[str, Any]) -> None:
         torch.zeros(4).copy_(state["weight"])
