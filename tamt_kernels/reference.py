@@ -124,7 +124,7 @@ def pattern_weight(
 def pack_mask(mask: Tensor) -> Tensor:
     """One bit per entry: entry i is bit i % 8 of byte i // 8, from the least significant on. Padding bits are 0."""
     bits = F.pad(mask.reshape(-1).to(torch.uint8), (0, -mask.numel() % 8)).reshape(-1, 8)
-    powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
+    powers = 1 << torch.arange(8, dtype=torch.uint8, device=mask.device)
     return (bits * powers).sum(dim=1, dtype=torch.uint8)
 
 

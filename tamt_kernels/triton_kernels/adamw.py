@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -54,3 +55,11 @@ def check_contiguous(operation: str, **lists: Sequence[Tensor]) -> None:
         for i, tensor in enumerate(tensors):
             if not tensor.is_contiguous():
                 raise ValueError(f"{operation}: {name}[{i}] has strides {tensor.stride()} but must be contiguous")
+
+
+def written_type(operation: str, masked: Sequence[Tensor]) -> torch.dtype:
+    """The dtype of all masked weights that are written. Raises ValueError if they differ, as one kernel writes all."""
+    written = [target for target in masked if target.numel()] or list(masked)
+    if differing := [target.dtype for target in written if target.dtype != written[0].dtype]:
+        raise ValueError(f"{operation}: masked has {written[0].dtype} and {differing[0]} but must have one dtype")
+    return written[0].dtype

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tamt_kernels.reference import whole_gradient
-from tamt_kernels.triton_kernels.adamw import PART, check_contiguous, update
+from tamt_kernels.triton_kernels.adamw import PART, check_contiguous, update, written_type
 from tamt_kernels.triton_kernels.common import (
     TYPES,
     Table,
@@ -192,6 +192,7 @@ def mask_adamw(
     if renew:
         search.open(values)
 
+    written_type("mask_adamw", masked)
     written = [target for target in masked if renew and target.numel() > 0]
     base, width = (written[0].data_ptr(), written[0].element_size()) if written else (0, 1)
     offsets = [(target.data_ptr() - base) // width if target.numel() > 0 else NOT_WRITTEN.value for target in masked]

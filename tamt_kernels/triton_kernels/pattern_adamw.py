@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tamt_kernels.reference import whole_gradient
-from tamt_kernels.triton_kernels.adamw import PART, check_contiguous, update, write
+from tamt_kernels.triton_kernels.adamw import PART, check_contiguous, update, write, written_type
 from tamt_kernels.triton_kernels.common import (
     TYPES,
     Table,
@@ -31,8 +31,9 @@ from tamt_kernels.triton_kernels.pattern import among_largest, rank_of
 # Parts per program, which is one warp.
 PARTS = 32
 
-# Columns of the table of the matrices. The address of masked weights that are not to be written is NOT_WRITTEN.
-WEIGHT, SCORE, MEAN, SQUARE, MASKED, SIZE, FIRST_TILE, COLUMNS = (tl.constexpr(i) for i in range(8))
+# Columns of the table of the matrices. The address of masked weights that are not to be written is NOT_WRITTEN;
+# OVERWRITTEN is 1 where they hold their gradient.
+WEIGHT, SCORE, MEAN, SQUARE, MASKED, OVERWRITTEN, SIZE, FIRST_TILE, COLUMNS = (tl.constexpr(i) for i in range(9))
 NOT_WRITTEN = tl.constexpr(0)
 
 
@@ -81,7 +82,7 @@ def pattern_adamw_kernel(
                     write(masked + entry, result, inside, True)
                 else:
                     write(masked + entry, result, inside, False)
-    elif (address != NOT_WRITTEN) & (address == tl.load(gradients + matrix)):
+    elif tl.load(row + OVERWRITTEN) != 0:
         for start in range(begin, end, LENGTH):
             entry = start + lane
             inside = (lane < LENGTH) & (entry < size)
@@ -110,12 +111,14 @@ def pattern_adamw(
     check_contiguous("pattern_adamw", scores=scores, means=means, squares=squares, masked=masked)
     if grad_rows is not None:
         grads = [whole_gradient(*parts) for parts in zip(grads, weights, grad_rows, strict=True)]
+    masked_type, pairs = written_type("pattern_adamw", masked), zip(grads, masked, strict=True)
+    overwritten = [int(grad.numel() > 0 and grad.data_ptr() == target.data_ptr()) for grad, target in pairs]
     grads, weights = same_type(grads), same_type(weights)
-    matrices = _matrices(weights, scores, means, squares, masked, PART // m * m * PARTS)
+    matrices = _matrices(weights, scores, means, squares, masked, overwritten, PART // m * m * PARTS)
     launch(
         pattern_adamw_kernel, (matrices.tile_matrix.numel(),), matrices.tile_matrix, matrices.rows, addresses(grads),
         rates, 1 - beta1, beta2, 1 - beta2, eps,
-        G_TYPE=TYPES[grads[0].dtype], W_TYPE=TYPES[weights[0].dtype], MASKED_TYPE=TYPES[masked[0].dtype], N=n, M=m,
+        G_TYPE=TYPES[grads[0].dtype], W_TYPE=TYPES[weights[0].dtype], MASKED_TYPE=TYPES[masked_type], N=n, M=m,
         ABSOLUTE=absolute, ALIGNED=aligned((*grads, *weights, *scores, *means, *squares, *masked)),
         PARTS=PARTS, PART=PART, num_warps=1,
     )  # fmt: skip
@@ -127,6 +130,7 @@ def _matrices(
     means: list[Tensor],
     squares: list[Tensor],
     masked: list[Tensor],
+    overwritten: list[int],
     length: int,
 ) -> Table:
     """The table of the matrices, with the columns above; a program handles ``length`` entries."""
@@ -137,7 +141,7 @@ def _matrices(
     def make() -> Table:
         tiles = [tiles_of(size, length) for size in sizes]
         first = [sum(tiles[:i]) for i in range(len(tiles))]
-        return Table(list(zip(*pointers, written, sizes, first, strict=True)), tiles, device)
+        return Table(list(zip(*pointers, written, overwritten, sizes, first, strict=True)), tiles, device)
 
-    key = ("pattern_adamw", device, length, *(pointer for column in pointers for pointer in column), *written, *sizes)
-    return table(key, make)
+    columns = (*pointers, written, overwritten, sizes)
+    return table(("pattern_adamw", device, length, *(entry for column in columns for entry in column)), make)

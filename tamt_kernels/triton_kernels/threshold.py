@@ -178,10 +178,7 @@ class ThresholdSearch:
 def topk_threshold_unchecked(
     scores: list[Tensor], keep: list[int], last: Tensor | None = None, absolute: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    count = len(scores)
-    if not count:
-        return torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool)
-    device = scores[0].device
+    count, device = len(scores), scores[0].device
     values = torch.empty(count, dtype=torch.float32, device=device)
     cuts = torch.empty(count, dtype=torch.int64, device=device)
     has_nan = torch.empty(count, dtype=torch.bool, device=device)

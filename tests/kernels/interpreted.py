@@ -852,16 +852,30 @@ def test_types_of_steps_of_a_pattern(weight, grad, masked):
         check_step_of_a_pattern(problem, grads)
 
 
-def test_gradients_in_the_place_of_masked_weights_of_a_pattern():
-    for factor in (0.8, torch.inf):
-        problem, grads = Problem(shapes=GROUPED), gradients_of_groups(1, shapes=GROUPED)
-        check_step_of_a_pattern(problem, grads)
-        before = copy.deepcopy(problem)
-        for i in (1, 3):
-            problem.masked[i].copy_(grads[i])
-        problem.step(operators.pattern_adamw, [grads[0], *problem.masked[1:]], 2, factor=factor)
-        before.step(operators.pattern_adamw, grads, 2, factor=factor)
-        problem.assert_same(before)
+@pytest.mark.parametrize("masked", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("factor", [0.8, torch.inf])
+def test_gradients_in_the_place_of_masked_weights_of_a_pattern(factor, masked):
+    problem, grads = Problem(masked=masked, shapes=GROUPED), gradients_of_groups(1, masked, shapes=GROUPED)
+    grads[0] = grads[0].float()  # apart, and maybe of another type
+    check_step_of_a_pattern(problem, grads)
+    before = copy.deepcopy(problem)
+    for i in (1, 3):
+        problem.masked[i].copy_(grads[i])
+    problem.step(operators.pattern_adamw, [grads[0], *problem.masked[1:]], 2, factor=factor)
+    before.step(operators.pattern_adamw, grads, 2, factor=factor)
+    problem.assert_same(before)
+
+
+def test_masked_weights_of_two_types_are_refused():
+    problem, grads = Problem(shapes=GROUPED), gradients_of_groups(1, shapes=GROUPED)
+    problem.masked[1] = problem.masked[1].bfloat16()
+    message = "_adamw: masked has torch.float32 and torch.bfloat16 but must have one dtype"
+    with pytest.raises(ValueError, match=f"pattern{message}"):
+        problem.step(operators.pattern_adamw, grads, 1)
+    parts = a_step(torch.float32, torch.float32, torch.float32)
+    parts[5][1] = parts[5][1].bfloat16()
+    with pytest.raises(ValueError, match=f"mask{message}"):
+        operators.mask_adamw(*parts, torch.tensor([1.0, 0.01, 0.3, 1.0]), 0.9, 0.999, 1e-8)
 
 
 def test_gradient_norm():
