@@ -73,6 +73,8 @@ def assert_best_is_bold(rows: list[Row], heading: str) -> None:
 def assert_evidence(runs: Runs, folder: str, row: Row, title: str, sparsity: float) -> None:
     """A row of the evidence study is what the runs in this folder say of the method that its title names."""
     name, _, addition = title.partition(", ")
+    if addition == "second seed":
+        folder = "evidence-fp32"
     if name == "full model":
         folder, subnetwork = "evidence", "full_demo"
     else:
@@ -146,14 +148,19 @@ def test_longer_fine_tuning_on_cola(runs: Runs) -> None:
 
 def test_longer_searches(runs: Runs) -> None:
     rows = tables("reports.md", "Longer fine-tuning and longer searches")[1]
-    folders = {"150, as above": "evidence", "600": "evidence-fp32", "3,000, with dropout": "evidence-dropout"}
-    for row in rows:
-        folder, steps = folders[row["steps"]], row["steps"].partition(", ")[0].replace(",", "")
+    assert_evidence(runs, "evidence", rows[0], "full model", 0.7)
+    for row in rows[1:]:
+        steps = row["steps"].partition(", ")[0].replace(",", "")
+        folder = "evidence" if steps == "150" else "evidence-fp32"
         subnetwork = f"tamt-kd_demo_s0.7_activation_steps{steps}"
         assert_says(row, "KD loss", fmean(losses(runs, rf"{folder}/search/{subnetwork}_seed\d", 0.7)), 3)
-        for task in set(TASKS) & set(row):
-            fine_tuning = rf"{folder}/finetune/{TASKS[task]}_{subnetwork}_mask\d(_n8000)?_lr[\d.]+_seed\d"
-            assert_says(row, task, score(runs, fine_tuning))
+        found = {
+            task: score(runs, rf"{folder}/finetune/{short}_{subnetwork}_mask\d(_n8000)?_lr[\d.]+_seed\d")
+            for task, short in TASKS.items()
+        }
+        for task, value in found.items():
+            assert_says(row, task, value)
+        assert_says(row, "mean", fmean(value for value in found.values() if value is not None))
 
 
 def test_the_study_of_objectives(runs: Runs) -> None:
