@@ -12,8 +12,8 @@
 
 namespace tamt {
 
-// The rows that `ids` asks of a weight with `row_count` rows, as int64, one after the other. Raises IndexError if there is
-// no such row. `operation` is the name for the message.
+// The rows that `ids` asks of a weight with `row_count` rows, as int64, one after the other. Raises IndexError if there
+// is no such row. `operation` is the name for the message.
 inline at::Tensor rows_to_look_up(const char* operation, const at::Tensor& ids, int64_t row_count) {
   const at::Tensor rows = ids.to(at::kLong).contiguous();
   const int64_t* row = rows.const_data_ptr<int64_t>();
@@ -25,8 +25,8 @@ inline at::Tensor rows_to_look_up(const char* operation, const at::Tensor& ids, 
   return rows;
 }
 
-// Calls sum(row, lookups, count) once for each distinct row but `padding_idx`, with the positions in `ids` that look it up.
-// One thread has all look-ups of a row, in their order, so that a sum has the same bits at any number of threads.
+// Calls sum(row, lookups, count) once for each distinct row but `padding_idx`, with the positions in `ids` that look it
+// up. One thread has all look-ups of a row, in their order, so that a sum has the same bits at any number of threads.
 template <class Sum>
 void for_each_row_looked_up(
     const at::Tensor& ids, std::optional<int64_t> padding_idx, int64_t columns, const Sum& sum) {

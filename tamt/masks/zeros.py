@@ -26,7 +26,7 @@ class _Zeros:
         """`packed`: the mask of each weight by the weight's name in the encoder, as `tk.pack_mask` packs it."""
         self.packed = dict(packed)
         self._watched: dict[str, tuple[ReferenceType[Tensor], RemovableHandle | None]] = {}  # None: frozen
-        self._frozen: set[str] = set()
+        self._frozen: set[str] = set()  # of them; apart, as compiled code would check all of `_watched` at each call
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or unpickled model has parameters of its own, which get hooks at its next forward pass.

@@ -58,9 +58,8 @@ def shrink(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> PreTrainedMod
     if differing := [name for name in state | shapes if name not in shapes or state[name].shape != shapes[name]]:
         raise NoStockConfigError(_why_not(kind.__name__, masks, f"{differing[0]} has another shape"))
     with torch.random.fork_rng():
-        smaller = kind(config)
+        smaller = kind(config).to(model.device, model.dtype).train(model.training)
     smaller.load_state_dict(state)
-    smaller.to(model.device, model.dtype).train(model.training)
     _check_same(model, smaller, masks)
     return smaller
 
