@@ -207,7 +207,7 @@ def _run_once(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
     tokens = next(job.batches(1))["input_ids"].numel()
     sparse, why = choose_sparse(options, compute, job.model, zeros, tokens)
     options = replace(options, sparse=sparse)
-    with RunFolder.start(output, options.settings(), options.resume, options.keep, options.track) as folder:
+    with RunFolder(output, options.settings(), options.resume, options.keep, options.track) as folder:
         report_compute(compute, asked)
         if why:
             say(why)

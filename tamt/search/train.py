@@ -76,7 +76,7 @@ def _train(options: TrainOptions) -> dict:
     if options.activation_checkpointing:
         checkpoint_activations(student.model, options.model)
 
-    with RunFolder.start(output, options.settings(), options.resume, options.keep, options.track) as folder:
+    with RunFolder(output, options.settings(), options.resume, options.keep, options.track) as folder:
         report_compute(compute, asked)
         if options.structure is not None and compute.device.type == "cuda":
             say("masks of a structure are trained without CUDA graphs, which takes longer")

@@ -43,15 +43,38 @@ AUTO = "auto"
 class RunFolder:
     """A folder that holds one run: `config.yaml`, `metrics.jsonl`, checkpoints, `results.json`.
 
-    Use `RunFolder.start`. As a context manager it closes its files. If several processes share the run, the first one
-    writes, and all read the checkpoint.
+    As a context manager it closes its files. If several processes share the run, the first one writes, and all read the
+    checkpoint.
 
     Attributes:
         path: the folder.
         resumed: the step of the checkpoint that the run continues from; 0 for a run from its start.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], keep: int, resume: bool, track: Tracker) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        resume: bool = False,
+        keep: int = KEEP,
+        track: Tracker = "none",
+    ) -> None:
+        """Make the folder of a new run, or open that of an interrupted one.
+
+        Lines that an interrupted run logged after its newest good checkpoint are dropped, as they will be logged again.
+
+        Args:
+            path: must not exist or be empty, unless `resume`.
+            settings: written to `config.yaml`; values that YAML holds, or paths.
+            resume: continue the run in `path`, which must have been started with the same settings, except those in
+                `HARMLESS`.
+            keep: how many checkpoints to keep.
+            track: the tracker that shows the metrics too.
+
+        Raises:
+            UserError: the folder is not empty, or on `resume` holds another run, a finished one, or an active one.
+            DamagedCheckpointError: there are checkpoints, and none of them can be read.
+        """
         self.path = path
         self._keep = keep
         with ExitStack() as files:  # closed at once, and with them the lock, if the start fails
@@ -102,33 +125,6 @@ class RunFolder:
             before = metrics.read_bytes()[: self._checkpoint["metrics_bytes"] if self._checkpoint else 0]
             os.truncate(metrics, before.rfind(b"\n") + 1)
             self._metrics.seek(0, os.SEEK_END)
-
-    @classmethod
-    def start(
-        cls,
-        path: Path,
-        settings: Mapping[str, Any],
-        resume: bool = False,
-        keep: int = KEEP,
-        track: Tracker = "none",
-    ) -> "RunFolder":
-        """Make the folder of a new run, or open that of an interrupted one.
-
-        Lines that an interrupted run logged after its newest good checkpoint are dropped, as they will be logged again.
-
-        Args:
-            path: must not exist or be empty, unless `resume`.
-            settings: written to `config.yaml`; values that YAML holds, or paths.
-            resume: continue the run in `path`, which must have been started with the same settings, except those in
-                `HARMLESS`.
-            keep: how many checkpoints to keep.
-            track: the tracker that shows the metrics too.
-
-        Raises:
-            UserError: the folder is not empty, or on `resume` holds another run, a finished one, or an active one.
-            DamagedCheckpointError: there are checkpoints, and none of them can be read.
-        """
-        return cls(path, settings, keep, resume, track)
 
     @property
     def seconds(self) -> float:

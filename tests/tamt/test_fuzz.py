@@ -198,7 +198,7 @@ SETTINGS = {"model": "bert", "sparsity": 0.7, "corpus": ["a", "b"], "output": Pa
 def run(folder: Path) -> dict[str, bytes]:
     """The files of an interrupted run, by their names."""
     path = folder / "run"
-    with RunFolder.start(path, SETTINGS) as opened:
+    with RunFolder(path, SETTINGS) as opened:
         for step in (1, 2):
             opened.log(step, loss=0.5, lr=1e-3)
             opened.save_checkpoint(step, {"trained": {"w": torch.ones(3)}, "best": {"score": None}})
@@ -230,7 +230,7 @@ def test_run_folders(folder: Path, run: dict[str, bytes], mutations, number: int
 
 
 def go_on(path: Path) -> None:
-    with RunFolder.start(path, SETTINGS, resume=True) as opened:
+    with RunFolder(path, SETTINGS, resume=True) as opened:
         opened.resume(lambda state: torch.zeros(3).copy_(state["trained"]["w"]))
 
 
@@ -264,7 +264,7 @@ def test_hostile_yaml(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
         parse("train", ["--config", "options.yaml"])
     Path("config.yaml").write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml is no YAML file of options"):
-        RunFolder.start(tmp_path, SETTINGS, resume=True)
+        RunFolder(tmp_path, SETTINGS, resume=True)
     assert not Path("executed").exists()
 
 

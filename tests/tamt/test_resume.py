@@ -132,7 +132,7 @@ def test_a_model_that_a_run_goes_back_to_is_there_again(replaced: bool, tmp_path
     if replaced:
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "config.json").write_text("of step 8")
-    with RunFolder.start(tmp_path / "none", {}) as folder:
+    with RunFolder(tmp_path / "none", {}) as folder:
         folder.path = tmp_path
         restore_model(folder, 4)
         former.mkdir()

@@ -46,7 +46,7 @@ class Commands:
     def _start(self, output: Path, settings: dict) -> RunFolder:
         path = f"{output.parent.name}/{output.name}"
         self.called.append(path)
-        folder = RunFolder.start(output, settings, resume=True)
+        folder = RunFolder(output, settings, resume=True)
         if path in self.failing:
             raise self.failing[path]
         return folder

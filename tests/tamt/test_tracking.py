@@ -79,12 +79,12 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def interrupted_run(path: Path, track: str) -> None:
     """Log steps 1 to 4 with a checkpoint after step 2, and resume: log steps 3 to 5."""
-    with RunFolder.start(path, {"seed": 3, "corpus": ["text"]}, track=track) as folder:
+    with RunFolder(path, {"seed": 3, "corpus": ["text"]}, track=track) as folder:
         for step in range(1, 5):
             folder.log(step, loss=1 / step)
             if step == 2:
                 folder.save_checkpoint(step, {})
-    with RunFolder.start(path, {"seed": 3, "corpus": ["text"]}, resume=True, track=track) as folder:
+    with RunFolder(path, {"seed": 3, "corpus": ["text"]}, resume=True, track=track) as folder:
         assert folder.resume(lambda state: None) == 2
         for step in range(3, 6):
             folder.log(step, loss=1 / step)
@@ -118,18 +118,18 @@ def test_a_resumed_run_continues_its_log(name, stand_in, tmp_path: Path, capfd) 
 
 
 def test_another_tracker_on_resume_gets_a_log_of_its_own(stand_in, tmp_path: Path) -> None:
-    with RunFolder.start(tmp_path / "run", {}, track="none") as folder:
+    with RunFolder(tmp_path / "run", {}, track="none") as folder:
         folder.log(1, loss=1.0)
     (tmp_path / "run" / "tracker.json").write_text('{"tracker": "mlflow", "id": "x"}')
     calls = stand_in("wandb")
-    with RunFolder.start(tmp_path / "run", {}, resume=True, track="wandb"):
+    with RunFolder(tmp_path / "run", {}, resume=True, track="wandb"):
         pass
     assert calls()[0]["id"] is None
 
 
 def test_a_tracker_that_fails_ends_alone(stand_in, tmp_path: Path, capfd, monkeypatch) -> None:
     stand_in("wandb")
-    with RunFolder.start(tmp_path / "run", {}, track="wandb") as folder:
+    with RunFolder(tmp_path / "run", {}, track="wandb") as folder:
         folder.log(1, loss=1.0)
         monkeypatch.setattr("wandb.Run.log", lambda *_, **__: 1 / 0)
         folder.log(2, loss=0.5)
@@ -144,19 +144,19 @@ def test_a_tracker_that_does_not_start_is_one_sentence(stand_in, tmp_path: Path,
 
     monkeypatch.setattr(wandb, "init", lambda **_: 1 / 0)
     with pytest.raises(UserError, match="--track wandb does not start .ZeroDivisionError"):
-        RunFolder.start(tmp_path / "run", {}, track="wandb")
+        RunFolder(tmp_path / "run", {}, track="wandb")
 
 
 def test_only_the_first_process_logs(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(processes, "first", lambda: False)
-    with RunFolder.start(tmp_path / "run", {}, track="tensorboard") as folder:
+    with RunFolder(tmp_path / "run", {}, track="tensorboard") as folder:
         folder.log(1, loss=1.0)
     assert not (tmp_path / "run" / "tensorboard").exists()
 
 
 def test_without_tensorboard_there_is_no_tracker_by_default(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(choices, "find_spec", lambda name: None)
-    with RunFolder.start(tmp_path / "run", {}, track="auto") as folder:
+    with RunFolder(tmp_path / "run", {}, track="auto") as folder:
         folder.log(1, loss=1.0)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "metrics.jsonl"}
 
