@@ -438,7 +438,7 @@ def test_where_steps_start_from_cuda_graphs_is_told(
 
     module = sys.modules["tamt.search.train"]
     monkeypatch.setattr(step_graph, "_gpu_is_there", lambda: gpu)
-    monkeypatch.setattr(module.RunFolder, "start", start)
+    monkeypatch.setattr(module, "RunFolder", start)
     monkeypatch.setattr(module, "dense_twin", twin)
     with pytest.raises(EnoughError):
         run(method, **options)
