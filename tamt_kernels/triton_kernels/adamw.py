@@ -9,20 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tamt_kernels.triton_kernels.common import read
+from tamt_kernels.triton_kernels.common import read, write
 
 # Entries that a warp handles at once: four per thread of each of five tensors take 64 registers, so that a processor of
 # an H100 runs 32 warps. With eight it would run 16.
 PART = 128
-
-
-@triton.jit
-def write(pointer, value, inside, WHOLE: tl.constexpr):
-    """Store a part. Stores are 16 bytes wide only without a condition."""
-    if WHOLE:
-        tl.store(pointer, value)
-    else:
-        tl.store(pointer, value, mask=inside)
 
 
 @triton.jit

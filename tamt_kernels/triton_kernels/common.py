@@ -54,6 +54,15 @@ def read(pointer, inside, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def write(pointer, value, inside, WHOLE: tl.constexpr):
+    """Store a tile. Stores are 16 bytes wide only without a condition."""
+    if WHOLE:
+        tl.store(pointer, value)
+    else:
+        tl.store(pointer, value, mask=inside)
+
+
+@triton.jit
 def pointer_at(cell, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
     """Load a pointer to entries of a type from a cell of a table."""
     pointer = tl.load(cell).to(tl.pointer_type(TYPE))

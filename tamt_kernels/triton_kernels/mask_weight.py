@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tamt_kernels.triton_kernels.common import TILE, keeps, launch, rounded, tiles_of, widen
+from tamt_kernels.triton_kernels.common import TILE, keeps, launch, read, rounded, tiles_of, write
 from tamt_kernels.triton_kernels.pack import write_bits
 
 WARPS = 8
@@ -22,26 +22,14 @@ def mask_tile(
     lane = tl.arange(0, TILE)
     inside = lane < size - start
     tile_cut = tl.minimum(tl.maximum(cut - start, 0), TILE).to(tl.int32)
-    # Loads and stores are 16 bytes wide only without a condition, so whole tiles have none.
-    if WHOLE:
-        kept = keeps(tl.load(score + start + lane), lane, value, tile_cut, ABSOLUTE)
-    else:
-        kept = keeps(tl.load(score + start + lane, mask=inside, other=0.0), lane, value, tile_cut, ABSOLUTE) & inside
+    kept = keeps(read(score + start + lane, inside, WHOLE), lane, value, tile_cut, ABSOLUTE)
+    if not WHOLE:
+        kept &= inside
     if masked is not None:
-        if WHOLE:
-            w = widen(tl.load(weight + start + lane))
-        else:
-            w = widen(tl.load(weight + start + lane, mask=inside, other=0.0))
-        result = rounded(tl.where(kept, w, 0.0), masked.dtype.element_ty)
-        if WHOLE:
-            tl.store(masked + start + lane, result)
-        else:
-            tl.store(masked + start + lane, result, mask=inside)
+        w = read(weight + start + lane, inside, WHOLE)
+        write(masked + start + lane, rounded(tl.where(kept, w, 0.0), masked.dtype.element_ty), inside, WHOLE)
     if mask is not None:
-        if WHOLE:
-            tl.store(mask + start + lane, kept.to(tl.uint8))
-        else:
-            tl.store(mask + start + lane, kept.to(tl.uint8), mask=inside)
+        write(mask + start + lane, kept.to(tl.uint8), inside, WHOLE)
     if bits is not None:
         write_bits(kept, bits, start, size, TILE)
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tamt_kernels.reference import whole_gradient
-from tamt_kernels.triton_kernels.adamw import PART, check_contiguous, update, write, written_type
+from tamt_kernels.triton_kernels.adamw import PART, check_contiguous, update, written_type
 from tamt_kernels.triton_kernels.common import (
     TYPES,
     Table,
@@ -25,6 +25,7 @@ from tamt_kernels.triton_kernels.common import (
     same_type,
     table,
     tiles_of,
+    write,
 )
 from tamt_kernels.triton_kernels.pattern import among_largest, rank_of
 
