@@ -177,7 +177,7 @@ def page() -> str:
     )
     return f"""# Encoders
 
-{len(FAMILIES)} families of encoders work. Each is tested with a tiny random model: every search, fine-tuning, and an
+{len(FAMILIES)} families of encoders work. Each is tested with a tiny random model: the searches and tasks of its row, and an
 export that plain transformers opens with the same outputs (`tests/tamt/test_families.py`). Others whose layers are
 `nn.Linear` under an `nn.Embedding` may work too.
 
