@@ -193,15 +193,13 @@ def make_blocks(lines: "datasets.Dataset", tokenizer: PreTrainedTokenizerBase, m
     """Tokenise the column `text` and cut it into blocks. `datasets` caches the tokens of a hub corpus.
 
     Raises:
-        UserError: `max_length` is longer than the tokenizer's inputs or leaves no room for text.
+        UserError: `max_length` is longer than the tokenizer's inputs or leaves no room for text; the tokenizer knows
+            nothing of the text.
     """
     longest = tokenizer.model_max_length
     if max_length > longest:
         raise UserError(f"--max-length {max_length} is more than the {longest} tokens of its tokenizer; lower it")
-    probe = tokenizer("a", add_special_tokens=False)["input_ids"]
-    around = tokenizer("a")["input_ids"]
-    start = around.index(probe[0])
-    prefix, suffix = around[:start], around[start + len(probe) :]
+    prefix, suffix = _around(tokenizer, lines)
     if max_length <= len(prefix) + len(suffix):
         raise UserError(f"--max-length {max_length} leaves no room for text beside the special tokens; raise it")
 
@@ -213,6 +211,16 @@ def make_blocks(lines: "datasets.Dataset", tokenizer: PreTrainedTokenizerBase, m
     columns = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in tokenised.data.column("ids").chunks]
     tokens = torch.from_numpy(np.concatenate(columns).astype(np.int32))
     return Blocks(tokens, max_length, prefix, suffix, tokenizer.pad_token_id)
+
+
+def _around(tokenizer: PreTrainedTokenizerBase, lines: "datasets.Dataset") -> tuple[list[int], list[int]]:
+    """The special tokens before and after a text."""
+    for text in itertools.chain(["a"], lines["text"]):  # a tokenizer may drop what it does not know, and know no "a"
+        if tokens := tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
+            around = tokenizer(text, verbose=False)["input_ids"]
+            start = around.index(tokens[0])
+            return around[:start], around[start + len(tokens) :]
+    raise UserError("the tokenizer of the model knows nothing of the text; give text in the language of the model")
 
 
 def train_batches(

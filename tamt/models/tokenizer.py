@@ -15,13 +15,14 @@ BLOCK_LENGTH = 512
 
 
 def load_tokenizer(name: str, masking: bool = True) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model `name`; with a mask token where `masking` says that tokens will be masked.
+    """The tokenizer of the model `name`, padding on the right; it has a mask token if `masking` says that it needs one.
 
     Raises:
         UserError: it cannot be loaded, knows no words, lacks the mask or the padding token, or has ids that the model
             does not know.
     """
     tokenizer = load(AutoTokenizer, name, "tokenizer")
+    tokenizer.padding_side = "right"  # answers are found by positions in the row; some tokenizers pad on the left
     known = getattr(load_config(name), "vocab_size", None)
     _check_words(tokenizer, known, name)
     if masking and tokenizer.mask_token_id is None:

@@ -49,7 +49,7 @@ class IterativePruning(Training):
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._initial = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._weights = search.weights()
-        self._data = search.digest()  # now, as the matrices train
+        self._data = search.digest()  # now, as all of it trains
         self._masks: Masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in self._weights.items()}
         self._packed = packed_masks(model, self._masks)  # each step clears the gradients by them
         self._optimizer, schedule = make_optimizer(

@@ -60,6 +60,7 @@ class MaskTraining(Training):
         options, student = search.options, search.student
         objective = options.weights()
         first_masks, importance = starting_point(search)
+        self._data = search.digest()  # now, as the head may train
         self._head = student.head_parameters() if needs_head(objective) else {}
         self._every_step = options.threshold_every == 1
         self._masked: Mapping[str, Masked]
@@ -94,8 +95,8 @@ class MaskTraining(Training):
         self.loop = Loop(options.method, search.folder, self._stepper, pace)
 
     def data(self) -> str:
-        """That of the search, whose matrices are frozen."""
-        return self._search.digest()
+        """That of the search at its start."""
+        return self._data
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """See `Text.batches`; with a loss of logits the tokens are masked."""

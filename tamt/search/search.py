@@ -93,8 +93,9 @@ class Search:
         return prunable_weights(self.student.model, embedding=not self.options.dense_embedding)
 
     def digest(self) -> str:
-        """Digest of what the search reads: its text, and its matrices as they are now."""
-        return f"{self.text.digest()} {processes.digest(self.weights().values())}"
+        """Digest of what the search reads: its text, and its matrices and MLM head as they are now."""
+        read = [*self.weights().values(), *self.student.head_parameters().values()]
+        return f"{self.text.digest()} {processes.digest(read)}"
 
     def magnitude_masks(self) -> Masks:
         """The masks of the largest |W| (OMP, paper 3.2), or of the groups of largest norm."""

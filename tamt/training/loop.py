@@ -89,7 +89,8 @@ class Loop:
             if checkpoint["data"] != data():
                 raise UserError(
                     f"what the run in {self._folder.path} reads has changed since it began (the text or the rows, the "
-                    "mask, or the model of a search); bring it back, or start the run anew in another folder"
+                    "mask, or the model or MLM head of a search); bring it back, or start the run anew in another "
+                    "folder"
                 )
             training.restore(checkpoint)
             stepper.restore(checkpoint)

@@ -177,9 +177,9 @@ def page() -> str:
     )
     return f"""# Encoders
 
-{len(FAMILIES)} families of encoders work. Each is tested with a tiny random model: the searches and tasks of its row, and an
-export that plain transformers opens with the same outputs (`tests/tamt/test_families.py`). Others whose layers are
-`nn.Linear` under an `nn.Embedding` may work too.
+{len(FAMILIES)} families of encoders work. Each is tested with a tiny random model: the searches and tasks of its row,
+and an export that plain transformers opens with the same outputs (`tests/tamt/test_families.py`). Others whose
+layers are `nn.Linear` under an `nn.Embedding` may work too.
 
 | family | OMP, random, Wanda, TAMT-KD | TAMT-MLM, IMP | classification | SQuAD | `tamt export` | shrinks by |
 |---|---|---|---|---|---|---|

@@ -13,6 +13,7 @@ from transformers import AutoModel
 import tamt
 from tamt.data.digest import data_digest
 from tamt.finetuning.finetune import finetune
+from tamt.models.language_model import load_masked_language_model
 from tamt.runtime.errors import UserError
 from tamt.search.train import train
 
@@ -98,6 +99,25 @@ def test_a_search_resumes_on_the_same_model_only(
     weights["bert.encoder.layer.0.output.dense.weight"][0, 0] += 1
     save_file(weights, file, {"format": "pt"})
     check_refused_until_restored(run, file, former)
+
+
+@pytest.mark.parametrize("method", ["tamt-mlm", "imp"])
+def test_a_search_resumes_with_the_same_head_only(
+    method: str, tiny_bert: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = [tmp_path / "head.safetensors", tmp_path / "other.safetensors"]
+    model = load_masked_language_model(str(tiny_bert), need_head=True, dropout=False)
+    for scale, head in zip((1.0, 2.0), heads, strict=True):
+        save_file({name: scale * p.detach() for name, p in model.head_parameters().items()}, head)
+
+    def run(resume: bool = False) -> dict:
+        settings = {"max_length": 16, "steps": 20, "save_every": 5, "head": heads[0], "resume": resume}
+        return train(method=method, model=str(tiny_bert), corpus=[str(corpus)], output=tmp_path / "run", **settings)
+
+    interrupted(run, monkeypatch)
+    former = heads[0].read_bytes()
+    heads[0].write_bytes(heads[1].read_bytes())
+    check_refused_until_restored(run, heads[0], former)
 
 
 def test_a_fine_tuning_resumes_on_the_same_mask_only(

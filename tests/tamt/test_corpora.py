@@ -6,6 +6,8 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from tokenizers import Tokenizer, models, processors
+from transformers import PreTrainedTokenizerFast
 
 from tamt.data.corpora import dev_batches, load_corpus, load_dev_corpus, load_held_out, train_batches
 from tamt.data.token_masking import TokenMasking
@@ -39,6 +41,22 @@ def test_the_last_block_is_padded(tokenizer, tmp_path: Path) -> None:
     assert last["attention_mask"].tolist() == [[1, 1, 1, 1, 0]]
     assert last["special"].tolist() == [[True, False, False, True, True]]
     assert last["input_ids"][0, -1] == tokenizer.pad_token_id
+
+
+def test_a_tokenizer_may_drop_what_it_does_not_know(tmp_path: Path) -> None:
+    letters = {letter: number for number, letter in enumerate(["[PAD]", "[CLS]", "[SEP]", *"вгдеж"])}
+    rules = Tokenizer(models.BPE(letters, merges=[]))
+    rules.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=rules, pad_token="[PAD]")
+    (tmp_path / "text.txt").write_text("abc\nгде\n", encoding="utf-8")
+    blocks = load_dev_corpus([str(tmp_path / "text.txt")], tokenizer, 5)
+    assert (blocks.prefix, blocks.suffix) == ([1], [2])
+    assert blocks.tokens.tolist() == [letters[letter] for letter in "где"]
+    (tmp_path / "text.txt").write_text("abc\n", encoding="utf-8")
+    with pytest.raises(UserError, match="knows nothing of the text"):
+        load_dev_corpus([str(tmp_path / "text.txt")], tokenizer, 5)
 
 
 def test_files_without_dev_text_lend_their_last_blocks(tokenizer, corpus: Path) -> None:

@@ -1,6 +1,7 @@
 """SQuAD: strict reading, windows over long contexts, answers cut from the context alone, learning."""
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,6 +50,20 @@ def squad(tmp_path: Path) -> Path:
 
 
 SETTINGS = {"task": "squad", "batch_size": 8, "lr": 3e-3, "epochs": 20, "eval_every": 1000}
+
+
+def test_a_tokenizer_that_pads_on_the_left_finds_the_same_answers(tiny_bert: Path, squad: Path, tmp_path: Path) -> None:
+    left = shutil.copytree(tiny_bert, tmp_path / "left")
+    AutoTokenizer.from_pretrained(tiny_bert, padding_side="left").save_pretrained(left)
+    rows = [
+        row(f"the {COLOURS[i % 4]} cat sees" + " the house" * (i % 3), "the cat", COLOURS[i % 4], i) for i in range(32)
+    ]
+    for name in ("train-v1.1.json", "dev-v1.1.json"):
+        write(squad / name, rows)
+    options = {**SETTINGS, "epochs": 2, "data_dir": squad}
+    right = finetune(model=str(tiny_bert), output=tmp_path / "a", **options)["results"][0]
+    assert finetune(model=str(left), output=tmp_path / "b", **options)["results"][0]["dev"] == right["dev"]
+    assert (tmp_path / "a" / "predictions.jsonl").read_text() == (tmp_path / "b" / "predictions.jsonl").read_text()
 
 
 @pytest.mark.parametrize("name", ["tiny_bert", "tiny_roberta"])
