@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -66,9 +66,10 @@ def _name(options: FinetuneOptions) -> list[str]:
 
 def _finetune(options: FinetuneOptions) -> dict:
     task, rates = options.chosen_task(), options.rates()
-    several = options.seeds is not None or len(rates) > 1
-    check = _check_output_of_several if several else check_output
-    processes.by_first(partial(check, options.output, options.resume))
+    if options.seeds is not None or len(rates) > 1:
+        processes.by_first(partial(_check_output_of_several, options))
+    else:
+        processes.by_first(partial(check_output, options.output, options.resume))
     make_job: MakeJob
     if task.kind == "question-answering":
         with processes.one_first():
@@ -143,18 +144,38 @@ def _run_seeds(task: Task, make_job: MakeJob, options: FinetuneOptions, seeds: l
     return result
 
 
-def _check_output_of_several(output: Path, resume: bool) -> None:
+def _check_output_of_several(options: FinetuneOptions) -> None:
+    """Check the output of several rates or seeds, and that what is resumed there are runs of these alone."""
+    rates, seeds = options.rates(), [f"seed-{seed}" for seed in options.seeds or []]
+    if len(rates) == 1:
+        _check_folder(options.output, seeds, options.resume)
+        return
+    folders = [f"lr-{rate:g}" for rate in rates]
+    _check_folder(options.output, folders, options.resume)
+    for folder in folders if seeds else []:
+        _check_folder(options.output / folder, seeds, options.resume)
+
+
+def _check_folder(output: Path, runs: Collection[str], resume: bool) -> None:
+    """Check a folder for runs of these names."""
     if output.exists() and not output.is_dir():
         raise UserError(f"the output {output} is a file; give a new folder")
-    if (output / CONFIG).is_file() or (not resume and output.exists() and any(output.iterdir())):
-        if resume:
-            raise UserError(
-                f"the output folder {output} holds one run, not several to resume; "
-                "give a new --output, or leave --seeds and further rates out"
-            )
+    found = {path.name for path in output.iterdir() if not path.name.startswith(".")} if output.exists() else set()
+    if CONFIG in found and resume:
+        raise UserError(
+            f"the output folder {output} holds one run, not several to resume; "
+            "give a new --output, or leave --seeds and further rates out"
+        )
+    if found and not resume:
         raise UserError(
             f"the output folder {output} is not empty and nothing in it is overwritten; "
             "give a new --output, or --resume to continue interrupted --seeds or rates"
+        )
+    own = {*runs, RESULTS} if found & {*runs} else {*runs}
+    if others := found - own:
+        raise UserError(
+            f"the output folder {output} holds {min(others)}, which is not of these --seeds and rates; "
+            "give those of its runs too, or a new --output"
         )
 
 

@@ -171,3 +171,24 @@ def test_bad_rates_are_refused(asked: dict, message: str, options: dict, tmp_pat
     with pytest.raises(UserError, match=message):
         finetune(**options, **asked, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_not_of_the_resumed_runs_is_kept(scored: dict, tmp_path: Path) -> None:
+    def run(folder: str, **options: object) -> dict:
+        return finetune(**scored, output=tmp_path / folder, **options)["results"][0]
+
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "results.json").write_text("mine")
+    run("seeds", lr=1e-3, seeds=[1])
+    run("rates", lr=[1e-3, 3e-3], seeds=[0, 1])
+    for folder, options, other in [
+        ("notes", {"seeds": [0], "lr": 1e-3}, "results.json"),
+        ("seeds", {"seeds": [0], "lr": 1e-3}, "results.json"),
+        ("seeds", {"seeds": [0, 1], "lr": [1e-3, 3e-3]}, "results.json"),
+        ("rates", {"seeds": [0], "lr": [1e-3, 3e-3]}, "seed-1"),
+    ]:
+        before = (tmp_path / folder / "results.json").read_text()
+        with pytest.raises(UserError, match=rf"{folder}\S* holds {other}, which is not of these --seeds and rates"):
+            run(folder, **options, resume=True)
+        assert (tmp_path / folder / "results.json").read_text() == before
+    assert len(run("seeds", lr=1e-3, seeds=[0, 1], resume=True)["scores"]) == 2  # more seeds may be added
