@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,6 +35,12 @@ def predict(options: PredictOptions) -> dict:
         raise UserError(f"the output {output} must end in {' or '.join(formats)} for {saved.task.name}; rename it")
     if questions:
         asked, answered = read_questions(options.file, saved.task, need_answers=False)
+        repeated = next((id for id, count in Counter(one.id for one in asked).items() if count > 1), None)
+        if output.suffix == ".json" and repeated is not None:
+            raise UserError(
+                f"{options.file} has several questions with the id {repeated}, of which a .json keeps one answer; give "
+                "each an id of its own, or an --output that ends in .jsonl"
+            )
         job = saved.prepare(asked, answered)
     else:
         found = read_file(options.file, saved.task, need_labels=False)
@@ -63,7 +70,9 @@ def _submission(task: Task, predictions: list[dict]) -> str:
             answer = min(max(answer, lowest), highest)
         elif task.numbered_labels:
             answer = (task.label_names or ()).index(answer)
-        lines.append(f"{row['id']}\t{answer}")
+        lines.append(line := f"{row['id']}\t{answer}")
+        if line.count("\t") > 1 or "\n" in line:
+            raise UserError(f"{line!r} is no line of a .tsv; give an --output that ends in .jsonl")
     return "\n".join(lines) + "\n"
 
 

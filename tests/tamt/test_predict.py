@@ -207,6 +207,23 @@ def test_answers_are_written_for_squads_own_script(squad: Path, tmp_path: Path) 
     assert result["dev"] == results_of(squad / "run")["dev"]
 
 
+def test_no_answer_is_lost_to_a_repeated_id(squad: Path, tmp_path: Path) -> None:
+    asked = questions(answers=False)
+    asked["data"][0]["paragraphs"][1]["qas"][0]["id"] = "q0"
+    file = write(tmp_path / "test.json", json.dumps(asked))
+    with pytest.raises(UserError, match=r"several questions with the id q0, of which a \.json keeps one"):
+        predict(str(squad / "run"), file, tmp_path / "a.json")
+    predict(str(squad / "run"), file, tmp_path / "a.jsonl")
+    assert len(read_lines(tmp_path / "a.jsonl")) == len(SENTENCES)
+
+
+def test_a_submission_has_a_line_for_each_row(run: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", json.dumps({"words": "the cat", "id": "a\tb"}))
+    with pytest.raises(UserError, match=r"is no line of a \.tsv; give an --output that ends in \.jsonl"):
+        predict(str(run), file, tmp_path / "a.tsv")
+    assert not (tmp_path / "a.tsv").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
