@@ -1,10 +1,11 @@
 """The masks of a study: their similarity, where they differ from OMP, and what they keep."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tamt.masks.file import PackedMasks, load_packed
+from tamt.masks.masking import Sparsity
 from tamt.masks.similarity import of_one_model, similarity
 from tamt.methods import OMP
 from tamt.report.figure import Chart, Figure, HeatMap, Missing, Point, Series
@@ -30,11 +31,12 @@ EMBEDDING = "embedding"
 
 @dataclass
 class MaskGroup:
-    """A comparison of the masks of a model at a sparsity.
+    """A comparison of the masks of a model at a sparsity, and of one structure.
 
     Attributes:
         model: label of the model.
         sparsity: share of zeros, between 0 and 1.
+        structure: of the masks, such as "ffn:0.5"; None for masks of matrices.
         labels: method and seed of each final mask.
         similarities: [mask][mask], over all matrices.
         distances: distance of every mask, including those saved on the way, from the OMP mask that prunes the same, if
@@ -45,33 +47,60 @@ class MaskGroup:
 
     model: str
     sparsity: float
+    structure: str | None = None
     labels: list[str] = field(default_factory=list)
     similarities: list[list[float]] = field(default_factory=list)
     distances: list[tuple[TicketRecord, float]] = field(default_factory=list)
     differences: dict[MethodVariant, dict[str, float]] = field(default_factory=dict)
     kept: dict[str, tuple[tuple[int, ...], int, int]] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """What the masks share, in words."""
+        return f"{percent(self.sparsity)} sparsity" + (f", {self.structure}" if self.structure else "")
+
 
 def compare_masks(results: Results) -> list[MaskGroup]:
-    """Compare the masks of each model and sparsity. Damaged masks are skipped."""
+    """Compare the masks of each model, sparsity and structure. Damaged masks are skipped."""
     groups = []
     for model in results.models:
         for sparsity in sorted({t.sparsity for t in results.tickets if t.model == model}):
-            group = _compare(results, model, sparsity)
-            if group.kept:
-                groups.append(group)
+            groups += _compare(results, model, sparsity)
     return groups
 
 
-def _compare(results: Results, model: str, sparsity: float) -> MaskGroup:
-    group = MaskGroup(model, sparsity)
+def _compare(results: Results, model: str, sparsity: float) -> list[MaskGroup]:
+    """The comparisons at a sparsity: one of the masks without a structure, and one for each structure."""
     main = {key: tickets.get(sparsity, []) for key, tickets in main_tickets(results, model).items()}
     chosen = [ticket for tickets in main.values() for ticket in sorted(tickets, key=lambda t: t.seed or 0)]
-    loaded = list(_readable(results, chosen))
-    omp = {mask.info.pruned: mask for ticket, mask in loaded if ticket.method == OMP}
+    first: dict[str | None, PackedMasks] = {}
+    loaded: dict[str | None, list[tuple[TicketRecord, PackedMasks]]] = {}
+    for ticket, mask in _readable(results, chosen, first):
+        loaded.setdefault(mask.info.structure, []).append((ticket, mask))
+    omp = {mask.info.pruned: mask for masks in loaded.values() for ticket, mask in masks if ticket.method == OMP}
+    groups = {
+        structure: _compared(results, MaskGroup(model, sparsity, structure), masks, omp)
+        for structure, masks in loaded.items()
+    }
+    if omp:
+        others = [t for t in results.tickets if t.model == model and t.sparsity == sparsity and t not in chosen]
+        for ticket, mask in _readable(results, others, first):
+            if mask.info.pruned in omp:
+                distance = 1 - similarity(mask, omp[mask.info.pruned])[0]
+                groups[mask.info.structure].distances.append((ticket, distance))
+    return list(groups.values())
+
+
+def _compared(
+    results: Results,
+    group: MaskGroup,
+    loaded: list[tuple[TicketRecord, PackedMasks]],
+    omp: Mapping[Sparsity, PackedMasks],
+) -> MaskGroup:
+    """The group, with the comparisons of its final masks with each other and with those of OMP."""
     if len(loaded) > MOST_MASKS:
         results.skip(
-            f"the heat map of {model} at {percent(sparsity)}",
+            f"the heat map of {group.model} at {group.title}",
             f"shows only the first {MOST_MASKS} of {len(loaded)} masks",
         )
     shown = loaded[:MOST_MASKS]
@@ -99,18 +128,19 @@ def _compare(results: Results, model: str, sparsity: float) -> MaskGroup:
         key: {name: sum(d[name] for d in masks) / len(masks) for name in masks[0] if all(name in d for d in masks)}
         for key, masks in gathered.items()
     }
-    if omp:
-        others = [t for t in results.tickets if t.model == model and t.sparsity == sparsity and t not in chosen]
-        for ticket, mask in _readable(results, others, next(iter(omp.values()))):
-            if mask.info.pruned in omp:
-                group.distances.append((ticket, 1 - similarity(mask, omp[mask.info.pruned])[0]))
     return group
 
 
 def _readable(
-    results: Results, tickets: Iterable[TicketRecord], like: PackedMasks | None = None
+    results: Results, tickets: Iterable[TicketRecord], first: dict[str | None, PackedMasks]
 ) -> Iterator[tuple[TicketRecord, PackedMasks]]:
-    """The masks that are readable and have the matrices of `like`, or of the first mask."""
+    """The masks that are readable and have the matrices, or groups, of the first mask of their structure.
+
+    Args:
+        results: notes those that are left out.
+        tickets: whose masks are read.
+        first: the first mask of each structure, None for masks without; added to.
+    """
     for ticket in tickets:
         if ticket.mask is None:
             continue
@@ -122,8 +152,7 @@ def _readable(
         except UserError as error:
             results.skip(f"{ticket.run}/{ticket.mask.name}", f"cannot be read: {error}")
             continue
-        like = like or mask
-        if not of_one_model(mask, like):
+        if not of_one_model(mask, first.setdefault(mask.info.structure, mask)):
             results.skip(f"{ticket.run}/{ticket.mask.name}", "is for other matrices than the first mask of the model")
             continue
         yield ticket, mask
@@ -149,7 +178,7 @@ def _distance_figure(results: Results, model: str, groups: list[MaskGroup], suff
             lowest = min(value for row in group.similarities for value in row)
             panels.append(
                 HeatMap(
-                    title=f"{percent(group.sparsity)} sparsity",
+                    title=group.title,
                     rows=tuple(group.labels),
                     columns=tuple(group.labels),
                     values=tuple(map(tuple, group.similarities)),
@@ -162,7 +191,7 @@ def _distance_figure(results: Results, model: str, groups: list[MaskGroup], suff
         for group in groups:
             series = scatter(group.distances, scores, task)
             if len(series) > 1:
-                name = f"{task}, {percent(group.sparsity)} sparsity"
+                name = f"{task}, {group.title}"
                 panels.append(Chart(name, "distance from OMP", scores.label(task), series, scores.full(task)))
     if not panels:
         return Missing(title, paper, "searches by two or more methods, including OMP, at one sparsity")
@@ -194,7 +223,7 @@ def _layer_figures(groups: list[MaskGroup], suffix: str, stem: str) -> list[Figu
                 for s in [summarise(values)]
             )
             series.append(Series(label_of(*key), key[0], points, dashed=is_unusual(key[1])))
-        charts.append(Chart(f"{percent(group.sparsity)} sparsity", "layer", "Jaccard similarity to OMP", tuple(series)))
+        charts.append(Chart(group.title, "layer", "Jaccard similarity to OMP", tuple(series)))
         highest = max(d for distances in group.differences.values() for d in distances.values())
         for key, distances in group.differences.items():
             maps.append(_map_of(f"{label_of(*key)}, {percent(group.sparsity)} sparsity", distances, highest))

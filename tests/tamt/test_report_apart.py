@@ -12,7 +12,7 @@ from example_study import ExampleStudy
 from tamt.masks.file import MaskInfo, save_masks
 from tamt.report.figure import Figure, Missing
 from tamt.report.figures import omp_and_random
-from tamt.report.masks import compare_masks
+from tamt.report.masks import compare_masks, mask_figures
 from tamt.report.read import read_results
 from tamt.report.report import report
 from tamt.report.results import Results
@@ -184,6 +184,30 @@ def test_masks_with_a_pattern_are_compared_with_the_omp_of_that_pattern(study: E
         ("wanda", None): pytest.approx(1 - 7 / 9),
         ("wanda", "2:4"): pytest.approx(1 - 4 / 12),
     }
+
+
+def test_masks_of_two_structures_are_compared_each_with_the_omp_of_its_own(study: ExampleStudy) -> None:
+    sizes = {"ffn:0.5": {"ffn.0": 8, "ffn.1": 8}, "layers:0.5": {"layers": 4}}
+    for number, (structure, shapes) in enumerate(sizes.items()):
+        for method in ("omp", "wanda"):
+            search = study.search(MODEL, method, 0.5, steps=number + 1, structure=structure)
+            masks = {name: torch.arange(size) < size // 2 for name, size in shapes.items()}
+            masks = {name: mask.roll(int(method == "wanda")) for name, mask in masks.items()}
+            save_masks(Path(search[0][0]), masks, MaskInfo(MODEL, method, 0.5, 0, 0, structure=structure))
+    found = read_results(study.folder)
+    groups = compare_masks(found)
+    assert found.skipped == []
+    assert [group.labels for group in groups] == [[f"OMP, {s}", f"Wanda, {s} 0"] for s in sizes]
+    far = {(ticket.method, ticket.variant): far for group in groups for ticket, far in group.distances}
+    assert far == {
+        ("omp", "ffn:0.5"): 0,
+        ("wanda", "ffn:0.5"): pytest.approx(1 - 3 / 5),
+        ("omp", "layers:0.5"): 0,
+        ("wanda", "layers:0.5"): pytest.approx(1 - 1 / 3),
+    }
+    (figure, *_) = mask_figures(found, groups)
+    assert isinstance(figure, Figure)
+    assert [panel.title for panel in figure.panels] == ["50 % sparsity, ffn:0.5", "50 % sparsity, layers:0.5"]
 
 
 def test_two_kinds_of_omp_are_not_omp_and_random(study: ExampleStudy) -> None:
