@@ -17,6 +17,8 @@ GENERATOR = '<meta name="generator" content="tamt report">'
 """Marks a page that a new report may replace."""
 MOST_ROWS = 30
 """Most rows of a table that is not folded in the page."""
+CARD = re.compile(r'<section class="card" id="([\w.+-]+)"><h3>[^<]*(?:(<span)|</h3><p)')
+"""The start of a figure or a table in the page: its name, and for a figure its tag."""
 WIDE = 40
 """Most characters of a cell without line breaks."""
 MOST_SHOWN = 250
@@ -119,6 +121,15 @@ def page(results: Results, found: Sequence[Figure | Missing], tables: Sequence[T
         f'</main><div id="tip" role="status"></div><script>{SCRIPT}</script></body></html>',
     ]
     return "\n".join(part for part in parts if part) + "\n"
+
+
+def files_beside(page: str) -> set[str]:
+    """The names of the pictures and tables that the report with this page, or an empty text, wrote beside it."""
+    return {
+        f"{name}.{kind}"
+        for name, figure in CARD.findall(page)
+        for kind in (("png", "pdf", "csv") if figure else ("csv",))
+    }
 
 
 def summary(results: Results) -> str:

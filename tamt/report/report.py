@@ -1,5 +1,6 @@
 """`tamt report`: from a folder of runs to tables, figures and a page."""
 
+import shutil
 from pathlib import Path
 
 from tamt.options.base import command
@@ -8,7 +9,7 @@ from tamt.report.drawing import columns_of, pyplot, write_pictures
 from tamt.report.figure import Figure
 from tamt.report.figures import figures_of
 from tamt.report.masks import compare_masks, mask_figures
-from tamt.report.page import GENERATOR, markdown, page
+from tamt.report.page import GENERATOR, files_beside, markdown, page
 from tamt.report.paper import paper_table, settings_table
 from tamt.report.read import read_results
 from tamt.report.tables import (
@@ -25,9 +26,11 @@ from tamt.report.tables import (
 )
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
-from tamt.runtime.files import write_atomically
+from tamt.runtime.files import sync_folder, telling, write_atomically
 
 PAGE = "report.html"
+UNFINISHED = ".unfinished-report"
+"""Folder in that of a report, in which a new one is built. A report that was interrupted leaves it."""
 
 
 @command(ReportOptions)
@@ -36,7 +39,7 @@ def report(options: ReportOptions) -> dict:
     target = options.output or options.folder / "report"
     if target.exists() and not target.is_dir():
         raise UserError(f"the output {target} is a file; give a folder")
-    if target.is_dir() and any(target.iterdir()) and not _is_report(target / PAGE):
+    if target.is_dir() and any(target.iterdir()) and not _is_report(target):
         raise UserError(
             f"the output folder {target} contains other files than a report, and nothing in it is overwritten; "
             "give a new --output"
@@ -61,13 +64,16 @@ def report(options: ReportOptions) -> dict:
         skipped_table(results),
     ]
     tables = [table for table in tables if table.rows]
+    unfinished = target / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
     for figure in figures:
-        write_pictures(figure, target, columns_of(figure.panels))
-        write_atomically(target / f"{figure.name}.csv", figure_table(figure).csv())
+        write_pictures(figure, unfinished, columns_of(figure.panels))
+        write_atomically(unfinished / f"{figure.name}.csv", figure_table(figure).csv())
     for table in tables:
-        write_atomically(target / f"{table.name}.csv", table.csv())
-    write_atomically(target / "report.md", markdown(results, found, tables))
-    write_atomically(target / PAGE, page(results, found, tables))
+        write_atomically(unfinished / f"{table.name}.csv", table.csv())
+    write_atomically(unfinished / "report.md", markdown(results, found, tables))
+    write_atomically(unfinished / PAGE, page(results, found, tables))
+    _replace(target, unfinished)
     for item in results.skipped:
         say(f"left out: {item.run} {item.why}")
     row = {
@@ -81,8 +87,26 @@ def report(options: ReportOptions) -> dict:
     return {"results": [row]}
 
 
-def _is_report(page_file: Path) -> bool:
+def _is_report(target: Path) -> bool:
+    """Whether a folder holds a report, or one that was interrupted."""
+    return (target / UNFINISHED).is_dir() or GENERATOR in _text(target / PAGE)[:4000]
+
+
+def _replace(target: Path, unfinished: Path) -> None:
+    """Move the files of a new report into its folder, the page last, and remove those that only the one before had."""
+    with telling(target / PAGE):
+        files = sorted(unfinished.iterdir(), key=lambda file: file.name == PAGE)
+        former = files_beside(_text(target / PAGE))
+        for file in files:
+            file.replace(target / file.name)
+        for name in former - {file.name for file in files}:
+            (target / name).unlink(missing_ok=True)
+        unfinished.rmdir()
+        sync_folder(target)
+
+
+def _text(page_file: Path) -> str:
     try:
-        return GENERATOR in page_file.read_text(encoding="utf-8", errors="replace")[:4000]
+        return page_file.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return False
+        return ""

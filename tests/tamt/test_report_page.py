@@ -11,7 +11,7 @@ import pytest
 from example_study import ExampleStudy, write_example
 
 from tamt.methods import METHODS
-from tamt.report.drawing import put_legend, pyplot
+from tamt.report.drawing import put_legend, pyplot, write_pictures
 from tamt.report.figure import Chart, Figure, Point, Series
 from tamt.report.figures import figures_of
 from tamt.report.read import read_results
@@ -104,6 +104,49 @@ def test_a_report_replaces_the_one_before(study: Path, tmp_path: Path) -> None:
     after = report(target)["results"][0]
     assert (before["fine_tunings"], after["fine_tunings"]) == (1, 2)
     assert after["left_out"] == 0
+
+
+def test_a_report_leaves_no_file_of_the_one_before(tmp_path: Path) -> None:
+    example = ExampleStudy(tmp_path / "study")
+    for method in ("omp", "tamt-kd"):
+        for ticket in example.search("bert-base-uncased", method, 0.7):
+            example.finetune("bert-base-uncased", "cola", ticket, 0)
+    for folder in example.folder.glob("*/*tamt-kd*"):
+        shutil.move(folder, tmp_path)
+    report(example.folder, output=tmp_path / "alone")
+    alone = {path.name for path in (tmp_path / "alone").iterdir()}
+    for folder in tmp_path.glob("*tamt-kd*"):
+        shutil.move(folder, example.folder / ("finetune" if folder.name.startswith("cola") else "search"))
+    report(example.folder)
+    target = example.folder / "report"
+    assert alone < {path.name for path in target.iterdir()}
+    for name in ("scores.png", "missing.csv", "notes.txt"):
+        (target / name).write_text("mine")
+    for folder in example.folder.glob("*/*tamt-kd*"):
+        shutil.rmtree(folder)
+    report(example.folder)
+    assert {path.name for path in target.iterdir()} == {*alone, "scores.png", "missing.csv", "notes.txt"}
+
+
+@pytest.mark.parametrize("last", ["write_pictures", "markdown", "files_beside"])
+def test_an_interrupted_report_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    example = ExampleStudy(tmp_path / "study")
+    ticket = example.search("bert-base-uncased", "omp", 0.7)[0]
+    example.finetune("bert-base-uncased", "cola", ticket, 0)
+
+    def interrupt(*words: object) -> None:
+        if last == "write_pictures":
+            write_pictures(*words)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"tamt.report.report.{last}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            report(example.folder)
+    assert any((example.folder / "report").iterdir())
+    report(example.folder)
+    report(example.folder, output=tmp_path / "alone")
+    assert {p.name for p in (example.folder / "report").iterdir()} == {p.name for p in (tmp_path / "alone").iterdir()}
 
 
 @pytest.fixture(scope="module")
