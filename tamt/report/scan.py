@@ -1,6 +1,7 @@
 """The finished runs below a folder, as their files describe them."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,10 +57,8 @@ class SearchLog:
 
 def finished_runs(results: Results) -> Iterator[FinishedRun]:
     """The finished runs below the folder, in the order of their names; those that cannot be read are skipped."""
-    paths = sorted({path.parent for name in (CONFIG, RESULTS) for path in results.folder.rglob(name)})
-    for path in paths:
-        name = str(path.relative_to(results.folder))
-        if ASIDE in path.relative_to(results.folder).parts:
+    for name, path in sorted(_run_folders(results.folder).items(), key=lambda item: Path(item[0])):
+        if ASIDE in Path(name).parts:
             results.skip(name, "was set aside by tamt sweep")
             continue
         if not (path / CONFIG).is_file():
@@ -82,6 +81,29 @@ def finished_runs(results: Results) -> Iterator[FinishedRun]:
             results.skip(name, f"has a damaged {RESULTS}")
             continue
         yield FinishedRun(name, path, version_of(path), config, rows)
+
+
+def _run_folders(folder: Path) -> dict[str, Path]:
+    """The run folders below a folder by their names in it, each once. Links are followed to folders not yet seen.
+
+    The folder of a link is the one that it leads to, as masks are named by that.
+    """
+    found: dict[str, Path] = {}
+    seen: set[str] = set()
+    links = [(".", folder)]
+    for name, start in links:  # which grows; folders that are there themselves come before those of links
+        for top, inside, files in os.walk(start):
+            if (real := os.path.realpath(top)) in seen:
+                inside.clear()
+                continue
+            seen.add(real)
+            inside.sort()
+            here = os.path.normpath(os.path.join(name, os.path.relpath(top, start)))
+            if CONFIG in files or RESULTS in files:
+                found[here] = Path(top)
+            linked = [entry for entry in inside if os.path.islink(os.path.join(top, entry))]
+            links += [(os.path.join(here, entry), Path(top, entry).resolve()) for entry in linked]
+    return found
 
 
 def read_log(results: Results, run: FinishedRun) -> SearchLog:

@@ -71,6 +71,29 @@ def test_a_study_that_was_moved_is_read_the_same(study: ExampleStudy, tmp_path: 
     assert all(item.ticket and item.ticket.mask and item.ticket.mask.is_file() for item in after.fine_tunings)
 
 
+def test_linked_runs_are_read_as_if_they_were_there(study: ExampleStudy, tmp_path: Path) -> None:
+    before = read_results(study.folder)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "other").symlink_to(study.folder / "search", target_is_directory=True)
+    for number, folder in enumerate(sorted(study.folder.glob("finetune/*"))):
+        (linked / f"a{number}").symlink_to(folder, target_is_directory=True)
+    (linked / "loop").symlink_to(linked, target_is_directory=True)
+    (linked / "nowhere").symlink_to(tmp_path / "nowhere")
+    after = read_results(linked)
+    assert after.skipped == []
+    assert sorted(item.score for item in after.fine_tunings) == sorted(item.score for item in before.fine_tunings)
+    assert all(item.ticket and item.ticket.run.startswith("other/") for item in after.fine_tunings)
+
+
+def test_a_run_that_is_there_and_linked_is_read_once(study: ExampleStudy) -> None:
+    before = read_results(study.folder)
+    (study.folder / "a-link").symlink_to(study.folder / "search", target_is_directory=True)
+    after = read_results(study.folder)
+    assert [ticket.run for ticket in after.tickets] == [ticket.run for ticket in before.tickets]
+    assert after.skipped == []
+
+
 def test_means_are_those_of_the_runs(study: ExampleStudy) -> None:
     folders = sorted(study.folder.glob("finetune/*steps200_seed0_mask_n*"))
     tamt = [folder for folder in folders if "tamt-kd" in folder.name]
