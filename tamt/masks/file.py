@@ -82,6 +82,7 @@ def mask_in_row(path: Path | None, masks: Masks, info: MaskInfo | None) -> dict[
         "mask": str(path) if path else None,
         "mask_seed": info.seed if info else None,
         "mask_step": info.step if info else None,
+        "mask_digest": digest_of(pack_masks(masks, info)) if info else None,
         **({"structure": info.structure} if info and info.structure else {}),
     }
 
@@ -116,6 +117,11 @@ def pack_masks(masks: Mapping[str, Tensor], info: MaskInfo) -> PackedMasks:
         kept={name: int(mask.sum()) for name, mask in masks.items()},
         info=info,
     )
+
+
+def digest_of(packed: PackedMasks) -> str:
+    """The SHA-256 of the names, shapes and bits of masks, wherever they come from, in hexadecimal digits."""
+    return _digest({"shapes": json.dumps(packed.shapes, sort_keys=True)}, packed.bits)
 
 
 def save_masks(path: Path, masks: Mapping[str, Tensor], info: MaskInfo, exact: bool = False) -> None:
@@ -300,7 +306,7 @@ def _bits(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArra
 
 
 def _digest(metadata: Mapping[str, str], bits: Mapping[str, NDArray[np.uint8]]) -> str:
-    """The SHA-256 of everything in a mask file but itself, in hexadecimal digits."""
+    """The SHA-256 of metadata, but for a digest in them, and of bits, in hexadecimal digits."""
     told = {key: value for key, value in metadata.items() if key != "digest"}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for name in sorted(bits):

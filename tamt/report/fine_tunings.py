@@ -19,7 +19,7 @@ from tamt.training.run_folder import RESULTS
 def read_fine_tunings(results: Results, runs: list[FinishedRun]) -> None:
     """Add the fine-tunings to `results`, and the tickets of masks whose search is not below the folder."""
     runs_by_key: dict[tuple, str] = {}
-    without_search: dict[tuple, TicketRecord] = {}
+    without_search: list[TicketRecord] = []
     for run in runs:
         try:
             fine_tuning = _fine_tuning(results, run, without_search)
@@ -35,11 +35,11 @@ def read_fine_tunings(results: Results, runs: list[FinishedRun]) -> None:
             continue
         runs_by_key[key] = run.name
         results.fine_tunings.append(fine_tuning)
-    results.tickets += without_search.values()
+    results.tickets += without_search
     _choose_rates(results)
 
 
-def _fine_tuning(results: Results, run: FinishedRun, without_search: dict[tuple, TicketRecord]) -> FineTuningRecord:
+def _fine_tuning(results: Results, run: FinishedRun, without_search: list[TicketRecord]) -> FineTuningRecord:
     """The fine-tuning of a run. Its score is NaN if it is undefined, until the learning rates are chosen.
 
     Raises:
@@ -54,9 +54,8 @@ def _fine_tuning(results: Results, run: FinishedRun, without_search: dict[tuple,
         if ticket is None:
             folder = mask_key(str(mask))[0]
             if any(path.name == folder for path in results.searches.values()):
-                raise UserError(f"its mask of {folder} is left out, replaced or of another model")
-            ticket = _ticket_without_search(run, row)
-            ticket = without_search.setdefault(ticket.identity, ticket)
+                raise UserError(f"its mask of {folder} is left out, replaced, or of another model or search")
+            ticket = _known(results, _ticket_without_search(run, row), without_search, run.name)
     return FineTuningRecord(
         model=run.model,
         ticket=ticket,
@@ -69,6 +68,18 @@ def _fine_tuning(results: Results, run: FinishedRun, without_search: dict[tuple,
         seconds=optional_number(row, "seconds"),
         run=run.name,
     )
+
+
+def _known(results: Results, ticket: TicketRecord, known: list[TicketRecord], run: str) -> TicketRecord:
+    """The known ticket with the same mask; if there is none, the ticket itself, which is then known."""
+    alike = [other for other in known if other.description == ticket.description]
+    same = next((other for other in alike if other.has(ticket.digest)), None)
+    if same:
+        return same
+    if alike:
+        results.skip(run, f"has another mask than runs before it that name {ticket.file} too; they count as two masks")
+    known.append(ticket)
+    return ticket
 
 
 def _ticket_without_search(run: FinishedRun, row: Mapping[str, Any]) -> TicketRecord:
@@ -84,6 +95,7 @@ def _ticket_without_search(run: FinishedRun, row: Mapping[str, Any]) -> TicketRe
         step=int(row.get("mask_step") or 0),
         final=True,
         file=str(row["mask"]),
+        digest=row.get("mask_digest"),
     )
 
 
@@ -94,9 +106,9 @@ def _of_one_mask(item: FineTuningRecord) -> tuple:
 
 def _of_one_kind(item: FineTuningRecord) -> tuple:
     """What fine-tunings share between which the best learning rate is chosen: all that `_of_one_mask` names but the
-    seed of the mask, and its file.
+    seed of the mask, and the mask itself.
     """
-    kind = replace(item.ticket, seed=None, file=None).identity if item.ticket else ()
+    kind = replace(item.ticket, seed=None, file=None).description if item.ticket else ()
     return (item.model, item.task, kind, item.train_samples)
 
 

@@ -25,6 +25,7 @@ class TicketRecord:
         mask: mask file, which may have been deleted since; None if the search is not below the folder of the report.
         run: folder of the search, relative to that of the study; empty if it is not below it.
         file: mask file as fine-tunings name it, if the search is not below the folder; else None.
+        digest: of the mask's bits, see `tamt.masks.file.digest_of`; None if not known.
     """
 
     model: str
@@ -42,11 +43,21 @@ class TicketRecord:
     mask: Path | None = None
     run: str = ""
     file: str | None = None
+    digest: str | None = None
 
     @property
     def identity(self) -> tuple:
         """Equal for two records of the same subnetwork."""
+        return (*self.description, self.digest)
+
+    @property
+    def description(self) -> tuple:
+        """Equal for two records that only the bits of their masks may tell apart."""
         return (self.model, self.method, self.variant, self.sparsity, self.seed, self.steps, self.step, self.file)
+
+    def has(self, digest: str | None) -> bool:
+        """Whether the mask has this digest, as far as is known."""
+        return digest is None or self.digest is None or self.digest == digest
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tamt.masks.file import digest_of, load_packed
 from tamt.methods import METHODS, SCHEDULE_STEPS, is_one_shot
 from tamt.report.comparable import hashable, plain
 from tamt.report.results import Curve, Results, TicketRecord
 from tamt.report.scan import FinishedRun, SearchLog, number_in, optional_number, read_log
+from tamt.runtime.errors import UserError
 from tamt.training.run_folder import RESULTS
 
 CURVES = ("dev_mlm_loss", "dev_kd_loss", "changed")
@@ -39,7 +41,7 @@ def read_searches(results: Results, runs: list[FinishedRun]) -> None:
 def _final_ticket(run: FinishedRun, row: Mapping[str, Any], log: SearchLog) -> TicketRecord:
     """The ticket of a row of the results."""
     method = str(run.config["method"])
-    one_shot = is_one_shot(method)
+    one_shot, mask = is_one_shot(method), _mask_of(run, row)
     return TicketRecord(
         model=run.model,
         method=method,
@@ -53,8 +55,9 @@ def _final_ticket(run: FinishedRun, row: Mapping[str, Any], log: SearchLog) -> T
         kd_loss=optional_number(row, "kd_loss"),
         seconds=None if log.resumed else optional_number(row, "seconds"),
         seconds_per_step=None if one_shot else log.seconds_per_step(),
-        mask=_mask_of(run, row),
+        mask=mask,
         run=run.name,
+        digest=_digest_of(mask),
     )
 
 
@@ -71,6 +74,7 @@ def _tickets_on_the_way(run: FinishedRun, last: TicketRecord, log: SearchLog) ->
                 step=step,
                 final=False,
                 mask=file,
+                digest=_digest_of(file),
                 mlm_loss=optional_number(line, "dev_mlm_loss"),
                 kd_loss=optional_number(line, "dev_kd_loss"),
                 seconds=log.seconds_at(step),
@@ -89,26 +93,37 @@ def _curve(ticket: TicketRecord, log: SearchLog) -> Curve:
 
 
 def _add_tickets(results: Results, tickets: list[tuple[TicketRecord, tuple]]) -> None:
-    """Add each subnetwork once. Losses on other dev text than that of most masks of a model are left out."""
+    """Add each subnetwork once. Losses on other dev text than that of most masks of a model are left out.
+
+    So are searches with the settings of another one that found another mask: their text has changed, say.
+    """
     texts: dict[str, Counter] = {}
     for ticket, text in tickets:
         texts.setdefault(ticket.model, Counter())[text] += ticket.kd_loss is not None
     results.dev_texts = {model: counts.most_common(1)[0][0] for model, counts in texts.items() if counts.total()}
     known: dict[tuple, TicketRecord] = {}
+    differing: set[str] = set()
     for ticket, text in tickets:
+        other = known.get(ticket.description)
+        if other and not other.has(ticket.digest) and ticket.run not in differing:
+            results.skip(ticket.run, f"has the settings of {other.run} and another mask; they are not averaged")
+            differing.add(ticket.run)
+        if ticket.run in differing:
+            continue
         if ticket.kd_loss is not None and text != (common := results.dev_texts[ticket.model]):
             results.skip(
                 ticket.run,
                 f"was measured on other dev text ({plain(text)}) than most ({plain(common)}); its losses are not shown",
             )
             ticket = replace(ticket, mlm_loss=None, kd_loss=None)
-        if other := known.get(ticket.identity):
+        if other:
             if ticket.final:
                 results.skip(ticket.run, f"found the same mask as {other.run}; only that one is counted")
             results.copies.append((ticket, other))
             continue
-        known[ticket.identity] = ticket
+        known[ticket.description] = ticket
         results.tickets.append(ticket)
+    results.curves = [curve for curve in results.curves if curve.ticket.run not in differing]
     results.full_losses = {model: {} for model in texts}
 
 
@@ -124,6 +139,14 @@ def _mask_of(run: FinishedRun, row: Mapping[str, Any]) -> Path:
     """Where the mask of a row is or was: in its run's folder, wherever that was moved to."""
     parts = Path(str(row.get("mask"))).parts
     return run.path.joinpath(*parts[-2:] if parts[-2:-1] == ("masks",) else parts[-1:])
+
+
+def _digest_of(mask: Path) -> str | None:
+    """The digest of a mask file; None if it is not there any more, or damaged."""
+    try:
+        return digest_of(load_packed(mask))
+    except UserError:
+        return None
 
 
 def read_evaluations(results: Results, runs: list[FinishedRun]) -> None:
@@ -160,7 +183,10 @@ def read_evaluations(results: Results, runs: list[FinishedRun]) -> None:
 
 
 def ticket_of(results: Results, run: FinishedRun, row: Mapping[str, Any]) -> TicketRecord | None:
-    """The ticket with the mask that a row names, even if the study was moved since; None if there is none."""
+    """The ticket with the mask that a row names, even if the study was moved since; None if there is none.
+
+    A mask of that name with other bits is none.
+    """
     search, inside = _search_of(results, run, str(row["mask"])), mask_key(str(row["mask"]))[1]
     seed, step = row.get("mask_seed"), row.get("mask_step")
     counted = [(ticket, ticket) for ticket in results.tickets] + results.copies
@@ -175,6 +201,7 @@ def ticket_of(results: Results, run: FinishedRun, row: Mapping[str, Any]) -> Tic
         and abs(ticket.sparsity - float(row.get("sparsity", ticket.sparsity))) < 0.002
         and (seed is None or ticket.seed in (None, seed))
         and (step is None or ticket.step == step)
+        and ticket.has(row.get("mask_digest"))
     ]
     return candidates[0] if candidates else None
 

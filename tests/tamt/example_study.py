@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tamt.masks.file import MaskInfo, save_masks
+from tamt.masks.file import MaskInfo, digest_of, load_packed, save_masks
 from tamt.masks.masking import magnitude_masks, random_masks, top_masks
 from tamt.methods import is_one_shot
 from tamt.training.run_folder import write_config
@@ -117,7 +117,8 @@ class ExampleStudy:
             row = {"method": method, "model": model, "sparsity": sparsity, "seed": seed, "step": step, **losses}
             if step == last:
                 rows.append({**row, "seconds": seconds, "mask": str(path / name)})
-            found.append((str(path / name), {**row, "quality": quality}))
+            digest = digest_of(load_packed(path / name))
+            found.append((str(path / name), {**row, "quality": quality, "digest": digest}))
         config = {"method": method, "model": model, "sparsity": sparsity, "seed": seed, "initial": initial}
         config |= {"steps": steps, "corpus": ["demo"], "max_length": 128, "save_at": list(save_at), **settings}
         self.write(run, config, rows, metrics)
@@ -151,6 +152,7 @@ class ExampleStudy:
             "mask": file,
             "mask_seed": row.get("seed"),
             "mask_step": row.get("step"),
+            "mask_digest": row.get("digest"),
             "metric": metric,
             "score": score,
             "seed": seed,

@@ -15,7 +15,7 @@ from tamt.data.rows import Rows
 from tamt.finetuning.batches import bucketed
 from tamt.finetuning.classification import Classification, encode
 from tamt.finetuning.finetune import finetune
-from tamt.masks.file import MaskInfo, load_masks, save_masks
+from tamt.masks.file import MaskInfo, digest_of, load_masks, load_packed, save_masks
 from tamt.masks.masking import apply_masks, magnitude_masks, packed_masks, prunable_weights
 from tamt.models.task_models import load_classifier
 from tamt.models.tokenizer import load_tokenizer
@@ -104,6 +104,7 @@ def test_pruned_weights_are_zero_in_every_step_the_checkpoint_and_the_saved_mode
         assert changed.float().mean() > 0.5 or "word_embeddings" in name, "the remaining weights train"
     assert (result["method"], result["sparsity"]) == ("omp", pytest.approx(0.7, abs=1e-3))
     assert (result["mask"], result["mask_seed"], result["mask_step"]) == (str(mask), 3, 40)
+    assert result["mask_digest"] == digest_of(load_packed(mask))
 
 
 @pytest.mark.parametrize("scale", [1, 10_000])  # with a loss of 1, and of 3 thousand million

@@ -1,6 +1,7 @@
 """What a report tells apart: masks of searches that differ, although their folders or labels look the same."""
 
 import json
+import shutil
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,54 @@ def test_searches_of_one_name_in_two_studies(tmp_path: Path) -> None:
     found = read_results(moved)
     assert means(found) == {"TAMT-KD": (50.0, 2)}
     assert sorted(item.run.split("/")[0] for item in found.skipped) == ["two", "two"]
+
+
+def two_of_one_kind(tmp_path: Path) -> tuple[ExampleStudy, ExampleStudy]:
+    """Two studies with the same search and another mask, as their text differs, each fine-tuned once."""
+    studies = ExampleStudy(tmp_path / "top/a"), ExampleStudy(tmp_path / "top/b")
+    studies[1].weights = {MODEL: {name: weight.flip(0) for name, weight in studies[0].weights[MODEL].items()}}
+    for number, study in enumerate(studies):
+        scored(study, study.search(MODEL, "tamt-kd", 0.7)[0], 0.5 + 0.2 * number, number)
+    return studies
+
+
+def test_a_search_with_the_settings_of_another_and_another_mask_is_left_out(tmp_path: Path) -> None:
+    _, other = two_of_one_kind(tmp_path)
+    found = read_results(tmp_path / "top")
+    assert means(found) == {"TAMT-KD": (50.0, 1)}
+    assert {item.run.split("/")[1] for item in found.skipped} == {"search", "finetune"}
+    reasons = {item.run.split("/")[1]: item.why for item in found.skipped}
+    assert reasons["search"].startswith("has the settings of a/search/")
+    assert "is left out, replaced, or of another model or search" in reasons["finetune"]
+    assert [curve.ticket.run.split("/")[0] for curve in found.curves] == ["a"]
+    (mask,) = other.folder.glob("search/*/mask.safetensors")
+    mask.unlink()  # then nothing says that it was another one
+    assert means(read_results(tmp_path / "top")) == {"TAMT-KD": (60.0, 2)}
+
+
+def test_a_fine_tuning_is_not_credited_to_a_search_that_made_another_mask(tmp_path: Path) -> None:
+    _, other = two_of_one_kind(tmp_path)
+    shutil.rmtree(other.folder / "search")
+    found = read_results(tmp_path / "top")
+    assert means(found) == {"TAMT-KD": (50.0, 1)}
+    assert [item.run.split("/")[0] for item in found.skipped] == ["b"]
+
+
+def test_masks_of_one_name_without_their_searches_are_apart(tmp_path: Path) -> None:
+    study = ExampleStudy(tmp_path / "study")
+    row = {"method": "tamt-kd", "sparsity": 0.7, "seed": 0, "step": 200, "quality": 0.5}
+    for seed, digest in enumerate(("a", "b", "a", None)):
+        scored(study, ("runs/kd/mask.safetensors", {**row, "digest": digest}), 0.5, seed)
+    found = read_results(study.folder)
+    assert [ticket.digest for ticket in found.tickets] == ["a", "b"]
+    assert {item.seed: item.ticket.digest for item in found.fine_tunings if item.ticket} == {
+        0: "a",
+        1: "b",
+        2: "a",
+        3: "a",
+    }
+    (skipped,) = found.skipped
+    assert "another mask than runs before it that name runs/kd/mask.safetensors too" in skipped.why
 
 
 def test_masks_without_their_searches_share_one_rate(study: ExampleStudy) -> None:
