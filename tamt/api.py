@@ -120,13 +120,16 @@ def finetune(
         UserError: a value is wrong, or something cannot be read or written; nothing is overwritten.
         TypeError: there is no such option.
     """
-    mask = _mask_file(ticket)
+    mask, file = _mask_file(ticket), None
     if isinstance(ticket, Ticket) and mask is None:
         if output is None:
             raise UserError("the ticket is in no file, which the run needs; give output, or call ticket.save before")
-        mask = _save_beside(ticket, Path(output))
-    named = {"model": model, "task": task, "mask": mask, "output": output}
-    return FinetuneResult(_run("finetune", run_finetune, FinetuneOptions, named, options))
+        file = _beside(Path(output))
+    named = {"model": model, "task": task, "mask": file or mask, "output": output}
+    checked = _options("finetune", FinetuneOptions, named, options)
+    if isinstance(ticket, Ticket) and file is not None:
+        _save_unless_there(ticket, file)
+    return FinetuneResult(_rows(run_finetune, checked))
 
 
 def evaluate(
@@ -215,7 +218,12 @@ def _run(
     named: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """The rows of a command for values from Python: named parameters, and other options. None leaves one as it is."""
+    """The rows of a command for values from Python, as `_options` takes them."""
+    return _rows(command, _options(function, kind, named, options))
+
+
+def _options(function: str, kind: type[Options], named: Mapping[str, Any], options: Mapping[str, Any]) -> Options:
+    """The options of a command from Python: named parameters, and other options. None leaves one as it is."""
     types = {field.name: field.type for field in fields(kind)}
     for name in options:
         if name in PARAMETERS or name not in types:
@@ -229,8 +237,20 @@ def _run(
                 values[name] = from_python(types[name], value)
     except WrongValueError as error:
         raise UserError(f"{PARAMETERS.get(name, name)}={error}") from error
+    with _naming_parameters(kind):
+        return kind(**values)
+
+
+def _rows(command: Callable[[Any], dict[str, Any]], options: Options) -> list[dict[str, Any]]:
+    with _naming_parameters(type(options)):
+        return command(options)["results"]
+
+
+@contextmanager
+def _naming_parameters(kind: type[Options]) -> Iterator[None]:
+    """Let a UserError in this block speak of parameters where it speaks of options."""
     try:
-        return command(kind(**values))["results"]
+        yield
     except UserError as error:
         error.args = (in_python(str(error), kind), *error.args[1:])
         raise
@@ -280,10 +300,14 @@ def _as_file(ticket: Ticket | str | Path | None) -> Iterator[str | None]:
         yield str(file)
 
 
-def _save_beside(ticket: Ticket, output: Path) -> str:
-    """Save a ticket beside the folder of a run, unless it is there already, as when the run is resumed."""
+def _beside(output: Path) -> Path:
+    """The file beside the folder of a run that holds its ticket, where that is in no other file."""
     output = output.resolve()  # "." has no name
-    file = output.with_name(f"{output.name}.{MASK_FILE}")
+    return output.with_name(f"{output.name}.{MASK_FILE}")
+
+
+def _save_unless_there(ticket: Ticket, file: Path) -> None:
+    """Save a ticket, unless the file holds it already, as when a run is resumed."""
 
     def save() -> None:
         if file.exists():
@@ -296,4 +320,3 @@ def _save_beside(ticket: Ticket, output: Path) -> str:
 
     processes.join()
     processes.by_first(save)
-    return str(file)

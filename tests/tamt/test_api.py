@@ -87,6 +87,19 @@ def test_a_fine_tuning_by_a_ticket_that_is_in_no_file(
         )
 
 
+@pytest.mark.parametrize(
+    ("task", "options", "error"),
+    [("sst3", {}, UserError), ("sst2", {"epoch": 1}, TypeError), ("sst2", {"lr": 0}, UserError)],
+)
+def test_a_wrong_option_leaves_no_mask_behind(
+    task: str, options: dict, error: type[Exception], tiny_bert: Path, tmp_path: Path
+) -> None:
+    ticket = tamt.Ticket.random(AutoModel.from_pretrained(tiny_bert), 0.5)
+    with pytest.raises(error):
+        tamt.finetune(tiny_bert, task, ticket=ticket, output=tmp_path / "run", **options)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_fine_tuning_into_the_working_folder(
     tiny_bert: Path, cats_and_dogs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
