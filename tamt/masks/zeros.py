@@ -57,25 +57,23 @@ class _Zeros:
         """
         if torch.compiler.is_exporting():
             return
-        thawed = any(_weight(encoder, name).requires_grad for name in self._frozen)
+        thawed = any(getattr(_weight(encoder, name), "requires_grad", False) for name in self._frozen)
         if thawed or not self._watched or not torch.compiler.is_compiling():
             self._watch_again(encoder)
 
     @torch.compiler.disable
     def _watch_again(self, encoder: torch.nn.Module) -> None:
-        if all(isinstance(_weight(encoder, name), torch.nn.Parameter) for name in self.packed):
-            self.watch(encoder)
+        self.watch(encoder)
 
     def after_load(self, encoder: torch.nn.Module, keys: Any) -> None:
         """Zero what `load_state_dict` brought back."""
-        self._prune({name: encoder.get_parameter(name) for name in self.packed})
+        self._prune(self._parameters(encoder))
         self.watch(encoder)  # with assign=True the parameters are others
 
     def watch(self, encoder: torch.nn.Module) -> None:
         """Zero the pruned entries of each weight that is new here, and of its gradient; hook it once it trains."""
         fresh = {}
-        for name in self.packed:
-            weight = encoder.get_parameter(name)
+        for name, weight in self._parameters(encoder).items():
             known, handle = self._watched.get(name, (None, None))
             if known is None or known() is not weight or (handle is None and weight.requires_grad):
                 fresh[name] = weight
@@ -88,13 +86,24 @@ class _Zeros:
             self._watched[name] = ref(weight), handle
         self._frozen = {name for name, (_, handle) in self._watched.items() if handle is None}
 
+    def _parameters(self, encoder: torch.nn.Module) -> dict[str, Tensor]:
+        """The weights with a mask, without what stands in for one: a tensor for a while, or a matrix that runs sparse,
+        which holds no pruned entry."""
+        weights = {name: _weight(encoder, name) for name in self.packed}
+        return {name: weight for name, weight in weights.items() if isinstance(weight, torch.nn.Parameter)}
+
     def _prune(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             self._zero(tensor.detach(), name)
 
     def _zero(self, tensor: Tensor, name: str) -> None:
-        """Set the pruned entries of a weight, or of its gradient, to zero."""
+        """Set the pruned entries of a weight, or of its gradient, to zero. Raises UserError if it was resized."""
         packed = self.packed[name]
+        if len(packed) != -(-tensor.numel() // 8):
+            raise UserError(
+                f"{name} has {list(tensor.shape)} entries, other than its mask, as it was resized after the ticket was "
+                "applied; resize the model first, and apply a ticket that was found in that model"
+            )
         if packed.device != tensor.device:
             packed = self.packed[name] = packed.to(tensor.device)
         if tensor.is_sparse:  # the rows of an embedding that were looked up
@@ -173,11 +182,10 @@ def _masks_for(model: PreTrainedModel, packed: Mapping[str, Tensor]) -> dict[str
     return {name: mask for name, mask in packed.items() if name in known}
 
 
-def _weight(encoder: torch.nn.Module, name: str) -> Tensor:
+def _weight(encoder: torch.nn.Module, name: str) -> Any:
     """The weight of that name, or what stands in for it."""
     module, _, last = name.rpartition(".")
-    weight: Tensor = getattr(encoder.get_submodule(module), last)
-    return weight
+    return getattr(encoder.get_submodule(module), last)
 
 
 def _zeros_of(model: PreTrainedModel) -> _Zeros | None:

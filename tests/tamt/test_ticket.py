@@ -342,6 +342,41 @@ def test_tensors_may_stand_in_for_the_weights(model: PreTrainedModel, ticket: ta
     assert revived(model, ticket) == 0
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_model_with_a_ticket_may_run_sparse(frozen: bool, model: PreTrainedModel, ticket: tamt.Ticket) -> None:
+    model.requires_grad_(not frozen)
+    ticket.apply(model.eval())
+    dense = model.state_dict()
+    expected = model(**model.dummy_inputs).logits
+    tk.sparsify(model, at_least=0)
+    state = model.state_dict()
+    assert torch.allclose(model(**model.dummy_inputs).logits, expected, atol=1e-6)
+    model.load_state_dict(state)
+    assert torch.allclose(copy.deepcopy(model)(**model.dummy_inputs).logits, expected, atol=1e-6)
+    with pytest.raises(RuntimeError, match=r"Missing key.*mask"):
+        model.load_state_dict(dense)
+
+
+def test_what_stays_dense_beside_sparse_matrices_keeps_its_zeros(model: PreTrainedModel, ticket: tamt.Ticket) -> None:
+    ticket.apply(model)
+    tk.sparsify(model.base_model.encoder, at_least=0)
+    model = copy.deepcopy(model)
+    words = model.get_input_embeddings()
+    train(model, torch.optim.SGD(model.parameters(), lr=1e-1), count=3)
+    assert not words.weight[~ticket.masks["embeddings.word_embeddings.weight"]].any()
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_matrix_that_is_resized_under_its_ticket_is_named(
+    copied: bool, model: PreTrainedModel, ticket: tamt.Ticket
+) -> None:
+    ticket.apply(model)
+    model.resize_token_embeddings(40)
+    model = copy.deepcopy(model) if copied else model
+    with pytest.raises(UserError, match=r"word_embeddings\.weight has \[40, 32\] entries.*; resize the model first"):
+        train(model, torch.optim.SGD(model.parameters(), lr=1e-1), count=1)
+
+
 def test_zeros_stay_under_sparse_gradients_of_the_embedding(model: PreTrainedModel, ticket: tamt.Ticket) -> None:
     ticket.apply(model)
     model.get_input_embeddings().sparse = True
