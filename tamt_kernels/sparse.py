@@ -261,6 +261,7 @@ def sparsify(
 
     Names and biases are kept; layers that share a weight share it afterwards. A weight whose sparsity is below
     ``at_least`` stays dense, because the dense product is faster there: its mask is applied, and a warning names it.
+    ``save_pretrained`` of a model with sparse layers raises RuntimeError, because nothing could open what it writes.
 
     Args:
         model: the model; if it is a layer itself, it cannot be replaced.
@@ -281,7 +282,11 @@ def sparsify(
         named = True
     for name in masks:
         if name not in weights:
-            raise KeyError(f"sparsify: masks has {name!r}, but no nn.Linear or nn.Embedding of the model has it")
+            prefix = next((weight.removesuffix(name) for weight in weights if weight.endswith(f".{name}")), None)
+            remedy = f"; put {prefix!r} before the names, as the model has it" if prefix else ""
+            raise KeyError(
+                f"sparsify: masks has {name!r}, but no nn.Linear or nn.Embedding of the model has it{remedy}"
+            )
     types = {name: check_kept(weights[name], mask, values) for name, mask in masks.items()}
     dense: dict[str, float] = {}
     for name, mask in masks.items():
@@ -290,7 +295,7 @@ def sparsify(
             dense[name] = sparsity
             weight.data.masked_fill_(~mask, 0)
         else:
-            _replace(users[weight], pack_sparse(weight, mask, values=values))
+            _replace(model, users[weight], pack_sparse(weight, mask, values=values))
     if dense and named:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in list(dense.items())[:3])
         more = ", …" if len(dense) > 3 else ""
@@ -321,7 +326,7 @@ def set_sparse(model: nn.Module, name: str, weight: SparseWeight) -> None:
             f"set_sparse: weight has shape {tuple(weight.shape)} but must have {tuple(weights[name].shape)}, as {name} "
             "has"
         )
-    _replace(users[weights[name]], weight)
+    _replace(model, users[weights[name]], weight)
 
 
 def _layers(operation: str, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[nn.Parameter, Users]]:
@@ -346,8 +351,8 @@ def _layers(operation: str, model: nn.Module) -> tuple[dict[str, nn.Parameter], 
     return {name: weight for name, weight in model.named_parameters() if weight in users}, users
 
 
-def _replace(users: Users, weight: SparseWeight) -> None:
-    """Put sparse layers of one weight into the places of dense ones."""
+def _replace(model: nn.Module, users: Users, weight: SparseWeight) -> None:
+    """Put sparse layers of one weight into the places of dense ones. `model` can then not be saved as a dense one."""
     new: dict[nn.Module, SparseLinear | SparseEmbedding] = {}
     for parent, name in users:
         old = parent.get_submodule(name)
@@ -361,3 +366,14 @@ def _replace(users: Users, weight: SparseWeight) -> None:
             new[old].train(old.training)
             weight = new[old].weight  # whose values are a parameter now: the next layer takes the same
         setattr(parent, name, new[old])
+    for module in model.modules():
+        if hasattr(module, "save_pretrained"):
+            module.save_pretrained = _refuse_to_save  # type: ignore[assignment]
+
+
+def _refuse_to_save(*_: Any, **__: Any) -> None:
+    """Stands for ``save_pretrained``, which would write a folder that transformers fills with random matrices."""
+    raise RuntimeError(
+        "save_pretrained: the model runs sparse, and transformers would open what it writes with random matrices; save "
+        "the dense model instead, which tamt export --format dense writes of a sparse file"
+    )

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,14 +42,7 @@ def load_sparse(folder: str | Path, values: torch.dtype = torch.float32) -> PreT
         raise UserError(f"load_sparse: values is {values} but must be torch.float32 or torch.bfloat16")
     if not is_sparse(name):
         raise UserError(f"the folder {name} holds no {SPARSE_FILE}; write one with tamt export --format sparse")
-    model = _open(name, values)
-    model.save_pretrained = _refuse_to_save
-    return model
-
-
-def _refuse_to_save(*_: Any, **__: Any) -> None:
-    """Stands for `save_pretrained`, which would write a folder that transformers fills with random matrices."""
-    raise UserError("a model that runs sparse cannot be saved; write an ordinary one with tamt export --format dense")
+    return _open(name, values)
 
 
 def _open(name: str, values: torch.dtype) -> PreTrainedModel:
@@ -110,7 +102,7 @@ def save_as_dense(model: PreTrainedModel, folder: Path) -> None:
     for name, weight in sparse.items():
         del state[f"{name}.mask"], state[f"{name}.values"]
         state[f"{name}.weight"] = weight.to_dense().detach()
-    model.save_pretrained(folder, state_dict=state if sparse else None)
+    type(model).save_pretrained(model, folder, state_dict=state if sparse else None)  # its own is one that refuses
 
 
 def run_sparse(model: nn.Module, name: str, dtype: torch.dtype) -> None:

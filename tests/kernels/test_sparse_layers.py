@@ -265,6 +265,8 @@ def test_a_model_that_cannot_be_sparse_stays_as_it_was():
     of = masks(model)
     with pytest.raises(KeyError, match=r"masks has 'body.1.weight'"):
         tk.sparsify(model, {**of, "body.1.weight": of["body.0.weight"]})
+    with pytest.raises(KeyError, match=r"of the model has it; put 'body.' before the names, as the model has it"):
+        tk.sparsify(model, {"0.weight": of["body.0.weight"]})
     with pytest.raises(ValueError, match="mask has shape"):
         tk.sparsify(model, {**of, "body.0.weight": of["body.2.weight"]})
     model.attention = nn.MultiheadAttention(30, 2)

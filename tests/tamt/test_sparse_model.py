@@ -255,12 +255,23 @@ def test_no_dense_model_is_held_while_a_sparse_one_is_loaded(classifier: Path, t
     assert took < 0.7 * dense
 
 
-def test_a_sparse_model_is_not_saved_in_a_form_that_nothing_opens(classifier: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whence", ["loaded", "sparsified", "dense"])
+def test_a_sparse_model_is_not_saved_in_a_form_that_nothing_opens(
+    whence: str, classifier: Path, tmp_path: Path
+) -> None:
     sparse(classifier, tmp_path / "sparse")
-    model = copy.deepcopy(tamt.load_sparse(tmp_path / "sparse"))
-    with pytest.raises(UserError, match="cannot be saved; write an ordinary one with tamt export"):
-        model.save_pretrained(tmp_path / "saved")
-    assert not (tmp_path / "saved").exists()
+    if whence == "loaded":
+        model = tamt.load_sparse(tmp_path / "sparse")
+    else:
+        model = BertForSequenceClassification.from_pretrained(classifier)
+        tk.sparsify(model, at_least=0 if whence == "sparsified" else 1)
+    for each in (model, copy.deepcopy(model), model.base_model):
+        if whence == "dense":
+            each.save_pretrained(tmp_path / "saved")
+            continue
+        with pytest.raises(RuntimeError, match="the model runs sparse, and transformers .*; save the dense model"):
+            each.save_pretrained(tmp_path / "saved")
+        assert not (tmp_path / "saved").exists()
 
 
 def test_a_pipeline_takes_a_sparse_model(classifier: Path, tmp_path: Path) -> None:
