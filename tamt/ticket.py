@@ -18,6 +18,7 @@ from tamt.masks.file import (
     MaskInfo,
     PackedMasks,
     as_bytes,
+    check_described,
     load_packed,
     pack_masks,
     save_packed,
@@ -36,7 +37,7 @@ from tamt.masks.masking import (
 from tamt.masks.similarity import check_same_matrices, similarity
 from tamt.masks.zeros import free_zeros, holds_zeros, holds_zeros_of, keep_zeros, revived
 from tamt.methods import METHODS, OMP, PUBLISHED, RANDOM
-from tamt.models.shrink import matrix_masks, shrink, zeros_for
+from tamt.models.shrink import check_may_be_zeros, matrix_masks, shrink, zeros_for
 from tamt.runtime.choices import HUB, parse_pattern
 from tamt.runtime.errors import UserError, check_seed, check_sparsity
 from tamt.runtime.notebook import table
@@ -111,11 +112,19 @@ class Ticket:
         """Make a ticket of masks: bool tensors by the names of the matrices, True where a weight is kept.
 
         Raises:
-            UserError: there is no mask.
+            UserError: there is no mask, or the masks do not have the pattern or the structure that `info` names.
         """
         if not masks:
             raise UserError("there are no masks; give one by the name of each matrix, as ticket.masks has them")
-        return cls(pack_masks(masks, info))
+        packed = pack_masks(masks, info)
+        try:
+            check_described(packed)
+        except ValueError as error:
+            raise UserError(
+                f"the masks are not what their info says ({error}); give an info without pattern and structure, or "
+                "masks that have them"
+            ) from error
+        return cls(packed)
 
     @classmethod
     def magnitude(
@@ -146,7 +155,7 @@ class Ticket:
     ) -> "Ticket":
         """Keep random weights of each matrix. The arguments are those of `magnitude`; `seed` fixes the choice."""
         weights = prunable_weights(model)
-        check_seed(seed)
+        check_seed("seed", seed)
         seed = int(seed)  # it may be a number of NumPy
         pruned = _pruned(weights, sparsity, pattern)
         info = MaskInfo.of(model.name_or_path, RANDOM, pruned, seed, 0)
@@ -253,11 +262,16 @@ class Ticket:
             A model that any training may change, and that `save_pretrained` saves as an ordinary one.
 
         Raises:
-            UserError: the ticket prunes single weights or is for another model, or no configuration of the model's
-                class has what it keeps.
+            UserError: the ticket prunes single weights or is for another model, the model has another ticket, or no
+                configuration of its class has what is kept.
         """
         if self.info.structure is None:
             raise UserError("the ticket prunes single weights, which leave no smaller model; call ticket.apply(model)")
+        if holds_zeros(model) and not self.is_applied(model):
+            raise UserError(
+                "the model has another ticket, whose zeros would train in the smaller model; shrink the model before "
+                "that ticket is applied, or call its remove(model)"
+            )
         return shrink(model, self.masks)
 
     def remove(self, model: PreTrainedModel) -> None:
@@ -269,7 +283,13 @@ class Ticket:
         free_zeros(model)
 
     def revived(self, model: PreTrainedModel) -> dict[str, int]:
-        """How many pruned weights of `model` are not zero, for each matrix that has any; {} where all are zero."""
+        """How many pruned weights of `model` are not zero, for each matrix that has any; {} where all are zero.
+
+        Raises:
+            UserError: the ticket is for another model, or prunes layers or hidden entries, which cannot be zeros.
+        """
+        if self.info.structure is not None:
+            check_may_be_zeros(self.packed.shapes)
         packed = self._packed_for(model)
         return revived(model, _bits(packed), packed.shapes)
 

@@ -226,10 +226,8 @@ def load_packed(path: Path) -> PackedMasks:
         found = {name: int(np.bitwise_count(array).sum()) for name, array in bits.items()}
         if found != unique_object(metadata["kept"]):
             raise ValueError("the numbers of ones are not those in its metadata")
-        if info.pattern is not None:
-            _check_pattern(info.pattern, shapes, bits)
-        if info.structure is not None:
-            _check_structure(info.structure, shapes, found)
+        packed = PackedMasks(bits, shapes, found, info)
+        check_described(packed)
         if metadata["digest"] != _digest(metadata, bits):
             raise ValueError("its digest is wrong")
     except (SafetensorError, OSError, ValueError, OverflowError, RecursionError) as error:
@@ -237,7 +235,15 @@ def load_packed(path: Path) -> PackedMasks:
             f"the mask file {path} is damaged or no safetensors file ({' '.join(str(error).split())[:300]}); write it "
             "anew with tamt train"
         ) from error
-    return PackedMasks(bits, shapes, found, info)
+    return packed
+
+
+def check_described(packed: PackedMasks) -> None:
+    """Check that masks have the pattern or the structure that their info names. Raises ValueError if not."""
+    if packed.info.pattern is not None:
+        _check_pattern(packed.info.pattern, packed.shapes, packed.bits)
+    if packed.info.structure is not None:
+        _check_structure(packed.info.structure, packed.shapes, packed.kept)
 
 
 def _check_pattern(text: str, shapes: Mapping[str, tuple[int, ...]], bits: Mapping[str, NDArray[np.uint8]]) -> None:

@@ -105,8 +105,8 @@ def layers_of(model: PreTrainedModel) -> list[str]:
     stacks = stacks_of(model)
     if len(stacks) != 1 or len(stacks[0]) != model.config.num_hidden_layers:
         raise UserError(
-            f"the layers of {type(model).__name__} are shared, or lie in several lists, so --structure cannot prune "
-            "groups of them; leave it out, or choose another model"
+            f"the layers of {type(model).__name__} are shared, or lie in several lists, so no structure can "
+            "prune groups of them; leave it out, or choose another model"
         )
     (name,) = (name for name, module in model.named_modules() if module is stacks[0])
     return [f"{name}.{number}" for number in range(len(stacks[0]))]
@@ -195,6 +195,6 @@ def _grown(model: PreTrainedModel, sizes: Mapping[str, int]) -> set[tuple[str, i
 
 def _none_of(kind: str, model: PreTrainedModel) -> UserError:
     return UserError(
-        f"the model ({type(model).__name__}) has no {kind} that --structure could prune, or shares them; leave {kind} "
+        f"the model ({type(model).__name__}) has no {kind} that a structure could prune, or shares them; leave {kind} "
         "out, or choose another model"
     )

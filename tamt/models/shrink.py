@@ -1,7 +1,7 @@
 """From a structured ticket to a smaller model of the same class, which plain transformers opens."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -95,16 +95,21 @@ def zeros_for(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> Masks:
         NoStockConfigError: they do not, as for layers and hidden entries.
         UserError: the mask is for another model.
     """
-    if others := {*map(kind_of, masks)} - MAY_BE_ZEROS:
-        raise NoStockConfigError(
-            f"pruned {' and '.join(sorted(others))} cannot be zeros of matrices; shrink the model instead, by tamt "
-            "export --shrink or ticket.shrink(model)"
-        )
+    check_may_be_zeros(masks)
     zeros = matrix_masks(model, masks)
     subnetwork = copy.deepcopy(model)
     apply_masks(subnetwork, zeros)
     _check_same(model, subnetwork, masks)
     return zeros
+
+
+def check_may_be_zeros(masks: Iterable[str]) -> None:
+    """Check that the groups of these masks can be zeros of matrices. Raises NoStockConfigError if not."""
+    if others := {*map(kind_of, masks)} - MAY_BE_ZEROS:
+        raise NoStockConfigError(
+            f"pruned {' and '.join(sorted(others))} cannot be zeros of matrices; shrink the model instead, by tamt "
+            "export --shrink or ticket.shrink(model)"
+        )
 
 
 def matrix_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> Masks:
@@ -182,11 +187,13 @@ def _why_not(kind: str, masks: Mapping[str, Tensor], reason: str) -> str:
     by_kind = {kind_of(name): mask for name, mask in masks.items()}
     kinds = by_kind.keys()
     sizes = " and ".join(f"{int(mask.sum())} of {len(mask)} {kind}" for kind, mask in by_kind.items())
-    remedy = "choose another --structure"
+    remedy = "choose another structure"
     if kinds & {"heads", "hidden"}:
         remedy = "prune heads and hidden at one sparsity that divides both, as heads:0.5,hidden:0.5 does in most models"
     if MAY_BE_ZEROS.issuperset(kinds):
-        remedy += f", or leave --shrink out to set the weights of pruned {' and '.join(kinds)} to zero"
+        remedy += (
+            f", or set the weights of pruned {' and '.join(kinds)} to zero, without --shrink or by ticket.apply(model)"
+        )
     return f"no configuration of {kind} has {sizes} ({reason}); {remedy}"
 
 
@@ -203,5 +210,5 @@ def _check_same(model: PreTrainedModel, subnetwork: PreTrainedModel, masks: Mapp
     if not (expected - found).abs().max() <= TOLERANCE * expected.abs().max():
         raise NoStockConfigError(
             f"{type(model).__name__} without these {' and '.join({*map(kind_of, masks)})} does not compute what the "
-            "masked model does, as it uses them in a way that is not known here; choose another --structure"
+            "masked model does, as it uses them in a way that is not known here; choose another structure"
         )

@@ -52,7 +52,7 @@ class Options:
             if choices := choices_of(kind):
                 check_choice(name, value, choices)
             elif name == "seed":
-                check_seed(value)
+                check_seed("--seed", value)
             elif kind is int and name not in self.MAY_BE_0:
                 check_positive(**{name: value})
         self.check()

@@ -20,12 +20,13 @@ def did_you_mean(word: object, known: Iterable[str], otherwise: str) -> str:
     return f"did you mean {names[near[0]]}" if near else otherwise
 
 
-def check_seed(seed: int) -> None:
-    """Check that NumPy's generators, too, can be seeded with `seed`. Raises UserError if not."""
+def check_seed(name: str, seed: int) -> None:
+    """Check that NumPy's generators, too, can be seeded with a seed, called `name` in the message. Raises UserError if
+    not."""
     if not isinstance(seed, Integral):
-        raise UserError(f"--seed {seed!r} is not a whole number; give one from 0 to 4294967295")
+        raise UserError(f"{name} {seed!r} is not a whole number; give one from 0 to 4294967295")
     if not 0 <= seed < 2**32:
-        raise UserError(f"--seed {seed} is negative or over 32 bits; give one from 0 to 4294967295")
+        raise UserError(f"{name} {seed} is negative or over 32 bits; give one from 0 to 4294967295")
 
 
 def check_sparsity(name: str, sparsity: float) -> None:

@@ -214,7 +214,7 @@ def test_an_export_without_shrink_has_zeros_if_they_can_be(run, tmp_path: Path, 
     capsys.readouterr()
     refused = {
         ("layers",): "pruned layers cannot be zeros of matrices; shrink the model instead",
-        ("heads", "--shrink"): "leave --shrink out to set the weights of pruned heads to zero",
+        ("heads", "--shrink"): "or set the weights of pruned heads to zero, without --shrink or by ticket.apply(model)",
         ("free", "--shrink"): "prunes single weights, which leave no smaller model; leave --shrink out",
         ("layers", "--shrink", "--format", "sparse"): "--shrink gives a dense model, not one of --format sparse",
     }
@@ -235,6 +235,8 @@ def test_a_ticket_shrinks_or_zeros_a_model(run, tmp_path: Path, tiny_bert: Path)
     assert of_layers.shrink(model).config.num_hidden_layers == 1
     with pytest.raises(UserError, match="pruned layers cannot be zeros of matrices; shrink the model instead"):
         of_layers.apply(model)
+    with pytest.raises(UserError, match="pruned layers cannot be zeros of matrices"):
+        of_layers.revived(model)
     ticket.apply(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     for _ in range(2):
@@ -247,6 +249,18 @@ def test_a_ticket_shrinks_or_zeros_a_model(run, tmp_path: Path, tiny_bert: Path)
     with pytest.raises(UserError, match="prune different groups; compare masks of one --structure"):
         ticket.similarity(of_layers)
     assert ticket.similarity(ticket) == 1
+
+
+def test_a_model_with_another_ticket_is_not_shrunk(run, tmp_path: Path, tiny_bert: Path) -> None:
+    run("rand", structure="ffn:0.5")
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
+    groups, weights = Ticket.load(tmp_path / "run"), Ticket.magnitude(model, 0.5)
+    weights.apply(model)
+    with pytest.raises(UserError, match="the model has another ticket, whose zeros would train"):
+        groups.shrink(model)
+    weights.remove(model)
+    groups.apply(model)
+    assert groups.shrink(model).config.intermediate_size == 32
 
 
 @pytest.mark.parametrize(

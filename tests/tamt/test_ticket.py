@@ -5,6 +5,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -520,7 +521,7 @@ def test_a_random_ticket_has_a_seed_that_searches_take(model: PreTrainedModel) -
     with pytest.raises(UserError, match="-1 is negative or over 32 bits"):
         tamt.Ticket.random(model, 0.5, seed=-1)
     for seed in (1.5, "1"):
-        with pytest.raises(UserError, match=f"{seed!r} is not a whole number"):
+        with pytest.raises(UserError, match=f"^seed {seed!r} is not a whole number"):
             tamt.Ticket.random(model, 0.5, seed=seed)
     assert tamt.Ticket.random(model, 0.5, seed=np.int64(1)) == tamt.Ticket.random(model, 0.5, seed=1)
 
@@ -541,6 +542,12 @@ def test_what_is_no_ticket_is_named(ticket: tamt.Ticket) -> None:
         ticket.similarity("runs/kd-70")
     with pytest.raises(UserError, match="there are no masks"):
         tamt.Ticket.from_masks({}, ticket.info)
+
+
+@pytest.mark.parametrize("info", [{"pattern": "2:4"}, {"pattern": "2by4"}, {"structure": "ffn:0.5"}])
+def test_masks_have_what_their_info_says(info: dict[str, str], ticket: tamt.Ticket) -> None:
+    with pytest.raises(UserError, match="the masks are not what their info says"):
+        tamt.Ticket.from_masks(ticket.masks, replace(ticket.info, **info))
 
 
 def test_a_name_is_not_a_model(ticket: tamt.Ticket) -> None:
