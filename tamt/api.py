@@ -94,11 +94,12 @@ def finetune(
 
     Example:
         >>> import tamt
+        >>> from pathlib import Path
         >>> rows = {"train_file": "train.tsv", "dev_file": "dev.tsv"}
         >>> result = tamt.finetune(
         ...     "bert-base-uncased", "classification", ticket="runs/kd-70", output="runs/sentiment", **rows
         ... )
-        >>> result.metric, result.model.as_posix()
+        >>> result.metric, result.model.relative_to(Path.cwd()).as_posix()
         ('accuracy', 'runs/sentiment/model')
 
     Args:
@@ -205,6 +206,11 @@ def export(
         TypeError: there is no such option.
     """
     if isinstance(model, FinetuneResult):
+        if ticket is not None:
+            raise UserError(
+                "the result of a fine-tuning has its ticket's zeros already; leave ticket out, or give the pre-trained "
+                "model to export that ticket"
+            )
         model = model.run
     with _as_file(ticket) as mask:
         named = {"model": model, "mask": mask, "output": output}

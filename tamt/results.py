@@ -1,6 +1,6 @@
 """What the public functions return: the rows that the command line prints, as objects."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ class FinetuneResult:
     """
 
     rows: list[dict[str, Any]]
+    _working_folder: Path = field(default_factory=Path.cwd, init=False, compare=False)
 
     @property
     def task(self) -> str:
@@ -39,8 +40,8 @@ class FinetuneResult:
 
     @property
     def output(self) -> Path:
-        """The folder of the run, or of all runs where several seeds or learning rates were tried."""
-        return Path(self._row["output"])
+        """The folder of the run, or of all runs of several seeds or learning rates, as an absolute path."""
+        return self._working_folder / self._row["output"]
 
     @property
     def run(self) -> Path:

@@ -106,8 +106,15 @@ def test_a_fine_tuning_into_the_working_folder(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     ticket = tamt.Ticket.random(AutoModelForSequenceClassification.from_pretrained(tiny_bert), 0.5)
-    tamt.finetune(tiny_bert, "classification", ticket=ticket, output=".", **cats_and_dogs, train_samples=8, epochs=1)
+    result = tamt.finetune(
+        tiny_bert, "classification", ticket=ticket, output=".", **cats_and_dogs, train_samples=8, epochs=1
+    )
     assert tamt.Ticket.load(tmp_path / "here.mask.safetensors") == ticket
+    monkeypatch.chdir(tmp_path)
+    assert result.model == tmp_path / "here" / "model"
+    assert tamt.evaluate(result).score == result.score
+    with pytest.raises(UserError, match="the result of a fine-tuning has its ticket's zeros already; leave ticket out"):
+        tamt.export(result, ticket=ticket, output="exported")
 
 
 def test_losses_of_a_ticket_wherever_it_is(tiny_bert: Path, corpus: Path, found: tamt.Ticket) -> None:
