@@ -34,6 +34,7 @@ from tamt.masks.masking import (
     random_masks,
     share_of_zeros,
 )
+from tamt.masks.origin import say_if_of_another
 from tamt.masks.similarity import check_same_matrices, similarity
 from tamt.masks.zeros import free_zeros, holds_zeros, holds_zeros_of, keep_zeros, revived
 from tamt.methods import METHODS, OMP, PUBLISHED, RANDOM
@@ -241,6 +242,7 @@ class Ticket:
                 hidden entries, which only `shrink` can take away.
         """
         packed = self.packed
+        say_if_of_another(self.masks, self.info.model, model)
         if self.info.structure is not None:
             packed = pack_masks(zeros_for(model, self.masks), self.info)
         keep_zeros(model, _bits(packed), packed.shapes)
@@ -272,7 +274,9 @@ class Ticket:
                 "the model has another ticket, whose zeros would train in the smaller model; shrink the model before "
                 "that ticket is applied, or call its remove(model)"
             )
-        return shrink(model, self.masks)
+        masks = self.masks
+        say_if_of_another(masks, self.info.model, model)
+        return shrink(model, masks)
 
     def remove(self, model: PreTrainedModel) -> None:
         """Let the pruned weights of a model train again. They stay zero until then.

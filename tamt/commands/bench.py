@@ -17,6 +17,7 @@ import tamt_kernels as tk
 from tamt.finetuning.saved import run_of
 from tamt.masks.file import load_masks
 from tamt.masks.masking import apply_masks, magnitude_masks, prunable_weights
+from tamt.masks.origin import say_if_of_another
 from tamt.masks.sparse_file import sparse_bytes
 from tamt.models import onnx_runtime
 from tamt.models.loading import load_as_saved
@@ -79,6 +80,7 @@ def _load(options: BenchOptions) -> tuple[PreTrainedModel, bool]:
     shrunk = False
     if options.mask is not None:
         masks, info = load_masks(options.mask)
+        say_if_of_another(masks, info.model, model)
         if info.structure:
             model, masks = as_subnetwork(model, masks)
             shrunk = not masks

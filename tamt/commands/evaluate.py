@@ -12,6 +12,7 @@ from tamt.finetuning.saved import open_finetuned, score_finetuned
 from tamt.masks.file import MaskInfo, load_masks, mask_file, mask_in_row
 from tamt.masks.gates import put_gates
 from tamt.masks.masking import Masks, apply_masks, prunable_weights, share_of_zeros
+from tamt.masks.origin import say_if_of_another
 from tamt.models.language_model import load_masked_language_model, read_head
 from tamt.models.loading import is_sparse
 from tamt.models.sparse import run_sparse
@@ -80,6 +81,7 @@ def _losses(options: EvaluateOptions) -> dict:
     info: MaskInfo | None = None
     if options.mask is not None:
         masks, info = load_masks(options.mask)
+        say_if_of_another(masks, info.model, student.model)
         _prune(student.model, masks, info, options.sparse)
     elif (zeros := share_of_zeros(prunable_weights(student.encoder).values())) > FEW_ZEROS:
         say(

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from tamt.finetuning.saved import run_of
 from tamt.masks.file import load_masks
 from tamt.masks.masking import apply_masks, prunable_weights, sparsity_of
+from tamt.masks.origin import say_if_of_another
 from tamt.masks.prune_format import split
 from tamt.masks.sparse_file import SPARSE_FILE, save_sparse
 from tamt.models.language_model import load_masked_language_model
@@ -86,6 +87,7 @@ def _subnetwork(options: ExportOptions, mask: Path) -> _Exported:
     model, prune = options.model, options.format == "prune"
     masks, info = load_masks(mask)
     encoder, missing = load_encoder(model)
+    say_if_of_another(masks, info.model, encoder)
     if info.structure is not None:
         masks = zeros_for(encoder, masks)
     weights = prunable_weights(encoder, pooler=True)
@@ -122,6 +124,7 @@ def _shrunk(options: ExportOptions, mask: Path) -> _Exported:
     if info.structure is None:
         raise UserError(f"the mask {mask} prunes single weights, which leave no smaller model; leave --shrink out")
     encoder, missing = load_encoder(model)
+    say_if_of_another(masks, info.model, encoder)
     exported = shrink(encoder, masks)
     state = {name: tensor for name, tensor in exported.state_dict().items() if name not in missing}
     heads = load_masked_language_model(model, need_head=False)

@@ -22,6 +22,7 @@ from tamt.finetuning.rates import best_rate, default_rate
 from tamt.finetuning.sparse import check_sparse, choose_sparse
 from tamt.masks.file import MaskInfo, load_masks, mask_file, mask_in_row
 from tamt.masks.masking import Masks, apply_masks, sparsity_of
+from tamt.masks.origin import say_if_of_another
 from tamt.methods import FULL
 from tamt.models.shrink import as_subnetwork
 from tamt.models.speed import checkpoint_activations, speed_up
@@ -218,6 +219,7 @@ def _run_once(task: Task, make_job: MakeJob, options: FinetuneOptions) -> dict:
     info: MaskInfo | None = None
     if options.mask is not None:
         masks, info = load_masks(options.mask)
+        say_if_of_another(masks, info.model, job.model)
     zeros = masks if info is None else _prune(job, masks, info)
     if options.sparse == "on" and not zeros:
         raise UserError("--sparse on is for tickets with zeros, and this one makes a smaller dense model; leave it out")

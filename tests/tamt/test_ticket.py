@@ -2,6 +2,7 @@
 
 import copy
 import io
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -580,3 +581,57 @@ def test_a_frozen_weight_is_pruned_too(model: PreTrainedModel, ticket: tamt.Tick
     model.get_input_embeddings().weight.requires_grad_(True)
     train(model, torch.optim.SGD(model.parameters(), lr=1e-1), count=2)
     assert revived(model, ticket) == 0
+
+
+def test_a_ticket_of_another_model_of_equal_shapes_is_told(
+    tiny_bert: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("bert", "moved/bert", "bert2", "stays"):
+        shutil.copytree(tiny_bert, folder)
+    ticket = tamt.Ticket.magnitude(AutoModel.from_pretrained("bert"), SPARSITY)
+    gone = tamt.Ticket(replace(ticket.packed, info=replace(ticket.info, model="was-here")))
+    hub = tamt.Ticket(replace(ticket.packed, info=replace(ticket.info, model="bert-base-uncased")))
+    fine_tuned = AutoModelForSequenceClassification.from_pretrained("bert2")
+    fine_tuned.save_pretrained("sst2")
+    pruned = AutoModel.from_pretrained("stays")
+    ticket.apply(pruned)
+    capsys.readouterr()
+    pruned.save_pretrained("pruned")
+    Path("linked").symlink_to("bert")
+    nameless = AutoModel.from_config(pruned.config)
+    nameless.name_or_path = nameless.config.name_or_path = ""
+
+    def said(ticket: tamt.Ticket, model: str | PreTrainedModel) -> str:
+        ticket.apply(AutoModel.from_pretrained(model) if isinstance(model, str) else model)
+        return capsys.readouterr().err
+
+    message = "the mask was found in bert, and it is applied to bert2; if these are not the same weights, give the mask"
+    assert message in said(ticket, "bert2")
+    silent = [
+        (ticket, each) for each in ("bert", "moved/bert", "sst2", "pruned", "linked", str(tmp_path / "bert"), nameless)
+    ]
+    for each, model in [*silent, (gone, "bert2"), (hub, "bert2")]:
+        assert "the mask was found" not in said(each, model), model
+
+
+@pytest.mark.parametrize("name", ["bert2", "moved/bert"])
+def test_commands_tell_a_mask_of_another_model(
+    name: str, tiny_bert: Path, corpus: Path, cats_and_dogs: dict[str, Path], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("bert", name):
+        shutil.copytree(tiny_bert, folder)
+    tamt.find_ticket("bert", "omp", output="omp")
+    tamt.find_ticket("bert", "rand", structure="ffn:0.5", output="rand")
+    few = {"train_samples": 8, "epochs": 1, "max_length": 16, **cats_and_dogs}
+    uses: list[Callable[[str], object]] = [
+        lambda ticket: tamt.export(name, ticket=ticket, output=f"{ticket}-exported"),
+        lambda ticket: tamt.evaluate(name, corpus, ticket=ticket, blocks=2, max_length=16),
+        lambda ticket: tamt.finetune(name, "classification", ticket=ticket, output=f"{ticket}-tuned", **few),
+    ]
+    for use in uses:
+        for ticket in ("omp", "rand"):
+            capsys.readouterr()
+            use(ticket)
+            assert capsys.readouterr().err.count("the mask was found in bert") == (name == "bert2")
