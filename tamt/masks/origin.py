@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tamt.masks.masking import masked_weights
+from tamt.masks.masking import encoder_of, masked_weights
 from tamt.runtime.console import say
 
 HEADS_OF_TASKS = ("Classification", "QuestionAnswering", "MultipleChoice")
@@ -24,7 +24,7 @@ def say_if_of_another(masks: Mapping[str, Tensor], named: str, model: PreTrained
         named: the model that the mask file names.
         model: before the masks are applied.
     """
-    own = model.name_or_path
+    own = encoder_of(model).name_or_path
     folders = [Path(name).resolve() for name in (named, own) if name and (Path(name) / "config.json").is_file()]
     if len(folders) < 2 or folders[0].name == folders[1].name:
         return
