@@ -114,13 +114,19 @@ def status_of(output: Path, run: Run) -> RunStatus:
     if not finished:
         return RunStatus("to resume")
     try:
-        rows = finished_results(folder, {}) or []
+        rows = _with_precision(folder, finished_results(folder, {}) or [])
     except UserError:
         return RunStatus("damaged", f"has an unreadable {RESULTS}")
     if lacking := [mask for mask in run.masks if not _is_whole(folder / mask)]:
         state: State = "damaged" if any((folder / mask).exists() for mask in lacking) else "done without its masks"
         return RunStatus(state, f"has no readable {lacking[0]}", rows)
     return RunStatus("done", rows=rows)
+
+
+def _with_precision(folder: Path, rows: list[dict]) -> list[dict]:
+    """Rows of a finished run with the precision that it took, which `auto` chooses anew on every machine."""
+    precision = read_yaml(folder / CONFIG).get("precision")
+    return [{"precision": precision, **row} for row in rows]
 
 
 def _is_whole(mask: Path) -> bool:
@@ -201,7 +207,8 @@ def attempt(output: Path, run: Run, keep_models: bool) -> Attempt:
 def _do(output: Path, run: Run) -> list[dict]:
     folder, do = output / run.path, COMMANDS[run.kind]
     if run.kind in RESUMABLE:
-        return do(**run.settings, output=folder, resume=folder.exists())["results"]
+        rows = do(**run.settings, output=folder, resume=folder.exists())["results"]
+        return _with_precision(folder, rows)
     write_config(folder, run.settings)
     results = do(**run.settings)
     write_atomically(folder / RESULTS, json.dumps(results, indent=2) + "\n")

@@ -17,6 +17,8 @@ from tamt.sweep.runs import RunStatus, check_options, move_aside, status_of
 from tamt.sweep.study import load_study
 from tamt.sweep.table import TABLE, summary, table, write_table
 from tamt.sweep.worker_processes import WorkerProcesses
+from tamt.training.precision import VARIABLE, choose_precision
+from tamt.training.run_folder import AUTO
 
 LOCK = ".sweep.lock"
 
@@ -39,6 +41,7 @@ def sweep(options: SweepOptions) -> dict:
             if run.path in rejected:
                 say(f"{run.path} {rejected[run.path]}; moved to {move_aside(folder, run)}, and run again")
         rows = _finished_rows(plan, statuses, rejected)
+        _report_precision(plan, rows)
         engine = _engine(options, folder, study.keep_models)
         try:
             failed, not_run = _run_all(folder, plan, rows, engine)
@@ -157,11 +160,25 @@ def _finished_rows(plan: StudyPlan, statuses: dict[str, RunStatus], rejected: di
     return {path: status.rows for path, status in done.items() if status.state == "done"}
 
 
+def _report_precision(plan: StudyPlan, rows: dict[str, list[dict]]) -> None:
+    """Log where the runs that are left choose another precision here than the finished ones did."""
+    choosing = [run for run in plan.runs if run.kind != "bench" and run.settings.get("precision", AUTO) == AUTO]
+    taken = {str(row["precision"]) for run in choosing for row in rows.get(run.path, []) if row.get("precision")}
+    here = choose_precision("auto")
+    if taken and here not in taken and any(run.path not in rows for run in choosing):
+        former = " and ".join(sorted(taken))
+        say(
+            f"precision {here} on this machine, and {former} in the finished runs: their results stand apart; "
+            f"set {VARIABLE}={min(taken)} for runs to average with them"
+        )
+
+
 def _show(folder: Path, plan: StudyPlan, redo: bool) -> list[dict]:
     """The runs as rows of a table; their number and the estimated time go to stderr."""
     statuses = _statuses(folder, plan)
     rejected = _rejected(plan, statuses)
     rows = _finished_rows(plan, statuses, rejected)
+    _report_precision(plan, rows)
     forecast = Forecast(plan.runs, rows)
     table_rows = []
     for run in plan.runs:

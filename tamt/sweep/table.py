@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tamt.finetuning.rates import best_over_runs, rates_in_words
+from tamt.methods import is_one_shot
 from tamt.sweep.plan import StudyPlan, Subnetwork
 from tamt.sweep.study import AMOUNT, VARIANTS
 
@@ -24,9 +25,12 @@ SETTINGS = (
     "train_samples",
     "lr",
     "seed",
+    "mask_precision",
+    "precision",
 )
-TIMES = ("batch_size", "tokens", "threads", "precision", "fastest", "fastest_ms", "megabytes")
-FIGURES = ("kd_loss", "mlm_loss", "metric", "score", "best_step", "final_score")
+TIMES = ("batch_size", "tokens", "threads", "fastest", "fastest_ms", "megabytes")
+LOSSES = ("kd_loss", "mlm_loss")
+FIGURES = (*LOSSES, "metric", "score", "best_step", "final_score")
 
 Rows = Mapping[str, list[dict]]
 """The results of the finished runs by the path of the run."""
@@ -37,28 +41,39 @@ def table(plan: StudyPlan, rows: Rows) -> list[dict[str, Any]]:
     for each time that is measured.
 
     Settings are those of the study: `steps` the schedule of the search, empty for the paper's; `step` where the mask
-    was taken, empty for the end; `train_samples` empty for all; `lr` empty for the
-    default. Paths are relative to the folder of the study.
+    was taken, empty for the end; `train_samples` empty for all; `lr` empty for the default. `precision` is what the run
+    of the row computed in, and `mask_precision` what the training that found its mask did, empty for one-shot methods.
+    Paths are relative to the folder of the study.
     """
     found = []
     for subnetwork in plan.subnetworks:
         path = subnetwork.evaluation or subnetwork.search
         row = _mask_row(subnetwork, rows)
         if row is not None:
+            labels = subnetwork.labels | _precisions(subnetwork.labels, subnetwork.search, row, rows)
             figures = {key: row.get(key) for key in ("kd_loss", "mlm_loss", "seconds")}
             mask = f"{subnetwork.search}/{subnetwork.file}" if subnetwork.search else None
-            found.append({"kind": "mask", "run": path, **subnetwork.labels, **figures, "mask": mask})
+            found.append({"kind": "mask", "run": path, **labels, **figures, "mask": mask})
     for run in plan.runs:
         if run.kind == "bench" and run.path in rows:
             for row in rows[run.path]:
+                labels = run.labels | _precisions(run.labels, run.needs, row, rows)
                 figures = {key: row.get(key) for key in TIMES}
-                found.append({"kind": "bench", "run": run.path, **run.labels, **figures})
+                found.append({"kind": "bench", "run": run.path, **labels, **figures})
         if run.kind == "finetune" and run.path in rows:
             row = rows[run.path][-1]
+            labels = run.labels | _precisions(run.labels, run.needs, row, rows)
             figures = {key: row.get(key) for key in (*FIGURES, "seconds")}
             dev = {f"dev_{name}": value for name, value in (row.get("dev") or {}).items()}
-            found.append({"kind": "finetune", "run": run.path, **run.labels, **figures, **dev})
+            found.append({"kind": "finetune", "run": run.path, **labels, **figures, **dev})
     return found
+
+
+def _precisions(labels: Mapping[str, Any], search: str | None, row: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+    """The precision of a row's run, and that of the training that found its mask, if one did."""
+    trained = search is not None and search in rows and not is_one_shot(labels["method"])
+    found = rows[search][-1].get("precision") if search is not None and trained else None
+    return {"mask_precision": found, "precision": row.get("precision")}
 
 
 def write_table(found: list[dict[str, Any]]) -> str:
@@ -73,7 +88,7 @@ def write_table(found: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-KEYS = ("model", "method", *AMOUNT, *VARIANTS, "steps", "step")
+KEYS = ("model", "method", *AMOUNT, *VARIANTS, "steps", "step", "mask_precision")
 """What tells one kind of subnetwork from another; its masks differ by seed."""
 
 
@@ -82,24 +97,34 @@ def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Scores stand as mean ± standard deviation (number of runs). Where masks were fine-tuned at several learning
     rates the scores are those of the best one, see `best_over_runs`, and the column names the rates: masks that were
-    given other rates have another column.
+    given other rates have another column. Precisions stand apart too: a mask's is a column, and where losses or scores
+    were computed in several, the column names theirs.
     """
+    found = _named_by_precision(found)
     groups: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     for row in found:
         figures = groups.setdefault(tuple(row.get(key) for key in KEYS), {})
-        for name in ("kd_loss", "mlm_loss") if row["kind"] == "mask" else ():
+        for name in LOSSES if row["kind"] == "mask" else ():
             if row.get(name) is not None:
-                figures.setdefault(name, []).append(row[name])
+                figures.setdefault(f"{name}{row['in']}", []).append(row[name])
     for group, column, scores in _at_best_rates(found):
         groups[group].setdefault(column, []).extend(scores)
     names = list(dict.fromkeys(name for figures in groups.values() for name in figures))
     return [
         {
             **dict(zip(KEYS, group, strict=True)),
-            **{name: _mean(figures.get(name, []), with_spread=not name.endswith("_loss")) for name in names},
+            **{name: _mean(figures.get(name, []), with_spread=not name.startswith(LOSSES)) for name in names},
         }
         for group, figures in groups.items()
     ]
+
+
+def _named_by_precision(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with `in`, what the names of their columns say of precision: nothing where all of a kind share one."""
+    taken: dict[str, set[Any]] = {}
+    for row in found:
+        taken.setdefault(row["kind"], set()).add(row.get("precision"))
+    return [{**row, "in": f" ({row.get('precision')})" if len(taken[row["kind"]]) > 1 else ""} for row in found]
 
 
 def _at_best_rates(found: list[dict[str, Any]]) -> Iterator[tuple[tuple[Any, ...], str, list[float]]]:
@@ -108,7 +133,7 @@ def _at_best_rates(found: list[dict[str, Any]]) -> Iterator[tuple[tuple[Any, ...
     for row in found:
         if row["kind"] == "finetune":
             samples = f" n={row['train_samples']}" if row["train_samples"] else ""
-            whose = (tuple(row.get(key) for key in KEYS), row.get("mask_seed"), f"{row['task']}{samples}")
+            whose = (tuple(row.get(key) for key in KEYS), row.get("mask_seed"), f"{row['task']}{samples}{row['in']}")
             masks.setdefault(whose, {}).setdefault(row["lr"], {})[row["seed"]] = row["score"]
     lists: dict[str, set[tuple[float | None, ...]]] = {}
     together: dict[tuple[Any, ...], dict[float | None, dict[tuple[Any, int], float | None]]] = {}

@@ -22,6 +22,7 @@ from tamt.runtime.errors import UserError
 from tamt.search.train import train
 from tamt.sweep import runs
 from tamt.sweep.table import summary
+from tamt.training.precision import choose_precision
 from tamt.training.run_folder import RunFolder
 
 STUDY = {
@@ -46,6 +47,7 @@ class Commands:
     def _start(self, output: Path, settings: dict) -> RunFolder:
         path = f"{output.parent.name}/{output.name}"
         self.called.append(path)
+        settings["precision"] = choose_precision(settings.get("precision", "auto"))
         folder = RunFolder(output, settings, resume=True)
         if path in self.failing:
             raise self.failing[path]
@@ -80,7 +82,8 @@ class Commands:
 
     def evaluate(self, **settings) -> dict:
         self.called.append("evaluate")
-        return {"results": [{"kd_loss": 0.1, "mlm_loss": None, "seconds": 1.0}]}
+        precision = choose_precision(settings.get("precision", "auto"))
+        return {"results": [{"kd_loss": 0.1, "mlm_loss": None, "precision": precision, "seconds": 1.0}]}
 
     def bench(self, **settings) -> dict:
         self.called.append("bench")
@@ -198,6 +201,28 @@ def test_the_summary_takes_the_best_of_the_same_rates() -> None:
     assert found["imp"][both].startswith("0.1000"), "an undefined score is below all others"
     assert found["rand"][both] is None, "one rate is not compared with the best of two"
     assert found["rand"]["rte (0.0003)"].startswith("0.2000")
+
+
+def test_precisions_are_never_averaged(sweep, tmp_path, capsys, monkeypatch) -> None:
+    changes = {"methods": ["tamt-kd", "rand"], "sparsities": 0.5, "finetune_seeds": [0]}
+    monkeypatch.setenv("TAMT_PRECISION", "fp32")
+    assert sweep("--json", **changes) == 0
+    alone = json.loads(capsys.readouterr().out)["results"]
+    assert {row["demo"] for row in alone} == {"0.5000"}, "one precision needs no name"
+    monkeypatch.setenv("TAMT_PRECISION", "bf16")
+    assert sweep("--json", **changes, mask_seeds=[0, 1, 2]) == 0
+    out, err = capsys.readouterr()
+    assert "set TAMT_PRECISION=fp32" in err.replace("\n", " ")
+    rows = {(row["method"], row["step"], row["mask_precision"]): row for row in json.loads(out)["results"]}
+    assert rows["tamt-kd", None, "fp32"]["demo (fp32)"] == "0.5000"
+    assert rows["tamt-kd", None, "fp32"]["demo (bf16)"] is None
+    assert rows["tamt-kd", None, "bf16"]["demo (bf16)"] == "0.5000 ± 0.0000 (2)"
+    assert rows["tamt-kd", None, "bf16"]["kd_loss (bf16)"] == 0.5
+    assert rows["rand", None, None]["demo (bf16)"] == "0.5000 ± 0.0000 (2)", "no search of random masks is trained"
+    found = {(row["mask_seed"], row["mask_precision"], row["precision"]) for row in table(tmp_path) if row["step"]}
+    assert found == {("0", "fp32", "fp32"), ("1", "bf16", "bf16"), ("2", "bf16", "bf16")}
+    assert sweep("--dry-run", **changes, mask_seeds=[0, 1, 2]) == 0
+    assert "TAMT_PRECISION" not in capsys.readouterr().err, "nothing is left to do"
 
 
 def test_models_are_kept_where_asked_for(sweep, tmp_path) -> None:
