@@ -9,6 +9,8 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from tamt.data import assets as demo
+from tamt.masks.file import mask_file
+from tamt.masks.hub import is_on_hub
 from tamt.options.base import choices_of, without_none
 from tamt.options.finetune import FinetuneOptions
 from tamt.options.values import as_choice
@@ -138,13 +140,14 @@ class StudyDocument:
         return name if name in CORPORA else str(self.path(place, name))
 
     def initial(self, place: Place, name: str) -> str:
-        """The name of a mask to start from, or the path of a mask file."""
-        if name in MASKS_BY_NAME:
+        """The name of a mask to start from, also on the hub, or the path of a mask file, also of a run folder."""
+        if name in MASKS_BY_NAME or is_on_hub(name):
             return name
-        path = self.path(place, name)
-        if not path.is_file():
+        path = mask_file(self.path(place, name))
+        if path is None or not path.is_file():
             known = ", ".join(MASKS_BY_NAME)
-            raise self.error(place, f"{_path(place)} is {name!r}, not one of {known} and no mask file; correct it")
+            what = f"not one of {known} and no mask file or run folder"
+            raise self.error(place, f"{_path(place)} is {name!r}, {what}; correct it")
         return str(path)
 
     def _is_there(self, place: Place) -> bool:

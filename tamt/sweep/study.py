@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from tamt.data.tasks import TASKS, find_task
-from tamt.methods import IMP, METHODS, STAGES, MethodName, variant_options
+from tamt.methods import IMP, METHODS, STAGES, MethodName, last_step, variant_options
 from tamt.options.base import Options
 from tamt.options.bench import BenchOptions
 from tamt.options.finetune import FinetuneOptions
@@ -155,13 +156,15 @@ def _part(document: StudyDocument, place: Place, content: Mapping[str, Any], dat
     variants = _variants(document, place, found)
     corpus, dev_corpus = _texts(document, place, found)
     search = _search_options(document, (*place, "search"), found.get("search", {}), found["methods"])
+    amounts = _amounts(document, place, found)
+    _check_save_at(document, place, found, amounts, search)
     data_dir = data_dir or found.get("data_dir")
     if data_dir is not None and not data_dir.is_dir():
         raise document.error((*place, "data_dir"), f"there is no folder {data_dir}; correct the path")
     return Part(
         models=[document.model((*place, "models", number), name) for number, name in enumerate(found["models"])],
         methods=found["methods"],
-        amounts=_amounts(document, place, found),
+        amounts=amounts,
         mask_seeds=found.get("mask_seeds", [0]),
         variants=variants,
         corpus=corpus,
@@ -280,6 +283,25 @@ def _search_options(
             at = (*place, method, "steps") if "steps" in chosen else (*place, "steps")
             raise document.error(at, f"IMP has {STAGES} prunings in its steps; give at least {STAGES}")
     return options
+
+
+def _check_save_at(
+    document: StudyDocument,
+    place: Place,
+    found: Mapping[str, Any],
+    amounts: Sequence[Amount],
+    search: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Check that a search reaches each step of `save_at`; where lengths differ, the longest one counts."""
+    for method in found["methods"]:
+        options = search[method]
+        lengths = product(amounts, options.get("steps", [None]))
+        last = max(last_step(method, amount.sparsity, steps) for amount, steps in lengths)
+        for step in options.get("save_at", []):
+            if step > last:
+                own = [method] * ("save_at" in (found["search"].get(method) or {}))
+                text = f"save_at {step} is after the last step of {method}, {last}; give earlier steps"
+                raise document.error((*place, "search", *own, "save_at"), text)
 
 
 def _task_options(

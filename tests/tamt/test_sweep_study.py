@@ -136,6 +136,23 @@ def test_scores_and_masks_to_start_from_are_searches_of_their_own(load, tmp_path
     assert not {"scores", "initial"} & searches["omp_demo_s0.7"].keys()
 
 
+def test_a_run_or_a_repository_to_start_from_gives_its_mask(load, tmp_path: Path) -> None:
+    run = tmp_path / "omp_s0.7"
+    run.mkdir()
+    (run / "mask.safetensors").touch()
+    study = load(methods="tamt-kd", sparsities=0.7, initial=["omp_s0.7", "hub:user/ticket"])
+    searches = {run.name: run.settings["initial"] for run in make_plan(study).runs if run.kind == "search"}
+    assert searches == {
+        "tamt-kd_demo_s0.7_omp-s0.7-mask_seed0": str(run / "mask.safetensors"),
+        "tamt-kd_demo_s0.7_hub-user-ticket_seed0": "hub:user/ticket",
+    }
+
+
+def test_a_step_that_only_the_longer_searches_reach_is_no_mistake(load) -> None:
+    plan = make_plan(load(methods="tamt-kd", sparsities=0.7, search={"steps": [9, 90], "save_at": [50]}))
+    assert [run.settings.get("save_at") for run in plan.runs if run.kind == "search"] == [None, [50]]
+
+
 def test_each_objective_is_a_search_of_its_own(load) -> None:
     study = load(methods=["tamt", "tamt-kd"], sparsities=[0.7], objective=["attention", "kd:1,mlm:0.5"])
     plan = make_plan(study)
@@ -302,6 +319,8 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
         ({"methods": ["tamt_kd"]}, "did you mean tamt-kd"),
         ({"search": {"imp": {"save_at": [5]}}}, "line 16: save_at is not for imp.*IMP saves a mask at every pruning"),
         ({"search": {"rand": {"steps": 5}}}, "steps is not for rand"),
+        ({"search": {"save_at": [5, 50], "steps": 19}}, "line 15: save_at 50 is after the last step of tamt-kd, 19; "),
+        ({"search": {"tamt-kd": {"save_at": 20_000}}}, "line 16: save_at 20000 is after the last step .*, 17000; "),
         ({"search": {"save_at": [5]}, "methods": ["imp"]}, "save_at is for mask training"),
         ({"search": {"imp": {"steps": 5}}}, "line 16: IMP has 10 prunings in its steps"),
         ({"initial": "random", "methods": ["imp"]}, "line 11: initial is for mask training"),
