@@ -184,7 +184,7 @@ class _Planner:
         search = self.add(
             Run(
                 kind="search",
-                name=self._name(point, searched, seed=point.seed),
+                name=self._name(part, point, searched, seed=point.seed),
                 settings=settings,
                 labels=labels | searched.options,
                 masks=tuple(files.values()),
@@ -194,7 +194,7 @@ class _Planner:
         )
         return [
             Subnetwork(
-                self._name(point, point.amount, mask=point.seed, step=step),
+                self._name(part, point, point.amount, mask=point.seed, step=step),
                 labels | {"step": step},
                 search.path,
                 file,
@@ -225,11 +225,11 @@ class _Planner:
             key=lambda amount: amount.sparsity,
         )
 
-    def _name(self, point: GridPoint, amount: Amount, **marks: int | None) -> str:
+    def _name(self, part: Part, point: GridPoint, amount: Amount, **marks: int | None) -> str:
         """The name of a search or a subnetwork."""
         pruned = amount.pattern or amount.structure or f"s{amount.sparsity!r}"
         start = [point.method, self.model_names[point.model], slug(pruned)]
-        return "_".join([*start, *_variant_marks(point.variant), *_marks(steps=point.steps, **marks)])
+        return "_".join([*start, *_variant_marks(part, point.variant), *_marks(steps=point.steps, **marks)])
 
     def evaluate(self, part: Part, model: str, subnetwork: Subnetwork) -> Subnetwork:
         """Add the evaluation of a subnetwork that its search does not measure, as of masks on the way."""
@@ -256,6 +256,7 @@ class _Planner:
 
     def finetune(self, part: Part, model: str, subnetwork: Subnetwork) -> None:
         """Add the fine-tunings of a subnetwork: tasks, numbers of training samples, learning rates and seeds."""
+        task_names = distinct({task: slug(task) for task in part.tasks})
         for task, options in part.tasks.items():
             all_samples, rates = options.get("train_samples", [None]), options.get("lr", [None])
             for samples, rate, seed in product(all_samples, rates, part.finetune_seeds):
@@ -263,7 +264,7 @@ class _Planner:
                 settings = {**options, "model": model, **own}
                 if subnetwork.search:
                     settings["mask"] = self._mask(subnetwork)
-                name = "_".join([slug(task), subnetwork.name, *_marks(n=samples, lr=rate, seed=seed)])
+                name = "_".join([task_names[task], subnetwork.name, *_marks(n=samples, lr=rate, seed=seed)])
                 labels = {**subnetwork.labels, "task": task, **own}
                 like = ("finetune", task, subnetwork.labels["model"], samples)
                 self.add(Run("finetune", name, settings, labels, needs=subnetwork.search, like=like))
@@ -290,14 +291,15 @@ def model_names(models: Iterable[str]) -> dict[str, str]:
     return distinct({model: slug(Path(model).name if Path(model).is_absolute() else model) for model in models})
 
 
-def _variant_marks(variant: Mapping[str, Any]) -> list[str]:
+def _variant_marks(part: Part, variant: Mapping[str, Any]) -> list[str]:
     """How names show a variant: its values without the defaults, a mask file by its folder and name."""
 
     def named(value: str) -> str:
         file = Path(value)
-        return "-".join(file.with_suffix("").parts[-2:]) if file.is_absolute() else value
+        return slug("-".join(file.with_suffix("").parts[-2:]) if file.is_absolute() else value)
 
-    return [slug(named(value)) for value in variant.values() if value is not None]
+    given = {option: value for option, value in variant.items() if value is not None}
+    return [distinct({other: named(other) for other in part.variants[key]})[value] for key, value in given.items()]
 
 
 def _marks(**settings: Any) -> list[str]:

@@ -136,6 +136,26 @@ def test_scores_and_masks_to_start_from_are_searches_of_their_own(load, tmp_path
     assert not {"scores", "initial"} & searches["omp_demo_s0.7"].keys()
 
 
+def test_names_that_would_be_the_same_are_told_apart(load, tmp_path: Path) -> None:
+    for folder in ("a/omp", "b/omp"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "mask.safetensors").touch()
+    files = {key: tmp_path / f"{key}.tsv" for key in ("train_file", "dev_file")}
+    for file in files.values():
+        file.touch()
+    own = {"task": "classification", **{key: str(file) for key, file in files.items()}}
+    initial = ["a/omp/mask.safetensors", "b/omp/mask.safetensors"]
+    tasks = {"отзывы": own, "новости": {**own}}
+    plan = make_plan(load(methods="tamt-kd", sparsities=0.7, full_model=False, initial=initial, tasks=tasks))
+    found = {run.settings["initial"]: run.name for run in plan.runs if run.kind == "search"}
+    assert len(set(found.values())) == 2
+    assert all(re.fullmatch(r"tamt-kd_demo_s0.7_omp-mask-\w{8}_seed0", name) for name in found.values())
+    found = {run.labels["task"]: run.name.split("_")[0] for run in plan.runs if run.kind == "finetune"}
+    assert len(found) == len(set(found.values())) == 2
+    one = make_plan(load(methods="omp", sparsities=0.7, full_model=False, tasks={"отзывы": own}))
+    assert names(one, "finetune") == ["model_omp_demo_s0.7_seed0"], "names that were never the same stay"
+
+
 def test_a_run_or_a_repository_to_start_from_gives_its_mask(load, tmp_path: Path) -> None:
     run = tmp_path / "omp_s0.7"
     run.mkdir()
