@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args, get_origin
 
 import yaml
@@ -72,15 +73,30 @@ class StudyDocument:
         return UserError(f"{self._file}, line {line}: {text}")
 
     def mapping(
-        self, place: Place, content: Any, kinds: Mapping[str, Any], also_known: Sequence[str] = ()
+        self,
+        place: Place,
+        content: Any,
+        kinds: Mapping[str, Any],
+        also_known: Sequence[str] = (),
+        of_study: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, Any]:
-        """The values of a mapping by key, each of its key's type; a key without a value is left out."""
+        """The values of a mapping by key, each of its key's type; a key without a value is left out.
+
+        Args:
+            place: of the mapping.
+            content: of the mapping.
+            kinds: the keys that it may have, with their types.
+            also_known: further keys that the message on an unknown one lists.
+            of_study: keys that it cannot have, with the keys of the study that set the same.
+        """
         if not isinstance(content, dict):
             raise self.error(place, f"{_path(place)} has no keys and values; write key: value lines under it")
         for key in content:
             if key not in kinds:
                 known = [*kinds, *also_known]
                 hint = did_you_mean(key, known, f"the keys are {', '.join(known)}")
+                if key in of_study:
+                    hint = f"give {of_study[key]} as a key of the study"
                 where = f" in {_path(place)}" if place else ""
                 raise self.error((*place, key), f"there is no key {key!r}{where}; {hint}")
         return {

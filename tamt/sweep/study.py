@@ -35,6 +35,21 @@ SEARCH_OPTIONS = options_of(
 ) | {"steps": list[int]}
 FINETUNE_OPTIONS = options_of(FinetuneOptions, "task", "mask", "seeds")
 BENCH_OPTIONS = options_of(BenchOptions, "mask", "sparsity")
+MASK_KEYS = {
+    **{key: key for key in ("corpus", "dev_corpus", *VARIANTS)},
+    "method": "methods",
+    "sparsity": "sparsities",
+    "pattern": "patterns",
+    "structure": "structures",
+    "model": "models",
+    "seed": "mask_seeds",
+    "seeds": "mask_seeds",
+}
+"""Options of a search and of `tamt bench` that a study gives by keys of its own."""
+FINETUNE_KEYS = {"task": "tasks", "model": "models", "seed": "finetune_seeds", "seeds": "finetune_seeds"}
+"""The same of the fine-tuning."""
+SEED_KEYS = dict.fromkeys(("seed", "seeds"), "mask_seeds or finetune_seeds")
+"""The keys of a study that `seed` and `seeds` may stand for."""
 MASK_TRAINING = {"objective", "initial", "scores", "save_at", *OF_MASK_TRAINING}
 """Options of the search that only mask training has."""
 TRAINING = {"steps", "log_every", "eval_every", "save_every", *OF_TRAINING}
@@ -134,14 +149,14 @@ def load_study(file: Path, output: Path | None = None, data_dir: Path | None = N
             contradict each other. The message names the line.
     """
     document = StudyDocument(file)
-    whole = document.mapping((), document.content, KEYS | WHOLE_STUDY)
+    whole = document.mapping((), document.content, KEYS | WHOLE_STUDY, of_study=SEED_KEYS)
     folder = output or whole.get("output") or file.parent / file.stem
     if folder.is_file():
         raise UserError(f"the output {folder} is a file; give a folder")
     base = {key: value for key, value in document.content.items() if key not in WHOLE_STUDY}
     parts = [_part(document, (), base, data_dir)]
     for number, replaced in enumerate(whole.get("also", [])):
-        document.mapping(("also", number), replaced, KEYS)
+        document.mapping(("also", number), replaced, KEYS, of_study=SEED_KEYS)
         parts.append(_part(document, ("also", number), {**base, **replaced}, data_dir))
     return Study(file, folder.resolve(), whole.get("keep_models", False), parts)
 
@@ -173,7 +188,9 @@ def _part(document: StudyDocument, place: Place, content: Mapping[str, Any], dat
         tasks=_task_options(document, place, found, data_dir and data_dir.resolve()),
         finetune_seeds=found.get("finetune_seeds", [0]),
         full_model=found.get("full_model", True),
-        bench=document.mapping((*place, "bench"), found["bench"], BENCH_OPTIONS) if "bench" in found else None,
+        bench=document.mapping((*place, "bench"), found["bench"], BENCH_OPTIONS, of_study=MASK_KEYS)
+        if "bench" in found
+        else None,
     )
 
 
@@ -264,6 +281,7 @@ def _search_options(
         {key: value for key, value in content.items() if key not in own},
         SEARCH_OPTIONS,
         also_known=list(METHODS),
+        of_study=MASK_KEYS,
     )
     if "save_at" in shared and not any(METHODS[method].trains_scores for method in methods):
         raise document.error((*place, "save_at"), "save_at is for mask training and no tamt method is asked for")
@@ -272,7 +290,7 @@ def _search_options(
         foreign = set() if METHODS[method].trains_scores else MASK_TRAINING
         if METHODS[method].one_shot:
             foreign = foreign | TRAINING
-        chosen = document.mapping((*place, method), own.get(method, {}), SEARCH_OPTIONS)
+        chosen = document.mapping((*place, method), own.get(method, {}), SEARCH_OPTIONS, of_study=MASK_KEYS)
         for key in sorted(foreign & chosen.keys()):
             text = f"{key} is not for {method}, but for what trains{' a mask' * (key in MASK_TRAINING)}"
             if (key, method) == ("save_at", IMP):
@@ -335,7 +353,8 @@ def _task_options(
 
 def _with_samples(document: StudyDocument, place: Place, content: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the fine-tuning, with `train_samples` as a list, where None stands for all rows."""
-    plain = document.mapping(place, {k: v for k, v in content.items() if k != "train_samples"}, FINETUNE_OPTIONS)
+    others = {key: value for key, value in content.items() if key != "train_samples"}
+    plain = document.mapping(place, others, FINETUNE_OPTIONS, of_study=FINETUNE_KEYS)
     if "train_samples" not in content:
         return plain
     asked = content["train_samples"]

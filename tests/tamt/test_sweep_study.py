@@ -329,6 +329,13 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"search": {"seed": 1}}, "line 15: there is no key 'seed' in search; give mask_seeds as a key of the study"),
+        ({"search": {"imp": {"scores": 1}}}, "'scores' in search.imp; give scores as a key of the study"),
+        ({"finetune": {"seed": 1}}, "'seed' in finetune; give finetune_seeds as a key of the study"),
+        ({"tasks": {"demo": {"seeds": [1]}}}, "'seeds' in tasks.demo; give finetune_seeds as a key of the study"),
+        ({"seeds": [1]}, "line 14: there is no key 'seeds'; give mask_seeds or finetune_seeds as a key of the study"),
+        ({"also": [{"seed": 1}]}, r"'seed' in also\[0\]; give mask_seeds or finetune_seeds as a key of the study"),
+        ({"bench": {"sparsity": 0.5}}, "'sparsity' in bench; give sparsities as a key of the study"),
         ({"sparsites": [0.5]}, r"study.yaml, line 14: there is no key 'sparsites'; did you mean sparsities$"),
         ({"search": {"zzz": 1}}, "line 15: there is no key 'zzz' in search; the keys are "),
         ({"search": {"batchsize": 1}}, "did you mean batch_size"),
