@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tamt.data import assets as demo
-from tamt.data.rows import Numbered, Rows, read_file, to_rows
+from tamt.data.rows import Numbered, Rows, check_file, read_file, to_rows
 from tamt.data.tasks import Task
 from tamt.runtime.console import say
 from tamt.runtime.errors import UserError
@@ -56,23 +56,38 @@ def load_rows(
     Raises:
         UserError: a file, column or label is missing or wrong, a split is empty, or the hub cannot be reached.
     """
+    check_files(task, data_dir, train_file, dev_file)
+    if train_file is not None and dev_file is not None:
+        return _load_own(task, train_file, dev_file)
+    if task.name in DEMO_FILES:
+        return task, _load_demo(task)
+    splits = _load_glue(task, data_dir) if data_dir is not None else _load_hub(task)
+    report_counts(task, {split: len(rows) for split, rows in splits.items()})
+    return task, splits
+
+
+def check_files(task: Task, data_dir: Path | None, train_file: Path | None, dev_file: Path | None) -> None:
+    """Check that the files are those that a task reads, and that they are there; see `load_rows`.
+
+    Raises:
+        UserError: a file is missing, not given, or not for this task.
+    """
     if task.own_files:
         if train_file is None or dev_file is None:
             raise UserError(f"the task {task.name} reads your own files; give --train-file and --dev-file")
         if data_dir is not None:
             raise UserError(f"--data-dir is for GLUE's layout; give --train-file and --dev-file to {task.name}")
-        return _load_own(task, train_file, dev_file)
+        for file in (train_file, dev_file):
+            check_file(file, task)
+        return
     if train_file is not None or dev_file is not None:
         raise UserError(
             f"--train-file and --dev-file are for --task classification or regression, not {task.name}; leave them out"
         )
-    if task.name in DEMO_FILES:
-        if data_dir is not None:
-            raise UserError(f"the task {task.name} fetches its own rows; leave --data-dir out")
-        return task, _load_demo(task)
-    splits = _load_glue(task, data_dir) if data_dir is not None else _load_hub(task)
-    report_counts(task, {split: len(rows) for split, rows in splits.items()})
-    return task, splits
+    if task.name in DEMO_FILES and data_dir is not None:
+        raise UserError(f"the task {task.name} fetches its own rows; leave --data-dir out")
+    if data_dir is not None:
+        _glue_files(task, data_dir)
 
 
 def load_dev_rows(task: Task, data_dir: Path | None = None, dev_file: Path | None = None) -> dict[str, Rows]:

@@ -131,8 +131,7 @@ def read_file(file: Path, task: Task, need_labels: bool = True) -> list[Numbered
     Raises:
         UserError: the file is missing, not UTF-8, has no rows, or a row lacks a column or its label.
     """
-    if file.suffix not in READERS or (file.suffix == ".txt" and not task.folder):
-        raise UserError(f"{file} is not a .tsv, .csv or .jsonl file; rename or convert it")
+    check_file(file, task)
     rows = list(READERS[file.suffix](file, read_text(file), task))
     if not rows:
         raise UserError(f"{file} has no rows; give a file with rows")
@@ -166,10 +165,21 @@ def is_half(text: str) -> bool:
     return False
 
 
-def read_text(file: Path) -> str:
-    """The text of a UTF-8 file without a byte order mark. Raises UserError, naming the line, if it is not UTF-8."""
+def check_file(file: Path, task: Task) -> None:
+    """Check that a file is there and of a kind that `read_file` reads. Raises UserError if not."""
+    if file.suffix not in READERS or (file.suffix == ".txt" and not task.folder):
+        raise UserError(f"{file} is not a .tsv, .csv or .jsonl file; rename or convert it")
+    _check_there(file)
+
+
+def _check_there(file: Path) -> None:
     if not file.is_file():
         raise UserError(f"there is no file {file}; give one with rows")
+
+
+def read_text(file: Path) -> str:
+    """The text of a UTF-8 file without a byte order mark. Raises UserError, naming the line, if it is not UTF-8."""
+    _check_there(file)
     check_pulled(file)
     content = file.read_bytes()
     try:

@@ -49,7 +49,10 @@ def load_questions(task: Task, data_dir: Path | None = None) -> dict[str, list[Q
     if data_dir is None:
         splits = _fetch(task)
     else:
-        splits = {split: read_questions(_find(task, data_dir, split), task)[0] for split in task.splits}
+        files = {split: question_file(task, data_dir, split) for split in task.splits}
+        for split, file in files.items():
+            say(f"{task.name} takes its {split} questions from {file}")
+        splits = {split: read_questions(file, task)[0] for split, file in files.items()}
     report_counts(task, {split: len(questions) for split, questions in splits.items()})
     return splits
 
@@ -58,13 +61,13 @@ def _official(task: Task, split: str) -> str:
     return f"{split}-v{'2.0' if task.unanswerable else '1.1'}.json"
 
 
-def _find(task: Task, data_dir: Path, split: str) -> Path:
+def question_file(task: Task, data_dir: Path, split: str) -> Path:
+    """The file with the questions of a split, see `load_questions`. Raises UserError if there is not one."""
     official = data_dir / _official(task, split)
     found = [official] if official.is_file() else sorted(data_dir.glob(f"{split}*.json"))
     if len(found) != 1:
         what = "is no" if not found else f"are {len(found)} ({', '.join(file.name for file in found)}) but no"
         raise UserError(f"in {data_dir} there {what} {official.name}; give the folder with SQuAD's files as --data-dir")
-    say(f"{task.name} takes its {split} questions from {found[0]}")
     return found[0]
 
 

@@ -147,9 +147,18 @@ class StudyDocument:
             raise self.error(place, f"{_path(place)} is {text!r}, of a user who has no home; correct it") from error
 
     def model(self, place: Place, name: str) -> str:
-        """The folder of a model, relative to the file's folder, or the hub name if there is no such folder."""
+        """The folder of a model, relative to the file's folder, or the hub name if there is no such folder.
+
+        Raises UserError if there is no such folder, and the name can be none of the hub.
+        """
         folder = self.path(place, name)
-        return str(folder.resolve()) if name not in demo.MODELS and folder.is_dir() else name
+        if name in demo.MODELS:
+            return name
+        if folder.is_dir():
+            return str(folder.resolve())
+        if name.startswith(("~", ".", "/")) or name.count("/") > 1:  # no hub name
+            raise self.error(place, f"{_path(place)} is {name!r}, and there is no such folder; correct the path")
+        return name
 
     def corpus(self, place: Place, name: str) -> str:
         """The name of a corpus, or the path of a text file."""

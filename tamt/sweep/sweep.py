@@ -12,9 +12,10 @@ from tamt.runtime.errors import UserError
 from tamt.runtime.files import lock, write_atomically
 from tamt.sweep.engine import Engine, Here, OnRay
 from tamt.sweep.forecast import Forecast, duration
+from tamt.sweep.inputs import check_inputs
 from tamt.sweep.plan import Run, StudyPlan, make_plan
 from tamt.sweep.runs import RunStatus, check_options, move_aside, status_of
-from tamt.sweep.study import load_study
+from tamt.sweep.study import Study, load_study
 from tamt.sweep.table import TABLE, summary, table, write_table
 from tamt.sweep.worker_processes import WorkerProcesses
 from tamt.training.precision import VARIABLE, choose_precision
@@ -31,12 +32,13 @@ def sweep(options: SweepOptions) -> dict:
     check_options(study.file, plan.runs)
     folder = study.output
     if options.dry_run:
-        return {"results": _show(folder, plan, options.redo)}
+        return {"results": _show(study, plan, options.redo)}
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         statuses = _statuses(folder, plan)
         _refuse_others(plan, statuses, options.redo)
         rejected = _rejected(plan, statuses)
+        check_inputs(study.file, _left(plan, statuses, rejected))
         for run in reversed(plan.runs):  # runs that took a mask before its search, in case this is killed here
             if run.path in rejected:
                 say(f"{run.path} {rejected[run.path]}; moved to {move_aside(folder, run)}, and run again")
@@ -154,6 +156,11 @@ def _rejected(plan: StudyPlan, statuses: dict[str, RunStatus]) -> dict[str, str]
     return rejected
 
 
+def _left(plan: StudyPlan, statuses: dict[str, RunStatus], rejected: dict[str, str]) -> list[Run]:
+    """The runs that are to start; one that is done may have lost what it read."""
+    return [run for run in plan.runs if run.path in rejected or statuses[run.path].state != "done"]
+
+
 def _finished_rows(plan: StudyPlan, statuses: dict[str, RunStatus], rejected: dict[str, str]) -> dict[str, list[dict]]:
     """The rows of the runs that are done and kept."""
     done = {run.path: statuses[run.path] for run in plan.runs if run.path not in rejected}
@@ -173,10 +180,11 @@ def _report_precision(plan: StudyPlan, rows: dict[str, list[dict]]) -> None:
         )
 
 
-def _show(folder: Path, plan: StudyPlan, redo: bool) -> list[dict]:
+def _show(study: Study, plan: StudyPlan, redo: bool) -> list[dict]:
     """The runs as rows of a table; their number and the estimated time go to stderr."""
-    statuses = _statuses(folder, plan)
+    statuses = _statuses(study.output, plan)
     rejected = _rejected(plan, statuses)
+    check_inputs(study.file, _left(plan, statuses, rejected))
     rows = _finished_rows(plan, statuses, rejected)
     _report_precision(plan, rows)
     forecast = Forecast(plan.runs, rows)
@@ -189,7 +197,7 @@ def _show(folder: Path, plan: StudyPlan, redo: bool) -> list[dict]:
         seconds = None if state == "done" else forecast.estimate(run)
         shown = "–" if state == "done" else "unknown" if seconds is None else duration(seconds)
         table_rows.append({"run": run.path, "state": state, "time": shown})
-    say(f"{len(plan.runs)} runs in {folder}, {len(rows)} done; {forecast.describe(1)}")
+    say(f"{len(plan.runs)} runs in {study.output}, {len(rows)} done; {forecast.describe(1)}")
     return table_rows
 
 

@@ -372,6 +372,7 @@ def test_paths_are_relative_to_the_file(load, tmp_path: Path, monkeypatch) -> No
         ({"search": {"precision": "fp8"}}, "search.precision is 'fp8', not one of auto, fp32, bf16, fp16"),
         ({"search": [1]}, "search is .*, not keys and values"),
         ({"keep_models": "yes please"}, "keep_models is 'yes please', not true or false"),
+        ({"models": ["demo", "../w/brt"]}, r"line 3: models\[1\] is '../w/brt', and there is no such folder; correct"),
         ({"models": None}, "the key models is missing; a study needs"),
         ({"sparsities": None}, "the key sparsities is missing; a study needs models, methods, and sparsities, pa"),
         ({"structures": ["ffn:2"]}, "line 15: .*ffn"),
@@ -477,9 +478,12 @@ def test_the_studies_that_ship_are_sound(file: Path, tmp_path: Path) -> None:
 
 def test_the_example_of_the_documentation_is_sound(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
-    (tmp_path / "study.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
-    plan = make_plan(load_study(tmp_path / "study.yaml"))
-    check_options(tmp_path / "study.yaml", plan.runs)
+    (tmp_path / "my-bert").mkdir()
+    (tmp_path / "studies").mkdir()
+    file = tmp_path / "studies" / "study.yaml"
+    file.write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
+    plan = make_plan(load_study(file))
+    check_options(file, plan.runs)
     assert "finetune/sst2_imp_my-bert_s0.7_mask0_n1000_seed0" in [run.path for run in plan.runs]
     keys = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     assert set(keys) == KEYS.keys() | WHOLE_STUDY.keys()
