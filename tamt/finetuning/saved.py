@@ -226,6 +226,11 @@ def run_of(name: str) -> tuple[str, RunSettings]:
     if settings.task is None:
         raise UserError(f"the run in {name} is a search and no fine-tuning; give a run of tamt finetune")
     if not (folder / MODEL_FOLDER).is_dir():
+        if (folder / RESULTS).is_file():
+            raise UserError(
+                f"the run in {name} is finished and its model was dropped, as studies do; move its folder away, set "
+                "keep_models: true in the study, and give tamt sweep again"
+            )
         raise UserError(f"the run in {name} has no model yet; continue it with tamt finetune --resume")
     if not (folder / RESULTS).is_file():
         say(f"the run in {name} is not finished; the best model of its evaluations so far is used")

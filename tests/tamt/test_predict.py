@@ -263,6 +263,8 @@ def test_what_is_no_fine_tuned_model_is_one_sentence(run: Path, glue: Path, tiny
     refused(tiny_bert, "is a BertForMaskedLM, which has no head of a fine-tuned task")
     refused(tmp_path / "search", "is a search and no fine-tuning")
     refused(tmp_path / "begun", "has no model yet")
+    write(tmp_path / "begun" / "results.json", "{}")
+    refused(tmp_path / "begun", "its model was dropped, as studies do; .* keep_models: true")
     refused(tmp_path / "seeds", "holds several runs; give one of them, such as .*seed-1")
     refused(tmp_path / "none", "is no folder that is there")
     refused(run, "knows the labels bad, good, so so and the task rte has entailment, not_entailment", task="rte")
