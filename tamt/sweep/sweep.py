@@ -1,10 +1,12 @@
 """`tamt sweep`: run a study file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
+from tamt.finetuning.loop import MODEL_FOLDER
 from tamt.options.base import command
 from tamt.options.sweep import SweepOptions
 from tamt.runtime.console import console, say
@@ -13,13 +15,13 @@ from tamt.runtime.files import lock, write_atomically
 from tamt.sweep.engine import Engine, Here, OnRay
 from tamt.sweep.forecast import Forecast, duration
 from tamt.sweep.inputs import check_inputs
-from tamt.sweep.plan import Run, StudyPlan, make_plan
+from tamt.sweep.plan import Kind, Run, StudyPlan, make_plan
 from tamt.sweep.runs import RunStatus, check_options, move_aside, status_of
 from tamt.sweep.study import Study, load_study
-from tamt.sweep.table import TABLE, summary, table, write_table
+from tamt.sweep.table import TABLE, other_rows, summary, table, write_table
 from tamt.sweep.worker_processes import WorkerProcesses
 from tamt.training.precision import VARIABLE, choose_precision
-from tamt.training.run_folder import AUTO
+from tamt.training.run_folder import AUTO, CONFIG
 
 LOCK = ".sweep.lock"
 
@@ -31,6 +33,7 @@ def sweep(options: SweepOptions) -> dict:
     plan = make_plan(study)
     check_options(study.file, plan.runs)
     folder = study.output
+    _check_output(study)
     if options.dry_run:
         return {"results": _show(study, plan, options.redo)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,15 +47,22 @@ def sweep(options: SweepOptions) -> dict:
                 say(f"{run.path} {rejected[run.path]}; moved to {move_aside(folder, run)}, and run again")
         rows = _finished_rows(plan, statuses, rejected)
         _report_precision(plan, rows)
+        if study.keep_models:
+            _report_dropped(folder, plan, rows)
+        others = other_rows(folder / TABLE, plan)
+
+        def write() -> None:
+            write_atomically(folder / TABLE, write_table([*table(plan, rows), *others]))
+
         engine = _engine(options, folder, study.keep_models)
         try:
-            failed, not_run = _run_all(folder, plan, rows, engine)
+            failed, not_run = _run_all(plan, rows, engine, write)
         except KeyboardInterrupt as stop:
             stop.args = (f"stopped with {len(rows)} of {len(plan.runs)} runs done; repeat the command to continue",)
             raise
         finally:
             engine.close()
-            write_atomically(folder / TABLE, write_table(table(plan, rows)))
+            write()
     for path, error in failed.items():
         say(f"failed: {path}: {error}")
     for path, need in not_run.items():
@@ -60,6 +70,26 @@ def sweep(options: SweepOptions) -> dict:
     say(f"{len(rows)} of {len(plan.runs)} runs done; all results are in {folder / TABLE}")
     results = summary(table(plan, rows))
     return {"results": results, "failed": [*failed, *not_run], "output": str(folder)}
+
+
+def _check_output(study: Study) -> None:
+    """Check that the output is no folder of a model or a run, such as a model of the study's own name beside it."""
+    folder = study.output
+    foreign = [name for name in ("config.json", CONFIG, TABLE) if (folder / name).exists()]
+    if foreign and not any((folder / name).exists() for name in (LOCK, *get_args(Kind))):
+        raise UserError(
+            f"the output {folder} holds a {foreign[0]} and no study; give another --output, or another output in "
+            f"{study.file}"
+        )
+
+
+def _report_dropped(folder: Path, plan: StudyPlan, rows: dict[str, list[dict]]) -> None:
+    done = [run for run in plan.runs if run.kind == "finetune" and run.path in rows]
+    if lacking := [run.path for run in done if not (folder / run.path / MODEL_FOLDER).is_dir()]:
+        say(
+            f"{len(lacking)} finished fine-tunings kept no model, {lacking[0]} the first; move their folders away "
+            "to run them again with keep_models"
+        )
 
 
 def _engine(options: SweepOptions, folder: Path, keep_models: bool) -> Engine:
@@ -72,9 +102,9 @@ def _engine(options: SweepOptions, folder: Path, keep_models: bool) -> Engine:
 
 
 def _run_all(
-    folder: Path, plan: StudyPlan, rows: dict[str, list[dict]], engine: Engine
+    plan: StudyPlan, rows: dict[str, list[dict]], engine: Engine, write: Callable[[], None]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Execute the runs that are not in `rows` yet, and add their rows.
+    """Execute the runs that are not in `rows` yet, add their rows, and `write` the table after each.
 
     Returns:
         The runs that failed with their errors, and the runs that were not started with the failed run that each needs.
@@ -106,7 +136,7 @@ def _run_all(
         if attempt.error is None:
             rows[run.path] = attempt.rows
             forecast.done(run, attempt.seconds)
-            write_atomically(folder / TABLE, write_table(table(plan, rows)))
+            write()
             continue
         say(f"failed: {run.path}: {attempt.error}")
         failed[run.path] = attempt.error

@@ -76,13 +76,24 @@ def _precisions(labels: Mapping[str, Any], search: str | None, row: Mapping[str,
     return {"mask_precision": found, "precision": row.get("precision")}
 
 
+def other_rows(file: Path, plan: StudyPlan) -> list[dict[str, Any]]:
+    """The rows in the table of a folder about runs that a plan has not, those of another study, and that are there."""
+    if not file.is_file():
+        return []
+    planned = {run.path for run in plan.runs}
+    with file.open(encoding="utf-8", errors="replace", newline="") as text:
+        rows = list(csv.DictReader(text))
+    others = [row for row in rows if row.get("run") and row["run"] not in planned]
+    return [row for row in others if None not in row and (file.parent / row["run"]).is_dir()]
+
+
 def write_table(found: list[dict[str, Any]]) -> str:
     """The rows of `table` as CSV."""
     dev = sorted({key for row in found for key in row if key.startswith("dev_")})
     text = io.StringIO()
-    times = TIMES if any(row["kind"] == "bench" for row in found) else ()
+    times = TIMES if any(row.get("kind") == "bench" for row in found) else ()
     columns = ["kind", "run", *SETTINGS, *FIGURES, *dev, *times, "seconds", "mask"]
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in found)
     return text.getvalue()

@@ -232,6 +232,45 @@ def test_models_are_kept_where_asked_for(sweep, tmp_path) -> None:
     assert len(list((tmp_path / "study").glob("finetune/*/model/weights"))) == 18
 
 
+def test_a_study_says_that_models_are_gone_which_it_is_to_keep_now(sweep, commands, tmp_path, capsys) -> None:
+    changes = {"methods": "omp", "sparsities": 0.5, "search": {}}
+    assert sweep(**changes) == 0
+    assert "keep_models" not in capsys.readouterr().err
+    assert sweep(**changes, keep_models=True) == 0
+    assert commands.called == []
+    err = capsys.readouterr().err.replace("\n", " ")
+    assert "4 finished fine-tunings kept no model, finetune/demo_omp_demo_s0.5_seed0 the first" in err
+    (tmp_path / "study/finetune/demo_omp_demo_s0.5_seed0").rename(tmp_path / "away")
+    assert sweep(**changes, keep_models=True) == 0
+    assert commands.called == ["finetune/demo_omp_demo_s0.5_seed0"]
+    assert "3 finished fine-tunings kept no model" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("file", ["config.json", "config.yaml", "results.csv"])
+def test_a_study_is_not_run_into_a_model_or_a_run(file, sweep, commands, tmp_path, capsys) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / file).write_text("mine")
+    for dry in (["--dry-run"], []):
+        assert sweep(*dry) == 2
+        assert f"holds a {file} and no study; give another --output" in capsys.readouterr().err.replace("\n", " ")
+    assert [path.name for path in (tmp_path / "study").iterdir()] == [file]
+    assert sweep("--output", str(tmp_path / "study" / "runs")) == 0
+
+
+def test_a_second_study_in_a_folder_leaves_the_rows_of_the_first(sweep, commands, tmp_path) -> None:
+    changes = {"sparsities": 0.5, "search": {}}
+    assert sweep(methods="omp", **changes, bench={"tokens": [8]}) == 0
+    first = table(tmp_path)
+    assert sweep(methods="tamt-kd", **changes) == 0
+    both = table(tmp_path)
+    omp = [row for row in first if row["method"] == "omp" or row["kind"] == "bench"]
+    assert [row for row in both if row["method"] == "omp" or row["kind"] == "bench"] == omp
+    assert [row["method"] for row in both if row["kind"] == "finetune"] == ["tamt-kd"] * 2 + ["full"] * 2 + ["omp"] * 2
+    shutil.rmtree(tmp_path / "study/finetune/demo_omp_demo_s0.5_seed0")
+    assert sweep(methods="tamt-kd", **changes) == 0
+    assert len(table(tmp_path)) == len(both) - 1, "a run that is gone has no row"
+
+
 def test_a_larger_study_does_what_is_new(sweep, commands) -> None:
     assert sweep() == 0
     assert sweep(methods=["tamt-kd", "imp", "omp", "rand"], finetune_seeds=[0, 1, 2]) == 0
