@@ -6,6 +6,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -33,8 +34,9 @@ from tamt.training.run_folder import (
     HARMLESS,
     RESULTS,
     DamagedCheckpointError,
+    agrees,
+    apart,
     finished_results,
-    relocated,
     version_of,
     write_config,
 )
@@ -93,11 +95,27 @@ def _refusal(run: Run) -> UserError | None:
     return None
 
 
-def status_of(output: Path, run: Run) -> RunStatus:
+def former_output(output: Path, runs: Iterable[Run]) -> Path:
+    """The place of a study's folder when its first run was started; the study may have been moved since."""
+    for run in runs:
+        with suppress(UserError):
+            started = read_yaml(output / run.path / CONFIG)
+            if "output" in started:
+                return Path(str(started["output"])).parent.parent
+    return output
+
+
+def status_of(output: Path, run: Run, former: Path) -> RunStatus:
     """What the folder of a study holds of a run. Nothing is written.
 
-    A run is `other` than requested if a setting differs, given or by default, except for the place of the study's
-    folder, or if another version of tamt started it. A finished search may have more masks than requested.
+    A run is `other` than requested if a setting differs, given or by default, or if another version of tamt started it.
+    The study's folder, and what is named relative to it, may have been moved. A finished search may have more masks
+    than requested.
+
+    Args:
+        output: the folder of the study.
+        run: what is requested.
+        former: where that folder was, for runs that do not say so; see `former_output`.
     """
     folder = output / run.path
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -107,7 +125,7 @@ def status_of(output: Path, run: Run) -> RunStatus:
     except UserError:
         return RunStatus("damaged", f"has no readable {CONFIG}")
     finished = (folder / RESULTS).exists()
-    if differing := _difference(output, run, started, finished):
+    if differing := _difference(output, run, started, finished, former):
         return RunStatus("other", f"was started with {differing}")
     if (version := version_of(folder)) != __version__:
         return RunStatus("other", f"was started by tamt {version or 'of an unknown version'}, not {__version__}")
@@ -138,15 +156,16 @@ def _is_whole(mask: Path) -> bool:
         return False
 
 
-def _difference(output: Path, run: Run, started: Mapping[str, Any], finished: bool) -> str | None:
+def _difference(output: Path, run: Run, started: Mapping[str, Any], finished: bool, former: Path) -> str | None:
     """The first setting in which a started run differs from `run`; None if there is none."""
     options = OPTIONS[run.kind]
     left_out = options.NOT_SAVED | {"output"}
     defaults = {field.name: field.default for field in fields(options) if field.name not in left_out}
     if "output" in started:
         former = Path(started["output"]).parent.parent
-    else:  # an evaluation or a measurement, which names the folder of a search
-        former = Path(str(started.get("mask")).rpartition("/search/")[0] or output)
+    elif place := str(started.get("mask")).rpartition("/search/")[0]:  # of an evaluation or a measurement
+        former = Path(place)
+    before, now = apart(former, output)
     for name, default in defaults.items():
         asked = run.settings.get(name, default)
         asked = str(asked) if isinstance(asked, Path) else asked
@@ -155,7 +174,7 @@ def _difference(output: Path, run: Run, started: Mapping[str, Any], finished: bo
             continue
         if name == "save_at" and finished and {*(asked or [])} <= {*(there or [])}:
             continue
-        if asked not in (there, relocated(there, former, output)):  # the study may have been moved
+        if not agrees(asked, there, before, now):
             return f"{name} = {there!r}, not {asked!r}"
     return None
 

@@ -16,7 +16,7 @@ from tamt.sweep.engine import Engine, Here, OnRay
 from tamt.sweep.forecast import Forecast, duration
 from tamt.sweep.inputs import check_inputs
 from tamt.sweep.plan import Kind, Run, StudyPlan, make_plan
-from tamt.sweep.runs import RunStatus, check_options, move_aside, status_of
+from tamt.sweep.runs import RunStatus, check_options, former_output, move_aside, status_of
 from tamt.sweep.study import Study, load_study
 from tamt.sweep.table import TABLE, other_rows, summary, table, write_table
 from tamt.sweep.worker_processes import WorkerProcesses
@@ -151,7 +151,8 @@ def _run_all(
 
 def _statuses(folder: Path, plan: StudyPlan) -> dict[str, RunStatus]:
     """The status of each run. A finished search without its masks is damaged only if a run that is left needs them."""
-    statuses = {run.path: status_of(folder, run) for run in plan.runs}
+    former = former_output(folder, plan.runs)
+    statuses = {run.path: status_of(folder, run, former) for run in plan.runs}
     needed = {run.needs for run in plan.runs if statuses[run.path].state != "done"}
     for path, status in statuses.items():
         if status.state == "done without its masks":

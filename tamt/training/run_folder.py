@@ -347,26 +347,28 @@ def finished_results(path: Path, settings: Mapping[str, Any]) -> list[dict] | No
 def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
     """The output may be named in another way, or have moved with the study that it is in."""
     started = read_yaml(path / CONFIG)
-    former, now = _apart(Path(str(started.get("output"))), Path(str(settings.get("output"))))
+    former, now = apart(Path(str(started.get("output"))), Path(str(settings.get("output"))))
     for key in dict.fromkeys([*settings, *LEFT_OUT]):
         value, there = settings.get(key), started.get(key)
         if key in HARMLESS or key == "output" or value == AUTO:
             continue
-        if _plain(value) not in (there, relocated(there, former, now)):
+        if not agrees(_plain(value), there, former, now):
             raise UserError(
                 f"the run in {path} was started with {key} = {there!r}, not {_plain(value)!r}; "
                 "continue it with its own settings or give a new --output"
             )
 
 
-def relocated(value: Any, former: Path, now: Path) -> Any:
-    """A setting that names a place below `former`, at its place below `now`; any other setting as it is."""
-    if isinstance(value, str) and Path(value).is_relative_to(former):
-        return str(now / Path(value).relative_to(former))
-    return value
+def agrees(asked: Any, there: Any, former: Path, now: Path) -> bool:
+    """Whether a setting is that of a started run, or each of its paths was moved from below `former` to below `now`."""
+    if isinstance(asked, list) and isinstance(there, list):
+        return len(asked) == len(there) and all(agrees(*pair, former, now) for pair in zip(asked, there, strict=True))
+    if asked != there and isinstance(there, str) and Path(there).is_relative_to(former):
+        there = str(now / Path(there).relative_to(former))
+    return bool(asked == there)
 
 
-def _apart(former: Path, now: Path) -> tuple[Path, Path]:
+def apart(former: Path, now: Path) -> tuple[Path, Path]:
     """Two paths without the parts that they have in common at their ends."""
     while former.name and former.name == now.name:
         former, now = former.parent, now.parent

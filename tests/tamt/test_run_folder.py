@@ -100,7 +100,8 @@ def test_a_run_that_was_moved_with_its_study_goes_on(former: str, now: str, tmp_
 
     def settings(study: str) -> dict:
         mask = f"{study}/search/kd/mask.safetensors"
-        return {"output": f"{study}/finetune/sst2", "mask": mask, "train_file": "rows.tsv"}
+        own = {"mask": mask, "corpus": ["demo", f"{study}/text.txt"], "train_file": "rows.tsv"}
+        return {"output": f"{study}/finetune/sst2", **own}
 
     with RunFolder(Path(former) / "finetune/sst2", settings(former)):
         pass

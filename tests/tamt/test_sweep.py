@@ -459,6 +459,28 @@ def test_a_study_can_be_moved(sweep, commands, tmp_path) -> None:
     assert commands.called == []
 
 
+def test_a_study_can_be_moved_with_its_model_and_texts(commands, tiny_bert, tmp_path, capsys) -> None:
+    place, moved = tmp_path / "place", tmp_path / "further" / "moved"
+    shutil.copytree(tiny_bert, place / "bert")
+    for name in ("text.txt", "more.txt", "rows.tsv"):
+        (place / name).write_text("a\n")
+    own = {"task": "classification", "train_file": "rows.tsv", "dev_file": "rows.tsv"}
+    study = {**STUDY, "models": "bert", "corpus": ["text.txt", "more.txt"], "dev_corpus": "text.txt", "search": {}}
+    study |= {"methods": ["tamt-kd", "omp"], "tasks": {"mine": own}, "bench": {"tokens": [8]}}
+    (place / "study.yaml").write_text(yaml.safe_dump(study))
+    assert main(["sweep", str(place / "study.yaml")]) == 0
+    moved.parent.mkdir()
+    place.rename(moved)
+    commands.called.clear()
+    assert main(["sweep", str(moved / "study.yaml")]) == 0
+    assert commands.called == []
+    shutil.copytree(tiny_bert, moved / "other" / "bert")
+    (moved / "study.yaml").write_text(yaml.safe_dump({**study, "models": "other/bert"}))
+    capsys.readouterr()
+    assert main(["sweep", str(moved / "study.yaml")]) == 2
+    assert "was started with model = " in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_runs_that_took_no_time_can_be_forecast(sweep, tmp_path, capsys) -> None:
     folder = tmp_path / "study" / "search" / "omp_demo_s0.5"
     assert sweep(methods="omp", sparsities=0.5, search={}, tasks={}, full_model=False) == 0
