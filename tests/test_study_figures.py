@@ -60,7 +60,7 @@ def score(runs: Runs, fine_tuning: str) -> float | None:
 def assert_says(row: Row, heading: str, value: float | None, decimals: int = 1) -> None:
     """The cell under this heading shows the value, or says that it was not run."""
     said = "not run" if value is None else f"{value:.{decimals}f}"
-    assert row[heading].strip("*") == said, (heading, row)
+    assert row[heading].strip("*").replace("−", "-") == said, (heading, row)
 
 
 def assert_best_is_bold(rows: list[Row], heading: str) -> None:
@@ -164,41 +164,42 @@ def test_longer_searches(runs: Runs) -> None:
 
 
 def test_the_study_of_objectives(runs: Runs) -> None:
-    (rows,) = tables("reports.md", "Which objective")
-    tasks = [heading for heading in rows[0] if heading.partition(",")[0] in TASKS]
-    for row in rows:
+    every_task, earlier = tables("reports.md", "Which objective")
+    for row in [*every_task, *earlier]:
         objective = row["`--objective`"].strip("`").replace(":", "-").replace(",", "-")
         subnetwork = f"tamt_demo_s0.7_{objective}_activation_steps150"
-        assert_says(row, "KD loss", fmean(losses(runs, f"objectives/search/{subnetwork}_seed0", 0.7)), 3)
-        for heading in tasks:
-            task, _, dropout = heading.partition(", with ")
-            folder = "objectives-dropout" if dropout else "objectives"
-            assert_says(
-                row, heading, score(runs, rf"{folder}/finetune/{TASKS[task]}_{subnetwork}_mask0(_n8000)?_seed0")
-            )
-    for heading in tasks:
-        assert_best_is_bold(rows, heading)
+        found = {}
+        for heading in (heading for heading in row if heading.partition(",")[0] in TASKS):
+            task, _, addition = heading.partition(", ")
+            folder = {"": "objectives-bf16", "float32": "objectives", "dropout": "objectives-dropout"}[addition]
+            run = rf"{folder}/finetune/{TASKS[task]}_{subnetwork}_mask0(_n8000)?_seed0"
+            found[heading] = score(runs, run)
+            assert_says(row, heading, found[heading])
+        if "mean" in row:
+            loss = fmean(losses(runs, f"objectives-bf16/search/{subnetwork}_seed0", 0.7))
+            assert_says(row, "KD loss", loss, 3)
+            assert_says(row, "mean", fmean(value for value in found.values() if value is not None))
+    for rows in (every_task, earlier):
+        for heading in rows[0]:
+            if heading not in ("`--objective`", "KD loss"):
+                assert_best_is_bold(rows, heading)
 
 
 def test_the_study_of_a_base_sized_model(runs: Runs) -> None:
     (rows,) = tables("reports.md", "A base-sized model")
     for row in rows:
         sparsity = int(row["pruned"].split()[0]) / 100
+        subnetwork, default = "full_demo-base", "2e-05"
         if sparsity:
-            subnetwork = f"{METHODS[row['1']]}_demo-base_s{sparsity}{'_steps150' * (row['1'] == 'TAMT-KD')}"
-            assert_says(
-                row, "KD loss", fmean(losses(runs, rf"evidence-base/search/{subnetwork}(_seed0)?", sparsity)), 3
-            )
-        else:
-            subnetwork = "full_demo-base"
-        default = "0.00016" if sparsity else "2e-05"
+            trained = "_activation_steps150" * (row["1"] == "TAMT-KD")
+            subnetwork, default = f"{METHODS[row['1']]}_demo-base_s{sparsity}{trained}", "0.00016"
+            found = losses(runs, rf"evidence-base/search/{subnetwork}(_seed\d)?", sparsity)
+            assert row["KD loss"] == ", ".join(f"{loss:.3f}" for loss in found), row
         for task in ("TREC", "STS-B", "SST-2"):
-            if row[task] != "–":  # that model's outputs are all the same, and have no correlation
-                pattern = rf"evidence-base/finetune/{TASKS[task]}_{subnetwork}(_mask0)?_n2000(_lr{default})?_seed0"
-                assert_says(row, task, score(runs, pattern))
-    for task in ("TREC", "STS-B", "SST-2"):
-        for pruned in ("70 %", "80 %"):
-            assert_best_is_bold([row for row in rows if row["pruned"] == pruned], task)
+            run = rf"evidence-base/finetune/{TASKS[task]}_{subnetwork}(_mask\d)?_n2000(_lr{default})?_seed\d"
+            results = [row for folder, rows in runs.items() if re.fullmatch(run, folder) for row in rows]
+            by_seed = [found["score"] for found in sorted(results, key=lambda found: found["seed"])]
+            assert row[task] == ", ".join("–" if score is None else f"{100 * score:.1f}" for score in by_seed), row
 
 
 def assert_mean_and_spread(row: Row, heading: str, found: list[float]) -> None:
