@@ -23,13 +23,17 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """Points in one colour. `style` names it: a method, or `model-0`, `model-1`, … where models are compared."""
+    """Points in one colour. `style` names it: a method, or `model-0`, `model-1`, … where models are compared.
+
+    `variant` names the variant of the method, so that several have colours of their own; empty where there is none.
+    """
 
     label: str
     style: str
     points: tuple[Point, ...]
     line: bool = True
     dashed: bool = False
+    variant: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ from tamt.masks.file import PackedMasks, load_packed
 from tamt.masks.masking import Sparsity
 from tamt.masks.similarity import of_one_model, similarity
 from tamt.methods import OMP
-from tamt.report.figure import Chart, Figure, HeatMap, Missing, Point, Series
+from tamt.report.figure import Chart, Figure, HeatMap, Missing, Point
 from tamt.report.numbers import percent
 from tamt.report.results import Results, TicketRecord
-from tamt.report.scores import MethodVariant, Scores, label_of, main_tickets, scatter, suffixes
+from tamt.report.scores import MethodVariant, Scores, label_of, main_tickets, scatter, series_of, suffixes
 from tamt.report.statistics import summarise
-from tamt.report.variants import is_unusual
 from tamt.runtime.errors import UserError
 
 MOST_MASKS = 24
@@ -222,7 +221,7 @@ def _layer_figures(groups: list[MaskGroup], suffix: str, stem: str) -> list[Figu
                 for layer, values in sorted(layers.items())
                 for s in [summarise(values)]
             )
-            series.append(Series(label_of(*key), key[0], points, dashed=is_unusual(key[1])))
+            series.append(series_of(key, points))
         charts.append(Chart(group.title, "layer", "Jaccard similarity to OMP", tuple(series)))
         highest = max(d for distances in group.differences.values() for d in distances.values())
         for key, distances in group.differences.items():

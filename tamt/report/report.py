@@ -12,6 +12,7 @@ from tamt.report.masks import compare_masks, mask_figures
 from tamt.report.page import GENERATOR, files_beside, markdown, page
 from tamt.report.paper import paper_table, settings_table
 from tamt.report.read import read_results
+from tamt.report.style import told_apart
 from tamt.report.tables import (
     correlation_table,
     differences_table,
@@ -47,7 +48,9 @@ def report(options: ReportOptions) -> dict:
     pyplot()
     results = read_results(options.folder)
     groups = compare_masks(results)
-    found = [*figures_of(results), *mask_figures(results, groups)]
+    drawn = [*figures_of(results), *mask_figures(results, groups)]
+    styled = iter(told_apart([item for item in drawn if isinstance(item, Figure)]))
+    found = [next(styled) if isinstance(item, Figure) else item for item in drawn]
     found.sort(key=lambda item: (item.name if isinstance(item, Figure) else "z").startswith(("search", "layers")))
     figures = [item for item in found if isinstance(item, Figure)]
     tables = [

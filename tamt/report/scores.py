@@ -137,7 +137,8 @@ def about_ticket(ticket: TicketRecord) -> str:
 
 def series_of(key: MethodVariant, points: tuple[Point, ...], more: str = "", line: bool = True) -> Series:
     """The points of a method in its colour, dashed if the variant is not the default; `more` is added to the label."""
-    return Series(label_of(*key) + more, key[0], points, line, dashed=is_unusual(key[1]))
+    name = label_of(*key)
+    return Series(name + more, key[0], points, line, is_unusual(key[1]), name)
 
 
 def scatter(

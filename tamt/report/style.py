@@ -1,15 +1,25 @@
 """The colours and marks of methods, on paper and in the page."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tamt.methods import FULL, METHODS, PUBLISHED
-from tamt.report.figure import Chart, Figure, Series
+from tamt.report.figure import Chart, Figure, HeatMap, Series
 
 FRONT = "front"
 """The style of a Pareto front."""
 FULL_MARK = "*"
 """The mark of the full model where it is a point; elsewhere it is a line."""
 INK, MUTED, RULE, PAPER = "#1b1f24", "#5b6570", "#d9dee4", "#fffffe"
+VARIANTS = {
+    "variant-1": ("#0072b4", "#56a9e2", "D"),
+    "variant-2": ("#b98001", "#f0b93b", "s"),
+    "variant-3": ("#5a3e98", "#a98be5", "^"),
+    "variant-4": ("#d55e02", "#ff8a3f", "v"),
+    "variant-5": ("#008a68", "#2fc39d", "o"),
+}
+"""Colours and marks for further variants of one method, such as its objectives; no method has the same two."""
 COLOURS = {
     **{method.name: method.colours for method in METHODS.values()},
     PUBLISHED: ("#5a3e99", "#a98be6"),
@@ -19,6 +29,7 @@ COLOURS = {
     "model-0": ("#0072b3", "#56a9e1"),
     "model-1": ("#d55e01", "#ff8a3e"),
     "model-2": ("#008a67", "#2fc39c"),
+    **{name: (light, dark) for name, (light, dark, _) in VARIANTS.items()},
 }
 """The colours of each style on a light and on a dark page. They are those of Okabe and Ito, which the colour-blind can
 distinguish, but darker, so that thin lines are visible on white. The marks differ too."""
@@ -30,6 +41,7 @@ MARKS = {
     FRONT: "",
     "model-1": "s",
     "model-2": "^",
+    **{name: mark for name, (_, _, mark) in VARIANTS.items()},
 }
 PAGE = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--surface)"}
 PAGE |= {light: f"var(--{style.replace('+', '-')})" for style, (light, _) in COLOURS.items() if style != FULL}
@@ -74,6 +86,36 @@ def styles_of(figure: Figure) -> list[Series]:
                 line = Series(panel.reference[0], "full", (), dashed=True)
                 found.setdefault((line.label, line.style, True), line)
     return sorted(found.values(), key=lambda series: series.style == "full")
+
+
+def told_apart(figures: Sequence[Figure]) -> list[Figure]:
+    """The figures, with a style for each variant where several of one method are drawn in the same way."""
+    alike: dict[tuple[str, bool], set[str]] = {}
+    for figure in figures:
+        for series in _all_series(figure):
+            if series.variant:
+                alike.setdefault((series.style, series.dashed), set()).add(series.variant)
+    further = list(VARIANTS)
+    styles = {
+        (*key, variant): further[number % len(further)]
+        for key, variants in alike.items()
+        for number, variant in enumerate(sorted(variants)[1:])
+    }
+
+    def told(panel: Chart | HeatMap) -> Chart | HeatMap:
+        if isinstance(panel, HeatMap):
+            return panel
+        return replace(panel, series=tuple(replace(s, style=styles.get(_kind(s), s.style)) for s in panel.series))
+
+    return [replace(figure, panels=tuple(map(told, figure.panels))) for figure in figures]
+
+
+def _all_series(figure: Figure) -> Iterator[Series]:
+    return (series for panel in figure.panels if isinstance(panel, Chart) for series in panel.series)
+
+
+def _kind(series: Series) -> tuple[str, bool, str]:
+    return (series.style, series.dashed, series.variant)
 
 
 def mark_of(series: Series) -> str:

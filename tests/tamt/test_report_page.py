@@ -16,7 +16,7 @@ from tamt.report.figure import Chart, Figure, Point, Series
 from tamt.report.figures import figures_of
 from tamt.report.read import read_results
 from tamt.report.report import report
-from tamt.report.style import swatch
+from tamt.report.style import colour_of, mark_of, styles_of, swatch, told_apart
 from tamt.report.svg import svg_of
 
 FIGURES = [
@@ -202,6 +202,23 @@ def test_ticks_are_labelled_with_their_values() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_mark_in_the_legend(method: str) -> None:
     assert "fill=" in swatch(Series(method, method, ()))
+
+
+def test_variants_of_one_method_are_told_apart() -> None:
+    def figure(*names: str) -> Figure:
+        series = tuple(
+            Series(name, "tamt", (Point(0.1, 0.2),), line=False, dashed=True, variant=name) for name in names
+        )
+        return Figure("fig", "title", "", "", (Chart("", "x", "y", (*series, Series("OMP", "omp", ()))),))
+
+    def looks(figure: Figure) -> list[tuple[str, str]]:
+        return [(colour_of(series.style), mark_of(series)) for series in styles_of(figure)]
+
+    names = ["attention", "contrastive", "kd", "kd + attention", "logits", "mlm"]
+    several, one = told_apart([figure(*names), figure("kd")])
+    assert len({*looks(several)}) == len(names) + 1
+    assert looks(one)[0] == looks(several)[names.index("kd")]  # the same in every figure
+    assert looks(told_apart([figure("kd")])[0]) == looks(figure("kd"))
 
 
 @pytest.mark.parametrize(("words", "columns"), [(1, 5), (6, 3), (40, 1)])
