@@ -87,6 +87,7 @@ def assert_evidence(runs: Runs, folder: str, row: Row, title: str, sparsity: flo
     found = {
         task: score(runs, rf"{folder}/finetune/{short}_{subnetwork}(_mask\d)?(_n8000)?_lr[\d.]+_seed\d")
         for task, short in TASKS.items()
+        if task in row
     }
     for task, value in found.items():
         assert_says(row, task, value)
@@ -117,6 +118,11 @@ def test_the_evidence_study_at_50_percent(runs: Runs) -> None:
         assert_evidence(runs, "evidence-fp32", row, row["50 % pruned"], 0.5)
     for task in TASKS:
         assert_best_is_bold(rows[1:], task)
+
+
+def test_the_evidence_study_of_the_papers_start_and_random_masks(runs: Runs) -> None:
+    for row in tables("reports.md", "The evidence study")[4]:
+        assert_evidence(runs, "evidence-bf16", row, row["1"], int(row["pruned"].split()[0]) / 100)
 
 
 def test_what_is_won_back_is_what_the_report_says() -> None:
