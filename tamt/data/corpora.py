@@ -215,7 +215,8 @@ def make_blocks(lines: "datasets.Dataset", tokenizer: PreTrainedTokenizerBase, m
 
 def _around(tokenizer: PreTrainedTokenizerBase, lines: "datasets.Dataset") -> tuple[list[int], list[int]]:
     """The special tokens before and after a text."""
-    for text in itertools.chain(["a"], lines["text"]):  # a tokenizer may drop what it does not know, and know no "a"
+    # A tokenizer may drop what it does not know, and know no "a". The lines are read only then.
+    for text in itertools.chain(["a"], (line["text"] for line in lines)):
         if tokens := tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
             around = tokenizer(text, verbose=False)["input_ids"]
             start = around.index(tokens[0])
