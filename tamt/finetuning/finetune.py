@@ -80,6 +80,8 @@ def _finetune(options: FinetuneOptions) -> dict:
         with processes.one_first():
             task, rows = load_rows(task, options.data_dir, options.train_file, options.dev_file)
         make_job = partial(_classification, task, rows)
+        if task.kind == "regression":
+            options = replace(options, regression_start="mean" if options.starts_at_mean() else "zero")
     if len(rates) > 1:
         return {"results": [_run_rates(task, make_job, options)]}
     options = replace(options, lr=rates[0])
@@ -306,18 +308,20 @@ def _read_two_rows(job: Job) -> None:
 def _classification(
     task: Task, rows: dict[str, Rows], options: FinetuneOptions, compute: Compute, cuda_graphs: bool
 ) -> Classification:
-    with processes.one_first():
-        tokenizer = load_tokenizer(options.model, masking=False)
-        model = load_classifier(options.model, task.label_names)
-    length = input_length(model, tokenizer, options.model, options.max_length, task.max_length)
-    train = rows["train"]
+    train, start = rows["train"], 0.0
     if task.name == "classification":
         say(labels_found(task, train))
-    if task.kind == "regression":  # at the start its loss is about the mean square of the scores
+    if task.kind == "regression":  # at the start its loss is about the mean square of the scores, or less
         compute.loss_scale.largest = LARGEST_LOSS * max(1.0, statistics.fmean(label**2 for label in train.labels))
     if samples := options.train_samples:
         strata = train.labels if task.kind == "classification" else None
         train = train.take(subset(strata, len(train), samples, options.seed))
+    if task.kind == "regression" and options.regression_start == "mean":
+        start = statistics.fmean(train.labels)
+    with processes.one_first():
+        tokenizer = load_tokenizer(options.model, masking=False)
+        model = load_classifier(options.model, task.label_names, start)
+    length = input_length(model, tokenizer, options.model, options.max_length, task.max_length)
     dev = {split: found for split, found in rows.items() if split != "train"}
     return Classification(
         task=task,

@@ -23,16 +23,23 @@ FINETUNED = {
 """The loader of a fine-tuned model by a part of its class name."""
 
 
-def load_classifier(name: str, labels: Sequence[str] | None) -> PreTrainedModel:
+def load_classifier(name: str, labels: Sequence[str] | None, start: float = 0.0) -> PreTrainedModel:
     """The model `name`, fp32, under a fresh classification head with an output per label; without labels a regression.
 
     The head is drawn from torch's global generator (seed it first), even where the checkpoint holds one.
+
+    Args:
+        name: a hub name, a folder, or a model that comes with tamt.
+        labels: the names of the labels, None for a regression.
+        start: what a regression gives before it is trained, about: the bias of its output.
 
     Raises:
         UserError: the model cannot be loaded, or has no prunable matrix.
     """
     if labels is None:
-        return _load_fresh(AutoModelForSequenceClassification, name, num_labels=1, problem_type="regression")
+        model = _load_fresh(AutoModelForSequenceClassification, name, num_labels=1, problem_type="regression")
+        _start_at(model, start)
+        return model
     return _load_fresh(
         AutoModelForSequenceClassification,
         name,
@@ -92,3 +99,11 @@ def _load_fresh(factory: Any, name: str, **options: Any) -> PreTrainedModel:
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
     return model
+
+
+def _start_at(model: PreTrainedModel, start: float) -> None:
+    """Set the bias of the output of a regression."""
+    inside = set(model.base_model.modules())
+    for module in model.modules():
+        if module not in inside and isinstance(module, nn.Linear) and module.out_features == 1:
+            nn.init.constant_(module.bias, start)

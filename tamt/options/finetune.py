@@ -9,7 +9,15 @@ from tamt.data.tasks import TASKS, Task, TaskName, with_columns
 from tamt.options.base import Options
 from tamt.options.values import check_seeds
 from tamt.recipes import Recipe
-from tamt.runtime.choices import CHECK_EVERY, KEEP, Precision, Sparse, Tracker, resolve_tracker
+from tamt.runtime.choices import (
+    CHECK_EVERY,
+    KEEP,
+    Precision,
+    RegressionStart,
+    Sparse,
+    Tracker,
+    resolve_tracker,
+)
 from tamt.runtime.errors import UserError
 
 
@@ -40,7 +48,10 @@ class FinetuneOptions(Options):
         lr: the peak learning rate, from which it falls linearly to 0; by default 2e-5 * 768 / width *
             (1 + 10 * sparsity), where a shrunk model has sparsity 0. With several rates, such as 1e-4,3e-4, each is
             run in OUTPUT/lr-RATE, and the one with the best mean score over the seeds is the result.
-        recipe: how lr is chosen if it is not given: short by the rule above, paper 2e-5 (3e-5 for squad).
+        recipe: how lr is chosen if it is not given: short by the rule above, paper 2e-5 (3e-5 for squad); and where a
+            regression starts.
+        regression_start: what the model of a regression gives at first: mean is the mean of the train labels, zero is
+            0; auto is mean, or zero with --recipe paper.
         weight_decay: the weight decay of AdamW, for all parameters.
         eval_every: the steps between two evaluations; by default the paper's 50 (500 for mnli, qnli and qqp, 1000 for
             squad, 200 for demo and questions). The end is always evaluated.
@@ -90,6 +101,7 @@ class FinetuneOptions(Options):
     max_length: int | None = None
     lr: list[float] | float | None = None
     recipe: Recipe = "short"
+    regression_start: RegressionStart = "auto"
     weight_decay: float = 0.0
     eval_every: int | None = None
     early_stop: int | None = None
@@ -140,8 +152,14 @@ class FinetuneOptions(Options):
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"--weight-decay {self.weight_decay:g} must be 0 or more and finite; leave it out for none")
 
+    def starts_at_mean(self) -> bool:
+        """Whether the output of a regression starts at the mean of the train labels."""
+        return self.regression_start == "mean" or (self.regression_start == "auto" and self.recipe != "paper")
+
     def _check_task(self, task: Task) -> None:
         with_columns(task, self.text_column, self.label_column)
+        if self.regression_start != "auto" and task.kind != "regression":
+            raise UserError(f"--regression-start is for a regression, and {task.name} is none; leave it out")
         if task.kind == "question-answering":
             if self.train_file is not None or self.dev_file is not None:
                 raise UserError(

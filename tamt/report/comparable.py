@@ -42,6 +42,7 @@ FINETUNE_SETTINGS = (
     EFFECTIVE_BATCH,
     "max_length",
     "recipe",
+    "regression_start",
     "weight_decay",
     "eval_every",
     "early_stop",
@@ -118,6 +119,8 @@ def _value(config: Mapping[str, Any], name: str) -> Any:
         value = getattr(task, name)
     if name == "initial":
         return initial_mask(config)
+    if name == "regression_start":  # runs from before there was a choice started at zero
+        return (value or "zero") if task and task.kind == "regression" else None
     return None if value is False else hashable(value)  # configs of older versions lack newer switches
 
 

@@ -152,9 +152,9 @@ def settings_table(results: Results) -> Table:
         paper = (SETTINGS_OF_SEARCHES if searching else SETTINGS_OF_TASKS).get(key, "—")
         rows.append((model, label_of(name, variant) if searching else name, key, value, paper))
     note = (
-        "The settings of the runs. Defaults are those of the paper, with three exceptions: scores, dropout and "
+        "The settings of the runs. Defaults are those of the paper, with four exceptions: scores, dropout and "
         "learning rate of mask training without --recipe paper; the learning rate of fine-tuning without it, "
-        f"{RATE_OF_BASE:g} · {WIDTH_OF_BASE} / width · (1 + {RISE_BY_SPARSITY:g} · sparsity); and tasks that are not "
-        "in the paper."
+        f"{RATE_OF_BASE:g} · {WIDTH_OF_BASE} / width · (1 + {RISE_BY_SPARSITY:g} · sparsity); "
+        "regressions, which start at the mean of the train labels without it; and tasks that are not in the paper."
     )
     return Table("settings", "Settings", note, ("model", "method or task", "setting", "here", "paper"), rows)

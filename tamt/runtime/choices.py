@@ -28,6 +28,8 @@ Tracker = Literal["auto", "none", "tensorboard", "wandb", "mlflow", "trackio"]
 """Where metrics go beside `metrics.jsonl`; the names are those of accelerate's `log_with`, and of the packages."""
 Sparse = Literal["auto", "on", "off"]
 """Whether a fine-tuning stores and multiplies kept weights only."""
+RegressionStart = Literal["auto", "mean", "zero"]
+"""What a model for a regression gives before it is trained: the mean of the train labels, or about 0."""
 Values = Literal["float32", "float16", "bfloat16"]
 """The types of numbers in a sparse file, by torch's names."""
 Ranking = Literal["signed", "abs"]

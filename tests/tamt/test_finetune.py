@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM, pipeline
 
@@ -122,6 +123,20 @@ def test_a_regression_of_ones_own_files_is_learned(scale: int, tiny_bert: Path, 
     (first, *_) = map(json.loads, (tmp_path / "run" / "predictions.jsonl").open())
     assert first["label"] == -2.5 * scale
     assert isinstance(first["prediction"], float)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "where"),
+    [({}, "mean"), ({"recipe": "paper"}, "zero"), ({"recipe": "paper", "regression_start": "mean"}, "mean")],
+)
+def test_where_a_regression_starts(chosen: dict, where: str, tiny_bert: Path, tmp_path: Path) -> None:
+    file = tmp_path / "scores.tsv"
+    file.write_text("sentence\tlabel\n" + "".join(f"a new film\t{40 + i}\n" for i in range(9)), encoding="utf-8")
+    files = {"train_file": file, "dev_file": file, "task": "regression", "epochs": 1, "lr": 1e-9} | chosen
+    run(tiny_bert, tmp_path / "run", **files)
+    predicted = [json.loads(line)["prediction"] for line in (tmp_path / "run" / "predictions.jsonl").open()]
+    assert predicted == pytest.approx([44 if where == "mean" else 0] * 9, abs=3)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["regression_start"] == where
 
 
 def test_the_gradient_of_pruned_weights_is_outside_the_norm(tiny_bert: Path) -> None:
@@ -307,6 +322,8 @@ def test_a_checkpoint_with_a_head_gets_a_fresh_one(tiny_bert: Path, tmp_path: Pa
         ({"epochs": 0}, "--epochs 0 must be 1 or more"),
         ({"eval_every": 0}, "--eval-every 0 must be 1 or more"),
         ({"lr": 0.0}, "--lr 0 must be more than 0"),
+        ({"regression_start": "mean"}, "--regression-start is for a regression, and classification is none"),
+        ({"task": "stsb", "regression_start": "median"}, "--regression-start median is not one of auto, mean, zero"),
         ({"weight_decay": -1.0}, "--weight-decay -1 must be 0 or more and finite"),
         ({"weight_decay": float("nan")}, "--weight-decay nan must be 0 or more and finite"),
         ({"max_length": 33}, "--max-length 33 is more than the 32 tokens"),

@@ -295,6 +295,19 @@ def test_a_default_that_is_written_out_is_the_same_setting(tmp_path: Path) -> No
     ]
 
 
+def test_regressions_that_start_elsewhere_are_not_averaged_in(tmp_path: Path) -> None:
+    example = ExampleStudy(tmp_path / "study")
+    ticket = example.search(MODEL, "omp", 0.7)[0]
+    for task in ("stsb", "cola"):
+        for seed, settings in enumerate(({}, {"regression_start": "zero"}, {"regression_start": "mean"})):
+            example.finetune(MODEL, task, ticket, seed, **(settings if task == "stsb" else {}))
+    found = read_results(example.folder)
+    assert [item.why for item in found.skipped] == [
+        "has regression_start mean where most runs of stsb have regression_start zero; they are not averaged"
+    ]
+    assert [key for _, task, _, key, _ in found.settings if key == "regression_start"] == ["regression_start"]
+
+
 def test_searches_with_another_effective_batch_or_head_are_not_averaged_in(tmp_path: Path) -> None:
     example = ExampleStudy(tmp_path / "study")
     alike: list[dict] = [
