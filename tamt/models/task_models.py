@@ -34,11 +34,12 @@ def load_classifier(name: str, labels: Sequence[str] | None, start: float = 0.0)
         start: what a regression gives before it is trained, about: the bias of its output.
 
     Raises:
-        UserError: the model cannot be loaded, or has no prunable matrix.
+        UserError: the model cannot be loaded, has no prunable matrix, or its output has no bias to start with.
     """
     if labels is None:
         model = _load_fresh(AutoModelForSequenceClassification, name, num_labels=1, problem_type="regression")
-        _start_at(model, start)
+        if start:
+            _start_at(model, name, start)
         return model
     return _load_fresh(
         AutoModelForSequenceClassification,
@@ -101,9 +102,12 @@ def _load_fresh(factory: Any, name: str, **options: Any) -> PreTrainedModel:
     return model
 
 
-def _start_at(model: PreTrainedModel, start: float) -> None:
+def _start_at(model: PreTrainedModel, name: str, start: float) -> None:
     """Set the bias of the output of a regression."""
-    inside = set(model.base_model.modules())
-    for module in model.modules():
-        if module not in inside and isinstance(module, nn.Linear) and module.out_features == 1:
-            nn.init.constant_(module.bias, start)
+    outside = set(model.modules()) - set(model.base_model.modules())
+    outputs = [module for module in outside if isinstance(module, nn.Linear) and module.out_features == 1]
+    if len(outputs) != 1 or outputs[0].bias is None:
+        raise UserError(
+            f"the head of {name} has no bias that could start at the labels' mean; give --regression-start zero"
+        )
+    nn.init.constant_(outputs[0].bias, start)

@@ -21,7 +21,7 @@ from tamt.finetuning.finetune import finetune
 from tamt.masks.file import MaskInfo, load_masks, save_masks
 from tamt.masks.masking import Masks, apply_masks, keep_of, magnitude_masks, prunable_modules, prunable_weights
 from tamt.models.language_model import load_masked_language_model
-from tamt.models.task_models import load_question_answerer
+from tamt.models.task_models import load_classifier, load_question_answerer
 from tamt.runtime.errors import UserError
 from tamt.search.imp import STAGES
 from tamt.search.train import train
@@ -136,6 +136,12 @@ def test_a_subnetwork_is_fine_tuned(name: str, saved, files: Path, tmp_path: Pat
     rows = files / "rows.tsv"
     finetune("classification", str(model), tmp_path / "run", mask, train_file=rows, dev_file=rows, epochs=1, lr=1e-3)
     check_pruned(AutoModelForSequenceClassification, tmp_path / "run" / "model", model, masks)
+
+
+@each_family
+def test_a_regression_starts_where_it_is_told(name: str, saved) -> None:
+    model, tokens = load_classifier(str(saved(name)[0]), None, start=100.0).eval(), torch.tensor([[2, 5, 6, 3]])
+    assert model(input_ids=tokens).logits.item() == pytest.approx(100, abs=10)
 
 
 @each_family

@@ -1,7 +1,8 @@
 """Fine-tuning end to end on tiny models: zeros stay zero, learning works, best and final are told apart."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,14 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM, pipeline
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    pipeline,
+)
 
 from tamt.data import assets as demo
 from tamt.data.rows import Rows
@@ -137,6 +145,21 @@ def test_where_a_regression_starts(chosen: dict, where: str, tiny_bert: Path, tm
     predicted = [json.loads(line)["prediction"] for line in (tmp_path / "run" / "predictions.jsonl").open()]
     assert predicted == pytest.approx([44 if where == "mean" else 0] * 9, abs=3)
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["regression_start"] == where
+
+
+def test_a_head_that_cannot_start_at_the_mean_is_named(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "transformers.models.bert.modeling_bert.BertForSequenceClassification.__init__",
+        partialmethod(without_bias, BertForSequenceClassification.__init__),
+    )
+    load_classifier(str(tiny_bert), None)
+    with pytest.raises(UserError, match="has no bias that could start at the labels' mean; give --regression-start"):
+        load_classifier(str(tiny_bert), None, start=2.7)
+
+
+def without_bias(model: BertForSequenceClassification, make: Callable, config: BertConfig) -> None:
+    make(model, config)
+    model.classifier.bias = None
 
 
 def test_the_gradient_of_pruned_weights_is_outside_the_norm(tiny_bert: Path) -> None:
