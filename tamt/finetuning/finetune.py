@@ -311,13 +311,12 @@ def _classification(
     train, start = rows["train"], 0.0
     if task.name == "classification":
         say(labels_found(task, train))
-    if task.kind == "regression":  # at the start its loss is about the mean square of the scores, or less
-        compute.loss_scale.largest = LARGEST_LOSS * max(1.0, statistics.fmean(label**2 for label in train.labels))
     if samples := options.train_samples:
         strata = train.labels if task.kind == "classification" else None
         train = train.take(subset(strata, len(train), samples, options.seed))
-    if task.kind == "regression" and options.regression_start == "mean":
-        start = statistics.fmean(train.labels)
+    if task.kind == "regression":  # at the start its loss is about the mean square of the scores, or less
+        compute.loss_scale.largest = LARGEST_LOSS * max(1.0, statistics.fmean(label**2 for label in train.labels))
+        start = statistics.fmean(train.labels) if options.regression_start == "mean" else 0.0
     with processes.one_first():
         tokenizer = load_tokenizer(options.model, masking=False)
         model = load_classifier(options.model, task.label_names, start)
