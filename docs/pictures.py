@@ -1,9 +1,8 @@
 """The first picture of the README, on a light page and on a dark one: `python docs/pictures.py`.
 
-It shows the scores of docs/example-report/report.md; a newer report there is a newer picture.
+It shows the first table of scores in docs/reports.md; newer scores there are a newer picture.
 """
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,22 +15,17 @@ from matplotlib import pyplot as plt
 from tamt.methods import METHODS
 
 DOCS = Path(__file__).parent
-SPARSITY = "70 %"
-STEPS = "150"
-"""The length of searches in the picture; one-shot methods and the full model have none."""
-TASKS = {
-    "stsb": "STS-B, Pearson × 100",
-    "sst2": "SST-2, accuracy in %",
-    "classification of trec": "TREC, accuracy in %",
-}
+HEADING = "70 % pruned"
+"""That of the first column of the table."""
+TASKS = {"STS-B": "STS-B, Pearson × 100", "SST-2": "SST-2, accuracy in %", "TREC": "TREC, accuracy in %"}
 SHOWN = {
-    "TAMT-KD, activation scores": ("TAMT-KD", "tamt-kd"),
-    "Wanda": ("Wanda (one-shot)", "wanda"),
+    "TAMT-KD": ("TAMT-KD", "tamt-kd"),
+    "Wanda, one-shot": ("Wanda (one-shot)", "wanda"),
     "IMP": ("IMP", "imp"),
     "OMP": ("OMP (magnitude)", "omp"),
     "random": ("random", "rand"),
 }
-"""The rows of the report in the picture: their names there, and the method whose colour they have."""
+"""The rows of the table in the picture: their names there, and the method whose colour they have."""
 
 
 class Theme(NamedTuple):
@@ -46,18 +40,12 @@ class Theme(NamedTuple):
 THEMES = {"light": Theme("#1f2328", "#d1d9e0", "#ffffff", 0), "dark": Theme("#f0f6fc", "#3d444d", "#0d1117", 1)}
 
 
-def scores(report: str) -> dict[str, dict[str, float]]:
-    """The mean scores of the report by method and task, at `SPARSITY` after `STEPS`, and of the full model."""
-    lines = report.partition("## Scores")[2].partition("\n## ")[0].splitlines()
-    heading, _, *table = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")
-    ]
+def scores(page: str) -> dict[str, dict[str, float]]:
+    """The scores in the table under `HEADING` by method and task, and those of the full model."""
+    lines = page[page.index(f"| {HEADING} |") :].partition("\n\n")[0].splitlines()
+    heading, _, *table = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
     rows = [dict(zip(heading, row, strict=True)) for row in table]
-    return {
-        row["method"]: {task: float(found[0]) for task in TASKS if (found := re.match(r"[\d.]+", row[task]))}
-        for row in rows
-        if row["sparsity"] in ("0 %", SPARSITY) and row["steps"] in ("–", STEPS)
-    }
+    return {row[HEADING]: {task: float(row[task]) for task in TASKS if row[task] != "not run"} for row in rows}
 
 
 def draw(found: dict[str, dict[str, float]], theme: Theme, path: Path) -> None:
@@ -97,7 +85,7 @@ def draw(found: dict[str, dict[str, float]], theme: Theme, path: Path) -> None:
 
 def main() -> None:
     """Draw the picture for each theme, beside this file."""
-    found = scores((DOCS / "example-report" / "report.md").read_text(encoding="utf-8"))
+    found = scores((DOCS / "reports.md").read_text(encoding="utf-8"))
     for name, theme in THEMES.items():
         draw(found, theme, DOCS / f"scores-{name}.png")
 

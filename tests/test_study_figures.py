@@ -3,14 +3,28 @@
 import json
 import re
 import tarfile
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
 
+from tamt.report.statistics import share_won_back
+
 DOCS = Path(__file__).parents[1] / "docs"
 METHODS = {"TAMT-KD": "tamt-kd", "Wanda": "wanda", "OMP": "omp", "IMP": "imp", "random": "rand"}
-TASKS = {"STS-B": "stsb", "SST-2": "sst2", "TREC": "trec", "Subj": "subj", "RTE": "rte", "CoLA": "cola"}
+TASKS = {
+    "STS-B": "stsb",
+    "STS-B from 0": "stsb",
+    "SST-2": "sst2",
+    "TREC": "trec",
+    "Subj": "subj",
+    "RTE": "rte",
+    "CoLA": "cola",
+}
+FROM_MEAN = "regression-start"
+"""The folder with the runs on STS-B that start at the mean of the labels; in all others they start at 0."""
 
 Runs = dict[str, list[dict]]
 Row = dict[str, str]
@@ -41,20 +55,37 @@ def losses(runs: Runs, search: str, sparsity: float) -> list[float]:
     return [row["kd_loss"] for row in results if abs(row["sparsity"] - sparsity) < 1e-3]
 
 
-def scores(runs: Runs, fine_tuning: str) -> list[float]:
-    """The scores of the runs that match a pattern, one for each seed, at the learning rate with the best mean."""
-    rates: dict[float, list[float]] = {}
+def by_seed(runs: Runs, fine_tuning: str) -> dict[int, float]:
+    """The scores of the runs that match a pattern by their seed, at the learning rate with the best mean."""
+    rates: dict[float, dict[int, float]] = {}
     for folder, results in runs.items():
         if re.fullmatch(fine_tuning, folder):
             for row in results:
-                rates.setdefault(row["lr"], []).append(row["score"])
-    return max(rates.values(), key=fmean, default=[])
+                rates.setdefault(row["lr"], {})[row["seed"]] = row["score"]
+    return max(rates.values(), key=lambda found: fmean(found.values()), default={})
+
+
+def scores(runs: Runs, fine_tuning: str) -> list[float]:
+    """The scores of `by_seed`."""
+    return [*by_seed(runs, fine_tuning).values()]
+
+
+def fine_tunings(folder: str, heading: str, subnetwork: str, seed: str = r"\d") -> str:
+    """The pattern of the runs of a study on the task under this heading."""
+    folder = FROM_MEAN if heading == "STS-B" else folder
+    return rf"{folder}/finetune/{TASKS[heading]}_{subnetwork}(_mask\d)?(_n8000)?_lr[\d.]+_seed{seed}"
 
 
 def score(runs: Runs, fine_tuning: str) -> float | None:
     """The mean of those scores × 100; None without any."""
     found = scores(runs, fine_tuning)
     return 100 * fmean(found) if found else None
+
+
+def mean_of(tasks: Iterable[float | None]) -> float | None:
+    """The mean over tasks; None if one was not run."""
+    found = [*tasks]
+    return None if None in found else fmean(value for value in found if value is not None)
 
 
 def assert_says(row: Row, heading: str, value: float | None, decimals: int = 1) -> None:
@@ -70,36 +101,40 @@ def assert_best_is_bold(rows: list[Row], heading: str) -> None:
     assert {cell for cell in values if cell.startswith("**")} == best, (heading, rows)
 
 
+def subnetwork_of(title: str, sparsity: float) -> str:
+    """The part of a run's name that says what the title of a row says, such as `TAMT-KD, the paper's start`."""
+    name, _, addition = title.partition(", ")
+    if name == "full model":
+        return "full_demo"
+    method = METHODS[name]
+    scores = {"tamt-kd": "_two-valued" if addition == "the paper's start" else "_activation"}.get(method, "")
+    return f"{method}_demo_s{sparsity}{scores}" + "_steps150" * (method in ("tamt-kd", "imp"))
+
+
 def assert_evidence(runs: Runs, folder: str, row: Row, title: str, sparsity: float) -> None:
     """A row of the evidence study is what the runs in this folder say of the method that its title names."""
     name, _, addition = title.partition(", ")
-    if addition == "second seed":
-        folder = "evidence-fp32"
+    seed = r"\d"
+    if sparsity == 0.9 and name == "TAMT-KD" and folder == "evidence":  # a row for each of its two seeds
+        folder, seed = ("evidence-fp32", "1") if addition == "second seed" else (folder, "0")
+    subnetwork = subnetwork_of(title, sparsity)
     if name == "full model":
-        folder, subnetwork = "evidence", "full_demo"
-    else:
-        method = METHODS[name]
-        scores = {"tamt-kd": "_two-valued" if addition == "the paper's start" else "_activation"}.get(method, "")
-        steps = "_steps150" * (method in ("tamt-kd", "imp"))
-        subnetwork = f"{method}_demo_s{sparsity}{scores}{steps}"
-        search = subnetwork.replace(f"s{sparsity}", "s0.9") if method == "imp" else subnetwork  # one search finds all
+        folder = "evidence"
+    else:  # one search by IMP finds the masks of all sparsities
+        search = subnetwork.replace(f"s{sparsity}", "s0.9") if name == "IMP" else subnetwork
         assert_says(row, "KD loss", fmean(losses(runs, rf"{folder}/search/{search}(_seed\d)?", sparsity)), 3)
-    found = {
-        task: score(runs, rf"{folder}/finetune/{short}_{subnetwork}(_mask\d)?(_n8000)?_lr[\d.]+_seed\d")
-        for task, short in TASKS.items()
-        if task in row
-    }
+    found = {task: score(runs, fine_tunings(folder, task, subnetwork, seed)) for task in TASKS if task in row}
     for task, value in found.items():
         assert_says(row, task, value)
     if "mean" in row:
-        assert_says(row, "mean", fmean(value for value in found.values() if value is not None))
+        assert_says(row, "mean", mean_of(found.values()))
 
 
 def test_the_evidence_study_at_70_percent(runs: Runs) -> None:
     rows = tables("reports.md", "The evidence study")[0]
     for row in rows:
         assert_evidence(runs, "evidence", row, row["70 % pruned"], 0.7)
-    for heading in [*TASKS, "mean"]:
+    for heading in [heading for heading in rows[0] if heading in (*TASKS, "mean")]:
         assert_best_is_bold(rows[1:], heading)
 
 
@@ -107,7 +142,7 @@ def test_the_evidence_study_at_80_and_90_percent(runs: Runs) -> None:
     rows = tables("reports.md", "The evidence study")[1]
     for row in rows:
         assert_evidence(runs, "evidence", row, row["1"], int(row["pruned"].split()[0]) / 100)
-    for heading in [*TASKS, "mean"]:
+    for heading in [heading for heading in rows[0] if heading in (*TASKS, "mean")]:
         for pruned in ("80 %", "90 %"):
             assert_best_is_bold([row for row in rows if row["pruned"] == pruned], heading)
 
@@ -116,8 +151,8 @@ def test_the_evidence_study_at_50_percent(runs: Runs) -> None:
     rows = tables("reports.md", "The evidence study")[2]
     for row in rows:
         assert_evidence(runs, "evidence-fp32", row, row["50 % pruned"], 0.5)
-    for task in TASKS:
-        assert_best_is_bold(rows[1:], task)
+    for heading in [heading for heading in rows[0] if heading in TASKS]:
+        assert_best_is_bold(rows[1:], heading)
 
 
 def test_the_evidence_study_of_the_papers_start_and_random_masks(runs: Runs) -> None:
@@ -125,15 +160,38 @@ def test_the_evidence_study_of_the_papers_start_and_random_masks(runs: Runs) -> 
         assert_evidence(runs, "evidence-bf16", row, row["1"], int(row["pruned"].split()[0]) / 100)
 
 
-def test_what_is_won_back_is_what_the_report_says() -> None:
-    (report,) = tables("example-report/report.md", "What is won back of OMP's loss")
-    reported = {(row["sparsity"], row["method"].removesuffix(", activation scores")): row for row in report}
-    for row in tables("reports.md", "The evidence study")[3]:
-        for method in ("TAMT-KD", "Wanda", "IMP"):
-            said = re.findall(r"[\d.−]+\d", row[method])
-            for figure, heading in zip(said, ["share won back", "low", "high"], strict=False):
-                value = float(reported[row["pruned"], method][heading])
-                assert float(figure.replace("−", "-")) == pytest.approx(value, abs=0.0051), (method, row)
+def test_what_is_won_back_of_omps_loss(runs: Runs) -> None:
+    rows = tables("reports.md", "The evidence study")[3]
+    tasks = [task for task in TASKS if task != "STS-B from 0"]
+    for row, method in product(rows, ("TAMT-KD", "Wanda")):
+        sparsity = int(row["pruned"].split()[0]) / 100
+        won_and_lost = []
+        for task in tasks:
+            own, omp, full = (
+                by_seed(runs, fine_tunings("evidence", task, subnetwork_of(title, sparsity)))
+                for title in (method, "OMP", "full model")
+            )
+            shared = own.keys() & omp.keys() & full.keys()
+            won_and_lost.append([(own[seed] - omp[seed], full[seed] - omp[seed]) for seed in sorted(shared)])
+        found = share_won_back(won_and_lost)
+        assert found is not None
+        expected = [found.share, *(found.these_tasks or ())]
+        said = [float(figure.replace("−", "-")) for figure in re.findall(r"[\d.−]+\d", row[method])]
+        assert said == pytest.approx(expected, abs=0.0051), (method, row)
+
+
+def test_where_a_regression_starts(runs: Runs) -> None:
+    (rows,) = tables("reports.md", "Where a regression starts")
+    for row in rows:
+        subnetwork = subnetwork_of(row["1"], int(row["pruned"].split()[0]) / 100)
+        found = {
+            "from 0": by_seed(runs, fine_tunings("evidence", "STS-B from 0", subnetwork)),
+            "from the mean": by_seed(runs, fine_tunings("evidence", "STS-B", subnetwork)),
+        }
+        shared = set.intersection(*({*seeds} for seeds in found.values()))
+        assert row["seeds"] == str(len(shared))
+        for heading, scores in found.items():
+            assert_says(row, heading, 100 * fmean(scores[seed] for seed in shared))
 
 
 def test_longer_fine_tuning_on_cola(runs: Runs) -> None:
@@ -160,13 +218,10 @@ def test_longer_searches(runs: Runs) -> None:
         folder = "evidence" if steps == "150" else "evidence-fp32"
         subnetwork = f"tamt-kd_demo_s0.7_activation_steps{steps}"
         assert_says(row, "KD loss", fmean(losses(runs, rf"{folder}/search/{subnetwork}_seed\d", 0.7)), 3)
-        found = {
-            task: score(runs, rf"{folder}/finetune/{short}_{subnetwork}_mask\d(_n8000)?_lr[\d.]+_seed\d")
-            for task, short in TASKS.items()
-        }
+        found = {task: score(runs, fine_tunings(folder, task, subnetwork)) for task in TASKS if task in row}
         for task, value in found.items():
             assert_says(row, task, value)
-        assert_says(row, "mean", fmean(value for value in found.values() if value is not None))
+        assert_says(row, "mean", mean_of(found.values()))
 
 
 def test_the_study_of_objectives(runs: Runs) -> None:
@@ -184,7 +239,7 @@ def test_the_study_of_objectives(runs: Runs) -> None:
         if "mean" in row:
             loss = fmean(losses(runs, f"objectives-bf16/search/{subnetwork}_seed0", 0.7))
             assert_says(row, "KD loss", loss, 3)
-            assert_says(row, "mean", fmean(value for value in found.values() if value is not None))
+            assert_says(row, "mean", mean_of(found.values()))
     for rows in (every_task, earlier):
         for heading in rows[0]:
             if heading not in ("`--objective`", "KD loss"):
@@ -201,11 +256,13 @@ def test_the_study_of_a_base_sized_model(runs: Runs) -> None:
             subnetwork, default = f"{METHODS[row['1']]}_demo-base_s{sparsity}{trained}", "0.00016"
             found = losses(runs, rf"evidence-base/search/{subnetwork}(_seed\d)?", sparsity)
             assert row["KD loss"] == ", ".join(f"{loss:.3f}" for loss in found), row
-        for task in ("TREC", "STS-B", "SST-2"):
-            run = rf"evidence-base/finetune/{TASKS[task]}_{subnetwork}(_mask\d)?_n2000(_lr{default})?_seed\d"
+        for task in ("TREC", "STS-B", "STS-B from 0", "SST-2"):
+            folder = FROM_MEAN if task == "STS-B" else "evidence-base"
+            run = rf"{folder}/finetune/{TASKS[task]}_{subnetwork}(_mask\d)?_n2000(_lr{default})?_seed\d"
             results = [row for folder, rows in runs.items() if re.fullmatch(run, folder) for row in rows]
-            by_seed = [found["score"] for found in sorted(results, key=lambda found: found["seed"])]
-            assert row[task] == ", ".join("–" if score is None else f"{100 * score:.1f}" for score in by_seed), row
+            found = [result["score"] for result in sorted(results, key=lambda result: result["seed"])]
+            said = ", ".join("–" if score is None else f"{100 * score:.1f}" for score in found)
+            assert row[task] == (said or "not run"), row
 
 
 def assert_mean_and_spread(row: Row, heading: str, found: list[float]) -> None:
