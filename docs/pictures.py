@@ -28,6 +28,10 @@ SHOWN = {
 """The rows of the table in the picture: their names there, and the method whose colour they have."""
 
 
+SHORTEST = 25
+"""A bar of this score or less is too short to hold its figure."""
+
+
 class Theme(NamedTuple):
     """Colours of a page, and which of a method's two colours shows on it."""
 
@@ -65,9 +69,9 @@ def draw(found: dict[str, dict[str, float]], theme: Theme, path: Path) -> None:
                     continue
                 bold = "bold" if method == "tamt-kd" else "normal"
                 axes.barh(place, score, height=0.62, color=METHODS[method].colours[theme.colour])
-                axes.text(
-                    score - 1.5, place, f"{score:.1f}", va="center", ha="right", color=theme.page, fontweight=bold
-                )
+                inside = score > SHORTEST
+                side, gap, colour = ("right", -1.5, theme.page) if inside else ("left", 1.5, theme.text)
+                axes.text(score + gap, place, f"{score:.1f}", va="center", ha=side, color=colour, fontweight=bold)
             full = found["full model"][task]
             axes.axvline(full, color=theme.text, linestyle=(0, (3, 2)), linewidth=1.2)
             axes.text(full, len(SHOWN) - 0.42, f"full model {full:.1f}", ha="right", va="bottom", fontsize=9.5)
