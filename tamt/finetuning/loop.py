@@ -120,7 +120,9 @@ class FineTuning(Training):
         self._steps, self._metric = job.task.epochs * job.steps_per_epoch, job.task.metrics[0]
         self._layout = SPARSE_LAYOUT if options.sparse == "on" else None
         pruned = (train_kept_only if options.sparse == "on" else packed_masks)(job.model, masks)
-        optimizer, schedule = make_optimizer(job.model.parameters(), lr, self._steps, options.weight_decay, pruned)
+        optimizer, schedule = make_optimizer(
+            job.model.parameters(), lr, self._steps, options.weight_decay, pruned, options.warmup or 0.0
+        )
         self._stepper = Stepper(
             job.compute, job.model, optimizer, schedule, job.parts, options.check_every, job.cuda_graphs
         )

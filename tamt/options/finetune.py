@@ -48,6 +48,7 @@ class FinetuneOptions(Options):
         lr: the peak learning rate, from which it falls linearly to 0; by default 2e-5 * 768 / width *
             (1 + 10 * sparsity), where a shrunk model has sparsity 0. With several rates, such as 1e-4,3e-4, each is
             run in OUTPUT/lr-RATE, and the one with the best mean score over the seeds is the result.
+        warmup: the share of the steps, 0 to 1, in which the learning rate rises from 0 to its peak; by default none.
         recipe: how lr is chosen if it is not given: short by the rule above, paper 2e-5 (3e-5 for squad); and where a
             regression starts.
         regression_start: what the model of a regression gives at first: mean is the mean of the train labels, zero is
@@ -100,6 +101,7 @@ class FinetuneOptions(Options):
     batch_size: int | None = None
     max_length: int | None = None
     lr: list[float] | float | None = None
+    warmup: float | None = None
     recipe: Recipe = "short"
     regression_start: RegressionStart = "auto"
     weight_decay: float = 0.0
@@ -149,6 +151,8 @@ class FinetuneOptions(Options):
         self._check_rates()
         if self.sparse == "on" and self.mask is None:
             raise UserError("--sparse on needs a --mask, as a full model has no zeros; give it or leave --sparse out")
+        if self.warmup is not None and not 0 <= self.warmup < 1:
+            raise UserError(f"--warmup {self.warmup:g} must be at least 0 and less than 1; 0.1 is usual")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"--weight-decay {self.weight_decay:g} must be 0 or more and finite; leave it out for none")
 

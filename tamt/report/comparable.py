@@ -41,6 +41,7 @@ FINETUNE_SETTINGS = (
     "epochs",
     EFFECTIVE_BATCH,
     "max_length",
+    "warmup",
     "recipe",
     "regression_start",
     "weight_decay",

@@ -85,13 +85,15 @@ def make_optimizer(
     steps: int,
     weight_decay: float = 0.0,
     pruned: Iterable[tuple[Tensor, Tensor]] = (),
+    warmup: float = 0.0,
 ) -> tuple[ClippedAdamW, LRScheduler]:
     """AdamW (β 0.9/0.999, ε 1e-8) with a learning rate that falls linearly from `lr` to 0 over `steps`.
 
-    `pruned` are weights among the parameters with their packed masks, where they are zero and stay so.
+    In a share `warmup` of the steps, at first, it rises linearly from 0 to `lr` instead. `pruned` are weights among the
+    parameters with their packed masks, where they are zero and stay so.
     """
     optimizer = ClippedAdamW(parameters, pruned, lr=lr, weight_decay=weight_decay)
-    return optimizer, get_linear_schedule_with_warmup(optimizer, 0, steps)
+    return optimizer, get_linear_schedule_with_warmup(optimizer, round(warmup * steps), steps)
 
 
 def trained_by(optimizer: Optimizer) -> list[Tensor]:

@@ -147,6 +147,16 @@ def test_where_a_regression_starts(chosen: dict, where: str, tiny_bert: Path, tm
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["regression_start"] == where
 
 
+def test_the_rate_rises_over_the_warm_up_and_falls_after_it(tiny_bert: Path, files: dict, tmp_path: Path) -> None:
+    run(tiny_bert, tmp_path / "run", **files, epochs=5, lr=1e-3, warmup=0.4, log_every=1)
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    rates = [line["lr"] for line in logged if "lr" in line]
+    steps = len(rates)
+    rising = round(0.4 * steps)
+    expected = [min(step / rising, (steps - step) / (steps - rising)) for step in range(1, steps + 1)]
+    assert rates == pytest.approx([1e-3 * share for share in expected])
+
+
 def test_a_head_that_cannot_start_at_the_mean_is_named(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "transformers.models.bert.modeling_bert.BertForSequenceClassification.__init__",
@@ -345,6 +355,8 @@ def test_a_checkpoint_with_a_head_gets_a_fresh_one(tiny_bert: Path, tmp_path: Pa
         ({"epochs": 0}, "--epochs 0 must be 1 or more"),
         ({"eval_every": 0}, "--eval-every 0 must be 1 or more"),
         ({"lr": 0.0}, "--lr 0 must be more than 0"),
+        ({"warmup": 1.0}, "--warmup 1 must be at least 0 and less than 1"),
+        ({"warmup": -0.1}, "--warmup -0.1 must be at least 0 and less than 1"),
         ({"regression_start": "mean"}, "--regression-start is for a regression, and classification is none"),
         ({"task": "stsb", "regression_start": "median"}, "--regression-start median is not one of auto, mean, zero"),
         ({"weight_decay": -1.0}, "--weight-decay -1 must be 0 or more and finite"),
