@@ -282,23 +282,36 @@ def test_the_study_of_patterns(runs: Runs) -> None:
             assert_mean_and_spread(row, heading, found)
 
 
+STRUCTURED = {
+    "TAMT-KD": r"tamt-kd_demo_{}_steps150",
+    "random": "rand_demo_{}",
+    "by norm (`omp`)": "omp_demo_{}",
+    "`--drop alternate`": "drop_demo_{}_alternate",
+    "`--drop last`": "drop_demo_{}_last",
+    "`--drop last`, and `omp`": "drop_demo_{}_last",
+    "`--drop first`": "drop_demo_{}_first",
+}
+
+
 def test_the_study_of_structures(runs: Runs) -> None:
-    methods = {
-        "TAMT-KD": r"tamt-kd_demo_{}_steps150",
-        "random": "rand_demo_{}",
-        "by norm (`omp`)": "omp_demo_{}",
-        "`--drop alternate`": "drop_demo_{}_alternate",
-        "`--drop last`, and `omp`": "drop_demo_{}_last",
-        "`--drop first`": "drop_demo_{}_first",
-    }
     for row in tables("structured-tickets.md", "How good")[0]:
         subnetwork = "full_demo"
         if row["method"] != "full model":
-            subnetwork = methods[row["method"]].format(row["structure"].strip("`").replace(":", "-"))
+            subnetwork = STRUCTURED[row["method"]].format(row["structure"].strip("`").replace(":", "-"))
             found = losses(runs, rf"structures/search/{subnetwork}(_seed\d)?", 0.5)
             low, _, high = row["KD dev loss"].partition(" to ")
             assert low == f"{min(found):.3f}", row
             assert (high or low) == f"{max(found):.3f}", row
-        for heading, task in {"STS-B, Pearson": "stsb", "SST-2, accuracy": "sst2"}.items():
+        for heading, task in {"STS-B from 0, Pearson": "stsb", "SST-2, accuracy": "sst2"}.items():
             found = scores(runs, rf"structures/finetune/{task}_{subnetwork}(_mask\d)?(_n8000)?_lr[\d.]+_seed\d")
             assert_mean_and_spread(row, heading, found)
+
+
+def test_dropped_layers_and_where_a_regression_starts(runs: Runs) -> None:
+    for row in tables("structured-tickets.md", "How good")[1]:
+        subnetwork = STRUCTURED[row["`layers:0.5`"]].format("layers-0.5")
+        found = losses(runs, rf"{FROM_MEAN}/search/{subnetwork}(_seed\d)?", 0.5)
+        assert row["KD dev loss"] == ", ".join(f"{loss:.3f}" for loss in found)
+        for heading, folder in {"STS-B from 0": "structures", "STS-B": FROM_MEAN}.items():
+            scores = by_seed(runs, rf"{folder}/finetune/stsb_{subnetwork}(_mask\d)?_lr0.0003_seed[01]")
+            assert row[heading] == ", ".join(f"{scores[seed]:.3f}" for seed in sorted(scores)), row
