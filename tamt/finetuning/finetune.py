@@ -309,8 +309,6 @@ def _classification(
     task: Task, rows: dict[str, Rows], options: FinetuneOptions, compute: Compute, cuda_graphs: bool
 ) -> Classification:
     train, start = rows["train"], 0.0
-    if task.name == "classification":
-        say(labels_found(task, train))
     if samples := options.train_samples:
         strata = train.labels if task.kind == "classification" else None
         train = train.take(subset(strata, len(train), samples, options.seed))
@@ -320,6 +318,8 @@ def _classification(
     with processes.one_first():
         tokenizer = load_tokenizer(options.model, masking=False)
         model = load_classifier(options.model, task.label_names, start)
+    if task.name == "classification":
+        say(labels_found(task, rows["train"]))
     length = input_length(model, tokenizer, options.model, options.max_length, task.max_length)
     dev = {split: found for split, found in rows.items() if split != "train"}
     return Classification(
