@@ -26,8 +26,6 @@ SHOWN = {
     "random": ("random", "rand"),
 }
 """The rows of the table in the picture: their names there, and the method whose colour they have."""
-
-
 SHORTEST = 25
 """A bar of this score or less is too short to hold its figure."""
 

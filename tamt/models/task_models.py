@@ -89,10 +89,7 @@ def _load_fresh(factory: Any, name: str, **options: Any) -> PreTrainedModel:
         say(f"{name} has no trained pooler: a fresh one is drawn, as the head is")
     prunable_modules(model)
     speed_up(model)
-    inside = set(model.base_model.modules())
-    for module in model.modules():
-        if module in inside:
-            continue
+    for module in _head(model):
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=getattr(model.config, "initializer_range", 0.02))
             if module.bias is not None:
@@ -102,10 +99,15 @@ def _load_fresh(factory: Any, name: str, **options: Any) -> PreTrainedModel:
     return model
 
 
+def _head(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules outside the encoder, in their order."""
+    inside = set(model.base_model.modules())
+    return [module for module in model.modules() if module not in inside]
+
+
 def _start_at(model: PreTrainedModel, name: str, start: float) -> None:
     """Set the bias of the output of a regression."""
-    outside = set(model.modules()) - set(model.base_model.modules())
-    outputs = [module for module in outside if isinstance(module, nn.Linear) and module.out_features == 1]
+    outputs = [module for module in _head(model) if isinstance(module, nn.Linear) and module.out_features == 1]
     if len(outputs) != 1 or outputs[0].bias is None:
         raise UserError(
             f"the head of {name} has no bias that could start at the labels' mean; give --regression-start zero"
