@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -23,6 +25,18 @@ FINETUNED = {
 """The loader of a fine-tuned model by a part of its class name."""
 
 
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32 under autocast too.
+
+    In bfloat16 a number near 5 is a multiple of 1/32, and one near 200 is whole: too coarse for a regression.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The layer's output, float32."""
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.float(), self.weight, self.bias)
+
+
 def load_classifier(name: str, labels: Sequence[str] | None, start: float = 0.0) -> PreTrainedModel:
     """The model `name`, fp32, under a fresh classification head with an output per label; without labels a regression.
 
@@ -38,6 +52,7 @@ def load_classifier(name: str, labels: Sequence[str] | None, start: float = 0.0)
     """
     if labels is None:
         model = _load_fresh(AutoModelForSequenceClassification, name, num_labels=1, problem_type="regression")
+        _answer_in_float32(model)
         if start:
             _start_at(model, name, start)
         return model
@@ -79,6 +94,8 @@ def load_finetuned(name: str) -> PreTrainedModel:
             "was fine-tuned and saved whole"
         )
     speed_up(model)
+    if model.config.num_labels == 1:
+        _answer_in_float32(model)
     return model
 
 
@@ -105,9 +122,20 @@ def _head(model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in model.modules() if module not in inside]
 
 
+def _outputs(model: PreTrainedModel) -> list[nn.Linear]:
+    """The layers of a regression's head that give one number: the last one, in every model that is known."""
+    return [module for module in _head(model) if isinstance(module, nn.Linear) and module.out_features == 1]
+
+
+def _answer_in_float32(model: PreTrainedModel) -> None:
+    """Let the output of a regression be float32, whatever the rest of the model computes in."""
+    for output in _outputs(model):
+        output.__class__ = Float32Linear
+
+
 def _start_at(model: PreTrainedModel, name: str, start: float) -> None:
     """Set the bias of the output of a regression."""
-    outputs = [module for module in _head(model) if isinstance(module, nn.Linear) and module.out_features == 1]
+    outputs = _outputs(model)
     if len(outputs) != 1 or outputs[0].bias is None:
         raise UserError(
             f"the head of {name} has no bias that could start at the labels' mean; give --regression-start zero"

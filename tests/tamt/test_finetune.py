@@ -19,6 +19,7 @@ from transformers import (
     pipeline,
 )
 
+from tamt.commands.predict import predict
 from tamt.data import assets as demo
 from tamt.data.rows import Rows
 from tamt.finetuning.batches import bucketed
@@ -145,6 +146,19 @@ def test_where_a_regression_starts(chosen: dict, where: str, tiny_bert: Path, tm
     predicted = [json.loads(line)["prediction"] for line in (tmp_path / "run" / "predictions.jsonl").open()]
     assert predicted == pytest.approx([44 if where == "mean" else 0] * 9, abs=3)
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["regression_start"] == where
+
+
+def test_a_regression_in_half_precision_answers_in_full(tiny_bert: Path, tmp_path: Path) -> None:
+    file = tmp_path / "scores.tsv"
+    rows = [f"{'a new film ' * (1 + i)}\t{205 + i / 10}\n" for i in range(9)]
+    file.write_text("sentence\tlabel\n" + "".join(rows), encoding="utf-8")
+    files = {"train_file": file, "dev_file": file, "task": "regression", "epochs": 1, "lr": 1e-9}
+    run(tiny_bert, tmp_path / "run", **files, precision="bf16")
+    predict(str(tmp_path / "run"), file, tmp_path / "answers.jsonl", precision="bf16")
+    for answers in (tmp_path / "run" / "predictions.jsonl", tmp_path / "answers.jsonl"):
+        predicted = [json.loads(line)["prediction"] for line in answers.open()]
+        assert len(set(predicted)) == 9  # bfloat16 has whole numbers alone here
+        assert predicted == pytest.approx([205.4] * 9, abs=2)
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_after_it(tiny_bert: Path, files: dict, tmp_path: Path) -> None:
