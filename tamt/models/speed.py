@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import tamt_kernels as tk
+from tamt.models.attention import use_fast_attention
 from tamt.models.dropout import use_fast_dropout
 from tamt.models.shared_cast import share_casts
 from tamt.runtime.errors import UserError
@@ -15,9 +16,10 @@ from tamt.runtime.errors import UserError
 def speed_up(model: PreTrainedModel) -> None:
     """Make a model run faster, in place; it computes the same.
 
-    See `tamt.models.dropout`, `tamt.models.shared_cast` and `tk.linear`.
+    See `tamt.models.attention`, `tamt.models.dropout`, `tamt.models.shared_cast` and `tk.linear`.
     """
     tk.use_fast_products(model)
+    use_fast_attention(model)
     use_fast_dropout(model)
     share_casts(model)
 
