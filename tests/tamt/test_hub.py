@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import http_backoff, validate_repo_id
 from transformers import AutoModel
 
 import tamt
 from tamt.cli import main
 from tamt.masks.hub import model_card
 from tamt.runtime.errors import UserError
+from tamt.runtime.quiet import quiet_transformers
 
 
 @pytest.fixture
@@ -121,3 +122,18 @@ def test_what_the_hub_does_not_have_is_told(hub: Path, ticket: tamt.Ticket) -> N
             tamt.Ticket.from_pretrained(name)
     with pytest.raises(UserError, match="the ticket cannot be uploaded to a/b/c"):
         ticket.push_to_hub("a/b/c")
+
+
+def test_a_hub_that_does_not_answer_is_reported_once(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr("huggingface_hub.utils._http.get_session", lambda: SimpleNamespace(request=refuse))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    with quiet_transformers():
+        for _ in range(2):
+            with pytest.raises(ConnectionError, match="refused"):
+                http_backoff("HEAD", "http://hub/model", retry_on_exceptions=ConnectionError)
+    assert capsys.readouterr().err.splitlines() == [
+        "the Hugging Face Hub does not answer; trying for a minute (HF_HUB_OFFLINE=1 takes what is cached)"
+    ]
