@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 
 import pytest
 
-from tamt.report.statistics import share_won_back
+from tamt.report.statistics import rank_correlation, share_won_back
 
 DOCS = Path(__file__).parents[1] / "docs"
 METHODS = {"TAMT-KD": "tamt-kd", "Wanda": "wanda", "OMP": "omp", "IMP": "imp", "random": "rand"}
@@ -180,6 +180,26 @@ def test_what_is_won_back_of_omps_loss(runs: Runs) -> None:
         assert said == pytest.approx(expected, abs=0.0051), (method, row)
 
 
+def test_the_rank_correlation_of_loss_and_score(runs: Runs) -> None:
+    tasks = [task for task in TASKS if task != "STS-B from 0"]
+    kd_losses, means = [], []
+    for title in ("TAMT-KD", "Wanda", "OMP", "IMP", "TAMT-KD, the paper's start", "random"):
+        subnetwork = subnetwork_of(title, 0.7)
+        found = [by_seed(runs, fine_tunings("evidence", task, subnetwork)) for task in tasks]
+        for seeds in [(0, 1, 2)] if title == "OMP" else [(0,), (1,), (2,)]:  # OMP has one mask
+            search = subnetwork.replace("s0.7", "s0.[79]") + (f"_seed{seeds[0]}" if title != "OMP" else "")
+            kd_losses.append(losses(runs, f"evidence/search/{search}", 0.7)[0])
+            means.append(fmean(scores[seed] for scores in found for seed in seeds))
+    text = (DOCS / "reports.md").read_text("utf-8")
+    said = re.search(r"Spearman's\s+ρ\s+is\s+(\S+)\s+\((\S+)\s+to\s+(\S+)\)\s+over\s+the\s+16\s+masks", text)
+    assert said is not None
+    correlation = rank_correlation(kd_losses, means)
+    assert correlation.interval is not None
+    assert [figure.replace("−", "-") for figure in said.groups()] == [
+        f"{value:.2f}" for value in (correlation.rho, *correlation.interval)
+    ]
+
+
 def test_where_a_regression_starts(runs: Runs) -> None:
     (rows,) = tables("reports.md", "Where a regression starts")
     for row in rows:
@@ -219,9 +239,26 @@ def test_longer_searches(runs: Runs) -> None:
         subnetwork = f"tamt-kd_demo_s0.7_activation_steps{steps}"
         assert_says(row, "KD loss", fmean(losses(runs, rf"{folder}/search/{subnetwork}_seed\d", 0.7)), 3)
         found = {task: score(runs, fine_tunings(folder, task, subnetwork)) for task in TASKS if task in row}
+        if steps != "150":
+            found["STS-B"] = score(runs, rf"starts/finetune/stsb_{subnetwork}_mask0_lr0.0003_seed0")
         for task, value in found.items():
             assert_says(row, task, value)
         assert_says(row, "mean", mean_of(found.values()))
+
+
+def test_the_study_of_starts(runs: Runs) -> None:
+    (rows,) = tables("reports.md", "The start in longer searches")
+    for row in rows:
+        start = {"two values": "two-valued", "activation": "activation"}[row["start"]]
+        subnetwork = f"tamt-kd_demo_s0.7_{start}_steps{row['steps'].replace(',', '')}"
+        assert_says(row, "KD loss", *losses(runs, rf"starts/search/{subnetwork}_seed0", 0.7), 3)
+        for task in ("STS-B", "SST-2", "TREC", "CoLA"):
+            assert_says(
+                row, task, score(runs, rf"starts/finetune/{TASKS[task]}_{subnetwork}_mask0(_n8000)?_lr0.0003_seed0")
+            )
+    for steps in {row["steps"] for row in rows}:
+        for heading in ("STS-B", "SST-2", "TREC", "CoLA"):
+            assert_best_is_bold([row for row in rows if row["steps"] == steps], heading)
 
 
 def test_the_study_of_objectives(runs: Runs) -> None:
@@ -233,6 +270,7 @@ def test_the_study_of_objectives(runs: Runs) -> None:
         for heading in (heading for heading in row if heading.partition(",")[0] in TASKS):
             task, _, addition = heading.partition(", ")
             folder = {"": "objectives-bf16", "float32": "objectives", "dropout": "objectives-dropout"}[addition]
+            folder = FROM_MEAN if task == "STS-B" else folder
             run = rf"{folder}/finetune/{TASKS[task]}_{subnetwork}_mask0(_n8000)?_seed0"
             found[heading] = score(runs, run)
             assert_says(row, heading, found[heading])
