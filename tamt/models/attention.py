@@ -72,16 +72,16 @@ class _Attention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, p: float
     ) -> Tensor:
         heads = query.shape[:2]
-        kept, ctx.scale = None, 1.0
+        flat_query, flat_key, flat_value = (states.flatten(0, 1) for states in (query, key, value))
         if p == 0:  # torch is slow in the backward pass alone
             output = F.scaled_dot_product_attention(query, key, value, mask, scale=scaling)
-        query, key, value = (states.flatten(0, 1) for states in (query, key, value))
-        if p > 0:
-            weights = _weights(query, key, mask, scaling)
+            kept, ctx.scale = None, 1.0
+        else:
+            weights = _weights(flat_query, flat_key, mask, scaling)
             kept, ctx.scale = draw(weights.shape, p)
-            output = _product(kept.to(weights.dtype).mul_(weights), value, ctx.scale).unflatten(0, heads)
+            output = _product(kept.to(weights.dtype).mul_(weights), flat_value, ctx.scale).unflatten(0, heads)
         output = output.transpose(1, 2).contiguous()
-        ctx.save_for_backward(query, key, value, mask, kept, output)
+        ctx.save_for_backward(flat_query, flat_key, flat_value, mask, kept, output)
         ctx.scaling = scaling
         return output
 
